@@ -1,0 +1,26 @@
+"""Sobolev training for PyTorch Lightning.
+
+Teach a network a target's derivatives with respect to its input, beside the target's values
+(Czarnecki et al. 2017, Sobolev Training for Neural Networks, arXiv:1706.04859).
+"""
+
+from lightning_sobolev.plugin import SobolevCallback, SobolevMixin
+from lightning_sobolev.spec import Constant, Cosine, Linear, SobolevSpec, SobolevTerm, Step
+from lightning_sobolev.teachers import AnalyticTeacher, BatchTeacher, NetworkTeacher
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AnalyticTeacher",
+    "BatchTeacher",
+    "Constant",
+    "Cosine",
+    "Linear",
+    "NetworkTeacher",
+    "SobolevCallback",
+    "SobolevMixin",
+    "SobolevSpec",
+    "SobolevTerm",
+    "Step",
+    "__version__",
+]

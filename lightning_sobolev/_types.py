@@ -1,0 +1,61 @@
+"""Words that every part of the package shares.
+
+A *jet* is the local Taylor data of a function at given points: its value and the projections of
+its derivatives with respect to the input. A student and a teacher that answer as jets can be
+compared without either knowing how the other one differentiates.
+"""
+
+from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
+
+from jaxtyping import Float
+from torch import Tensor
+
+BatchFn = Callable[[Tensor], Tensor]
+"""Maps ``[batch, *in]`` to ``[batch, *out]``; row b of the result depends on row b alone."""
+
+
+@runtime_checkable
+class Jet(Protocol):
+    """Value and projected derivatives of one function at one batch of points."""
+
+    @property
+    def value(self) -> Float[Tensor, "batch *out"]:
+        """The function's value."""
+        ...
+
+    def vjp(self, cotangents: Float[Tensor, "proj batch *out"]) -> Float[Tensor, "proj batch *in"]:
+        r"""Pull cotangents back: row :math:`(p, b)` is :math:`u_{pb}^\top J(x_b)`."""
+        ...
+
+    def jvp(self, tangents: Float[Tensor, "proj batch *in"]) -> Float[Tensor, "proj batch *out"]:
+        r"""Push tangents forward: row :math:`(p, b)` is :math:`J(x_b) v_{pb}`."""
+        ...
+
+    def hvp(
+        self,
+        cotangents: Float[Tensor, "proj batch *out"],
+        tangents: Float[Tensor, "proj batch *in"],
+    ) -> Float[Tensor, "proj batch *in"]:
+        r"""Apply the Hessian of :math:`\langle u_{pb}, f \rangle` at :math:`x_b` to v."""
+        ...
+
+
+class Teacher(Protocol):
+    """Answers at any points with the target's jet."""
+
+    allows_unknown: bool
+    """Whether NaN in an answer means "not known" (masked out) rather than an error."""
+
+    def at(self, x: Float[Tensor, "batch *in"], on: BatchFn, batch: Any = None) -> Jet:
+        """Return the jet of ``on(target)`` at ``x``.
+
+        Args:
+            x: Points of evaluation.
+            on: Output map: the function of the output that is matched.
+            batch: The batch as the training step got it, for teachers that read it.
+
+        Returns:
+            The target's jet; nothing in it carries a graph to the student.
+        """
+        ...

@@ -1,0 +1,218 @@
+r"""From two jets to named terms: what is matched, divided by its scale, reduced once.
+
+.. math:: \text{term}_j = \frac{1}{s_j\,|R|} \sum_{(p, b) \in R}
+    \ell_j\big(\mathrm{proj}_p D^j m(x_b),\ \mathrm{proj}_p D^j f(x_b)\big)
+
+``R`` are the (projection, row) pairs with any known target entry and :math:`s_j` the running mean
+of :math:`\ell_j(0, \cdot)`, or 1. The module is usable without a Trainer (Fabric, a plain loop).
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from lightning_sobolev._types import Jet
+from lightning_sobolev.functional.discrepancies import DISCREPANCIES
+from lightning_sobolev.functional.projections import draw, generator_for
+from lightning_sobolev.spec import SobolevTerm
+
+_COTANGENT, _TANGENT, _ROWS = 0, 1, 2
+
+
+@dataclass(frozen=True, slots=True)
+class Draws:
+    """Every random choice of one step, a pure function of (seed, rank, counter).
+
+    Only the counter needs saving for an exact resume on every rank; asking twice gives the same.
+    """
+
+    seed: int
+    rank: int
+    counter: int
+
+    def _generator(self, index: int, what: int) -> torch.Generator:
+        return generator_for(self.seed, self.rank, self.counter, index, what)
+
+    def cotangents(self, index: int, term: SobolevTerm, y: Tensor) -> Tensor:
+        """Directions in output space for term number ``index`` at outputs like ``y``."""
+        return self._draw(index, _COTANGENT, term, y)
+
+    def tangents(self, index: int, term: SobolevTerm, x: Tensor) -> Tensor:
+        """Directions in input space for term number ``index`` at inputs like ``x``."""
+        return self._draw(index, _TANGENT, term, x)
+
+    def _draw(self, index: int, what: int, term: SobolevTerm, like: Tensor) -> Tensor:
+        return draw(
+            term.projection,
+            like.shape,
+            num_projections=term.num_projections,
+            generator=self._generator(index, what),
+            dtype=like.dtype,
+            device=like.device,
+        )
+
+    def rows(self, fraction: float, size: int) -> Tensor:
+        """A random subset of ``fraction`` of ``size`` rows, at least one, in order."""
+        count = max(1, round(fraction * size))
+        # Terms with the same fraction share their rows, and so one forward pass.
+        generator = self._generator(round(fraction * 1e6), _ROWS)
+        return torch.randperm(size, generator=generator)[:count].sort().values
+
+
+@dataclass(frozen=True, slots=True)
+class Matched:
+    """One term before reduction.
+
+    Args:
+        distance: Discrepancy between student and target.
+        reference: Discrepancy between zero and the target.
+        known: Which (projection, row) pairs have any known target entry.
+        vanishes: Whether the student's side of an order-2 term is exactly zero everywhere.
+    """
+
+    distance: Float[Tensor, "proj batch"]
+    reference: Float[Tensor, "proj batch"]
+    known: Bool[Tensor, "proj batch"]
+    vanishes: bool = False
+
+
+@dataclass(slots=True)
+class RunningScales:
+    """Running mean of each term's reference: plain at first, exponential after ``memory`` batches.
+
+    Args:
+        memory: Batches after which old ones begin to fade.
+        state: Mean and number of batches seen, by term.
+    """
+
+    memory: int = 100
+    state: dict[str, tuple[Tensor, int]] = field(default_factory=dict)
+
+    def update(self, key: str, batch_mean: Tensor) -> Tensor:
+        """Take in one batch's mean.
+
+        Returns:
+            The new scale.
+
+        Raises:
+            ValueError: If the targets were zero from the first batch on: nothing to divide by.
+        """
+        mean, count = self.state.get(key, (torch.zeros_like(batch_mean), 0))
+        count += 1
+        mean = mean.to(batch_mean) + (batch_mean - mean.to(batch_mean)) / min(count, self.memory)
+        # Looking at the value waits for the device: only where a constant target can show itself.
+        if count == 1 and not float(mean) > 0.0:
+            raise ValueError(
+                f"the target of term {key!r} must not vanish when normalize='target', got a mean "
+                f"of {float(mean)}; use normalize='none' if a zero derivative is what you teach"
+            )
+        self.state[key] = (mean.detach(), count)
+        return mean.detach()
+
+
+def match(
+    term: SobolevTerm,
+    student: Jet,
+    target: Jet,
+    *,
+    cotangents: Tensor | None = None,
+    tangents: Tensor | None = None,
+    allows_unknown: bool = False,
+) -> Matched:
+    """Compare one projected derivative of two jets.
+
+    Args:
+        term: What is compared and by which discrepancy.
+        student: Jet that carries a graph to the student's parameters.
+        target: Jet of the teacher.
+        cotangents: ``[proj, batch, *out]`` where the term needs them.
+        tangents: ``[proj, batch, *in]`` where the term needs them.
+        allows_unknown: Whether NaN in the target masks the entry instead of being an error.
+
+    Returns:
+        Distances that still have their projection and batch axes.
+
+    Raises:
+        ValueError: If the shapes of student and target differ, or the target is not finite.
+    """
+    ours = _projected(term, student, cotangents, tangents)
+    theirs = _aligned(term, ours, _projected(term, target, cotangents, tangents)).detach()
+    known = ~theirs.isnan() if allows_unknown else torch.ones_like(theirs, dtype=torch.bool)
+    if not bool(torch.where(known, theirs, 0.0).isfinite().all()):
+        raise ValueError(
+            f"the teacher's answer for term {term.key!r} must be finite, got NaN or Inf"
+        )
+    theirs = torch.where(known, theirs, 0.0)
+    # where() before the distance keeps the gradient of unknown entries exactly zero.
+    ours = torch.where(known, ours, 0.0)
+    distance = DISCREPANCIES[term.discrepancy]
+    pairs = known.flatten(2).any(-1) if known.ndim > 2 else known
+    vanishes = term.order == 2 and not bool(ours.any())
+    reference = distance(torch.zeros_like(theirs), theirs)
+    return Matched(distance(ours, theirs), reference, pairs, vanishes)
+
+
+def reduced(
+    term: SobolevTerm,
+    matched: Matched,
+    scales: RunningScales,
+    sum_over_processes: Callable[[Tensor], Tensor] = lambda total: total,
+) -> Float[Tensor, ""]:
+    """Reduce a matched term to the unweighted scalar, divided by its running scale.
+
+    Args:
+        term: The term; its ``normalize`` says whether a scale is used.
+        matched: Distances with their axes.
+        scales: Running state, changed in place.
+        sum_over_processes: Sums a small vector over processes, so that all use one scale.
+
+    Returns:
+        The mean over known (projection, row) pairs; zero when there is none.
+    """
+    known = matched.known.to(matched.distance.dtype)
+    mean = (matched.distance * known).sum() / known.sum().clamp_min(1.0)
+    if term.normalize == "none":
+        return mean
+    totals = torch.stack([(matched.reference * known).sum(), known.sum()])
+    totals = sum_over_processes(totals.detach())
+    if not float(totals[1]) > 0.0:
+        return mean  # nothing is known in this batch: the mean is zero and the scale stays
+    return mean / scales.update(term.key, totals[0] / totals[1])
+
+
+def weighted_sum(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
+    """Sum the named terms with their weights, the last step of a loss."""
+    return torch.stack([weights[key] * term for key, term in terms.items()]).sum()
+
+
+def _projected(
+    term: SobolevTerm, jet: Jet, cotangents: Tensor | None, tangents: Tensor | None
+) -> Tensor:
+    if term.order == 0:
+        return jet.value.unsqueeze(0)
+    if term.order == 2:
+        assert cotangents is not None
+        assert tangents is not None
+        return jet.hvp(cotangents, tangents)
+    if term.side == "cotangent":
+        assert cotangents is not None
+        return jet.vjp(cotangents)
+    assert tangents is not None
+    return jet.jvp(tangents)
+
+
+def _aligned(term: SobolevTerm, ours: Tensor, theirs: Tensor) -> Tensor:
+    # Only axes of length one may differ: a [batch, 1] output against a [batch] target would
+    # broadcast to [batch, batch].
+    if ours.shape == theirs.shape:
+        return theirs
+    squeezed = [[n for n in t.shape[2:] if n != 1] for t in (ours, theirs)]
+    if ours.shape[:2] != theirs.shape[:2] or squeezed[0] != squeezed[1]:
+        raise ValueError(
+            f"student and teacher must agree in shape for term {term.key!r}, got "
+            f"{list(ours.shape[1:])} from the student and {list(theirs.shape[1:])} from the teacher"
+        )
+    return theirs.reshape(ours.shape)

@@ -1,0 +1,6 @@
+"""The Lightning side: one observed forward, entered by a callback or a mixin."""
+
+from lightning_sobolev.plugin.callback import SobolevCallback
+from lightning_sobolev.plugin.mixin import SobolevMixin
+
+__all__ = ["SobolevCallback", "SobolevMixin"]

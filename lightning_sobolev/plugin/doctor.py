@@ -1,0 +1,266 @@
+r"""The doctor: looks at the student before training and checks the derivative term on it.
+
+:func:`scan` names the layers for which a remedy is applied, or refuses. :func:`examine` compares,
+on a copy in float64, the parameter gradient of
+
+.. math:: g(\theta) = \sum_j \operatorname{mean} |\mathrm{proj}_j D^j m_\theta(x)|^2
+
+with central differences along the gradient and along random directions. A wrong double backward
+(a fused layer norm at order 2) shows as a disagreement of tens of percent.
+"""
+
+import copy
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor, nn
+
+from lightning_sobolev import _paths
+from lightning_sobolev.objective import Draws
+from lightning_sobolev.plugin.matching import Policy
+from lightning_sobolev.plugin.observe import Observation, observed_call
+
+TOLERANCE = 1e-2
+"""Relative; spectral norm's power iteration moves with the parameters by up to 1e-3."""
+
+_STEPS = (1e-6, 1e-7, 1e-8)
+_MAX_ROWS = 3
+
+_NORMS = (nn.LayerNorm, nn.modules.batchnorm._NormBase)
+_DROPOUTS = (nn.modules.dropout._DropoutNd,)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing about the student that a user should know.
+
+    Args:
+        name: Name of the layer.
+        kind: Its class.
+        remark: What it means here and what is done about it.
+    """
+
+    name: str
+    kind: str
+    remark: str
+
+
+def scan(student: nn.Module, policy: Policy) -> list[Finding]:
+    """Look for layers that need a remedy under this policy.
+
+    Args:
+        student: The observed module.
+        policy: What is matched and how.
+
+    Returns:
+        The findings, one for each kind of layer and remark.
+
+    Raises:
+        ValueError: If a layer cannot work with the engine that was asked for.
+    """
+    findings: dict[tuple[str, str], Finding] = {}
+    for name, layer in student.named_modules():
+        remark = _remark(layer, policy)
+        if remark is not None:
+            kind = type(layer).__name__
+            findings.setdefault((kind, remark), Finding(name or "(itself)", kind, remark))
+    return list(findings.values())
+
+
+def _remark(layer: nn.Module, policy: Policy) -> str | None:
+    forward_mode = policy.engine == "func" and policy.exact_norms
+    if isinstance(layer, nn.modules.batchnorm._BatchNorm) and policy.batch_norm == "train":
+        if policy.engine == "func" and layer.track_running_stats:
+            raise ValueError(
+                "engine='func' cannot run batch norm in train mode (it writes its statistics in "
+                "place); use engine='tape' or batch_norm='eval'"
+            )
+        return (
+            "rows are coupled in train mode: the derivative of a row is not its own; "
+            "batch_norm='eval' takes it in a second forward with uncoupled rows"
+        )
+    if isinstance(layer, nn.LSTM) and forward_mode:
+        raise ValueError("engine='func' has no forward mode for nn.LSTM; use engine='tape'")
+    if isinstance(layer, nn.RNNBase):
+        return "cuDNN is off during the step: its kernels have no second derivative"
+    if isinstance(layer, nn.MultiheadAttention | nn.TransformerEncoderLayer):
+        return "the math attention kernel is used: fused ones have no second derivative"
+    if isinstance(layer, _NORMS) and policy.exact_norms:
+        return "written out: the fused norm gives wrong parameter gradients here"
+    second = policy.batch_norm == "eval" or any(term.rows < 1.0 for term in policy.spec.terms)
+    if isinstance(layer, _DROPOUTS) and layer.p > 0 and second:
+        return "the derivative's own forward draws its own mask, which adds noise to the term"
+    return None
+
+
+def report(findings: list[Finding], policy: Policy, chosen: bool) -> None:
+    """Say once what was found and which engine runs.
+
+    Args:
+        findings: From :func:`scan`.
+        policy: What is matched and how.
+        chosen: Whether the engine was chosen for the user.
+    """
+    if chosen:
+        eager = "; compiled parts of the step run eager meanwhile" if policy.compiled else ""
+        rank_zero_info(f"Sobolev: engine='tape', which reuses the step's own forward{eager}")
+    for found in findings:
+        rank_zero_info(f"Sobolev doctor: {found.name} ({found.kind}): {found.remark}")
+
+
+def examine(seen: Observation, policy: Policy, draws: Draws) -> None:
+    """Check the parameter gradient of the derivative terms on a small float64 copy.
+
+    Args:
+        seen: An observed call of the student.
+        policy: What is matched and how.
+        draws: Random choices, so that the check sees directions of the kind that are trained on.
+
+    Raises:
+        ValueError: If it disagrees with finite differences.
+    """
+    if all(term.order == 0 for term in policy.spec.terms):
+        return
+    if any(type(parameter).__name__ == "DTensor" for parameter in seen.module.parameters()):
+        rank_zero_info("Sobolev doctor: parameters are sharded; finite differences are skipped")
+        return
+    try:
+        curvature = _Curvature(seen, policy, draws)
+        first, again = curvature.value(), curvature.value()
+    except (RuntimeError, TypeError) as problem:
+        # Not a verdict on the student: it may not be copied, or fix its own precision inside.
+        warnings.warn(f"Sobolev doctor: finite differences skipped: {problem}", stacklevel=2)
+        return
+    if not torch.equal(first, again) or not curvature.is_double:
+        why = "computes in its own precision" if not curvature.is_double else "is not deterministic"
+        warnings.warn(f"Sobolev doctor: finite differences skipped: student {why}", stacklevel=2)
+        return
+    deviation = curvature.disagreement()
+    if not deviation <= TOLERANCE:
+        raise ValueError(
+            "doctor: the parameter gradient of the derivative term must agree with finite "
+            f"differences to {TOLERANCE:.0%}, got a deviation of {deviation:.1%}; a layer of the "
+            "student has a wrong double backward (a fused norm in a custom operation is the usual "
+            "one). doctor=False trains all the same"
+        )
+    rank_zero_info(f"Sobolev doctor: agrees with finite differences to {deviation:.0e}")
+
+
+class _Curvature:
+    """g(theta) and its gradient on a float64 copy of the observed module."""
+
+    def __init__(self, seen: Observation, policy: Policy, draws: Draws) -> None:
+        size = min(seen.size, _MAX_ROWS)
+        rows = torch.arange(size, device=seen.x.device)
+        inputs = _paths.take_rows(seen.inputs, rows, seen.size)
+        self._inputs = _paths.map_tensors(inputs, _to_double)
+        self._x = _to_double(seen.x[rows])
+        self._seen, self._policy, self._draws = seen, policy, draws
+        self._module = _plain_copy(seen.module)
+        self._buffers = {n: b.clone() for n, b in self._module.named_buffers()}
+        self._parameters = [p for p in self._module.parameters() if p.requires_grad]
+        self.is_double = True
+
+    def value(self) -> Tensor:
+        """Evaluate g; always from the same buffers and random numbers."""
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.manual_seed(0)
+            for name, buffer in self._module.named_buffers():
+                buffer.copy_(self._buffers[name])
+        with torch.random.fork_rng(devices=[]), torch.enable_grad():
+            torch.manual_seed(0)
+            return self._value()
+
+    def _value(self) -> Tensor:
+        point = self._x.detach().clone().requires_grad_()
+        seen, _ = observed_call(
+            self._module, self._module, self._inputs, self._seen.path, point, self._seen.probe
+        )
+        self.is_double = seen.y.dtype == torch.float64
+        jet, total = seen.jet(), point.new_zeros(())
+        for index, term in enumerate(self._policy.spec.terms):
+            if term.order == 0:
+                continue
+            u = self._draws.cotangents(index, term, jet.value) if term.needs_cotangents else None
+            v = self._draws.tangents(index, term, seen.x) if term.needs_tangents else None
+            if seen.tangents is not None:
+                v = seen.tangents
+            total = total + _projection(jet, term.order, u, v).square().mean()
+        return total
+
+    def disagreement(self) -> float:
+        """Largest relative deviation over directions, each at its best step size."""
+        parameters = self._parameters
+        value = self.value()
+        if not value.requires_grad:
+            return 0.0
+        found = torch.autograd.grad(value, parameters, allow_unused=True)
+        gradient = [
+            torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)
+        ]
+        norm = _length(gradient)
+        generator = torch.Generator().manual_seed(0)
+        random = [torch.randn(p.shape, generator=generator, dtype=p.dtype) for p in parameters]
+        directions = [random] if norm == 0.0 else [gradient, random]
+        return max(self._deviation(gradient, norm, d, float(value)) for d in directions)
+
+    def _deviation(
+        self, gradient: list[Tensor], norm: float, direction: list[Tensor], value: float
+    ) -> float:
+        length = _length(direction)
+        unit = [d / length for d in direction]
+        slope = sum(float((g * d).sum()) for g, d in zip(gradient, unit, strict=True))
+        count = sum(d.numel() for d in unit)
+        # A random direction sees about norm / sqrt(count) of the gradient.
+        floor = max(norm / count**0.5, 1e-7 * abs(value), 1e-300)
+        scale = max(1.0, _length([p.detach() for p in self._parameters]))
+        errors: list[float] = []
+        for step in _STEPS:
+            difference = self._central_difference(unit, step * scale)
+            errors.append(abs(difference - slope) / max(abs(slope), abs(difference), floor))
+        # Piecewise-linear students jump where a step crosses a kink: the best step counts.
+        return min(errors)
+
+    def _central_difference(self, unit: list[Tensor], step: float) -> float:
+        values = []
+        for sign in (1.0, -1.0):
+            self._shift(unit, sign * step)
+            values.append(float(self.value()))
+            self._shift(unit, -sign * step)
+        return (values[0] - values[1]) / (2.0 * step)
+
+    def _shift(self, unit: list[Tensor], amount: float) -> None:
+        with torch.no_grad():
+            for parameter, direction in zip(self._parameters, unit, strict=True):
+                parameter.add_(direction, alpha=amount)
+
+
+def _projection(
+    jet: object, order: int, cotangents: Tensor | None, tangents: Tensor | None
+) -> Tensor:
+    ask: Callable[..., Tensor] = getattr(jet, _METHOD[order, cotangents is None])
+    return ask(*[d for d in (cotangents, tangents) if d is not None])
+
+
+_METHOD = {(1, False): "vjp", (1, True): "jvp", (2, False): "hvp"}
+
+
+def _length(vectors: list[Tensor]) -> float:
+    return float(torch.stack([v.square().sum() for v in vectors]).sum().sqrt())
+
+
+def _to_double(tensor: Tensor) -> Tensor:
+    tensor = tensor.detach().cpu()
+    return tensor.double() if tensor.is_floating_point() else tensor
+
+
+def _plain_copy(module: nn.Module) -> nn.Module:
+    original: nn.Module = getattr(module, "_orig_mod", module)
+    shadowed = [name for name, part in original.named_modules() if "forward" in vars(part)]
+    twin = copy.deepcopy(original)
+    for name in shadowed:
+        del vars(twin.get_submodule(name))["forward"]
+    return twin.to(device="cpu", dtype=torch.float64)

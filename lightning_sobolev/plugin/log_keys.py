@@ -1,0 +1,18 @@
+"""The names under which the plugin logs; docs/metrics.md explains each."""
+
+PREFIX = "sobolev"
+
+
+def term(stage: str, key: str) -> str:
+    """One term: unweighted, divided by its scale."""
+    return f"{stage}/{PREFIX}/{key}"
+
+
+def total(stage: str) -> str:
+    """The weighted sum of all terms, as added to the loss."""
+    return f"{stage}/{PREFIX}/total"
+
+
+def unknown_rows(stage: str, key: str) -> str:
+    """Rows of the batch in which the target of a term has no known entry."""
+    return f"{stage}/{PREFIX}/{key}_unknown_rows"

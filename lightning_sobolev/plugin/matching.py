@@ -1,0 +1,218 @@
+"""One callback's part in one training step: observe, ask the teacher, sum the terms."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_sobolev import _paths
+from lightning_sobolev._types import Jet, Teacher
+from lightning_sobolev.objective import Draws, Matched, RunningScales, match, reduced
+from lightning_sobolev.plugin.observe import Call, Observation, Observer, Probe
+from lightning_sobolev.plugin.protect import batch_norm_in_eval, explained, kept_gathered, protected
+from lightning_sobolev.spec import SobolevSpec, SobolevTerm
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What a callback was told, resolved for one module.
+
+    Args:
+        teacher: Answers at the observed inputs.
+        spec: The terms.
+        module: Name of the observed submodule, or None.
+        wrt: Path of the input.
+        output: Path of the output.
+        call: Which call counts.
+        engine: ``"tape"`` or ``"func"``.
+        batch_norm: ``"eval"`` evaluates the derivative in a second forward with batch norms in
+            eval mode.
+        compiled: Whether something in the step is compiled.
+    """
+
+    teacher: Teacher
+    spec: SobolevSpec
+    module: str | None
+    wrt: str | int | None
+    output: str | int | None
+    call: Call
+    engine: str
+    batch_norm: str
+    compiled: bool
+
+    @property
+    def exact_norms(self) -> bool:
+        """Whether norms must be written out for the parameter gradients to be right."""
+        return any(term.needs_tangents for term in self.spec.terms)
+
+
+@dataclass
+class Outcome:
+    """The terms of one step.
+
+    Args:
+        terms: Unweighted scalars by key.
+        unknown: Rows without any known target entry, by key.
+        zero_curvature: Keys of order-2 terms in which the student had no second derivative at all.
+    """
+
+    terms: dict[str, Tensor] = field(default_factory=dict)
+    unknown: dict[str, float] = field(default_factory=dict)
+    zero_curvature: list[str] = field(default_factory=list)
+
+
+class StepPart:
+    """Implements :class:`lightning_sobolev.plugin.step.Part`.
+
+    Args:
+        root: The LightningModule.
+        policy: What is matched.
+        draws: Random choices of this step.
+        finish: Called with the observations and the batch; evaluates, logs, and returns the loss.
+    """
+
+    def __init__(
+        self,
+        root: nn.Module,
+        policy: Policy,
+        draws: Draws,
+        finish: Callable[[list[Observation], Any], Tensor],
+    ) -> None:
+        self._root, self._policy, self._finish = root, policy, finish
+        probe = make_probe(policy, draws)
+        self._observer = Observer(root, policy.module, probe, policy.call)
+
+    @property
+    def captured(self) -> bool:
+        """Whether anything has been observed so far."""
+        return self._observer.captured
+
+    @property
+    def observed(self) -> list[tuple[Tensor, Tensor]]:
+        """(x, y) of the observations that count."""
+        return [(seen.x, seen.y) for seen in self._observer.chosen()]
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Surround the user's step, and the evaluation of the terms, with the remedies."""
+        policy = self._policy
+        remedies = protected(self._root, exact_norms=policy.exact_norms, compiled=policy.compiled)
+        with remedies, self._observer.watching(), explained():
+            yield
+
+    def loss(self, batch: Any) -> Tensor:
+        """Return the weighted sum of the terms; logs them."""
+        with self._observer.paused():
+            return self._finish(self._observer.chosen(), batch)
+
+
+def make_probe(policy: Policy, draws: Draws) -> Probe:
+    """Say how the student's call is observed.
+
+    Args:
+        policy: What is matched.
+        draws: Random choices of the step.
+
+    Returns:
+        The probe. It pushes tangents through the forward itself when forward mode is all there is.
+    """
+    terms = policy.spec.terms
+    forward_mode = [i for i, t in enumerate(terms) if t.order == 1 and t.side == "tangent"]
+    alone = len(forward_mode) == 1 and not any(t.needs_cotangents for t in terms)
+
+    def tangents(x: Tensor) -> Tensor | None:
+        if not alone or policy.engine == "tape":
+            return None
+        return draws.tangents(forward_mode[0], terms[forward_mode[0]], x)
+
+    return Probe(policy.wrt, policy.output, policy.spec.output_map, policy.engine, tangents)
+
+
+def evaluate(
+    observations: list[Observation],
+    batch: Any,
+    policy: Policy,
+    draws: Draws,
+    weights: dict[str, float],
+    scales: RunningScales,
+    sum_over_processes: Callable[[Tensor], Tensor],
+) -> Outcome:
+    """Evaluate every term with a weight, averaged over the observations.
+
+    Args:
+        observations: The student's observed calls.
+        batch: The batch, for teachers that read it.
+        policy: What is matched.
+        draws: Random choices of the step.
+        weights: Weight of each term at this step; a term of weight 0 costs nothing.
+        scales: Running scales, changed in place.
+        sum_over_processes: Sums a small vector over processes.
+
+    Returns:
+        The unweighted terms and what there is to report.
+    """
+    outcome = Outcome()
+    jets: dict[tuple[int, float], tuple[Observation, Jet, Jet]] = {}
+    for index, term in enumerate(policy.spec.terms):
+        if weights[term.key] == 0.0:
+            continue
+        matched = []
+        for number, seen in enumerate(observations):
+            where = (number, term.rows)
+            if where not in jets:
+                jets[where] = _jets(seen, term.rows, batch, policy, draws)
+            matched.append(_match_one(index, term, *jets[where], policy, draws, outcome))
+        distance, reference, known = (
+            torch.cat(parts, dim=1) for parts in zip(*matched, strict=True)
+        )
+        joined = Matched(distance, reference, known)
+        outcome.unknown[term.key] = float((~joined.known).all(0).sum())
+        outcome.terms[term.key] = reduced(term, joined, scales, sum_over_processes)
+    return outcome
+
+
+def _jets(
+    seen: Observation, fraction: float, batch: Any, policy: Policy, draws: Draws
+) -> tuple[Observation, Jet, Jet]:
+    rows = None if fraction == 1.0 else draws.rows(fraction, seen.size).to(seen.x.device)
+    if rows is not None or policy.batch_norm == "eval":
+        size = seen.size
+        with ExitStack() as stack:
+            if policy.batch_norm == "eval":
+                stack.enter_context(batch_norm_in_eval(seen.module))
+            seen = seen.again(rows)
+        batch = batch if rows is None else _paths.take_rows(batch, rows, size)
+    target = policy.teacher.at(seen.x.detach(), policy.spec.output_map, batch)
+    return seen, seen.jet(), target
+
+
+def _match_one(
+    index: int,
+    term: SobolevTerm,
+    seen: Observation,
+    student: Jet,
+    target: Jet,
+    policy: Policy,
+    draws: Draws,
+    outcome: Outcome,
+) -> tuple[Tensor, Tensor, Tensor]:
+    cotangents = draws.cotangents(index, term, student.value) if term.needs_cotangents else None
+    tangents = None
+    if term.needs_tangents:
+        ready = seen.tangents
+        tangents = ready if ready is not None else draws.tangents(index, term, seen.x)
+    with kept_gathered(seen.module):
+        matched = match(
+            term,
+            student,
+            target,
+            cotangents=cotangents,
+            tangents=tangents,
+            allows_unknown=policy.teacher.allows_unknown,
+        )
+    if term.order == 2 and matched.vanishes:
+        outcome.zero_curvature.append(term.key)
+    return matched.distance, matched.reference, matched.known

@@ -1,0 +1,224 @@
+"""Remedies for layers whose double backward is missing or silently wrong.
+
+Note [fused kernels]
+    Measured on torch 2.13: flash and memory-efficient attention and cuDNN's recurrent kernels have
+    no second derivative and raise. The fused layer, instance and train-mode batch norms save their
+    statistics without a graph (pytorch #175754, #186256, #196700): under forward mode and at
+    order 2 the derivative itself is right and its gradient in the PARAMETERS is wrong, in silence.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+
+
+@contextmanager
+def protected(module: nn.Module, *, exact_norms: bool, compiled: bool) -> Iterator[None]:
+    """Run the student's forward and its derivatives on operations that can be differentiated twice.
+
+    Args:
+        module: The student, searched for recurrent layers.
+        exact_norms: Write norms out; needed for tangents and at order 2.
+        compiled: Whether something in the step is compiled; it then runs eager, since
+            aot_autograd supports no double backward.
+
+    Yields:
+        Nothing.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        if compiled:
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        if any(isinstance(m, nn.RNNBase) for m in module.modules()):
+            stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+        if exact_norms:
+            stack.enter_context(ExactNorms())
+        yield
+
+
+class ExactNorms(TorchFunctionMode):
+    """Replaces fused norms by mean and variance written out, see Note [fused kernels].
+
+    A mode and not a patch of modules: it also catches ``torch.nn.functional`` calls.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: Sequence[Any] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Run the written-out norm in place of the fused one."""
+        del types
+        return _WRITTEN_OUT.get(func, func)(*args, **(kwargs or {}))
+
+
+def _standardize(x: Tensor, dims: list[int], eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    mean = x.mean(dims, keepdim=True)
+    centered = x - mean
+    variance = centered.square().mean(dims, keepdim=True)
+    return centered * torch.rsqrt(variance + eps), mean, variance
+
+
+def _per_channel(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    shape = [1, -1] + [1] * (x.ndim - 2)
+    scaled = x if weight is None else x * weight.reshape(shape)
+    return scaled if bias is None else scaled + bias.reshape(shape)
+
+
+def _layer_norm(
+    input: Tensor,  # the name callers may use as a keyword
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    cudnn_enable: bool = True,
+) -> Tensor:
+    del cudnn_enable
+    x, _, _ = _standardize(input, list(range(-len(normalized_shape), 0)), eps)
+    scaled = x if weight is None else x * weight
+    return scaled if bias is None else scaled + bias
+
+
+def _track(running: Tensor | None, batch: Tensor, momentum: float) -> None:
+    if running is not None:
+        with torch.no_grad():
+            running.mul_(1.0 - momentum).add_(momentum * batch.detach().reshape(-1))
+
+
+def _batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    if not training:
+        return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+    dims = [0, *range(2, input.ndim)]
+    x, mean, variance = _standardize(input, dims, eps)
+    count = input.numel() // input.shape[1]
+    _track(running_mean, mean, momentum)
+    _track(running_var, variance * (count / max(count - 1, 1)), momentum)
+    return _per_channel(x, weight, bias)
+
+
+def _instance_norm(
+    input: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    if not use_input_stats:
+        return F.instance_norm(
+            input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps
+        )
+    dims = list(range(2, input.ndim))
+    x, mean, variance = _standardize(input, dims, eps)
+    count = input[0, 0].numel()
+    _track(running_mean, mean.mean(0), momentum)
+    _track(running_var, variance.mean(0) * (count / max(count - 1, 1)), momentum)
+    return _per_channel(x, weight, bias)
+
+
+_WRITTEN_OUT: dict[Callable[..., Any], Callable[..., Tensor]] = {
+    F.layer_norm: _layer_norm,
+    F.batch_norm: _batch_norm,
+    F.instance_norm: _instance_norm,
+    torch.layer_norm: _layer_norm,
+}
+
+
+_HINTS = {
+    "use_reentrant": "activation checkpointing must use use_reentrant=False",
+    "does not currently support double backward": (
+        "a compiled part of the step cannot be differentiated twice; call it through the trained "
+        "module so that it can run eager, or leave it uncompiled"
+    ),
+    "saved tensor hooks": "activation checkpointing works with engine='tape' only",
+    "Checkpoint": "activation checkpointing works with engine='tape' only",
+    "would mutate a captured Tensor": "batch norm in train mode works with engine='tape' only",
+    "forward AD": "this layer has no forward mode; use engine='tape'",
+    "mkldnn_rnn_layer": "this layer has no forward mode; use engine='tape'",
+    "is not implemented": "this operation has no second derivative",
+}
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Say what to do about torch's own errors of higher derivatives.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        RuntimeError: In place of torch's, which is quoted and chained.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        hints = [hint for text, hint in _HINTS.items() if text in str(error)]
+        if not hints:
+            raise
+        raise RuntimeError(f"{hints[0]} (torch says: {error})") from error
+
+
+@contextmanager
+def kept_gathered(module: nn.Module) -> Iterator[None]:
+    """Keep FSDP2 parameters gathered through the inner backward pass.
+
+    Without this the inner pass reshards what the outer one needs ("setStorage ... out of bounds",
+    measured; ``reshard_after_forward=False`` does not help). The parameters stay gathered until
+    the outer backward pass.
+
+    Args:
+        module: The module whose ``fully_shard``-ed parts are kept.
+
+    Yields:
+        Nothing.
+    """
+    from torch.distributed.fsdp import FSDPModule
+
+    sharded = [m for m in module.modules() if isinstance(m, FSDPModule)]
+    for part in sharded:
+        part.set_reshard_after_backward(False, recurse=False)
+    try:
+        yield
+    finally:
+        for part in sharded:
+            part.set_reshard_after_backward(True, recurse=False)
+
+
+@contextmanager
+def batch_norm_in_eval(module: nn.Module) -> Iterator[None]:
+    """Hold the batch norms of ``module`` in eval mode, so that rows do not see each other.
+
+    Args:
+        module: The student.
+
+    Yields:
+        Nothing.
+    """
+    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    training = [m for m in norms if m.training]
+    for norm in training:
+        norm.eval()
+    try:
+        yield
+    finally:
+        for norm in training:
+            norm.train()

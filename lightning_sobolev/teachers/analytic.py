@@ -1,0 +1,68 @@
+"""A closed form as the target function."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lightning_sobolev._types import BatchFn, Jet
+from lightning_sobolev.functional.derivatives import tape_jet
+from lightning_sobolev.spec import OUTPUT_MAPS
+from lightning_sobolev.teachers.tabulated import TabulatedJet
+
+
+class AnalyticTeacher:
+    """A target known in closed form.
+
+    With ``gradient`` (and ``hessian``) the derivatives are those given; without, ``value`` must be
+    written in torch operations and is differentiated.
+
+    Args:
+        value: ``[batch, *in] -> [batch, *out]``.
+        gradient: ``[batch, *in] -> [batch, *out, *in]``, or None to differentiate ``value``.
+        hessian: ``[batch, *in] -> [batch, *out, *in, *in]``, needed for order-2 terms when
+            ``gradient`` is given.
+
+    Raises:
+        ValueError: If ``hessian`` is given without ``gradient``.
+    """
+
+    allows_unknown = False
+
+    def __init__(
+        self,
+        value: Callable[[Tensor], Tensor],
+        gradient: Callable[[Tensor], Tensor] | None = None,
+        hessian: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        if hessian is not None and gradient is None:
+            raise ValueError("hessian needs gradient beside it, got gradient=None")
+        self._value = value
+        self._gradient = gradient
+        self._hessian = hessian
+
+    def at(self, x: Float[Tensor, "batch *in"], on: BatchFn, batch: Any = None) -> Jet:
+        """Return the closed form's jet at ``x``.
+
+        Raises:
+            ValueError: If derivatives are given in closed form and ``on`` is not the identity.
+        """
+        del batch
+        if self._gradient is None:
+            return tape_jet(lambda point: on(self._value(point)), x)
+        if on is not OUTPUT_MAPS["identity"]:
+            raise ValueError(
+                "closed-form derivatives are those of the output: on must be 'identity'"
+            )
+        with torch.no_grad():
+            point = x.detach()
+            hessian = None if self._hessian is None else self._hessian(point)
+            return TabulatedJet(
+                x.shape[1:],
+                value=self._value(point),
+                jacobian=self._gradient(point),
+                hessian=hessian,
+                source="AnalyticTeacher",
+            )

@@ -1,0 +1,71 @@
+"""A frozen network as the target function."""
+
+from typing import Any, Self
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from lightning_sobolev import _paths
+from lightning_sobolev._types import BatchFn, Jet
+from lightning_sobolev.functional.derivatives import tape_jet
+
+
+class NetworkTeacher:
+    """A frozen network that answers with its value and its derivatives at x.
+
+    The network is put into eval mode and its parameters no longer require gradients; its
+    derivative with respect to the input stays available. The teacher is not a module, so it
+    never enters the student's parameters, checkpoints, optimisers or gradient buckets. It
+    answers in its own precision, outside autocast, and the answer is cast to the student's dtype.
+
+    Cost: one forward pass a batch, one backward pass for each projection.
+
+    Args:
+        network: Any module that maps what the student's observed module takes to its output.
+        output: Key path of the matched tensor when the network returns a tuple or a dict.
+
+    Raises:
+        ValueError: If ``network`` is not a module.
+    """
+
+    allows_unknown = False
+
+    def __init__(self, network: nn.Module, output: str | int | None = None) -> None:
+        if not isinstance(network, nn.Module):
+            raise ValueError(f"network must be a torch.nn.Module, got {type(network).__name__}")
+        self.network = network.eval().requires_grad_(False)
+        self._output = None if output is None else _paths.parse(output)
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move the network; a callback is not moved by the trainer."""
+        self.network.to(device)
+        return self
+
+    def at(self, x: Float[Tensor, "batch *in"], on: BatchFn, batch: Any = None) -> Jet:
+        """Return the jet of ``on(network)`` at ``x``; one forward pass."""
+        del batch
+        # A train() on a module that happens to hold the network must not change the target.
+        self.network.eval()
+        parameter = next(self.network.parameters(), x)
+        dtype = parameter.dtype
+
+        def answer(point: Tensor) -> Tensor:
+            with torch.autocast(point.device.type, enabled=False):
+                return on(self._select(self.network(point.to(dtype)))).to(x.dtype)
+
+        return tape_jet(answer, x)
+
+    def _select(self, output: Any) -> Tensor:
+        path = self._output if self._output is not None else _paths.first_float(output)
+        if path is None:
+            raise ValueError(
+                "the teacher's output must hold a floating-point tensor, got "
+                f"{_paths.describe(output)}"
+            )
+        selected = _paths.get(output, path, "the teacher's output")
+        if not isinstance(selected, Tensor):
+            raise ValueError(
+                f"the teacher's output must be a tensor, got {_paths.describe(selected)}"
+            )
+        return selected

@@ -1,0 +1,151 @@
+"""Derivatives that are data: forces, adjoints, greeks, stored Jacobians."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lightning_sobolev import _paths
+from lightning_sobolev._types import BatchFn, Jet
+
+
+class TabulatedJet:
+    r"""A jet whose value, Jacobian and Hessian are given as arrays.
+
+    Projections are contractions: no network is evaluated. An entry that is NaN makes every
+    projection it enters NaN, so a target with unknown entries keeps most of what is known under
+    ``projection="basis"`` with cotangents, or with a scalar output.
+
+    Args:
+        in_shape: Shape of one input point, ``*in``.
+        value: ``[batch, *out]`` or None.
+        jacobian: ``[batch, *out, *in]`` (``*out`` may be missing for a scalar output) or None.
+        hessian: ``[batch, *out, *in, *in]`` or None.
+        source: What to call the arrays in error messages.
+    """
+
+    def __init__(
+        self,
+        in_shape: Sequence[int],
+        *,
+        value: Tensor | None = None,
+        jacobian: Tensor | None = None,
+        hessian: Tensor | None = None,
+        source: str = "the target",
+    ) -> None:
+        self._in_shape = tuple(in_shape)
+        self._value = value
+        self._jacobian = jacobian
+        self._hessian = hessian
+        self._source = source
+
+    @property
+    def value(self) -> Float[Tensor, "batch *out"]:
+        """The tabulated value."""
+        return self._require(self._value, "value", "an order-0 term")
+
+    def vjp(self, cotangents: Float[Tensor, "proj batch *out"]) -> Float[Tensor, "proj batch *in"]:
+        """Contract the cotangents with the Jacobian's output axes."""
+        jacobian = self._require(self._jacobian, "jacobian", "an order-1 term")
+        flat = self._flat(jacobian, "jacobian", cotangents[0, 0].numel(), 1)
+        rows = torch.einsum(
+            "pbc,bcd->pbd",
+            cotangents.flatten(2) if cotangents.ndim > 2 else cotangents[..., None],
+            flat,
+        )
+        return rows.reshape(*rows.shape[:2], *self._in_shape)
+
+    def jvp(self, tangents: Float[Tensor, "proj batch *in"]) -> Float[Tensor, "proj batch *out"]:
+        """Contract the tangents with the Jacobian's input axes."""
+        jacobian = self._require(self._jacobian, "jacobian", "an order-1 term")
+        size = tangents[0, 0].numel()
+        flat = self._flat(jacobian, "jacobian", jacobian[0].numel() // size, 1)
+        columns = torch.einsum("bcd,pbd->pbc", flat, tangents.reshape(*tangents.shape[:2], size))
+        out_shape = jacobian.shape[1 : jacobian.ndim - len(self._in_shape)]
+        return columns.reshape(*columns.shape[:2], *out_shape)
+
+    def hvp(
+        self,
+        cotangents: Float[Tensor, "proj batch *out"],
+        tangents: Float[Tensor, "proj batch *in"],
+    ) -> Float[Tensor, "proj batch *in"]:
+        """Contract the Hessian with a cotangent and a tangent."""
+        hessian = self._require(self._hessian, "hessian", "an order-2 term")
+        flat = self._flat(hessian, "hessian", cotangents[0, 0].numel(), 2)
+        u = cotangents.reshape(*cotangents.shape[:2], -1)
+        v = tangents.reshape(*tangents.shape[:2], -1)
+        return torch.einsum("pbc,bcde,pbe->pbd", u, flat, v).reshape(tangents.shape)
+
+    def _require(self, array: Tensor | None, name: str, user: str) -> Tensor:
+        if array is None:
+            raise ValueError(f"{user} needs {name}=..., but {self._source} gives no {name}")
+        return array
+
+    def _flat(self, array: Tensor, name: str, out_size: int, order: int) -> Tensor:
+        in_size = torch.Size(self._in_shape).numel()
+        if array[0].numel() != out_size * in_size**order:
+            expected = "*in, " * (order - 1) + "*in"
+            raise ValueError(
+                f"{name} of {self._source} must have shape [batch, *out, {expected}] with *in = "
+                f"{list(self._in_shape)} and {out_size} outputs, got {list(array.shape)}"
+            )
+        return array.reshape(array.shape[0], out_size, *[in_size] * order)
+
+
+class BatchTeacher:
+    """Derivatives that arrive in the batch, beside the inputs and values.
+
+    NaN entries mean "not known": they are masked out, and rows without any known entry are
+    counted in the log. The output map of the spec must be the identity, or describe the very
+    function whose derivatives are stored: it is not applied to stored arrays.
+
+    Args:
+        jacobian: Key path of the Jacobian ``[batch, *out, *in]`` in the batch, e.g. ``"forces"``
+            or ``"2"`` for the third element of a tuple.
+        value: Key path of the value, for order-0 terms.
+        hessian: Key path of the Hessian, for order-2 terms.
+
+    Raises:
+        ValueError: If no path is given.
+    """
+
+    allows_unknown = True
+
+    def __init__(
+        self,
+        jacobian: str | int | None = None,
+        value: str | int | None = None,
+        hessian: str | int | None = None,
+    ) -> None:
+        paths = {"value": value, "jacobian": jacobian, "hessian": hessian}
+        if all(path is None for path in paths.values()):
+            raise ValueError(
+                "BatchTeacher needs a key path for jacobian, value or hessian, got none"
+            )
+        self._paths = {k: None if p is None else _paths.parse(p) for k, p in paths.items()}
+
+    def at(self, x: Float[Tensor, "batch *in"], on: BatchFn, batch: Any = None) -> Jet:
+        """Return the jet stored in ``batch``.
+
+        Raises:
+            ValueError: If there is no batch, or an array is missing or has another batch size.
+        """
+        del on
+        if batch is None:
+            raise ValueError("BatchTeacher needs the batch, but training_step was given none")
+        arrays = {name: self._lookup(name, x, batch) for name in self._paths}
+        return TabulatedJet(x.shape[1:], source="the batch", **arrays)
+
+    def _lookup(self, name: str, x: Tensor, batch: Any) -> Tensor | None:
+        path = self._paths[name]
+        if path is None:
+            return None
+        array = _paths.get(batch, path, f"BatchTeacher({name}={'.'.join(map(str, path))!r})")
+        if not isinstance(array, Tensor) or array.ndim == 0 or array.shape[0] != x.shape[0]:
+            raise ValueError(
+                f"{name} in the batch must be a tensor with {x.shape[0]} rows, "
+                f"got {_paths.describe(array)}"
+            )
+        return array.detach().to(device=x.device, dtype=x.dtype)
