@@ -205,7 +205,8 @@ class _Curvature:
         generator = torch.Generator().manual_seed(0)
         random = [torch.randn(p.shape, generator=generator, dtype=p.dtype) for p in parameters]
         directions = [random] if norm == 0.0 else [gradient, random]
-        return max(self._deviation(gradient, norm, d, float(value)) for d in directions)
+        size = float(value.detach())
+        return max(self._deviation(gradient, norm, d, size) for d in directions)
 
     def _deviation(
         self, gradient: list[Tensor], norm: float, direction: list[Tensor], value: float
@@ -228,7 +229,7 @@ class _Curvature:
         values = []
         for sign in (1.0, -1.0):
             self._shift(unit, sign * step)
-            values.append(float(self.value()))
+            values.append(float(self.value().detach()))
             self._shift(unit, -sign * step)
         return (values[0] - values[1]) / (2.0 * step)
 

@@ -1,0 +1,51 @@
+"""Mathematics in pure functions: tensors in, tensors out, no state and no hidden randomness."""
+
+from lightning_sobolev.functional.derivatives import (
+    FuncJet,
+    TapeJet,
+    hessian,
+    hvp,
+    jacobian,
+    tape_jet,
+    value_and_jvp,
+    value_and_vjp,
+)
+from lightning_sobolev.functional.discrepancies import (
+    DISCREPANCIES,
+    cosine,
+    huber,
+    kl,
+    l1,
+    squared,
+)
+from lightning_sobolev.functional.landscapes import LANDSCAPES, Landscape, landscape
+from lightning_sobolev.functional.projections import (
+    PROJECTIONS,
+    counter_draw,
+    draw,
+    generator_for,
+)
+
+__all__ = [
+    "DISCREPANCIES",
+    "LANDSCAPES",
+    "PROJECTIONS",
+    "FuncJet",
+    "Landscape",
+    "TapeJet",
+    "cosine",
+    "counter_draw",
+    "draw",
+    "generator_for",
+    "hessian",
+    "huber",
+    "hvp",
+    "jacobian",
+    "kl",
+    "l1",
+    "landscape",
+    "squared",
+    "tape_jet",
+    "value_and_jvp",
+    "value_and_vjp",
+]

@@ -1,0 +1,464 @@
+r"""The one place that differentiates; longer than other files, so that it stays one.
+
+Two engines give the same numbers. ``"tape"`` records a forward pass and walks it backwards with
+``torch.autograd.grad``; it can reuse a forward that somebody else ran (:class:`TapeJet`).
+``"func"`` evaluates value and derivative together through ``torch.func`` (:class:`FuncJet`); it is
+the one that ``torch.compile`` accepts and the one with a forward mode.
+
+Note [row independence]
+    Row b of ``fn(x)`` must depend on row b of ``x`` alone. Then one pass over the batch gives the
+    derivative of every row; batch norm in train mode breaks this.
+
+Note [fused norms]
+    torch's fused layer, instance and batch norms (the last in train mode) save mean and inverse
+    standard deviation outside the graph (pytorch #175754, #196700). ``jvp`` and ``hvp`` through
+    them are right as numbers, but their gradients in the parameters of earlier layers are wrong
+    without an error, in both engines. ``fn`` must write its norms out where such a result is
+    trained on; ``vjp`` is not affected.
+
+Note [projections run in a loop]
+    One backward pass per projection, not a ``vmap`` over them: on a CPU the loop is faster, and
+    recurrent layers have no batching rule for their backward.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
+from typing import Any, Literal, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lightning_sobolev._types import BatchFn, Jet
+
+Engine = Literal["func", "tape"]
+
+
+class TapeJet:
+    """The jet of a forward pass that is already on autograd's tape.
+
+    Nothing is evaluated again, so a dropout mask is that of the recorded forward. ``vjp`` and
+    ``hvp`` cost one and two backward passes per projection. ``jvp`` is the transpose of ``vjp``:
+    the pulled-back row is linear in its cotangent, so its own vjp in the cotangent is J v; that is
+    one backward pass once and one more per projection. Usable under ``no_grad`` and
+    ``inference_mode``.
+
+    Assumes row independence and, for ``jvp`` and ``hvp``, no fused norms (notes above).
+
+    Args:
+        y: The recorded output.
+        x: The observed input; ``y`` was computed from it and it requires grad.
+        create_graph: Whether the derivatives may be part of a loss.
+
+    Raises:
+        ValueError: If ``x`` does not require grad or ``y`` was not computed from it.
+    """
+
+    def __init__(
+        self,
+        y: Float[Tensor, "batch *out"],
+        x: Float[Tensor, "batch *in"],
+        *,
+        create_graph: bool = True,
+    ) -> None:
+        if not x.requires_grad:
+            raise ValueError("x must require grad before the forward pass, got one that does not")
+        if not y.requires_grad:
+            raise ValueError(_UNCONNECTED)
+        self._y, self._x, self._create_graph = y, x, create_graph
+        self._transposed: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def value(self) -> Float[Tensor, "batch *out"]:
+        """The recorded output, cut off from the graph if the derivatives are."""
+        return self._y if self._create_graph else self._y.detach()
+
+    def vjp(self, cotangents: Float[Tensor, "proj batch *out"]) -> Float[Tensor, "proj batch *in"]:
+        r"""Pull cotangents back: row :math:`(p, b)` is :math:`u_{pb}^\top J(x_b)`."""
+        _check_shape("cotangents", cotangents, self._y)
+        with _recording():
+            rows = [self._pull(_usable(u), self._create_graph) for u in cotangents]
+            return torch.stack(rows)
+
+    def jvp(self, tangents: Float[Tensor, "proj batch *in"]) -> Float[Tensor, "proj batch *out"]:
+        r"""Push tangents forward: row :math:`(p, b)` is :math:`J(x_b) v_{pb}`."""
+        _check_shape("tangents", tangents, self._x)
+        with _recording():
+            if self._transposed is None:
+                dummy = torch.zeros_like(self._y).requires_grad_()
+                self._transposed = dummy, self._pull(dummy, create_graph=True)
+            dummy, row = self._transposed
+            return torch.stack([self._grad(row, dummy, _usable(v)) for v in tangents])
+
+    def hvp(
+        self,
+        cotangents: Float[Tensor, "proj batch *out"],
+        tangents: Float[Tensor, "proj batch *in"],
+    ) -> Float[Tensor, "proj batch *in"]:
+        r"""Apply the Hessian of :math:`\langle u_{pb}, f \rangle` at :math:`x_b` to :math:`v_{pb}`.
+
+        Args:
+            cotangents: Directions in output space.
+            tangents: Directions in input space, one for each cotangent.
+
+        Returns:
+            The products; zero where the function is linear in its input.
+        """
+        _check_shape("cotangents", cotangents, self._y)
+        _check_shape("tangents", tangents, self._x)
+        _check_pairs(cotangents, tangents)
+        with _recording():
+            rows = []
+            for u, v in zip(cotangents, tangents, strict=True):
+                row = self._pull(_usable(u), create_graph=True)
+                rows.append(self._grad(row, self._x, _usable(v)))
+            return torch.stack(rows)
+
+    def _pull(self, cotangent: Tensor, create_graph: bool) -> Tensor:
+        (row,) = torch.autograd.grad(
+            self._y,
+            self._x,
+            cotangent,
+            retain_graph=True,
+            create_graph=create_graph,
+            allow_unused=True,
+        )
+        # y may depend on parameters alone and so require grad without depending on x
+        if row is None:
+            raise ValueError(_UNCONNECTED)
+        return row
+
+    def _grad(self, row: Tensor, wrt: Tensor, weight: Tensor) -> Tensor:
+        if not row.requires_grad:
+            return torch.zeros_like(wrt)
+        (product,) = torch.autograd.grad(
+            row,
+            wrt,
+            weight,
+            retain_graph=True,
+            create_graph=self._create_graph,
+            allow_unused=True,
+        )
+        return torch.zeros_like(wrt) if product is None else product
+
+
+class FuncJet:
+    """The jet of a function through ``torch.func``.
+
+    Without ``tangents`` one forward pass gives the value and the pullback; ``vjp`` and ``jvp``
+    (as the transpose of the pullback) then reuse it. With ``tangents`` value and ``jvp`` come
+    together from one pass of forward mode, all projections in one ``vmap`` that draws the same
+    random numbers for each. What was not prepared at construction evaluates ``fn`` anew, ``hvp``
+    once per projection; a stochastic ``fn`` then draws anew, so give such a one to a
+    :class:`TapeJet`.
+
+    Assumes row independence and, for ``jvp`` and ``hvp``, no fused norms (notes above). An output
+    that does not depend on ``x`` has derivative zero here.
+
+    Args:
+        fn: The function; it may write into its argument but not into tensors that it closes over.
+        x: Points of evaluation. Need not require grad.
+        tangents: Directions of forward mode, known in advance.
+        has_aux: Whether ``fn`` returns ``(output, aux)``, ``aux`` a tree of tensors.
+    """
+
+    aux: Any
+
+    def __init__(
+        self,
+        fn: Callable[[Tensor], Any],
+        x: Float[Tensor, "batch *in"],
+        *,
+        tangents: Float[Tensor, "proj batch *in"] | None = None,
+        has_aux: bool = False,
+    ) -> None:
+        self._fn, self._x, self._has_aux, self._tangents = fn, x, has_aux, tangents
+        self._pullback: Callable[[Tensor], tuple[Tensor]] | None = None
+        self.aux = None
+        if tangents is None:
+            self._y, self._pullback, self.aux = self._vjp()
+        else:
+            _check_shape("tangents", tangents, x)
+            self._y, self._columns, self.aux = self._jvp(tangents)
+
+    @property
+    def value(self) -> Float[Tensor, "batch *out"]:
+        """The function's value."""
+        return self._y
+
+    def vjp(self, cotangents: Float[Tensor, "proj batch *out"]) -> Float[Tensor, "proj batch *in"]:
+        r"""Pull cotangents back: row :math:`(p, b)` is :math:`u_{pb}^\top J(x_b)`."""
+        _check_shape("cotangents", cotangents, self._y)
+        if self._pullback is None:
+            _, self._pullback, _ = self._vjp()
+        return torch.stack([self._pullback(u)[0] for u in cotangents])
+
+    def jvp(self, tangents: Float[Tensor, "proj batch *in"]) -> Float[Tensor, "proj batch *out"]:
+        r"""Push tangents forward: row :math:`(p, b)` is :math:`J(x_b) v_{pb}`."""
+        _check_shape("tangents", tangents, self._x)
+        if self._tangents is tangents:
+            return self._columns
+        if self._pullback is None:
+            return self._jvp(tangents)[1]
+        pullback = self._pullback
+        push = torch.func.vjp(lambda u: pullback(u)[0], torch.zeros_like(self._y))[1]
+        return torch.stack([push(v)[0] for v in tangents])
+
+    def hvp(
+        self,
+        cotangents: Float[Tensor, "proj batch *out"],
+        tangents: Float[Tensor, "proj batch *in"],
+    ) -> Float[Tensor, "proj batch *in"]:
+        r"""Apply the Hessian of :math:`\langle u_{pb}, f \rangle` at :math:`x_b` to :math:`v_{pb}`.
+
+        Reverse over reverse, which ``torch.compile`` accepts; forward over reverse it does not.
+
+        Args:
+            cotangents: Directions in output space.
+            tangents: Directions in input space, one for each cotangent.
+
+        Returns:
+            The products; zero where the function is linear in its input.
+        """
+        _check_shape("cotangents", cotangents, self._y)
+        _check_shape("tangents", tangents, self._x)
+        _check_pairs(cotangents, tangents)
+        rows = []
+        for u, v in zip(cotangents, tangents, strict=True):
+            pull_row = torch.func.vjp(lambda x, u=u: self._vjp(x)[1](u)[0], self._x)[1]
+            rows.append(pull_row(v)[0])
+        return torch.stack(rows)
+
+    def _on_clone(self, x: Tensor) -> Any:
+        return self._fn(x.clone())  # a forward that writes in place must not reach the leaf
+
+    def _vjp(self, x: Tensor | None = None) -> tuple[Tensor, Callable[..., tuple[Tensor]], Any]:
+        point = self._x if x is None else x
+        result: tuple[Any, ...] = torch.func.vjp(self._on_clone, point, has_aux=self._has_aux)
+        return result if self._has_aux else (*result, None)
+
+    def _jvp(self, tangents: Tensor) -> tuple[Tensor, Tensor, Any]:
+        def push(tangent: Tensor) -> Any:
+            return torch.func.jvp(self._on_clone, (self._x,), (tangent,), has_aux=self._has_aux)
+
+        result: tuple[Any, ...]
+        if len(tangents) == 1:  # without vmap: not every layer has a batching rule
+            value, column, *aux = push(tangents[0])
+            result = value, column[None], *aux
+        else:
+            out_dims: Any = (None, 0, None) if self._has_aux else (None, 0)
+            result = torch.func.vmap(push, out_dims=out_dims, randomness="same")(tangents)
+        return result if self._has_aux else (*result, None)
+
+
+def tape_jet(fn: BatchFn, x: Float[Tensor, "batch *in"], *, create_graph: bool = False) -> TapeJet:
+    """Record ``fn`` at a detached copy of ``x`` and return its jet.
+
+    One forward pass. Works under ``no_grad`` and ``inference_mode`` (inside validate, test and
+    predict) too; tensors that ``fn`` closes over must then be ordinary ones, as parameters are.
+
+    Args:
+        fn: The function; it may write into its argument.
+        x: Points of evaluation. Need not require grad; no gradient ever reaches it.
+        create_graph: Whether the derivatives may be part of a loss.
+
+    Returns:
+        The jet at ``x``.
+    """
+    with _recording():
+        leaf = x.detach().clone().requires_grad_()
+        # a forward that writes in place must not reach the leaf
+        return TapeJet(fn(leaf.clone()), leaf, create_graph=create_graph)
+
+
+def value_and_vjp(
+    fn: BatchFn,
+    x: Float[Tensor, "batch *in"],
+    cotangents: Float[Tensor, "proj batch *out"],
+    *,
+    engine: Engine = "func",
+) -> tuple[Float[Tensor, "batch *out"], Float[Tensor, "proj batch *in"]]:
+    r"""Evaluate ``fn`` and pull cotangents back to its input.
+
+    Row :math:`(p, b)` of the second result is :math:`u_{pb}^\top J(x_b)`. One forward pass and one
+    backward pass per projection. Assumes row independence (note above).
+
+    Args:
+        fn: The function; it may write into its argument.
+        x: Points of evaluation. Need not require grad.
+        cotangents: Directions in output space; the scaled identity gives the full Jacobian.
+        engine: ``"func"`` or ``"tape"``.
+
+    Returns:
+        The values and the projected Jacobians, both differentiable in the parameters of ``fn``.
+
+    Source:
+        Czarnecki, Osindero, Jaderberg, Swirszcz and Pascanu 2017, Sobolev Training for Neural
+        Networks (arXiv:1706.04859): projections on random vectors in place of the Jacobian.
+
+    Example:
+        >>> x = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+        >>> value_and_vjp(torch.square, x, torch.ones(1, 2, 2))[1].squeeze(0)
+        tensor([[2., 4.],
+                [6., 8.]])
+    """
+    jet = _jet(fn, x, engine)
+    return jet.value, jet.vjp(cotangents)
+
+
+def value_and_jvp(
+    fn: BatchFn,
+    x: Float[Tensor, "batch *in"],
+    tangents: Float[Tensor, "proj batch *in"],
+    *,
+    engine: Engine = "func",
+) -> tuple[Float[Tensor, "batch *out"], Float[Tensor, "proj batch *out"]]:
+    r"""Evaluate ``fn`` and push tangents forward to its output.
+
+    Column :math:`(p, b)` of the second result is :math:`J(x_b) v_{pb}`. ``"func"`` runs forward
+    mode, one pass for value and columns; ``"tape"`` transposes the vjp: one forward pass, one
+    backward pass and one more per projection. Assumes row independence, and no fused norms where
+    the columns are trained on (notes above).
+
+    Args:
+        fn: The function; it may write into its argument.
+        x: Points of evaluation. Need not require grad.
+        tangents: Directions in input space.
+        engine: ``"func"`` or ``"tape"``.
+
+    Returns:
+        The values and the columns, both differentiable in the parameters of ``fn``.
+
+    Example:
+        >>> x = torch.tensor([[1.0, 2.0]])
+        >>> value_and_jvp(torch.square, x, torch.tensor([[[1.0, 0.0]]]))[1]
+        tensor([[[2., 0.]]])
+    """
+    _check_shape("tangents", tangents, x)
+    jet = FuncJet(fn, x, tangents=tangents) if engine == "func" else _jet(fn, x, engine)
+    return jet.value, jet.jvp(tangents)
+
+
+def hvp(
+    fn: BatchFn,
+    x: Float[Tensor, "batch *in"],
+    cotangents: Float[Tensor, "proj batch *out"],
+    tangents: Float[Tensor, "proj batch *in"],
+    *,
+    engine: Engine = "func",
+) -> Float[Tensor, "proj batch *in"]:
+    r"""Multiply Hessians with tangents.
+
+    Row :math:`(p, b)` is :math:`\nabla^2_x \langle u_{pb}, f \rangle (x_b) \, v_{pb}`, by reverse
+    over reverse mode: two backward passes per projection. Zero for piecewise linear functions.
+    Assumes row independence, and no fused norms where the result is trained on (notes above).
+
+    Args:
+        fn: The function; it may write into its argument.
+        x: Points of evaluation. Need not require grad.
+        cotangents: Directions in output space: which combination of outputs is differentiated.
+        tangents: Directions in input space, one for each cotangent.
+        engine: ``"func"`` or ``"tape"``.
+
+    Returns:
+        The products, differentiable in the parameters of ``fn``.
+
+    Example:
+        >>> x = torch.tensor([[1.0, 2.0]])
+        >>> hvp(lambda x: x.pow(3).sum(-1), x, torch.ones(1, 1), torch.ones(1, 1, 2))
+        tensor([[[ 6., 12.]]])
+    """
+    return _jet(fn, x, engine).hvp(cotangents, tangents)
+
+
+def jacobian(
+    fn: BatchFn, x: Float[Tensor, "batch *in"], *, engine: Engine = "func"
+) -> Float[Tensor, "batch ..."]:
+    """Return the full Jacobian of every row: one backward pass per element of the output.
+
+    Assumes row independence (note above).
+
+    Args:
+        fn: The function; it may write into its argument.
+        x: Points of evaluation. Need not require grad.
+        engine: ``"func"`` or ``"tape"``.
+
+    Returns:
+        The Jacobians ``[batch, *out, *in]``, differentiable in the parameters of ``fn``.
+    """
+    jet = _jet(fn, x, engine)
+    rows = jet.vjp(_identity(jet.value))  # [out, batch, *in]
+    return rows.movedim(0, 1).reshape(*jet.value.shape, *x.shape[1:])
+
+
+def hessian(
+    fn: BatchFn, x: Float[Tensor, "batch *in"], *, engine: Engine = "func"
+) -> Float[Tensor, "batch ..."]:
+    """Return the full Hessian of every row and output.
+
+    Two backward passes per pair of an output element and an input element. Assumes row
+    independence, and no fused norms where the result is trained on (notes above).
+
+    Args:
+        fn: The function; it may write into its argument.
+        x: Points of evaluation. Need not require grad.
+        engine: ``"func"`` or ``"tape"``.
+
+    Returns:
+        The Hessians ``[batch, *out, *in, *in]``, differentiable in the parameters of ``fn``.
+    """
+    jet = _jet(fn, x, engine)
+    cotangents, tangents = _identity(jet.value), _identity(x)
+    pairs = jet.hvp(
+        cotangents.repeat_interleave(len(tangents), 0),
+        tangents.repeat(len(cotangents), *[1] * x.dim()),
+    )  # [out * in, batch, *in]
+    return pairs.movedim(0, 1).reshape(*jet.value.shape, *x.shape[1:], *x.shape[1:])
+
+
+_UNCONNECTED = (
+    "the output does not depend on the observed input through differentiable operations; expected "
+    "y to be computed from x, got an output without a path to it (integer input, argmax, detach?)"
+)
+
+
+def _jet(fn: BatchFn, x: Tensor, engine: str) -> Jet:
+    if engine not in get_args(Engine):
+        raise ValueError(f"engine must be one of {get_args(Engine)}, got {engine!r}")
+    jet: Jet = FuncJet(fn, x) if engine == "func" else tape_jet(fn, x, create_graph=True)
+    if jet.value.shape[:1] != x.shape[:1]:
+        raise ValueError(
+            f"fn must keep the batch axis: expected [{len(x)}, *out], got {list(jet.value.shape)}"
+        )
+    return jet
+
+
+def _recording() -> AbstractContextManager[Any]:
+    modes = ExitStack()
+    modes.enter_context(torch.inference_mode(False))
+    modes.enter_context(torch.enable_grad())
+    return modes
+
+
+def _usable(direction: Tensor) -> Tensor:
+    return direction.clone() if direction.is_inference() else direction
+
+
+def _identity(like: Tensor) -> Tensor:
+    size = like[0].numel()
+    eye = torch.eye(size, dtype=like.dtype, device=like.device)
+    return eye.reshape(size, 1, *like.shape[1:]).expand(size, *like.shape)
+
+
+def _check_shape(name: str, directions: Tensor, like: Tensor) -> None:
+    if directions.shape[1:] != like.shape or directions.shape[:1] in ((), (0,)):
+        expected = ", ".join(["proj >= 1", *map(str, like.shape)])
+        raise ValueError(f"{name} must have shape [{expected}], got {list(directions.shape)}")
+
+
+def _check_pairs(cotangents: Tensor, tangents: Tensor) -> None:
+    if len(cotangents) != len(tangents):
+        raise ValueError(
+            "cotangents and tangents must come in pairs: expected the same number of projections, "
+            f"got {len(cotangents)} and {len(tangents)}"
+        )

@@ -1,0 +1,159 @@
+"""Distances between a student's and a target's projected derivatives.
+
+Each keeps the projection axis and the batch axis and sums over the elements of a row; the one
+reduction to a scalar happens in the objective. Shapes must agree exactly: a silent broadcast of
+``[batch, 1]`` against ``[batch]`` would compare every row with every other.
+"""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+Discrepancy = Callable[[Tensor, Tensor], Tensor]
+"""Maps two ``[proj, batch, *d]`` to ``[proj, batch]``."""
+
+
+def squared(
+    student: Float[Tensor, "proj batch *d"], target: Float[Tensor, "proj batch *d"]
+) -> Float[Tensor, "proj batch"]:
+    r"""Return :math:`\sum_i (s_i - t_i)^2`.
+
+    Args:
+        student: The student's rows.
+        target: The target's rows.
+
+    Returns:
+        The distance of every row.
+    """
+    return _sum(_difference(student, target).square())
+
+
+def l1(
+    student: Float[Tensor, "proj batch *d"], target: Float[Tensor, "proj batch *d"]
+) -> Float[Tensor, "proj batch"]:
+    r"""Return :math:`\sum_i |s_i - t_i|`; its gradient is 0 where the two agree.
+
+    Args:
+        student: The student's rows.
+        target: The target's rows.
+
+    Returns:
+        The distance of every row.
+    """
+    return _sum(_difference(student, target).abs())
+
+
+def huber(
+    student: Float[Tensor, "proj batch *d"],
+    target: Float[Tensor, "proj batch *d"],
+    *,
+    delta: float = 1.0,
+) -> Float[Tensor, "proj batch"]:
+    r"""Return the sum of Huber's function of :math:`e_i = s_i - t_i`.
+
+    It is :math:`e^2 / 2` up to :math:`|e| = \delta` and :math:`\delta (|e| - \delta / 2)` beyond.
+
+    Args:
+        student: The student's rows.
+        target: The target's rows.
+        delta: Where the square ends, in units of the rows; positive.
+
+    Returns:
+        The distance of every row.
+
+    Raises:
+        ValueError: If ``delta`` is not positive.
+
+    Source:
+        Huber 1964, Robust Estimation of a Location Parameter.
+    """
+    if not delta > 0:
+        raise ValueError(f"delta must be positive, got {delta}")
+    error = _difference(student, target).abs()
+    inner = error.clamp(max=delta)
+    # e^2/2 inside, delta*(e - delta/2) outside, without a branch whose unused side could overflow
+    return _sum(inner * (error - inner / 2))
+
+
+def cosine(
+    student: Float[Tensor, "proj batch *d"], target: Float[Tensor, "proj batch *d"]
+) -> Float[Tensor, "proj batch"]:
+    r"""Return :math:`1 - \cos(s, t)`: direction alone is compared.
+
+    A zero vector has no direction: it is at distance 1 from every other and 0 from another zero,
+    with gradient 0. A vector counts as zero if no element exceeds the root of the smallest normal
+    number of its type (1e-19 in float32), so the gradient is finite everywhere.
+
+    Args:
+        student: The student's rows.
+        target: The target's rows.
+
+    Returns:
+        The distance of every row, 0 to 2.
+    """
+    _check_shapes(student, target)
+    student_unit, student_is_zero = _unit(student)
+    target_unit, target_is_zero = _unit(target)
+    distance = 1 - (student_unit * target_unit).sum(-1)
+    return distance.masked_fill(student_is_zero & target_is_zero, 0.0)
+
+
+def kl(
+    student_log_probs: Float[Tensor, "batch classes"],
+    teacher_log_probs: Float[Tensor, "batch classes"],
+) -> Float[Tensor, " batch"]:
+    r"""Return the divergence :math:`\sum_a p_a (\log p_a - \log q_a)` of student q from teacher p.
+
+    Classes that the teacher gives probability 0 add nothing, whatever the student says of them.
+
+    Args:
+        student_log_probs: log q.
+        teacher_log_probs: log p.
+
+    Returns:
+        KL(teacher || student) of every row, in nats.
+    """
+    _check_shapes(student_log_probs, teacher_log_probs)
+    probs = teacher_log_probs.exp()
+    # -inf - x times 0 would be NaN
+    excess = torch.where(probs > 0, teacher_log_probs - student_log_probs, 0.0)
+    return (probs * excess).sum(-1)
+
+
+DISCREPANCIES: Mapping[str, Discrepancy] = {
+    "squared": squared,
+    "l1": l1,
+    "huber": huber,
+    "cosine": cosine,
+}
+
+
+def _check_shapes(student: Tensor, target: Tensor) -> None:
+    if student.shape != target.shape:
+        raise ValueError(
+            "student and target must have the same shape, "
+            f"got {list(student.shape)} and {list(target.shape)}"
+        )
+
+
+def _difference(student: Tensor, target: Tensor) -> Tensor:
+    _check_shapes(student, target)
+    return student - target
+
+
+def _sum(terms: Tensor) -> Tensor:
+    return terms.flatten(2).sum(-1) if terms.dim() > 2 else terms
+
+
+def _unit(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the rows as [proj, batch, d] at length 1 (or 0), and which of them are zero."""
+    flat = rows.flatten(2) if rows.dim() > 2 else rows[..., None]
+    # A direction does not change with the scale, so the scale needs no gradient; dividing by it
+    # first keeps the squares from overflowing and underflowing.
+    scale = flat.detach().abs().amax(-1, keepdim=True)
+    is_zero = scale < torch.finfo(flat.dtype).tiny ** 0.5
+    scaled = torch.where(is_zero, 0.0, flat) / scale.masked_fill(is_zero, 1.0)
+    length = scaled.square().sum(-1, keepdim=True).masked_fill(is_zero, 1.0).sqrt()
+    return scaled / length, is_zero.squeeze(-1)

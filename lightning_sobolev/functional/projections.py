@@ -1,0 +1,226 @@
+r"""Random and basis directions: which part of a Jacobian is compared.
+
+Every kind has the same scale: over the draw, the mean over projections of
+:math:`|u_p^\top J|^2` has expectation :math:`|J|_F^2`, because :math:`E[u u^\top] = I`. A weight
+therefore means the same for each kind, for each number of projections and for each batch size. A
+unit vector on the sphere in C dimensions alone would give :math:`|J|_F^2 / C`.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from lightning_sobolev.functional._hashing import GOLDEN, hash_words, mix, shifted, signed
+
+PROJECTIONS = ("sphere", "gaussian", "rademacher", "basis")
+
+
+def draw(
+    kind: str,
+    shape: Sequence[int],
+    *,
+    num_projections: int | None,
+    generator: torch.Generator,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+) -> Float[Tensor, "proj batch *rest"]:
+    r"""Draw directions for every row of a batch.
+
+    With C the number of elements of a row:
+
+    - ``"sphere"``: uniform on the sphere of radius :math:`\sqrt C`;
+    - ``"gaussian"``: independent standard normals;
+    - ``"rademacher"``: independent signs;
+    - ``"basis"``: distinct basis directions times :math:`\sqrt C`, drawn for each row without
+      replacement; ``num_projections=None`` gives all of them, in order: then nothing is random and
+      the mean over projections is :math:`|J|_F^2` exactly.
+
+    Numbers are drawn on the generator's device in float32, or float64 where that is asked for, and
+    then moved: a draw does not depend on where the model is.
+
+    Args:
+        kind: One of :data:`PROJECTIONS`.
+        shape: ``[batch, *rest]``, the shape of what the directions are paired with.
+        num_projections: Directions for each row; ``None`` means every basis direction.
+        generator: Source of randomness.
+        dtype: Type of the result; the default type if ``None``.
+        device: Device of the result; the generator's if ``None``.
+
+    Returns:
+        The directions.
+
+    Raises:
+        ValueError: If ``kind`` is unknown, ``shape`` has no batch axis, or ``num_projections`` is
+            below 1, above C for ``"basis"``, or ``None`` for another kind.
+
+    Source:
+        Czarnecki et al. 2017, Sobolev Training for Neural Networks (arXiv:1706.04859), projects on
+        unit vectors; the factor :math:`\sqrt C` follows Hoffman, Roberts and Yaida 2019, Robust
+        Learning with Jacobian Regularization (arXiv:1908.02729).
+
+    Example:
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> draw("sphere", (3, 4), num_projections=2, generator=generator).square().sum(-1)
+        tensor([[4.0000, 4.0000, 4.0000],
+                [4.0000, 4.0000, 4.0000]])
+    """
+    _check_kind(kind)
+    if not shape:
+        raise ValueError("shape must be [batch, *rest], got an empty one")
+    batch, rest = shape[0], tuple(shape[1:])
+    size = torch.Size(rest).numel()
+    count = _count(kind, num_projections, size)
+    dtype = torch.get_default_dtype() if dtype is None else dtype
+    drawn = torch.float64 if dtype == torch.float64 else torch.float32
+    if kind == "basis":
+        flat = _draw_basis(count if num_projections else None, batch, size, generator).to(drawn)
+    elif kind == "rademacher" or (kind == "sphere" and size == 1):
+        flat = _draw_signs((count, batch, size), generator).to(drawn)
+    else:
+        flat = torch.randn(
+            count, batch, size, generator=generator, device=generator.device, dtype=drawn
+        )
+        flat = _on_sphere(flat) if kind == "sphere" else flat
+    return flat.reshape(count, batch, *rest).to(device=device or generator.device, dtype=dtype)
+
+
+def counter_draw(
+    kind: str,
+    sample_index: Int[Tensor, " batch"],
+    rest_shape: Sequence[int],
+    *,
+    seed: int,
+    draw: int,
+    dtype: torch.dtype | None = None,
+) -> Float[Tensor, "batch *rest"]:
+    r"""Draw one direction for each sample as a pure function of (seed, sample index, draw).
+
+    The row of a sample is the same whatever batch it is in, whatever came before and whichever
+    process asks, so that a stored projection of a teacher's derivative can be matched later. Kinds
+    and scale are those of :func:`draw`; ``"basis"`` picks one direction, uniformly. Bits come from
+    a counter-based hash (exact on every device), normals from them by Box and Muller in float64 on
+    the device of ``sample_index``.
+
+    Args:
+        kind: One of :data:`PROJECTIONS`.
+        sample_index: What identifies each sample: an integer in the data set.
+        rest_shape: Shape of one row.
+        seed: Seed of the whole run.
+        draw: Number of the draw, for instance the epoch.
+        dtype: Type of the result; the default type if ``None``.
+
+    Returns:
+        The directions.
+
+    Raises:
+        ValueError: If ``kind`` is unknown or ``sample_index`` is not a vector of integers.
+
+    Source:
+        Steele, Lea and Flood 2014, Fast Splittable Pseudorandom Number Generators (the mixing
+        function); Box and Muller 1958, A Note on the Generation of Random Normal Deviates.
+
+    Example:
+        >>> counter_draw("rademacher", torch.tensor([7, 3]), (3,), seed=0, draw=0).shape
+        torch.Size([2, 3])
+    """
+    _check_kind(kind)
+    if sample_index.dim() != 1 or sample_index.is_floating_point():
+        raise ValueError(
+            "sample_index must be a vector of integers, "
+            f"got {sample_index.dtype} of shape {list(sample_index.shape)}"
+        )
+    rest = torch.Size(rest_shape)
+    size = rest.numel()
+    index = sample_index.long()
+    keys = mix(mix(index + signed(hash_words(seed, draw)))[:, None] + 1)
+    if kind == "basis":
+        choice = _bits(keys, torch.zeros_like(index[:1])) % size
+        flat = torch.zeros(len(index), size, dtype=torch.float64, device=index.device)
+        flat.scatter_(1, choice, math.sqrt(size))
+    else:
+        counters = torch.arange(2 * size, device=index.device)
+        flat = _COUNTER_DRAWS[kind](_bits(keys, counters))
+    return flat.reshape(len(index), *rest).to(torch.get_default_dtype() if dtype is None else dtype)
+
+
+def generator_for(*words: int) -> torch.Generator:
+    """Return a CPU generator whose seed is a hash of ``words``, their order and their number.
+
+    Args:
+        words: What identifies the draw, e.g. seed, rank, counter, position of the term.
+
+    Returns:
+        A new generator.
+    """
+    return torch.Generator().manual_seed(hash_words(*words))
+
+
+def _check_kind(kind: str) -> None:
+    if kind not in PROJECTIONS:
+        raise ValueError(f"projection must be one of {PROJECTIONS}, got {kind!r}")
+
+
+def _count(kind: str, num_projections: int | None, size: int) -> int:
+    if num_projections is None:
+        if kind != "basis":
+            raise ValueError(
+                "num_projections=None (every direction) needs projection 'basis', "
+                f"got projection {kind!r}"
+            )
+        return size
+    if num_projections < 1:
+        raise ValueError(f"num_projections must be at least 1, got {num_projections}")
+    if kind == "basis" and num_projections > size:
+        raise ValueError(
+            f"num_projections must be at most the {size} basis directions, got {num_projections}"
+        )
+    return num_projections
+
+
+def _draw_basis(count: int | None, batch: int, size: int, generator: torch.Generator) -> Tensor:
+    if count is None:
+        eye = torch.eye(size, device=generator.device)[:, None].expand(size, batch, size)
+        return eye.double() * math.sqrt(size)
+    scores = torch.rand(batch, size, generator=generator, device=generator.device)
+    chosen = scores.topk(count, dim=1).indices.T  # [proj, batch]
+    flat = torch.zeros(count, batch, size, dtype=torch.float64, device=generator.device)
+    return flat.scatter_(2, chosen[..., None], math.sqrt(size))
+
+
+def _draw_signs(shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    bits = torch.randint(0, 2, tuple(shape), generator=generator, device=generator.device)
+    return bits.mul_(2).sub_(1)
+
+
+def _on_sphere(normals: Tensor) -> Tensor:
+    norms = normals.square().sum(-1, keepdim=True).sqrt()
+    # a vector of zeros stays one instead of becoming NaN
+    return normals / norms.clamp_min(torch.finfo(norms.dtype).tiny) * math.sqrt(normals.shape[-1])
+
+
+def _bits(keys: Int[Tensor, "batch 1"], counters: Int[Tensor, " count"]) -> Tensor:
+    """Return 53 random bits for each key and counter."""
+    return shifted(mix(keys + counters * signed(GOLDEN)), 11)
+
+
+def _signs(bits: Int[Tensor, "batch two_size"]) -> Tensor:
+    return ((bits[:, ::2] & 1) * 2 - 1).double()
+
+
+def _normals(bits: Int[Tensor, "batch two_size"]) -> Tensor:
+    radius = torch.sqrt(-2 * torch.log((bits[:, ::2] + 1).double() * 2.0**-53))
+    return radius * torch.cos(bits[:, 1::2].double() * (2.0**-52 * torch.pi))
+
+
+def _sphere(bits: Int[Tensor, "batch two_size"]) -> Tensor:
+    return _signs(bits) if bits.shape[1] == 2 else _on_sphere(_normals(bits))
+
+
+_COUNTER_DRAWS: dict[str, Callable[[Tensor], Tensor]] = {
+    "sphere": _sphere,
+    "gaussian": _normals,
+    "rademacher": _signs,
+}

@@ -1,0 +1,51 @@
+"""What all metrics share: named sums in float64.
+
+Sums over many batches lose digits in float32, and a mean and its spread must not cancel. States are
+replaced, never written to: one created under ``inference_mode`` refuses to be written to outside.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+
+class SumMetric(Metric):
+    """A metric whose states are sums, so that it adds up over batches and processes.
+
+    Args:
+        names: Names of the sums.
+        **kwargs: What ``torchmetrics.Metric`` takes.
+    """
+
+    is_differentiable = False
+    higher_is_better = False
+    full_state_update = False
+
+    def __init__(self, *names: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        for name in names:
+            self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def _add(self, **parts: Tensor) -> None:
+        for name, part in parts.items():
+            setattr(self, name, getattr(self, name) + part.detach().double())
+
+
+def check_shapes(student: Tensor, target: Tensor, target_name: str) -> None:
+    """Refuse shapes that differ: they would broadcast to something else than was meant.
+
+    Args:
+        student: First argument of a metric.
+        target: Second argument.
+        target_name: What the second argument is called there.
+
+    Raises:
+        ValueError: If the shapes differ.
+    """
+    if student.shape != target.shape:
+        raise ValueError(
+            f"student and {target_name} must have the same shape, "
+            f"got {list(student.shape)} and {list(target.shape)}"
+        )

@@ -1,0 +1,111 @@
+"""How well projected derivatives are matched."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lightning_sobolev.functional.discrepancies import cosine
+from lightning_sobolev.metrics._sums import SumMetric, check_shapes
+
+
+class DerivativeNMSE(SumMetric):
+    r"""Squared error of the derivative, divided by the square of the target derivative.
+
+    .. math:: \sum (s - t)^2 \,/\, \sum t^2
+
+    over all projections, rows and elements seen. 1 is the score of a derivative of zero. With all
+    basis projections the ratio is exact, with random ones an estimate of it. NaN entries of the
+    target are not known and are left out.
+
+    Args:
+        **kwargs: What ``torchmetrics.Metric`` takes.
+
+    Example:
+        >>> metric = DerivativeNMSE()
+        >>> metric.update(torch.zeros(1, 1, 2), torch.tensor([[[3.0, 4.0]]]))
+        >>> metric.compute()
+        tensor(1., dtype=torch.float64)
+    """
+
+    error: Tensor
+    energy: Tensor
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__("error", "energy", **kwargs)
+
+    def update(
+        self,
+        student_rows: Float[Tensor, "proj batch *in"],
+        target_rows: Float[Tensor, "proj batch *in"],
+    ) -> None:
+        """Take in one batch.
+
+        Args:
+            student_rows: Projected derivatives of the student.
+            target_rows: Those of the target, with the same projections.
+        """
+        check_shapes(student_rows, target_rows, "target_rows")
+        known = ~target_rows.isnan()
+        error = torch.where(known, student_rows - target_rows, 0.0)
+        target = torch.where(known, target_rows, 0.0)
+        self._add(
+            error=error.square().sum(dtype=torch.float64),
+            energy=target.square().sum(dtype=torch.float64),
+        )
+
+    def compute(self) -> Float[Tensor, ""]:
+        """Return the ratio."""
+        return self.error / self.energy
+
+
+class DerivativeCosine(SumMetric):
+    r"""Mean over projections and rows of the cosine between student's and target's derivative.
+
+    Where both are zero it counts as 1, where one is as 0. Entries at which the target is NaN are
+    not known and are left out; rows without a known entry are not counted.
+
+    Args:
+        **kwargs: What ``torchmetrics.Metric`` takes.
+
+    Example:
+        >>> metric = DerivativeCosine()
+        >>> metric.update(torch.tensor([[[1.0, 0.0]]]), torch.tensor([[[0.0, 2.0]]]))
+        >>> metric.compute()
+        tensor(0., dtype=torch.float64)
+    """
+
+    higher_is_better = True
+
+    total: Tensor
+    count: Tensor
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__("total", "count", **kwargs)
+
+    def update(
+        self,
+        student_rows: Float[Tensor, "proj batch *in"],
+        target_rows: Float[Tensor, "proj batch *in"],
+    ) -> None:
+        """Take in one batch.
+
+        Args:
+            student_rows: Projected derivatives of the student.
+            target_rows: Those of the target, with the same projections.
+        """
+        check_shapes(student_rows, target_rows, "target_rows")
+        known = ~target_rows.isnan()
+        similarity = 1 - cosine(
+            torch.where(known, student_rows, 0.0), torch.where(known, target_rows, 0.0)
+        )
+        counted = known.flatten(2).any(-1) if known.dim() > 2 else known
+        self._add(
+            total=torch.where(counted, similarity, 0.0).sum(dtype=torch.float64),
+            count=counted.sum(),
+        )
+
+    def compute(self) -> Float[Tensor, ""]:
+        """Return the mean cosine."""
+        return self.total / self.count

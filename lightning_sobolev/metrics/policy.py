@@ -1,0 +1,117 @@
+"""How well a policy is matched."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lightning_sobolev.functional.discrepancies import kl
+from lightning_sobolev.metrics._sums import SumMetric, check_shapes
+
+
+class PolicyKL(SumMetric):
+    """Mean over rows of the divergence KL(teacher || student), in nats.
+
+    Args:
+        **kwargs: What ``torchmetrics.Metric`` takes.
+
+    Example:
+        >>> metric = PolicyKL()
+        >>> log_probs = torch.tensor([[0.25, 0.75]]).log()
+        >>> metric.update(log_probs, log_probs)
+        >>> metric.compute()
+        tensor(0., dtype=torch.float64)
+    """
+
+    total: Tensor
+    count: Tensor
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__("total", "count", **kwargs)
+
+    def update(
+        self,
+        student_log_probs: Float[Tensor, "batch actions"],
+        teacher_log_probs: Float[Tensor, "batch actions"],
+    ) -> None:
+        """Take in one batch.
+
+        Args:
+            student_log_probs: The student's log-probabilities.
+            teacher_log_probs: The teacher's.
+        """
+        check_shapes(student_log_probs, teacher_log_probs, "teacher_log_probs")
+        divergence = kl(student_log_probs.double(), teacher_log_probs.double())
+        self._add(total=divergence.sum(), count=_rows(student_log_probs))
+
+    def compute(self) -> Float[Tensor, ""]:
+        """Return the mean."""
+        return self.total / self.count
+
+
+class ActionDisagreement(SumMetric):
+    """Fraction of rows in which student's and teacher's most probable actions differ.
+
+    Args:
+        merge: Groups of actions that do the same; two actions of one group count as equal. An
+            action in no group stands for itself. ``None`` merges nothing.
+        **kwargs: What ``torchmetrics.Metric`` takes.
+
+    Raises:
+        ValueError: If an action is negative or in two groups.
+
+    Example:
+        >>> student, teacher = torch.eye(3)[[0, 2]], torch.eye(3)[[1, 0]]
+        >>> metric = ActionDisagreement(merge=[(0, 1)])
+        >>> metric.update(student, teacher)
+        >>> metric.compute()
+        tensor(0.5000, dtype=torch.float64)
+    """
+
+    differing: Tensor
+    count: Tensor
+
+    def __init__(self, merge: Sequence[Sequence[int]] | None = None, **kwargs: Any) -> None:
+        super().__init__("differing", "count", **kwargs)
+        groups = [list(group) for group in merge or ()]
+        actions = [action for group in groups for action in group]
+        if len(set(actions)) != len(actions) or min(actions, default=0) < 0:
+            raise ValueError(f"merge must hold each action once, none negative, got {groups}")
+        self._representatives = {action: group[0] for group in groups for action in group}
+
+    def update(
+        self,
+        student_log_probs: Float[Tensor, "batch actions"],
+        teacher_log_probs: Float[Tensor, "batch actions"],
+    ) -> None:
+        """Take in one batch.
+
+        Args:
+            student_log_probs: The student's log-probabilities, or logits.
+            teacher_log_probs: The teacher's.
+
+        Raises:
+            ValueError: If ``merge`` names an action that the policies do not have.
+        """
+        check_shapes(student_log_probs, teacher_log_probs, "teacher_log_probs")
+        num_actions = student_log_probs.shape[-1]
+        if max(self._representatives, default=0) >= num_actions:
+            raise ValueError(
+                f"merge must name actions below {num_actions}, got {max(self._representatives)}"
+            )
+        names = torch.tensor(
+            [self._representatives.get(action, action) for action in range(num_actions)],
+            device=student_log_probs.device,
+        )
+        ours, theirs = names[student_log_probs.argmax(-1)], names[teacher_log_probs.argmax(-1)]
+        self._add(differing=(ours != theirs).sum(), count=_rows(student_log_probs))
+
+    def compute(self) -> Float[Tensor, ""]:
+        """Return the fraction."""
+        return self.differing / self.count
+
+
+def _rows(log_probs: Tensor) -> Tensor:
+    return torch.tensor(len(log_probs), device=log_probs.device)
