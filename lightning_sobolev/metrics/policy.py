@@ -55,8 +55,9 @@ class ActionDisagreement(SumMetric):
     """Fraction of rows in which student's and teacher's most probable actions differ.
 
     Args:
-        merge: Groups of actions that do the same; two actions of one group count as equal. An
-            action in no group stands for itself. ``None`` merges nothing.
+        merge: Groups of actions that do the same; their probabilities are summed before the most
+            probable is taken, since the choice within a group means nothing. An action in no
+            group stands for itself. ``None`` merges nothing.
         **kwargs: What ``torchmetrics.Metric`` takes.
 
     Raises:
@@ -105,7 +106,10 @@ class ActionDisagreement(SumMetric):
             [self._representatives.get(action, action) for action in range(num_actions)],
             device=student_log_probs.device,
         )
-        ours, theirs = names[student_log_probs.argmax(-1)], names[teacher_log_probs.argmax(-1)]
+        ours, theirs = (
+            torch.zeros_like(policy).index_add(-1, names, policy.softmax(-1)).argmax(-1)
+            for policy in (student_log_probs, teacher_log_probs)
+        )
         self._add(differing=(ours != theirs).sum(), count=_rows(student_log_probs))
 
     def compute(self) -> Float[Tensor, ""]:

@@ -351,9 +351,9 @@ def test_output_must_keep_the_batch_axis(engine):
 
 
 def test_unknown_engine_is_named():
-    with pytest.raises(ValueError, match="engine must be one of .*, got 'tap'"):
+    with pytest.raises(ValueError, match=r"engine must be one of .*, got 'tap'"):
         value_and_vjp(torch.sin, torch.ones(1, 1), torch.ones(1, 1, 1), engine="tap")
-    with pytest.raises(ValueError, match="engine must be one of .*, got 'tap'"):
+    with pytest.raises(ValueError, match=r"engine must be one of .*, got 'tap'"):
         value_and_jvp(torch.sin, torch.ones(1, 1), torch.ones(1, 1, 1), engine="tap")
 
 
@@ -362,3 +362,43 @@ def test_basis_projections_recover_the_frobenius_norm(engine, generator):
     cotangents = draw("basis", (3, 3), num_projections=None, generator=generator)
     rows = value_and_vjp(fn, x, cotangents, engine=engine)[1]
     assert_close(rows.square().sum(-1).mean(0), dense_jacobian(fn, x).square().flatten(1).sum(-1))
+
+
+class _WrittenOutNorm(nn.Module):
+    def forward(self, x):
+        centered = x - x.mean(-1, keepdim=True)
+        return centered * (centered.square().mean(-1, keepdim=True) + 1e-5).rsqrt()
+
+
+@pytest.mark.parametrize("norm", [nn.LayerNorm(6, elementwise_affine=False), _WrittenOutNorm()])
+def test_derivatives_through_a_norm_are_right_as_numbers(norm, engine, generator):
+    fn, x = family("mlp", generator)
+    fn.insert(1, norm)
+    cotangents, tangents = _directions(fn, x, generator)
+    rows = value_and_vjp(fn, x, cotangents, engine=engine)[1]
+    columns = value_and_jvp(fn, x, tangents, engine=engine)[1]
+    _laws.assert_adjoint(columns, rows, cotangents, tangents)
+    expected = [
+        central_difference(lambda x, u=u: value_and_vjp(fn, x, u[None])[1][0], x, v)
+        for u, v in zip(cotangents, tangents, strict=True)
+    ]
+    products = hvp(fn, x, cotangents, tangents, engine=engine)
+    assert_close(products, torch.stack(expected), atol=1e-7, rtol=1e-6)
+
+
+@pytest.mark.parametrize("order", ["vjp", "jvp", "hvp"])
+@pytest.mark.parametrize("kind", ["tape", "func", "forward"])
+def test_parameter_gradient_through_a_written_out_norm(kind, order, generator):
+    fn, x = family("mlp", generator)
+    fn.insert(1, _WrittenOutNorm())
+    cotangents, tangents = _directions(fn, x, generator, count=1)
+    arguments = {"vjp": (cotangents,), "jvp": (tangents,), "hvp": (cotangents, tangents)}[order]
+
+    def loss():
+        return getattr(_jets(fn, x, tangents)[kind], order)(*arguments).square().sum()
+
+    ours = torch.autograd.grad(
+        loss(), list(fn.parameters()), allow_unused=True, materialize_grads=True
+    )
+    for mine, expected in zip(ours, parameter_gradients_by_differences(loss, fn), strict=True):
+        assert_close(mine, expected, atol=1e-5, rtol=1e-5)

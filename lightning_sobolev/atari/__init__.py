@@ -1,0 +1,46 @@
+"""Atari: games, policies, recorded play of a teacher, and how well a policy plays."""
+
+from lightning_sobolev.atari.datamodule import RecordedStates, RecordingDataModule
+from lightning_sobolev.atari.environments import (
+    AtariSettings,
+    Environments,
+    Transition,
+    games,
+    make_environments,
+)
+from lightning_sobolev.atari.evaluation import EpisodeReturns, play
+from lightning_sobolev.atari.networks import CenteredPolicy, NatureCNN, SmallCNN, scale_pixels
+from lightning_sobolev.atari.policy import choose, log_probabilities
+from lightning_sobolev.atari.recorder import record
+from lightning_sobolev.atari.recording import Recording, fingerprint
+from lightning_sobolev.atari.sampling import EvenSampler, StepLoader, StepSampler
+from lightning_sobolev.atari.splits import SplitSizes
+from lightning_sobolev.atari.zoo import agents, load_agent, save_agent
+
+__all__ = [
+    "AtariSettings",
+    "CenteredPolicy",
+    "Environments",
+    "EpisodeReturns",
+    "EvenSampler",
+    "NatureCNN",
+    "RecordedStates",
+    "Recording",
+    "RecordingDataModule",
+    "SmallCNN",
+    "SplitSizes",
+    "StepLoader",
+    "StepSampler",
+    "Transition",
+    "agents",
+    "choose",
+    "fingerprint",
+    "games",
+    "load_agent",
+    "log_probabilities",
+    "make_environments",
+    "play",
+    "record",
+    "save_agent",
+    "scale_pixels",
+]

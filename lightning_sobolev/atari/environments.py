@@ -1,0 +1,229 @@
+"""Atari games in the Arcade Learning Environment: one builder for recording, evaluating, training.
+
+Note [reset at once]: the environments restart an ended episode in the same step. So every step is
+a transition, no action is ever ignored, and the stack that follows an end is the first one of the
+next episode; the last picture of an ended game is not returned, because nothing is decided there.
+"""
+
+import difflib
+from dataclasses import KW_ONLY, asdict, dataclass
+from typing import NamedTuple
+
+import numpy as np
+from ale_py import roms
+from ale_py.vector_env import AtariVectorEnv
+from gymnasium.vector import AutoresetMode
+from jaxtyping import Bool, Float, Int, UInt8
+
+_STICKY_PROBABILITY = 0.25
+_AT_LEAST_ONE = (
+    "num_envs",
+    "frameskip",
+    "img_height",
+    "img_width",
+    "stack_num",
+    "max_num_frames_per_episode",
+)
+
+
+def games() -> tuple[str, ...]:
+    """List the games that can be played.
+
+    Returns:
+        Their names, in alphabetical order.
+    """
+    return tuple(sorted(roms.get_all_rom_ids()))
+
+
+@dataclass(frozen=True, slots=True)
+class AtariSettings:
+    """Everything that decides what an agent sees and what its actions do.
+
+    The defaults are those of Mnih et al. 2015 (grey pictures of 84 x 84, four stacked, each action
+    held for four frames, up to 30 idle frames at the start) with the whole game as one episode.
+
+    Args:
+        game: Name of the game in snake case, e.g. ``"ms_pacman"``.
+        num_envs: Games played side by side.
+        frameskip: Frames for which an action is held; one step of the agent.
+        img_height: Height of a picture in pixels.
+        img_width: Width of a picture in pixels.
+        stack_num: Pictures in a stack, the newest last; zeros before the first of an episode.
+        maxpool: Whether a picture is the brighter of its last two frames (removes flicker).
+        noop_max: Most idle frames at the start of an episode; their number is drawn at random.
+        use_fire_reset: Whether FIRE is pressed at the start where the game needs it.
+        sticky: Whether an action is repeated with probability 0.25 instead of the chosen one.
+        episodic_life: Whether an episode ends when a life is lost; the game then starts anew.
+        full_action_space: Whether all 18 actions are offered instead of those the game knows.
+        reward_clipping: Whether rewards are clipped to -1, 0 and 1.
+        max_num_frames_per_episode: Frames after which an episode is cut.
+
+    Raises:
+        ValueError: If the game is unknown or a number is out of range.
+
+    Source:
+        Mnih et al. 2015, Human-level control through deep reinforcement learning, Methods; Machado
+        et al. 2018, Revisiting the Arcade Learning Environment, section 5 for ``sticky``.
+    """
+
+    game: str = "pong"
+    _: KW_ONLY
+    num_envs: int = 8
+    frameskip: int = 4
+    img_height: int = 84
+    img_width: int = 84
+    stack_num: int = 4
+    maxpool: bool = True
+    noop_max: int = 30
+    use_fire_reset: bool = True
+    sticky: bool = False
+    episodic_life: bool = False
+    full_action_space: bool = False
+    reward_clipping: bool = False
+    max_num_frames_per_episode: int = 108_000
+
+    def __post_init__(self) -> None:
+        _check_game(self.game)
+        for name in (*_AT_LEAST_ONE, "noop_max"):
+            value = getattr(self, name)
+            least = 0 if name == "noop_max" else 1
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"{name} must be a whole number >= {least}, got {value!r}")
+
+
+def _check_game(game: str) -> None:
+    known = games()
+    if game in known:
+        return
+    close = difflib.get_close_matches(str(game), known, n=3, cutoff=0.5)
+    hint = f"close matches: {', '.join(close)}" if close else f"one of {len(known)}, e.g. pong"
+    raise ValueError(f"game must name a game in snake case ({hint}), got {game!r}")
+
+
+class Transition(NamedTuple):
+    """What one step of all games brought; see Note [reset at once]."""
+
+    stacks: UInt8[np.ndarray, "env stack height width"]
+    rewards: Float[np.ndarray, " env"]
+    terminated: Bool[np.ndarray, " env"]
+    truncated: Bool[np.ndarray, " env"]
+
+    @property
+    def ended(self) -> Bool[np.ndarray, " env"]:
+        """Whether an episode ended, in either way."""
+        ended: np.ndarray = self.terminated | self.truncated
+        return ended
+
+
+class Environments:
+    """Several copies of one game, seeded, stepped together.
+
+    The same settings, seed and actions give the same pictures bit for bit; the number of threads
+    changes nothing.
+
+    Args:
+        settings: What is played and how it is shown.
+        seed: Decides the idle starts (and the sticky actions) of every copy.
+        num_threads: Threads that step the games; 0 takes one per core.
+
+    Raises:
+        ValueError: If the seed is negative.
+    """
+
+    def __init__(self, settings: AtariSettings, seed: int, *, num_threads: int = 0) -> None:
+        if seed < 0:
+            raise ValueError(f"seed must be at least 0, got {seed}")
+        options = asdict(settings)
+        sticky = options.pop("sticky")
+        self.settings = settings
+        self._seed = seed
+        self._env = AtariVectorEnv(
+            **options,
+            repeat_action_probability=_STICKY_PROBABILITY if sticky else 0.0,
+            num_threads=num_threads,
+            autoreset_mode=AutoresetMode.SAME_STEP,
+        )
+
+    @property
+    def num_envs(self) -> int:
+        """Games side by side."""
+        return self.settings.num_envs
+
+    @property
+    def num_actions(self) -> int:
+        """Actions to choose from."""
+        return len(self.action_meanings)
+
+    @property
+    def action_meanings(self) -> tuple[str, ...]:
+        """What each action presses, in the order of the network's outputs."""
+        return tuple(action.name for action in self._env.ale.get_action_set())
+
+    def reset(self) -> UInt8[np.ndarray, "env stack height width"]:
+        """Start every game from the seed.
+
+        Returns:
+            The first stacks.
+        """
+        # consecutive seeds would give runs with seeds 0 and 1 all but one of their games in common
+        seeds = np.random.SeedSequence(self._seed).generate_state(self.num_envs) >> 1
+        stacks, _ = self._env.reset(seed=seeds.astype(np.int32))
+        return np.asarray(stacks)
+
+    def step(self, actions: Int[np.ndarray, " env"]) -> Transition:
+        """Hold one action in every game for ``frameskip`` frames.
+
+        Args:
+            actions: Numbers of the actions.
+
+        Returns:
+            What the step brought.
+
+        Raises:
+            ValueError: If an action does not exist or their number is not that of the games.
+        """
+        if actions.shape != (self.num_envs,):
+            raise ValueError(f"actions must have shape [{self.num_envs}], got {actions.shape}")
+        if actions.min() < 0 or actions.max() >= self.num_actions:
+            raise ValueError(
+                f"actions must lie in 0..{self.num_actions - 1}, got {actions.tolist()}"
+            )
+        stacks, rewards, terminated, truncated, _ = self._env.step(actions.astype(np.int64))
+        return Transition(
+            np.asarray(stacks),
+            np.asarray(rewards, dtype=np.float32),
+            np.asarray(terminated, dtype=bool),
+            np.asarray(truncated, dtype=bool),
+        )
+
+
+def make_environments(settings: AtariSettings, seed: int, *, num_threads: int = 0) -> Environments:
+    """Build the games that settings describe.
+
+    Args:
+        settings: What is played and how it is shown.
+        seed: Decides the idle starts (and the sticky actions) of every copy.
+        num_threads: Threads that step the games; 0 takes one per core.
+
+    Returns:
+        The games, not yet started.
+    """
+    return Environments(settings, seed, num_threads=num_threads)
+
+
+def check_num_actions(num_outputs: int, environments: Environments, *, who: str) -> None:
+    """Refuse a policy whose outputs are not the game's actions.
+
+    Args:
+        num_outputs: Width of the policy's output.
+        environments: The games it shall play.
+        who: How the message calls the policy.
+
+    Raises:
+        ValueError: If the numbers differ.
+    """
+    if num_outputs != environments.num_actions:
+        raise ValueError(
+            f"{who} must have {environments.num_actions} outputs for {environments.settings.game} "
+            f"({', '.join(environments.action_meanings)}), got {num_outputs}"
+        )

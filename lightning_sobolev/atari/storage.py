@@ -1,0 +1,226 @@
+"""Files of a recording: names, format, checksums, and swaps that leave no half-written folder.
+
+A finished recording is a folder of
+
+- ``frames.npy``: uint8 ``[1 + states, height, width]``, each picture once; row 0 is black, the
+  picture before the first of an episode; row ``1 + n`` is the newest picture of state n;
+- ``log_probs.npy``: float32 ``[states, actions]``, the teacher's log-probabilities;
+- ``states.npy``: one row of :data:`STATE` per state;
+- ``index.json``: format, identity (settings, teacher, seed), counts, checksums.
+
+State ``n`` is step ``n // num_envs`` of game ``n % num_envs``. An unfinished recording is a folder
+``*.partial`` of numbered chunks, from which the work goes on.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+FORMAT_VERSION = 1
+INDEX_FILE = "index.json"
+ARRAY_FILES = ("frames.npy", "log_probs.npy", "states.npy")
+CONTINUES, TERMINATED, TRUNCATED = 0, 1, 2
+STATE = np.dtype(
+    [("episode", "<i4"), ("age", "<i4"), ("action", "u1"), ("reward", "<f4"), ("end", "u1")]
+)
+"""Number of the episode, steps since its start, and what was done and came of it."""
+
+
+class Chunk(NamedTuple):
+    """Consecutive steps of all games."""
+
+    frames: UInt8[np.ndarray, "step env height width"]
+    log_probs: Float[np.ndarray, "step env actions"]
+    states: np.ndarray
+
+    def __len__(self) -> int:
+        """Steps in the chunk, not fields of the tuple."""
+        return int(self.states.shape[0])
+
+
+def sha256_of(path: Path) -> str:
+    """Hash a file; about 1 s per GB.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The digest in hexadecimal.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Read a JSON object.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The object, or None where the file is missing or holds none.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a JSON object whole or not at all.
+
+    Args:
+        path: The file.
+        content: The object.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def beside(folder: Path, suffix: str) -> Path:
+    """Name a working folder next to a recording.
+
+    Args:
+        folder: The recording.
+        suffix: What the folder is for.
+
+    Returns:
+        Its path, on the same file system, so that a rename is atomic.
+    """
+    return folder.with_name(f"{folder.name}.{suffix}")
+
+
+def write_chunk(partial: Path, first_step: int, chunk: Chunk) -> None:
+    """Add a chunk to an unfinished recording, whole or not at all.
+
+    Args:
+        partial: Folder of the unfinished recording.
+        first_step: Step of the games with which the chunk begins.
+        chunk: What was recorded.
+    """
+    path = partial / f"chunk-{first_step:08d}.npz"
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("wb") as file:
+        np.savez(file, **chunk._asdict())
+    os.replace(temporary, path)
+
+
+def read_chunks(partial: Path, first_step: int) -> Iterator[Chunk]:
+    """Read the chunks that follow each other without a gap.
+
+    Stops at the first missing or damaged one: what comes after it cannot be used.
+
+    Args:
+        partial: Folder of the unfinished recording.
+        first_step: Step with which the first chunk begins.
+
+    Yields:
+        The chunks in order.
+    """
+    while (path := partial / f"chunk-{first_step:08d}.npz").exists():
+        try:
+            # the zip format carries a checksum of every member
+            with path.open("rb") as file, np.load(file) as arrays:
+                chunk = Chunk(*(arrays[name] for name in Chunk._fields))
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            return
+        yield chunk
+        first_step += len(chunk)
+
+
+def write_recording(folder: Path, chunks: list[Chunk], identity: dict[str, Any]) -> None:
+    """Write the finished recording beside its place, then swap it in.
+
+    Args:
+        folder: Where it shall be.
+        chunks: Everything that was recorded, in order.
+        identity: What makes two recordings the same.
+    """
+    writing = beside(folder, "writing")
+    shutil.rmtree(writing, ignore_errors=True)
+    writing.mkdir(parents=True)
+    states = np.concatenate([chunk.states.reshape(-1) for chunk in chunks])
+    num_actions = chunks[0].log_probs.shape[-1]
+    _write_frames(writing / "frames.npy", chunks, len(states))
+    np.save(
+        writing / "log_probs.npy",
+        np.concatenate([chunk.log_probs.reshape(-1, num_actions) for chunk in chunks]),
+    )
+    np.save(writing / "states.npy", states)
+    counts = {
+        "num_states": len(states),
+        "num_episodes": int(states["episode"].max()) + 1,
+        "num_actions": num_actions,
+    }
+    files = {name: sha256_of(writing / name) for name in ARRAY_FILES}
+    write_json(writing / INDEX_FILE, {**identity, "counts": counts, "sha256": files})
+    swap_in(writing, folder)
+
+
+def _write_frames(path: Path, chunks: list[Chunk], num_states: int) -> None:
+    size = chunks[0].frames.shape[2:]
+    frames = np.lib.format.open_memmap(path, "w+", np.uint8, (1 + num_states, *size))
+    row = 1
+    for chunk in chunks:
+        count = chunk.states.size
+        frames[row : row + count] = chunk.frames.reshape(count, *size)
+        row += count
+    frames.flush()
+
+
+def swap_in(new: Path, folder: Path) -> None:
+    """Put a finished folder in the place of an older one.
+
+    Args:
+        new: The finished folder.
+        folder: Its place. After a crash between the two renames :func:`recover` mends it.
+    """
+    old = beside(folder, "old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        os.replace(folder, old)
+    os.replace(new, folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def recover(folder: Path) -> None:
+    """Undo a swap that was interrupted between its two renames.
+
+    Args:
+        folder: Place of the recording.
+    """
+    old = beside(folder, "old")
+    if old.exists() and not folder.exists():
+        os.replace(old, folder)
+
+
+@contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Let one process at a time work on a recording; the others wait.
+
+    Args:
+        folder: Place of the recording.
+
+    Yields:
+        Nothing; the lock is held meanwhile and falls with the process.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with beside(folder, "lock").open("w") as file:
+        try:
+            import fcntl
+        except ImportError:  # not POSIX: two processes must not record into one folder
+            yield
+            return
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,125 @@
+"""Stored agents: weights as safetensors, and a card that says what they are and how good."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from lightning_sobolev.atari.environments import AtariSettings
+from lightning_sobolev.atari.networks import NatureCNN, SmallCNN
+from lightning_sobolev.atari.storage import read_json, sha256_of, write_json
+
+NETWORKS: dict[str, type[NatureCNN | SmallCNN]] = {"NatureCNN": NatureCNN, "SmallCNN": SmallCNN}
+
+Card = dict[str, Any]
+
+_ZOO = Path(__file__).parent / "zoo"
+_CARD_KEYS = ("network", "num_actions", "environment", "sha256")
+
+
+def agents() -> tuple[str, ...]:
+    """List the agents that come with the package.
+
+    Returns:
+        Their names, in alphabetical order.
+    """
+    return tuple(sorted(path.stem for path in _ZOO.glob("*.safetensors")))
+
+
+def load_agent(agent: str | Path) -> tuple[nn.Module, Card]:
+    """Load an agent's network and card; nothing is unpickled.
+
+    Args:
+        agent: Name of an agent of the package, or path of a ``.safetensors`` file with its card
+            (same name, ``.json``) beside it.
+
+    Returns:
+        The network in float32 and eval mode, mapping scaled stacks to logits, and the card.
+
+    Raises:
+        ValueError: If there is no such agent, its card is incomplete, or the weights are not those
+            that the card describes.
+    """
+    path = Path(agent) if str(agent).endswith(".safetensors") else _ZOO / f"{agent}.safetensors"
+    if not path.exists():
+        raise ValueError(
+            f"agent must be one of {', '.join(agents())} or a .safetensors file, got {str(agent)!r}"
+        )
+    card = _read_card(path.with_suffix(".json"))
+    found = sha256_of(path)
+    if found != card["sha256"]:
+        raise ValueError(
+            f"{path} must have the sha256 of its card, {card['sha256']}, got {found}: the file is "
+            "damaged or belongs to another card"
+        )
+    settings = AtariSettings(**card["environment"])
+    network = NETWORKS[card["network"]](
+        card["num_actions"],
+        stack_num=settings.stack_num,
+        height=settings.img_height,
+        width=settings.img_width,
+    )
+    network.load_state_dict({name: weight.float() for name, weight in load_file(path).items()})
+    return network.eval(), card
+
+
+def save_agent(
+    path: str | Path,
+    network: NatureCNN | SmallCNN,
+    settings: AtariSettings,
+    *,
+    half: bool = False,
+    about: Card | None = None,
+) -> Card:
+    """Store an agent's network and card so that :func:`load_agent` reads them.
+
+    Args:
+        path: A ``.safetensors`` file; the card goes beside it.
+        network: One of :data:`NETWORKS`.
+        settings: The games it plays.
+        half: Whether to store all but the first layer in half precision.
+        about: What else the card shall say.
+
+    Returns:
+        The card.
+
+    Raises:
+        ValueError: If the path ends otherwise or the network is of another class.
+    """
+    path = Path(path)
+    name = type(network).__name__
+    if path.suffix != ".safetensors" or name not in NETWORKS:
+        raise ValueError(
+            f"path must end in .safetensors and network be one of {', '.join(NETWORKS)}, "
+            f"got {path} and {name}"
+        )
+    weights = {key: value.cpu() for key, value in network.state_dict().items()}
+    if half:
+        # rounding the first layer's 8,192 weights moved Pong's log-probabilities by up to 0.014,
+        # all the other 1.7 million together by up to 0.0015
+        weights = {
+            key: value if key.startswith("body.0.") else value.half()
+            for key, value in weights.items()
+        }
+    save_file(weights, path)
+    card: Card = {
+        "network": name,
+        "num_actions": network.num_actions,
+        "environment": asdict(settings),
+        "sha256": sha256_of(path),
+        **(about or {}),
+    }
+    write_json(path.with_suffix(".json"), card)
+    return card
+
+
+def _read_card(path: Path) -> Card:
+    card = read_json(path)
+    missing = [key for key in _CARD_KEYS if key not in (card or {})]
+    if card is None or missing:
+        raise ValueError(f"{path} must be a card with {', '.join(_CARD_KEYS)}, it lacks {missing}")
+    if card["network"] not in NETWORKS:
+        raise ValueError(f"network must be one of {', '.join(NETWORKS)}, got {card['network']!r}")
+    return card

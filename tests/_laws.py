@@ -1,0 +1,38 @@
+"""Laws that hold for every function, as assertions."""
+
+import torch
+from torch.testing import assert_close
+
+
+def inner(a, b):
+    """Inner product of every row: [proj, batch, *d] -> [proj, batch]."""
+    return (a * b).reshape(*a.shape[:2], -1).sum(-1)
+
+
+def assert_adjoint(columns, rows, cotangents, tangents):
+    """<u, J v> = <J^T u, v> for every projection and row."""
+    assert_close(inner(cotangents, columns), inner(rows, tangents))
+
+
+def assert_linear(apply, directions, others):
+    """apply(2 a - 3 b) = 2 apply(a) - 3 apply(b)."""
+    combined = apply(2 * directions - 3 * others)
+    assert_close(combined, 2 * apply(directions) - 3 * apply(others))
+
+
+def assert_matches_dense(rows, jacobian, cotangents):
+    """rows = u^T J with J the dense Jacobian [batch, *out, *in]."""
+    batch, size = cotangents.shape[1], cotangents[0, 0].numel()
+    flat = torch.einsum(
+        "pbo,boi->pbi",
+        cotangents.reshape(len(cotangents), batch, size),
+        jacobian.reshape(batch, size, -1),
+    )
+    assert_close(rows.reshape(flat.shape), flat)
+
+
+def assert_unbiased(samples, expected, sigmas=4.0):
+    """The mean over the first axis agrees with expected to a few standard errors."""
+    error = samples.std(0) / len(samples) ** 0.5
+    excess = (samples.mean(0) - expected).abs() - sigmas * error - 1e-12
+    assert_close(excess.clamp_min(0.0), torch.zeros_like(excess), atol=0.0, rtol=0.0)

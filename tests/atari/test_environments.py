@@ -1,0 +1,120 @@
+import dataclasses
+
+import numpy as np
+import pytest
+from ale_py.vector_env import AtariVectorEnv
+
+from lightning_sobolev.atari import AtariSettings, games, make_environments
+
+
+def roll(settings, seed, steps=60, **options):
+    environments = make_environments(settings, seed, **options)
+    stacks = [environments.reset()]
+    rng = np.random.default_rng(0)
+    for _ in range(steps):
+        actions = rng.integers(0, environments.num_actions, settings.num_envs)
+        stacks.append(environments.step(actions).stacks)
+    return np.stack(stacks)
+
+
+def test_default_preprocessing_is_that_of_the_environment():
+    reference = AtariVectorEnv("pong", 2)
+    stacks = make_environments(AtariSettings("pong", num_envs=2), seed=0).reset()
+    ours = dataclasses.asdict(AtariSettings("pong"))
+    assert stacks.shape == reference.reset(seed=0)[0].shape
+    assert (ours["frameskip"], ours["noop_max"], ours["maxpool"]) == (4, 30, True)
+
+
+def test_settings_reach_the_environment_bit_for_bit():
+    settings = AtariSettings(
+        "breakout", num_envs=2, frameskip=3, img_height=60, img_width=50, stack_num=2, noop_max=5
+    )
+    reference = AtariVectorEnv(
+        "breakout", 2, frameskip=3, img_height=60, img_width=50, stack_num=2, noop_max=5
+    )
+    seeds = (np.random.SeedSequence(7).generate_state(2) >> 1).astype(np.int32)
+    expected = [reference.reset(seed=seeds)[0]]
+    rng = np.random.default_rng(0)
+    expected += [reference.step(rng.integers(0, 4, 2))[0] for _ in range(60)]
+    np.testing.assert_array_equal(roll(settings, seed=7), np.stack(expected))
+
+
+def test_a_seed_decides_the_pictures_and_the_number_of_threads_does_not():
+    settings = AtariSettings("breakout", num_envs=3, sticky=True)
+    first = roll(settings, seed=1, num_threads=1)
+    np.testing.assert_array_equal(first, roll(settings, seed=1, num_threads=2))
+    assert not np.array_equal(first, roll(settings, seed=2))
+
+
+def test_sticky_actions_change_the_game():
+    plain, sticky = (
+        roll(AtariSettings("pong", num_envs=2, sticky=sticky), seed=0) for sticky in (False, True)
+    )
+    assert not np.array_equal(plain, sticky)
+
+
+def test_the_stack_after_an_end_is_the_first_of_the_next_episode():
+    settings = AtariSettings("pong", num_envs=2, max_num_frames_per_episode=40)
+    environments = make_environments(settings, seed=0)
+    environments.reset()
+    for step in range(1, 21):
+        result = environments.step(np.zeros(2, np.int64))
+        assert result.ended.all() == (step % 10 == 0)
+        if result.ended.all():
+            assert result.truncated.all()
+            assert not result.terminated.any()
+            assert (result.stacks[:, :-1] == 0).all()
+            assert (result.stacks[:, -1] > 0).any()
+
+
+def test_every_step_after_an_end_takes_the_action():
+    # an environment that spends a step on the restart would see 9 actions in the second episode
+    settings = AtariSettings("pong", num_envs=1, max_num_frames_per_episode=40)
+    environments = make_environments(settings, seed=0)
+    environments.reset()
+    ends = [bool(environments.step(np.zeros(1, np.int64)).ended[0]) for _ in range(40)]
+    assert np.flatnonzero(ends).tolist() == [9, 19, 29, 39]
+
+
+def test_pong_has_six_actions_in_this_order():
+    environments = make_environments(AtariSettings("pong", num_envs=1), seed=0)
+    expected = ("NOOP", "FIRE", "RIGHT", "LEFT", "RIGHTFIRE", "LEFTFIRE")
+    assert environments.action_meanings == expected
+    full = AtariSettings("pong", num_envs=1, full_action_space=True)
+    assert make_environments(full, seed=0).num_actions == 18
+
+
+def test_games_are_listed():
+    assert {"pong", "breakout", "ms_pacman"} <= set(games())
+
+
+@pytest.mark.parametrize(
+    ("game", "hint"),
+    [("pongg", "pong"), ("SpaceInvaders", "space_invaders"), ("!", "one of 1")],
+)
+def test_unknown_game_is_refused_with_close_matches(game, hint):
+    with pytest.raises(ValueError, match=f"game must name a game.*{hint}.*got '{game}'"):
+        AtariSettings(game)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "least"),
+    [("num_envs", 0, 1), ("frameskip", 0, 1), ("noop_max", -1, 0), ("stack_num", 2.5, 1)],
+)
+def test_settings_out_of_range_are_refused(name, value, least):
+    with pytest.raises(ValueError, match=f"{name} must be a whole number >= {least}, got {value}"):
+        AtariSettings("pong", **{name: value})
+
+
+def test_wrong_actions_are_refused():
+    environments = make_environments(AtariSettings("pong", num_envs=2), seed=0)
+    environments.reset()
+    with pytest.raises(ValueError, match=r"actions must have shape \[2\]"):
+        environments.step(np.zeros(3, np.int64))
+    with pytest.raises(ValueError, match=r"actions must lie in 0\.\.5"):
+        environments.step(np.array([0, 6]))
+
+
+def test_negative_seed_is_refused():
+    with pytest.raises(ValueError, match="seed must be at least 0, got -1"):
+        make_environments(AtariSettings("pong"), seed=-1)

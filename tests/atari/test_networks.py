@@ -1,0 +1,72 @@
+import numpy as np
+import pytest
+import torch
+from torch.testing import assert_close
+
+from lightning_sobolev.atari import NatureCNN, SmallCNN, choose, log_probabilities, scale_pixels
+
+
+@pytest.mark.parametrize(
+    ("network", "layers"),
+    [
+        (
+            NatureCNN(6),
+            [(32, 4, 8, 8), (64, 32, 4, 4), (64, 64, 3, 3), (512, 64 * 7 * 7), (6, 512)],
+        ),
+        (SmallCNN(6), [(16, 4, 8, 8), (32, 16, 4, 4), (256, 32 * 9 * 9), (6, 256)]),
+    ],
+)
+def test_layers_are_those_of_the_papers(network, layers):
+    weights = [tuple(p.shape) for name, p in network.named_parameters() if "weight" in name]
+    assert weights == layers
+    assert network(torch.rand(3, 4, 84, 84)).shape == (3, 6)
+
+
+def test_other_picture_sizes_fit():
+    network = SmallCNN(4, stack_num=2, height=50, width=60)
+    assert network(torch.rand(2, 2, 50, 60)).shape == (2, 4)
+
+
+def test_pictures_too_small_are_refused():
+    with pytest.raises(ValueError, match="too small for the kernels: 20 x 84"):
+        NatureCNN(6, height=20)
+
+
+@pytest.mark.parametrize(
+    "x", [torch.zeros(2, 4, 84, 84, dtype=torch.uint8), torch.zeros(2, 3, 84, 84)]
+)
+def test_wrong_input_is_refused(x):
+    with pytest.raises(ValueError, match=r"x must be floating point \[batch, 4, 84, 84\], got"):
+        SmallCNN(6)(x)
+
+
+def test_no_action_is_refused():
+    with pytest.raises(ValueError, match="num_actions must be at least 1, got 0"):
+        SmallCNN(0)
+
+
+def test_pixels_are_scaled_once():
+    bytes_ = torch.arange(256, dtype=torch.uint8)
+    assert_close(scale_pixels(bytes_), torch.linspace(0, 1, 256))
+    assert bytes_[-1] == 255
+    with pytest.raises(ValueError, match=r"stacks must be uint8, got torch\.float32"):
+        scale_pixels(torch.zeros(3))
+
+
+def test_log_probabilities_are_the_normalised_logits():
+    network = SmallCNN(6).eval()
+    stacks = np.random.default_rng(0).integers(0, 256, (5, 4, 84, 84), dtype=np.uint8)
+    expected = network(torch.from_numpy(stacks) / 255).log_softmax(-1)
+    assert_close(torch.from_numpy(log_probabilities(network, stacks)), expected.detach())
+    with pytest.raises(ValueError, match=r"network must answer \[5, actions\], got \[5, 1, 6\]"):
+        log_probabilities(lambda x: network(x)[:, None], stacks)
+
+
+def test_actions_are_drawn_with_their_probabilities():
+    probabilities = np.array([0.5, 0.3, 0.15, 0.05])
+    count = 40_000
+    log_probs = np.log(np.broadcast_to(probabilities, (count, 4)))
+    drawn = choose(log_probs, np.random.default_rng(0))
+    error = np.abs(np.bincount(drawn, minlength=4) / count - probabilities)
+    assert (error < 4 * np.sqrt(probabilities * (1 - probabilities) / count)).all()
+    assert (choose(log_probs, None) == 0).all()

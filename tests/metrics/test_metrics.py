@@ -1,0 +1,203 @@
+import pickle
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from lightning_sobolev import metrics
+from lightning_sobolev.metrics import (
+    ActionDisagreement,
+    DerivativeCosine,
+    DerivativeNMSE,
+    PolicyKL,
+    ValueNMSE,
+)
+
+NAMES = ("value_nmse", "nmse", "cosine", "kl", "disagreement", "merged")
+
+
+def _case(name, generator):
+    """Return a metric, two arguments and the axis of the batch."""
+    rows = torch.randn(2, 3, 12, 2, 2, generator=generator)
+    values = torch.randn(2, 12, 2, generator=generator)
+    log_probs = torch.randn(2, 12, 6, generator=generator).log_softmax(-1)
+    return {
+        "value_nmse": lambda: (ValueNMSE(), *values, 0),
+        "nmse": lambda: (DerivativeNMSE(), *rows, 1),
+        "cosine": lambda: (DerivativeCosine(), *rows, 1),
+        "kl": lambda: (PolicyKL(), *log_probs, 0),
+        "disagreement": lambda: (ActionDisagreement(), *log_probs, 0),
+        "merged": lambda: (ActionDisagreement(merge=[(0, 1), (2, 4), (3, 5)]), *log_probs, 0),
+    }[name]()
+
+
+@pytest.fixture(params=NAMES)
+def case(request, generator):
+    return _case(request.param, generator)
+
+
+def _split(student, target, axis, sizes=(5, 1, 6)):
+    return zip(student.split(sizes, axis), target.split(sizes, axis), strict=True)
+
+
+def _states(metric):
+    return {name: getattr(metric, name) for name in metric._reductions}
+
+
+def test_expected_values(generator):
+    student, target = torch.randn(2, 3, 12, 4, generator=generator, dtype=torch.float64)
+    metric = DerivativeNMSE()
+    metric.update(student, target)
+    assert_close(metric.compute(), (student - target).square().mean() / target.square().mean())
+    cosine = DerivativeCosine()
+    cosine.update(student, target)
+    expected = torch.nn.functional.cosine_similarity(student, target, dim=-1).mean()
+    assert_close(cosine.compute(), expected)
+    value = ValueNMSE()
+    value.update(student[0], target[0])
+    expected = (student[0] - target[0]).square().mean() / target[0].var(correction=0)
+    assert_close(value.compute(), expected)
+
+
+def test_expected_values_of_policies(generator):
+    student, teacher = torch.randn(2, 40, 6, generator=generator, dtype=torch.float64)
+    student, teacher = student.log_softmax(-1), teacher.log_softmax(-1)
+    kl, raw = PolicyKL(), ActionDisagreement()
+    kl.update(student, teacher)
+    raw.update(student, teacher)
+    assert_close(kl.compute(), (teacher.exp() * (teacher - student)).sum(-1).mean())
+    differs = student.argmax(-1) != teacher.argmax(-1)
+    assert_close(raw.compute(), differs.double().mean())
+
+
+def test_merged_actions_count_as_one():
+    policies = torch.eye(6)
+    merged = ActionDisagreement(merge=[(2, 4), (3, 5)])
+    merged.update(policies[[2, 4, 2, 0, 1]], policies[[4, 2, 3, 0, 0]])
+    assert_close(merged.compute(), torch.tensor(2 / 5, dtype=torch.float64))
+
+
+def test_batches_add_up_to_the_whole(case):
+    metric, student, target, axis = case
+    metric.update(student, target)
+    whole = metric.compute()
+    metric.reset()
+    for part in _split(student, target, axis):
+        metric.update(*part)
+    assert_close(metric.compute(), whole)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_summed_states_of_two_processes_give_the_whole(name, generator):
+    whole, student, target, axis = _case(name, generator)
+    first, second = (_case(name, generator)[0] for _ in range(2))
+    whole.update(student, target)
+    parts = list(_split(student, target, axis, sizes=(4, 8)))
+    first.update(*parts[0])
+    second.update(*parts[1])
+    for state, reduction in first._reductions.items():
+        both = torch.stack([getattr(first, state), getattr(second, state)])
+        setattr(first, state, reduction(both))
+        assert reduction is torch.sum or reduction.__name__ == "dim_zero_sum"
+    assert_close(first.compute(), whole.compute())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_inference_mode_and_ordinary_mode_mix(name, generator):
+    metric, student, target, axis = _case(name, generator)
+    metric.update(student, target)
+    whole = metric.compute()
+    with torch.inference_mode():
+        metric.reset()
+    for i, part in enumerate(_split(student, target, axis)):
+        with torch.inference_mode(i % 2 == 0):
+            metric.update(*(t.clone() for t in part))
+    assert_close(metric.compute(), whole)
+
+
+def test_states_hold_no_graph(case):
+    metric, student, target, _ = case
+    metric.update(student.requires_grad_(), target)
+    assert not any(state.requires_grad for state in _states(metric).values())
+
+
+def test_reset_forgets(case):
+    metric, student, target, _ = case
+    metric.update(student, target)
+    metric.reset()
+    for state in _states(metric).values():
+        assert_close(state, torch.zeros((), dtype=torch.float64))
+
+
+def test_a_copy_through_pickle_goes_on(case):
+    metric, student, target, _ = case
+    metric.update(student, target)
+    copy = pickle.loads(pickle.dumps(metric))
+    copy.update(student, target)
+    assert_close(copy.compute(), metric.compute())
+
+
+def test_forward_returns_the_value_of_the_batch(case):
+    metric, student, target, axis = case
+    parts = list(_split(student, target, axis, sizes=(6, 6)))
+    metric(*parts[0])
+    batch_value = metric(*parts[1])
+    metric.reset()
+    metric.update(*parts[1])
+    assert_close(batch_value, metric.compute())
+
+
+@pytest.mark.parametrize("metric", [ValueNMSE(), DerivativeNMSE(), DerivativeCosine()])
+def test_unknown_entries_of_the_target_are_left_out(metric, generator):
+    student, target = torch.randn(2, 2, 6, 4, generator=generator)
+    metric.update(student[:, :4, :2], target[:, :4, :2])
+    expected = metric.compute()
+    metric.reset()
+    target[:, 4:] = torch.nan
+    target[..., 2:] = torch.nan
+    metric.update(student, target)
+    assert_close(metric.compute(), expected)
+
+
+def test_value_nmse_of_a_far_mean_loses_no_digits(generator):
+    target = 1e4 + torch.randn(1000, generator=generator, dtype=torch.float64)
+    metric = ValueNMSE()
+    metric.update(torch.full_like(target, float(target.mean())), target)
+    assert_close(metric.compute(), torch.tensor(1.0, dtype=torch.float64), atol=1e-6, rtol=0.0)
+
+
+def test_scalar_inputs_have_no_element_axis():
+    student, target = torch.tensor([[1.0, -2.0]]), torch.tensor([[2.0, 2.0]])
+    nmse, cosine = DerivativeNMSE(), DerivativeCosine()
+    nmse.update(student, target)
+    cosine.update(student, target)
+    assert_close(nmse.compute(), torch.tensor(17 / 8, dtype=torch.float64))
+    assert_close(cosine.compute(), torch.tensor(0.0, dtype=torch.float64))
+
+
+def test_perfect_student(generator):
+    for name, best in zip(NAMES, (0, 0, 1, 0, 0, 0), strict=True):
+        metric, student, *_ = _case(name, generator)
+        metric.update(student, student)
+        assert_close(metric.compute(), torch.tensor(float(best), dtype=torch.float64))
+
+
+def test_shapes_that_would_broadcast_are_errors(case):
+    metric, student, target, axis = case
+    with pytest.raises(ValueError, match=r"must have the same shape, got \["):
+        metric.update(student, target.narrow(axis, 0, 1))
+
+
+def test_merge_must_be_groups_of_distinct_actions():
+    with pytest.raises(
+        ValueError, match=r"each action once, none negative, got \[\[0, 1\], \[1, 2\]\]"
+    ):
+        ActionDisagreement(merge=[(0, 1), (1, 2)])
+    with pytest.raises(ValueError, match=r"each action once, none negative, got \[\[-1, 0\]\]"):
+        ActionDisagreement(merge=[(-1, 0)])
+    with pytest.raises(ValueError, match=r"merge must name actions below 3, got 5"):
+        ActionDisagreement(merge=[(0, 5)]).update(torch.eye(3), torch.eye(3))
+
+
+def test_public_names_are_the_metrics():
+    assert all(issubclass(getattr(metrics, name), torch.nn.Module) for name in metrics.__all__)
