@@ -1,7 +1,9 @@
 """Key paths into nested batches, inputs and outputs: ``"inputs.pos"``, ``"1"``, ``0``."""
 
+import copy
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import torch
@@ -25,7 +27,7 @@ def parse(path: str | int) -> Path:
     parts = path.split(".")
     if not all(parts):
         raise ValueError(f"a key path must look like 'a.b.0', got {path!r}")
-    return tuple(int(part) if part.lstrip("-").isdigit() else part for part in parts)
+    return tuple(int(part) if re.fullmatch("-?[0-9]+", part) else part for part in parts)
 
 
 def get(tree: Any, path: Path, name: str) -> Any:
@@ -40,7 +42,7 @@ def get(tree: Any, path: Path, name: str) -> Any:
     here = tree
     for depth, key in enumerate(path):
         try:
-            here = getattr(here, str(key)) if _is_record(here) else here[key]
+            here = _child(here, key)
         except (KeyError, IndexError, TypeError, AttributeError) as error:
             walked = ".".join(map(str, path[: depth + 1]))
             raise ValueError(f"{name}: no {walked!r} here; got {describe(here)}") from error
@@ -55,9 +57,10 @@ def put(tree: Any, path: Path, value: Any) -> Any:
     if _is_record(tree):
         return dataclasses.replace(tree, **{str(key): put(getattr(tree, str(key)), rest, value)})
     if isinstance(tree, Mapping):
-        changed = dict(tree)
+        # A copy keeps what a constructor may not: the default factory, a subclass's own state.
+        changed = copy.copy(tree) if isinstance(tree, MutableMapping) else dict(tree)
         changed[key] = put(tree[key], rest, value)
-        return type(tree)(changed) if type(tree) is not dict else changed  # type: ignore[call-arg]
+        return changed
     items = list(tree)
     items[int(key)] = put(items[int(key)], rest, value)
     return type(tree)(*items) if hasattr(tree, "_fields") else type(tree)(items)
@@ -104,6 +107,12 @@ def describe(tree: Any) -> str:
     if keys:
         return f"a {type(tree).__name__} with keys {keys}"
     return f"a {type(tree).__name__}"
+
+
+def _child(tree: Any, key: Key) -> Any:
+    if isinstance(tree, Tensor | str):
+        raise TypeError("has no keys; an index into it would take a row for an argument")
+    return getattr(tree, str(key)) if _is_record(tree) else tree[key]
 
 
 def _is_record(tree: Any) -> bool:

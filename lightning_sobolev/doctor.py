@@ -29,7 +29,9 @@ def main(arguments: Sequence[str]) -> int:
         The exit code.
     """
     parser = argparse.ArgumentParser(prog="python -m lightning_sobolev.doctor", description=__doc__)
-    parser.add_argument("overrides", nargs="+", help="e.g. +experiment=distill_pong model=small_cnn")
+    parser.add_argument(
+        "overrides", nargs="+", help="e.g. +experiment=distill_pong model=small_cnn"
+    )
     overrides = parser.parse_args(arguments).overrides
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
         cfg = compose("train", overrides=overrides)

@@ -7,7 +7,7 @@ r"""From two jets to named terms: what is matched, divided by its scale, reduced
 of :math:`\ell_j(0, \cdot)`, or 1. The module is usable without a Trainer (Fabric, a plain loop).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -15,8 +15,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lightning_sobolev._types import Jet
+from lightning_sobolev.functional.derivatives import TapeJet
 from lightning_sobolev.functional.discrepancies import DISCREPANCIES
-from lightning_sobolev.functional.projections import draw, generator_for
+from lightning_sobolev.functional.projections import FISHER, draw, fisher, generator_for
 from lightning_sobolev.spec import SobolevTerm
 
 _COTANGENT, _TANGENT, _ROWS = 0, 1, 2
@@ -36,8 +37,25 @@ class Draws:
     def _generator(self, index: int, what: int) -> torch.Generator:
         return generator_for(self.seed, self.rank, self.counter, index, what)
 
-    def cotangents(self, index: int, term: SobolevTerm, y: Tensor) -> Tensor:
-        """Directions in output space for term number ``index`` at outputs like ``y``."""
+    def cotangents(
+        self, index: int, term: SobolevTerm, y: Tensor, target: Jet | None = None
+    ) -> Tensor:
+        """Draw directions in output space for term number ``index`` at outputs like ``y``.
+
+        Args:
+            index: Number of the term.
+            term: Says how directions are drawn.
+            y: An output, for shape, type and device.
+            target: Whose value is the log-probabilities of a ``fisher`` projection; ``y`` if None.
+
+        Returns:
+            ``[proj, batch, *out]``.
+        """
+        if term.projection == FISHER:
+            log_probs = (y if target is None else target.value).reshape(y.shape).to(y.dtype)
+            count = term.num_projections or 1
+            generator = self._generator(index, _COTANGENT)
+            return fisher(log_probs, num_projections=count, generator=generator)
         return self._draw(index, _COTANGENT, term, y)
 
     def tangents(self, index: int, term: SobolevTerm, x: Tensor) -> Tensor:
@@ -138,8 +156,8 @@ def match(
     Raises:
         ValueError: If the shapes of student and target differ, or the target is not finite.
     """
-    ours = _projected(term, student, cotangents, tangents)
-    theirs = _aligned(term, ours, _projected(term, target, cotangents, tangents)).detach()
+    ours = projected(term, student, cotangents, tangents)
+    theirs = _aligned(term, ours, _answer(term, student, target, cotangents, tangents)).detach()
     known = ~theirs.isnan() if allows_unknown else torch.ones_like(theirs, dtype=torch.bool)
     if not bool(torch.where(known, theirs, 0.0).isfinite().all()):
         raise ValueError(
@@ -150,7 +168,7 @@ def match(
     ours = torch.where(known, ours, 0.0)
     distance = DISCREPANCIES[term.discrepancy]
     pairs = known.flatten(2).any(-1) if known.ndim > 2 else known
-    vanishes = term.order == 2 and not bool(ours.any())
+    vanishes = term.order == 2 and bool(known.any()) and not bool(ours.any())
     reference = distance(torch.zeros_like(theirs), theirs)
     return Matched(distance(ours, theirs), reference, pairs, vanishes)
 
@@ -188,20 +206,52 @@ def weighted_sum(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> T
     return torch.stack([weights[key] * term for key, term in terms.items()]).sum()
 
 
-def _projected(
+def projected(
     term: SobolevTerm, jet: Jet, cotangents: Tensor | None, tangents: Tensor | None
-) -> Tensor:
+) -> Float[Tensor, "proj batch ..."]:
+    """Ask a jet for what a term compares.
+
+    Args:
+        term: The term; of order 2 with ``num_projections=None``, each cotangent meets each tangent.
+        jet: The student's or the teacher's.
+        cotangents: ``[proj, batch, *out]`` where the term needs them.
+        tangents: ``[proj, batch, *in]`` where the term needs them.
+
+    Returns:
+        The value with a projection axis of one, or the projected derivative.
+    """
     if term.order == 0:
         return jet.value.unsqueeze(0)
-    if term.order == 2:
-        assert cotangents is not None
-        assert tangents is not None
-        return jet.hvp(cotangents, tangents)
-    if term.side == "cotangent":
+    if not term.needs_tangents:
         assert cotangents is not None
         return jet.vjp(cotangents)
     assert tangents is not None
-    return jet.jvp(tangents)
+    if not term.needs_cotangents:
+        return jet.jvp(tangents)
+    assert cotangents is not None
+    if term.num_projections is None:
+        each = tangents.repeat(len(cotangents), *[1] * (tangents.ndim - 1))
+        return jet.hvp(cotangents.repeat_interleave(len(tangents), 0), each)
+    return jet.hvp(cotangents, tangents)
+
+
+def _answer(
+    term: SobolevTerm, student: Jet, target: Jet, cotangents: Tensor | None, tangents: Tensor | None
+) -> Tensor:
+    # A network that gives [batch] may teach one that gives [batch, 1].
+    if (
+        cotangents is not None
+        and isinstance(target, TapeJet)
+        and _without_ones(target.value.shape) == _without_ones(cotangents.shape[1:])
+    ):
+        cotangents = cotangents.reshape(len(cotangents), *target.value.shape)
+    try:
+        return projected(term, target, cotangents, tangents)
+    except ValueError as error:
+        raise ValueError(
+            f"term {term.key!r}: the teacher must answer for a student whose output is "
+            f"{list(student.value.shape[1:])}, got: {error}"
+        ) from error
 
 
 def _aligned(term: SobolevTerm, ours: Tensor, theirs: Tensor) -> Tensor:
@@ -209,10 +259,13 @@ def _aligned(term: SobolevTerm, ours: Tensor, theirs: Tensor) -> Tensor:
     # broadcast to [batch, batch].
     if ours.shape == theirs.shape:
         return theirs
-    squeezed = [[n for n in t.shape[2:] if n != 1] for t in (ours, theirs)]
-    if ours.shape[:2] != theirs.shape[:2] or squeezed[0] != squeezed[1]:
+    if _without_ones(ours.shape[1:]) != _without_ones(theirs.shape[1:]):
         raise ValueError(
             f"student and teacher must agree in shape for term {term.key!r}, got "
             f"{list(ours.shape[1:])} from the student and {list(theirs.shape[1:])} from the teacher"
         )
     return theirs.reshape(ours.shape)
+
+
+def _without_ones(shape: Sequence[int]) -> tuple[int, ...]:
+    return (shape[0], *(size for size in shape[1:] if size != 1))

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lightning_sobolev.functional.discrepancies import DISCREPANCIES
-from lightning_sobolev.functional.projections import PROJECTIONS
+from lightning_sobolev.functional.projections import FISHER, PROJECTIONS
 
 OUTPUT_MAPS: dict[str, Callable[[Tensor], Tensor]] = {
     "identity": lambda y: y,
@@ -132,7 +132,8 @@ class SobolevTerm:
         side: For order 1: ``"cotangent"`` matches :math:`u^\top J` with ``u`` in output space (one
             backward pass), ``"tangent"`` matches :math:`J v` with ``v`` in input space. Order 2
             always draws both and matches :math:`\nabla^2 \langle u, f \rangle v`.
-        projection: Law of the directions: sphere, gaussian, rademacher or basis.
+        projection: Law of the directions: sphere, gaussian, rademacher or basis; or ``"fisher"``
+            for log-probabilities, which weighs each by the target's own probability.
         num_projections: Directions a step; None takes every basis direction (exact matching).
         discrepancy: Distance of an example: squared, l1, huber or cosine.
         normalize: ``"target"`` divides by the running mean of the discrepancy between zero and
@@ -163,18 +164,23 @@ class SobolevTerm:
         _require(
             self.side in ("cotangent", "tangent"), "side", "'cotangent' or 'tangent'", self.side
         )
-        _require(
-            self.projection in PROJECTIONS, "projection", f"one of {PROJECTIONS}", self.projection
-        )
+        laws = (*PROJECTIONS, FISHER)
+        _require(self.projection in laws, "projection", f"one of {laws}", self.projection)
         count = self.num_projections
-        _require(count is None or count >= 1, "num_projections", "at least 1 or None", count)
+        counts = count is None or (isinstance(count, int) and count >= 1)
+        _require(counts, "num_projections", "at least 1 or None", count)
         exact = count is not None or self.projection == "basis"
         _require(exact, "projection", "'basis' when num_projections is None", self.projection)
+        fits = self.projection != FISHER or (self.order == 1 and self.side == "cotangent")
+        _require(fits, "projection", "'fisher' with order 1 and cotangents only", self.projection)
         known = tuple(DISCREPANCIES)
         _require(self.discrepancy in known, "discrepancy", f"one of {known}", self.discrepancy)
         normal = self.normalize in ("target", "none")
         _require(normal, "normalize", "'target' or 'none'", self.normalize)
-        _require(0.0 < self.rows <= 1.0, "rows", "in (0, 1]", self.rows)
+        rows_ok = isinstance(self.rows, int | float) and 0.0 < self.rows <= 1.0
+        _require(rows_ok, "rows", "in (0, 1]", self.rows)
+        # The sum of all terms is logged beside them under this name.
+        _require(self.name not in ("", "total"), "name", "a word other than 'total'", self.name)
 
     @property
     def key(self) -> str:
@@ -227,6 +233,10 @@ class SobolevSpec:
             _require(isinstance(term, SobolevTerm), "terms", "SobolevTerm objects", term)
         keys = [term.key for term in self.terms]
         _require(len(set(keys)) == len(keys), "terms", "named differently (set name=...)", keys)
+        if any(term.projection == FISHER for term in self.terms):
+            _require(
+                self.on == "log_softmax", "on", "'log_softmax' for a fisher projection", self.on
+            )
         known = callable(self.on) or self.on in OUTPUT_MAPS
         _require(known, "on", f"one of {tuple(OUTPUT_MAPS)} or a callable", self.on)
 

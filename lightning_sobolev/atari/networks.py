@@ -193,5 +193,5 @@ class CenteredPolicy(nn.Module):
         Returns:
             Logits of the actions.
         """
-        logits: Tensor = self.policy((x - self.mean) * self.gain)
+        logits: Tensor = self.policy((x - self.mean).mul_(self.gain))
         return logits

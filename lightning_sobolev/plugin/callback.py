@@ -8,12 +8,14 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from typing_extensions import override
 
+from lightning_sobolev import _paths
 from lightning_sobolev._types import Teacher
 from lightning_sobolev.objective import Draws, RunningScales, weighted_sum
-from lightning_sobolev.plugin import doctor, log_keys, step
-from lightning_sobolev.plugin.checks import check_setup, is_compiled
+from lightning_sobolev.plugin import doctor, findings, log_keys, step
+from lightning_sobolev.plugin.checks import check_modules, check_strategy, is_compiled
 from lightning_sobolev.plugin.matching import Outcome, Policy, StepPart, evaluate
-from lightning_sobolev.plugin.observe import Call, Observation
+from lightning_sobolev.plugin.observation import Observation
+from lightning_sobolev.plugin.observe import Call
 from lightning_sobolev.spec import SobolevSpec
 from lightning_sobolev.teachers import NetworkTeacher
 
@@ -79,12 +81,18 @@ class SobolevCallback(Callback):
             teacher = NetworkTeacher(teacher, output=output)
         if not hasattr(teacher, "at"):
             raise ValueError(f"teacher must be a Teacher or a module, got {type(teacher).__name__}")
-        _check_choice("engine", engine, ("auto", "tape", "func"))
-        _check_choice("batch_norm", batch_norm, ("train", "eval"))
-        if not isinstance(call, int):
-            _check_choice("call", call, ("first", "all", "an index"))
+        spec = SobolevSpec() if spec is None else spec
+        if not isinstance(spec, SobolevSpec):
+            raise ValueError(f"spec must be a SobolevSpec, got {type(spec).__name__}")
+        _check("engine", engine in ("auto", "tape", "func"), "'auto', 'tape' or 'func'", engine)
+        _check("batch_norm", batch_norm in ("train", "eval"), "'train' or 'eval'", batch_norm)
+        call_ok = isinstance(call, int) or call in ("first", "all")
+        _check("call", call_ok, "'first', 'all' or an index", call)
+        for path in (wrt, output):
+            if path is not None:
+                _paths.parse(path)
         self.teacher: Teacher = teacher
-        self.spec = spec if spec is not None else SobolevSpec()
+        self.spec = spec
         self.seed = seed
         self._module, self._wrt, self._output, self._call = module, wrt, output, call
         self._engine, self._batch_norm, self._doctor = engine, batch_norm, doctor
@@ -102,10 +110,19 @@ class SobolevCallback(Callback):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Check what can be checked before any work is done, and shadow the step."""
-        if stage != "fit":
-            return
-        check_setup(trainer, pl_module, self.teacher, self._module)
+        """Refuse a strategy that cannot work, before it does anything."""
+        if stage == "fit":
+            check_strategy(trainer)
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check what can be checked before any step is made, and shadow the step.
+
+        Not in setup: a model that is built in ``configure_model`` does not exist there yet.
+        """
+        check_modules(pl_module, self.teacher, self._module)
+        if isinstance(self.teacher, NetworkTeacher):
+            self.teacher.to(pl_module.device)  # the trainer moves no callback
         self._trainer = trainer
         engine = "tape" if self._engine == "auto" else self._engine
         self._policy = Policy(
@@ -119,16 +136,10 @@ class SobolevCallback(Callback):
             batch_norm=self._batch_norm,
             compiled=is_compiled(pl_module),
         )
-        findings = doctor.scan(self._student(pl_module), self._policy)
-        doctor.report(findings, self._policy, chosen=self._engine == "auto")
+        found = findings.scan(self._student(pl_module), self._policy)
+        findings.report(found, self._policy, chosen=self._engine == "auto")
         self._examined = not self._doctor
         step.install(pl_module, self)
-
-    @override
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Move the teacher, which the trainer does not do for callbacks."""
-        if isinstance(self.teacher, NetworkTeacher):
-            self.teacher.to(pl_module.device)
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -153,6 +164,11 @@ class SobolevCallback(Callback):
         saved = state_dict["scales"]
         self._scales.state = {k: (s["mean"], int(s["count"])) for k, s in saved.items()}
 
+    @property
+    def term_keys(self) -> list[str]:
+        """Names under which the terms are logged."""
+        return [term.key for term in self.spec.terms]
+
     def begin(self, module: LightningModule) -> StepPart:
         """Begin the part in one training step; called by the shadowed step."""
         assert self._policy is not None
@@ -171,32 +187,33 @@ class SobolevCallback(Callback):
         global_step = self._trainer.global_step if self._trainer is not None else 0
         weights = {term.key: term.weight_at(global_step) for term in self.spec.terms}
         with torch.autocast(seen[0].x.device.type, enabled=False):
-            if not self._examined:
-                doctor.examine(seen[0], self._policy, draws)
-                self._examined = True
+            # What cannot be evaluated at all says so itself, before the doctor looks at it.
             outcome = evaluate(
                 seen, batch, self._policy, draws, weights, self._scales, _sum_over_processes
             )
+            if not self._examined:
+                doctor.examine(seen[0], self._policy, draws)
+                self._examined = True
         loss = self._attached(seen)
         if outcome.terms:
             loss = loss + weighted_sum(outcome.terms, weights)
-        self._log(module, outcome, loss, seen[0].size)
+        self._log(module, outcome, seen[0].size)
         return loss
 
     def _attached(self, seen: list[Observation]) -> Tensor:
         # The last bias has no part in any derivative; without a path to it DDP never finishes its
-        # reduction, and leaves the ranks with different weights before it says so.
-        return torch.stack([0.0 * observation.y.float().sum() for observation in seen]).sum()
+        # reduction, and leaves the ranks with different weights before it says so. The sum over no
+        # rows is zero even where an output is infinite, as masked logits are.
+        return torch.stack([observation.y[:0].float().sum() for observation in seen]).sum()
 
-    def _log(self, module: LightningModule, outcome: Outcome, loss: Tensor, size: int) -> None:
+    def _log(self, module: LightningModule, outcome: Outcome, size: int) -> None:
         for key, value in outcome.terms.items():
             module.log(log_keys.term("train", key), value.detach(), batch_size=size)
         if self.teacher.allows_unknown:
             for key, rows in outcome.unknown.items():
                 module.log(log_keys.unknown_rows("train", key), rows, batch_size=size)
-                if rows == size:
-                    self._warn_once(f"term {key!r}: no row of this batch has a known target")
-        module.log(log_keys.total("train"), loss.detach(), batch_size=size)
+        for key in outcome.blind:
+            self._warn_once(f"term {key!r}: no row of this batch has a known target")
         for key in outcome.zero_curvature:
             self._warn_once(
                 f"term {key!r}: the student's second derivative is exactly zero on this batch; "
@@ -217,9 +234,9 @@ class SobolevCallback(Callback):
         self._trainer, self._policy = None, None
 
 
-def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {choices}, got {value!r}")
+def _check(name: str, condition: bool, expected: str, got: object) -> None:
+    if not condition:
+        raise ValueError(f"{name} must be {expected}, got {got!r}")
 
 
 def _sum_over_processes(total: Tensor) -> Tensor:

@@ -8,20 +8,14 @@ from lightning_sobolev._types import Teacher
 from lightning_sobolev.teachers import NetworkTeacher
 
 
-def check_setup(
-    trainer: Trainer, module: LightningModule, teacher: Teacher, target: str | None
-) -> None:
-    """Refuse what cannot work.
+def check_strategy(trainer: Trainer) -> None:
+    """Refuse strategies that have no double backward.
 
     Args:
         trainer: The trainer.
-        module: The LightningModule.
-        teacher: The callback's teacher.
-        target: Name of the observed submodule.
 
     Raises:
-        ValueError: If the strategy has no double backward, the submodule does not exist, or the
-            teacher shares parameters with the student.
+        ValueError: If its strategy is one of them.
     """
     if isinstance(trainer.strategy, FSDPStrategy | DeepSpeedStrategy):
         name = type(trainer.strategy).__name__
@@ -29,6 +23,19 @@ def check_setup(
             f"strategy: {name} does not support double backward, which a derivative term needs; "
             "use ModelParallelStrategy with torch's fully_shard (FSDP2), or DDPStrategy"
         )
+
+
+def check_modules(module: LightningModule, teacher: Teacher, target: str | None) -> None:
+    """Refuse a student that is not there, or is its own teacher.
+
+    Args:
+        module: The LightningModule.
+        teacher: The callback's teacher.
+        target: Name of the observed submodule.
+
+    Raises:
+        ValueError: If the submodule does not exist, or the teacher shares its parameters.
+    """
     names = [name for name, _ in module.named_modules() if name]
     if target is not None and target not in names:
         raise ValueError(f"module must name a submodule, one of {names}, got {target!r}")

@@ -1,7 +1,6 @@
-r"""The doctor: looks at the student before training and checks the derivative term on it.
+r"""The doctor checks the derivative term on the user's own student, before the first update.
 
-:func:`scan` names the layers for which a remedy is applied, or refuses. :func:`examine` compares,
-on a copy in float64, the parameter gradient of
+:func:`examine` compares, on a copy in float64, the parameter gradient of
 
 .. math:: g(\theta) = \sum_j \operatorname{mean} |\mathrm{proj}_j D^j m_\theta(x)|^2
 
@@ -11,104 +10,23 @@ with central differences along the gradient and along random directions. A wrong
 
 import copy
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from lightning_sobolev import _paths
-from lightning_sobolev.objective import Draws
-from lightning_sobolev.plugin.matching import Policy
-from lightning_sobolev.plugin.observe import Observation, observed_call
+from lightning_sobolev.objective import Draws, projected
+from lightning_sobolev.plugin.matching import Policy, make_forward, make_probe
+from lightning_sobolev.plugin.observation import Observation, observed_call
+from lightning_sobolev.plugin.protect import sharded_parts
+from lightning_sobolev.spec import SobolevTerm
 
 TOLERANCE = 1e-2
 """Relative; spectral norm's power iteration moves with the parameters by up to 1e-3."""
 
 _STEPS = (1e-6, 1e-7, 1e-8)
 _MAX_ROWS = 3
-
-_NORMS = (nn.LayerNorm, nn.modules.batchnorm._NormBase)
-_DROPOUTS = (nn.modules.dropout._DropoutNd,)
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing about the student that a user should know.
-
-    Args:
-        name: Name of the layer.
-        kind: Its class.
-        remark: What it means here and what is done about it.
-    """
-
-    name: str
-    kind: str
-    remark: str
-
-
-def scan(student: nn.Module, policy: Policy) -> list[Finding]:
-    """Look for layers that need a remedy under this policy.
-
-    Args:
-        student: The observed module.
-        policy: What is matched and how.
-
-    Returns:
-        The findings, one for each kind of layer and remark.
-
-    Raises:
-        ValueError: If a layer cannot work with the engine that was asked for.
-    """
-    findings: dict[tuple[str, str], Finding] = {}
-    for name, layer in student.named_modules():
-        remark = _remark(layer, policy)
-        if remark is not None:
-            kind = type(layer).__name__
-            findings.setdefault((kind, remark), Finding(name or "(itself)", kind, remark))
-    return list(findings.values())
-
-
-def _remark(layer: nn.Module, policy: Policy) -> str | None:
-    forward_mode = policy.engine == "func" and policy.exact_norms
-    if isinstance(layer, nn.modules.batchnorm._BatchNorm) and policy.batch_norm == "train":
-        if policy.engine == "func" and layer.track_running_stats:
-            raise ValueError(
-                "engine='func' cannot run batch norm in train mode (it writes its statistics in "
-                "place); use engine='tape' or batch_norm='eval'"
-            )
-        return (
-            "rows are coupled in train mode: the derivative of a row is not its own; "
-            "batch_norm='eval' takes it in a second forward with uncoupled rows"
-        )
-    if isinstance(layer, nn.LSTM) and forward_mode:
-        raise ValueError("engine='func' has no forward mode for nn.LSTM; use engine='tape'")
-    if isinstance(layer, nn.RNNBase):
-        return "cuDNN is off during the step: its kernels have no second derivative"
-    if isinstance(layer, nn.MultiheadAttention | nn.TransformerEncoderLayer):
-        return "the math attention kernel is used: fused ones have no second derivative"
-    if isinstance(layer, _NORMS) and policy.exact_norms:
-        return "written out: the fused norm gives wrong parameter gradients here"
-    second = policy.batch_norm == "eval" or any(term.rows < 1.0 for term in policy.spec.terms)
-    if isinstance(layer, _DROPOUTS) and layer.p > 0 and second:
-        return "the derivative's own forward draws its own mask, which adds noise to the term"
-    return None
-
-
-def report(findings: list[Finding], policy: Policy, chosen: bool) -> None:
-    """Say once what was found and which engine runs.
-
-    Args:
-        findings: From :func:`scan`.
-        policy: What is matched and how.
-        chosen: Whether the engine was chosen for the user.
-    """
-    if chosen:
-        eager = "; compiled parts of the step run eager meanwhile" if policy.compiled else ""
-        rank_zero_info(f"Sobolev: engine='tape', which reuses the step's own forward{eager}")
-    for found in findings:
-        rank_zero_info(f"Sobolev doctor: {found.name} ({found.kind}): {found.remark}")
 
 
 def examine(seen: Observation, policy: Policy, draws: Draws) -> None:
@@ -124,7 +42,8 @@ def examine(seen: Observation, policy: Policy, draws: Draws) -> None:
     """
     if all(term.order == 0 for term in policy.spec.terms):
         return
-    if any(type(parameter).__name__ == "DTensor" for parameter in seen.module.parameters()):
+    is_split = any(type(parameter).__name__ == "DTensor" for parameter in seen.module.parameters())
+    if is_split or sharded_parts(seen.module):
         rank_zero_info("Sobolev doctor: parameters are sharded; finite differences are skipped")
         return
     try:
@@ -162,6 +81,7 @@ class _Curvature:
         self._module = _plain_copy(seen.module)
         self._buffers = {n: b.clone() for n, b in self._module.named_buffers()}
         self._parameters = [p for p in self._module.parameters() if p.requires_grad]
+        self._directions: dict[int, Tensor] = {}
         self.is_double = True
 
     def value(self) -> Tensor:
@@ -176,26 +96,34 @@ class _Curvature:
 
     def _value(self) -> Tensor:
         point = self._x.detach().clone().requires_grad_()
-        seen, _ = observed_call(
-            self._module, self._module, self._inputs, self._seen.path, point, self._seen.probe
+        forward, probe = (
+            make_forward(self._module, self._policy),
+            make_probe(self._policy, self._draws),
         )
+        seen, _ = observed_call(self._module, forward, self._inputs, self._seen.path, point, probe)
         self.is_double = seen.y.dtype == torch.float64
         jet, total = seen.jet(), point.new_zeros(())
         for index, term in enumerate(self._policy.spec.terms):
             if term.order == 0:
                 continue
-            u = self._draws.cotangents(index, term, jet.value) if term.needs_cotangents else None
+            u = self._cotangents(index, term, jet.value) if term.needs_cotangents else None
             v = self._draws.tangents(index, term, seen.x) if term.needs_tangents else None
             if seen.tangents is not None:
                 v = seen.tangents
-            total = total + _projection(jet, term.order, u, v).square().mean()
+            total = total + projected(term, jet, u, v).square().mean()
         return total
+
+    def _cotangents(self, index: int, term: SobolevTerm, y: Tensor) -> Tensor:
+        # Drawn once: those that depend on the output would move with the parameters.
+        if index not in self._directions:
+            self._directions[index] = self._draws.cotangents(index, term, y.detach())
+        return self._directions[index]
 
     def disagreement(self) -> float:
         """Largest relative deviation over directions, each at its best step size."""
         parameters = self._parameters
         value = self.value()
-        if not value.requires_grad:
+        if not parameters or not value.requires_grad:
             return 0.0
         found = torch.autograd.grad(value, parameters, allow_unused=True)
         gradient = [
@@ -239,16 +167,6 @@ class _Curvature:
                 parameter.add_(direction, alpha=amount)
 
 
-def _projection(
-    jet: object, order: int, cotangents: Tensor | None, tangents: Tensor | None
-) -> Tensor:
-    ask: Callable[..., Tensor] = getattr(jet, _METHOD[order, cotangents is None])
-    return ask(*[d for d in (cotangents, tangents) if d is not None])
-
-
-_METHOD = {(1, False): "vjp", (1, True): "jvp", (2, False): "hvp"}
-
-
 def _length(vectors: list[Tensor]) -> float:
     return float(torch.stack([v.square().sum() for v in vectors]).sum().sqrt())
 
@@ -260,8 +178,4 @@ def _to_double(tensor: Tensor) -> Tensor:
 
 def _plain_copy(module: nn.Module) -> nn.Module:
     original: nn.Module = getattr(module, "_orig_mod", module)
-    shadowed = [name for name, part in original.named_modules() if "forward" in vars(part)]
-    twin = copy.deepcopy(original)
-    for name in shadowed:
-        del vars(twin.get_submodule(name))["forward"]
-    return twin.to(device="cpu", dtype=torch.float64)
+    return copy.deepcopy(original).to(device="cpu", dtype=torch.float64)

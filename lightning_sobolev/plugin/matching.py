@@ -1,8 +1,8 @@
 """One callback's part in one training step: observe, ask the teacher, sum the terms."""
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from lightning_sobolev import _paths
 from lightning_sobolev._types import Jet, Teacher
 from lightning_sobolev.objective import Draws, Matched, RunningScales, match, reduced
-from lightning_sobolev.plugin.observe import Call, Observation, Observer, Probe
-from lightning_sobolev.plugin.protect import batch_norm_in_eval, explained, kept_gathered, protected
+from lightning_sobolev.plugin.observation import Observation, Probe
+from lightning_sobolev.plugin.observe import Call, Observer
+from lightning_sobolev.plugin.protect import batch_norm_aside, explained, kept_gathered, protected
 from lightning_sobolev.spec import SobolevSpec, SobolevTerm
 
 
@@ -44,6 +45,19 @@ class Policy:
     compiled: bool
 
     @property
+    def pushed(self) -> int | None:
+        """Index of the term whose tangents the func engine pushes through the forward itself."""
+        terms = self.spec.terms
+        tangents = [i for i, t in enumerate(terms) if t.order == 1 and t.side == "tangent"]
+        alone = len(tangents) == 1 and not any(t.needs_cotangents for t in terms)
+        return tangents[0] if alone and self.engine == "func" else None
+
+    @property
+    def only_again(self) -> bool:
+        """Whether every term is evaluated by a forward of its own."""
+        return self.batch_norm == "eval" or all(term.rows < 1.0 for term in self.spec.terms)
+
+    @property
     def exact_norms(self) -> bool:
         """Whether norms must be written out for the parameter gradients to be right."""
         return any(term.needs_tangents for term in self.spec.terms)
@@ -56,11 +70,13 @@ class Outcome:
     Args:
         terms: Unweighted scalars by key.
         unknown: Rows without any known target entry, by key.
+        blind: Keys of terms for which nothing at all is known.
         zero_curvature: Keys of order-2 terms in which the student had no second derivative at all.
     """
 
     terms: dict[str, Tensor] = field(default_factory=dict)
     unknown: dict[str, float] = field(default_factory=dict)
+    blind: list[str] = field(default_factory=list)
     zero_curvature: list[str] = field(default_factory=list)
 
 
@@ -83,6 +99,8 @@ class StepPart:
     ) -> None:
         self._root, self._policy, self._finish = root, policy, finish
         probe = make_probe(policy, draws)
+        if policy.only_again:  # the step's own forward is then looked at, not differentiated
+            probe = replace(probe, engine="tape")
         self._observer = Observer(root, policy.module, probe, policy.call)
 
     @property
@@ -119,16 +137,31 @@ def make_probe(policy: Policy, draws: Draws) -> Probe:
     Returns:
         The probe. It pushes tangents through the forward itself when forward mode is all there is.
     """
-    terms = policy.spec.terms
-    forward_mode = [i for i, t in enumerate(terms) if t.order == 1 and t.side == "tangent"]
-    alone = len(forward_mode) == 1 and not any(t.needs_cotangents for t in terms)
 
     def tangents(x: Tensor) -> Tensor | None:
-        if not alone or policy.engine == "tape":
-            return None
-        return draws.tangents(forward_mode[0], terms[forward_mode[0]], x)
+        index = policy.pushed
+        return None if index is None else draws.tangents(index, policy.spec.terms[index], x)
 
     return Probe(policy.wrt, policy.output, policy.spec.output_map, policy.engine, tangents)
+
+
+def make_forward(module: nn.Module, policy: Policy) -> Callable[..., Any]:
+    """Say how the student is called for the derivative alone.
+
+    Args:
+        module: The observed module.
+        policy: Whether batch norms are held in eval mode.
+
+    Returns:
+        Calls the module without moving its running statistics. Each call enters eval mode anew:
+        the func engine may call once more while it differentiates.
+    """
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        with batch_norm_aside(module, evaluate=policy.batch_norm == "eval"):
+            return module(*args, **kwargs)
+
+    return forward
 
 
 def evaluate(
@@ -165,11 +198,12 @@ def evaluate(
             if where not in jets:
                 jets[where] = _jets(seen, term.rows, batch, policy, draws)
             matched.append(_match_one(index, term, *jets[where], policy, draws, outcome))
-        distance, reference, known = (
-            torch.cat(parts, dim=1) for parts in zip(*matched, strict=True)
-        )
+        distance, reference, known = (torch.cat(part, dim=1) for part in zip(*matched, strict=True))
+        if policy.teacher.allows_unknown:
+            outcome.unknown[term.key] = float((~known).all(0).sum())
+            if not bool(known.any()):
+                outcome.blind.append(term.key)
         joined = Matched(distance, reference, known)
-        outcome.unknown[term.key] = float((~joined.known).all(0).sum())
         outcome.terms[term.key] = reduced(term, joined, scales, sum_over_processes)
     return outcome
 
@@ -179,12 +213,8 @@ def _jets(
 ) -> tuple[Observation, Jet, Jet]:
     rows = None if fraction == 1.0 else draws.rows(fraction, seen.size).to(seen.x.device)
     if rows is not None or policy.batch_norm == "eval":
-        size = seen.size
-        with ExitStack() as stack:
-            if policy.batch_norm == "eval":
-                stack.enter_context(batch_norm_in_eval(seen.module))
-            seen = seen.again(rows)
-        batch = batch if rows is None else _paths.take_rows(batch, rows, size)
+        batch = batch if rows is None else _paths.take_rows(batch, rows, seen.size)
+        seen = seen.again(rows, make_forward(seen.module, policy), make_probe(policy, draws))
     target = policy.teacher.at(seen.x.detach(), policy.spec.output_map, batch)
     return seen, seen.jet(), target
 
@@ -199,8 +229,9 @@ def _match_one(
     draws: Draws,
     outcome: Outcome,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    cotangents = draws.cotangents(index, term, student.value) if term.needs_cotangents else None
-    tangents = None
+    cotangents = tangents = None
+    if term.needs_cotangents:
+        cotangents = draws.cotangents(index, term, student.value, target)
     if term.needs_tangents:
         ready = seen.tangents
         tangents = ready if ready is not None else draws.tangents(index, term, seen.x)

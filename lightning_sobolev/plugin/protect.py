@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
@@ -57,14 +58,17 @@ class ExactNorms(TorchFunctionMode):
     ) -> Any:
         """Run the written-out norm in place of the fused one."""
         del types
-        return _WRITTEN_OUT.get(func, func)(*args, **(kwargs or {}))
+        written_out: Callable[..., Any] = _WRITTEN_OUT.get(func, func)
+        return written_out(*args, **(kwargs or {}))
 
 
 def _standardize(x: Tensor, dims: list[int], eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    mean = x.mean(dims, keepdim=True)
-    centered = x - mean
+    # As the fused norms do: statistics of half-precision inputs are taken in float32.
+    wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    mean = wide.mean(dims, keepdim=True)
+    centered = wide - mean
     variance = centered.square().mean(dims, keepdim=True)
-    return centered * torch.rsqrt(variance + eps), mean, variance
+    return (centered * torch.rsqrt(variance + eps)).to(x.dtype), mean, variance
 
 
 def _per_channel(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
@@ -150,12 +154,16 @@ _HINTS = {
         "module so that it can run eager, or leave it uncompiled"
     ),
     "saved tensor hooks": "activation checkpointing works with engine='tape' only",
-    "Checkpoint": "activation checkpointing works with engine='tape' only",
+    "torch.utils.checkpoint": "activation checkpointing works with engine='tape' only",
     "would mutate a captured Tensor": "batch norm in train mode works with engine='tape' only",
     "forward AD": "this layer has no forward mode; use engine='tape'",
     "mkldnn_rnn_layer": "this layer has no forward mode; use engine='tape'",
     "is not implemented": "this operation has no second derivative",
 }
+
+
+class ExplainedError(RuntimeError):
+    """One of torch's errors with what to do about it."""
 
 
 @contextmanager
@@ -166,15 +174,21 @@ def explained() -> Iterator[None]:
         Nothing.
 
     Raises:
-        RuntimeError: In place of torch's, which is quoted and chained.
+        RuntimeError: Torch's own, when there is nothing to say about it.
+        ExplainedError: In place of torch's, which is quoted and chained.
     """
     try:
         yield
     except RuntimeError as error:
         hints = [hint for text, hint in _HINTS.items() if text in str(error)]
-        if not hints:
+        if not hints or isinstance(error, ExplainedError):
             raise
-        raise RuntimeError(f"{hints[0]} (torch says: {error})") from error
+        raise ExplainedError(f"{hints[0]} (torch says: {error})") from error
+
+
+def sharded_parts(module: nn.Module) -> list[FSDPModule]:
+    """Find the parts of ``module`` that ``fully_shard`` has sharded, whether gathered or not."""
+    return [part for part in module.modules() if isinstance(part, FSDPModule)]
 
 
 @contextmanager
@@ -191,9 +205,7 @@ def kept_gathered(module: nn.Module) -> Iterator[None]:
     Yields:
         Nothing.
     """
-    from torch.distributed.fsdp import FSDPModule
-
-    sharded = [m for m in module.modules() if isinstance(m, FSDPModule)]
+    sharded = sharded_parts(module)
     for part in sharded:
         part.set_reshard_after_backward(False, recurse=False)
     try:
@@ -204,21 +216,28 @@ def kept_gathered(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def batch_norm_in_eval(module: nn.Module) -> Iterator[None]:
-    """Hold the batch norms of ``module`` in eval mode, so that rows do not see each other.
+def batch_norm_aside(module: nn.Module, *, evaluate: bool) -> Iterator[None]:
+    """Keep a second forward from moving the batch norms' running statistics.
 
     Args:
         module: The student.
+        evaluate: Whether to hold them in eval mode too, so that rows do not see each other.
 
     Yields:
         Nothing.
     """
     norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     training = [m for m in norms if m.training]
+    kept = [dict(norm._buffers) for norm in training]
     for norm in training:
-        norm.eval()
+        norm.train(not evaluate)
+        if not evaluate:
+            # Copies stand in; writing the old values back would be an in-place change of what
+            # the first forward saved for its backward.
+            norm._buffers.update({n: b.clone() for n, b in norm._buffers.items() if b is not None})
     try:
         yield
     finally:
-        for norm in training:
+        for norm, buffers in zip(training, kept, strict=True):
             norm.train()
+            norm._buffers.update(buffers)

@@ -1,20 +1,22 @@
 """Shadows of a LightningModule's methods while fit runs.
 
 One :class:`ObservedStep` per module serves all callbacks; the last one to leave restores the
-module. The shadows are objects and not closures: a copy of the module (EMA, SWA, the LR finder)
-gets its class's own methods bound to the COPY, and a pickled module carries no trace of us.
+module.
 """
 
-import copy
-import functools
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from types import MethodType
 from typing import Any, Protocol, cast
 
+import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 from torch.autograd.graph import Node
+
+from lightning_sobolev.plugin import log_keys
+from lightning_sobolev.plugin.protect import explained
+from lightning_sobolev.plugin.shadow import Passing, Shadow
 
 _SHADOWED = ("training_step", "manual_backward", "backward")
 
@@ -37,35 +39,21 @@ class Part(Protocol):
         ...
 
     def loss(self, batch: Any) -> Tensor:
-        """Return the weighted sum of the terms; logs them."""
+        """Return the weighted sum of the terms; logs each of them."""
         ...
 
 
 class Matcher(Protocol):
     """A callback that takes part in training steps."""
 
+    @property
+    def term_keys(self) -> list[str]:
+        """Names under which its terms are logged."""
+        ...
+
     def begin(self, module: LightningModule) -> Part:
         """Begin its part in one step."""
         ...
-
-
-class Shadow:
-    """A callable in place of a method of ``owner``; copies and pickles as the method itself."""
-
-    def __init__(self, owner: LightningModule, name: str, function: Callable[..., Any]) -> None:
-        # Lightning looks for parameter names such as batch_idx behind __wrapped__.
-        functools.update_wrapper(self, getattr(type(owner), name))
-        self._owner, self._name, self._function = owner, name, function
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:  # noqa: D102
-        return self._function(*args, **kwargs)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> MethodType:
-        owner = copy.deepcopy(self._owner, memo)
-        return MethodType(getattr(type(owner), self._name), owner)
-
-    def __reduce__(self) -> tuple[Callable[..., Any], tuple[LightningModule, str]]:
-        return getattr, (self._owner, self._name)
 
 
 class ObservedStep:
@@ -82,6 +70,7 @@ class ObservedStep:
         self._step: Callable[..., Any] = self._original("training_step")
         self._pending: list[Part] = []
         self._used: set[int] = set()
+        self._totals: list[Tensor] = []
         self._batch: Any = None
         self._leaves: list[Tensor] = []
 
@@ -90,7 +79,7 @@ class ObservedStep:
         functions = (self.training_step, self.manual_backward, self.backward)
         for name, function in zip(_SHADOWED, functions, strict=True):
             vars(self._module)[name] = Shadow(self._module, name, function)
-        vars(self._module)["_sobolev_step"] = _Hidden(self)
+        vars(self._module)["_sobolev_step"] = Passing(held=self)
 
     def restore(self) -> None:
         """Give the module its methods back."""
@@ -103,14 +92,16 @@ class ObservedStep:
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         """Run the user's step; add the terms to its loss under automatic optimisation."""
         self._pending = [matcher.begin(self._module) for matcher in self.matchers]
-        self._used = set()
+        self._used, self._totals = set(), []
         self._batch = self._find_batch(args, kwargs)
         try:
             with ExitStack() as stack:
                 for part in self._pending:
                     stack.enter_context(part.watching())
-                output = self._step(*args, **kwargs)
-                return self._with_terms(output)
+                output = self._with_terms(self._step(*args, **kwargs))
+                if self._totals:
+                    self._log_total(self._pending[0].observed[0][0].shape[0])
+                return output
         finally:
             self._pending, self._batch = [], None
 
@@ -133,8 +124,10 @@ class ObservedStep:
         overridden = type(self._module).backward is not LightningModule.backward
         if leaves and not overridden and "inputs" not in kwargs:
             hidden = {id(leaf) for leaf in leaves}
-            kwargs["inputs"] = [v for v in _leaf_variables(loss) if id(v) not in hidden]
-        self._original("backward")(loss, *args, **kwargs)
+            others = [v for v in _leaf_variables(loss) if id(v) not in hidden]
+            kwargs.update({"inputs": others} if others else {})  # torch refuses an empty list
+        with explained():
+            self._original("backward")(loss, *args, **kwargs)
 
     def _with_terms(self, output: Any) -> Any:
         if not self._module.automatic_optimization:
@@ -156,8 +149,13 @@ class ObservedStep:
     def _loss_of(self, part: Part) -> Tensor:
         self._used.add(id(part))
         value = part.loss(self._batch)
+        self._totals.append(value.detach())
         self._leaves += [x for x, _ in part.observed if x.is_leaf]
         return value
+
+    def _log_total(self, size: int) -> None:
+        total = torch.stack(self._totals).sum()
+        self._module.log(log_keys.total("train"), total, batch_size=size)
 
     def _find_batch(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if "dataloader_iter" in kwargs or (args and hasattr(args[0], "__next__")):
@@ -171,37 +169,40 @@ class ObservedStep:
         return MethodType(getattr(type(self._module), name), self._module)
 
 
-class _Hidden:
-    """Holds the step on the module; copies and pickles as nothing."""
-
-    def __init__(self, step: ObservedStep | None) -> None:
-        self.step = step
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "_Hidden":
-        return _Hidden(None)
-
-    def __reduce__(self) -> tuple[Callable[..., Any], tuple[None]]:
-        return _Hidden, (None,)
-
-
 def install(module: LightningModule, matcher: Matcher) -> None:
-    """Let ``matcher`` take part in the module's training steps."""
+    """Let ``matcher`` take part in the module's training steps.
+
+    Args:
+        module: The module.
+        matcher: The callback.
+
+    Raises:
+        ValueError: If a term of it would be logged under the name of another callback's term.
+    """
     held = vars(module).get("_sobolev_step")
-    step = held.step if held is not None else None
+    step = held.held if held is not None else None
     if step is None:
         step = ObservedStep(module)
         step.install()
+    taken = {key for other in step.matchers for key in other.term_keys}
+    clash = sorted(taken.intersection(matcher.term_keys))
+    if clash:
+        raise ValueError(
+            "the terms of several callbacks must be named differently (SobolevTerm(name=...)), "
+            f"got {clash[0]!r} twice"
+        )
     step.matchers.append(matcher)
 
 
 def uninstall(module: LightningModule, matcher: Matcher) -> None:
     """Take ``matcher`` out; restore the module when it was the last one."""
     held = vars(module).get("_sobolev_step")
-    if held is None or held.step is None or matcher not in held.step.matchers:
+    step = held.held if held is not None else None
+    if step is None or matcher not in step.matchers:
         return
-    held.step.matchers.remove(matcher)
-    if not held.step.matchers:
-        held.step.restore()
+    step.matchers.remove(matcher)
+    if not step.matchers:
+        step.restore()
 
 
 def _nodes(start: Iterable[Node | None]) -> Iterable[Node]:

@@ -15,8 +15,8 @@ class TabulatedJet:
     r"""A jet whose value, Jacobian and Hessian are given as arrays.
 
     Projections are contractions: no network is evaluated. An entry that is NaN makes every
-    projection it enters NaN, so a target with unknown entries keeps most of what is known under
-    ``projection="basis"`` with cotangents, or with a scalar output.
+    projection it enters with a factor other than zero NaN, so a target with unknown entries keeps
+    most of what is known under ``projection="basis"``, or with cotangents and a scalar output.
 
     Args:
         in_shape: Shape of one input point, ``*in``.
@@ -50,20 +50,15 @@ class TabulatedJet:
         """Contract the cotangents with the Jacobian's output axes."""
         jacobian = self._require(self._jacobian, "jacobian", "an order-1 term")
         flat = self._flat(jacobian, "jacobian", cotangents[0, 0].numel(), 1)
-        rows = torch.einsum(
-            "pbc,bcd->pbd",
-            cotangents.flatten(2) if cotangents.ndim > 2 else cotangents[..., None],
-            flat,
-        )
+        rows = _contract("bcd,pbc->pbd", flat, _flat_rows(cotangents))
         return rows.reshape(*rows.shape[:2], *self._in_shape)
 
     def jvp(self, tangents: Float[Tensor, "proj batch *in"]) -> Float[Tensor, "proj batch *out"]:
         """Contract the tangents with the Jacobian's input axes."""
         jacobian = self._require(self._jacobian, "jacobian", "an order-1 term")
-        size = tangents[0, 0].numel()
-        flat = self._flat(jacobian, "jacobian", jacobian[0].numel() // size, 1)
-        columns = torch.einsum("bcd,pbd->pbc", flat, tangents.reshape(*tangents.shape[:2], size))
         out_shape = jacobian.shape[1 : jacobian.ndim - len(self._in_shape)]
+        flat = self._flat(jacobian, "jacobian", out_shape.numel(), 1)
+        columns = _contract("bcd,pbd->pbc", flat, _flat_rows(tangents))
         return columns.reshape(*columns.shape[:2], *out_shape)
 
     def hvp(
@@ -74,9 +69,8 @@ class TabulatedJet:
         """Contract the Hessian with a cotangent and a tangent."""
         hessian = self._require(self._hessian, "hessian", "an order-2 term")
         flat = self._flat(hessian, "hessian", cotangents[0, 0].numel(), 2)
-        u = cotangents.reshape(*cotangents.shape[:2], -1)
-        v = tangents.reshape(*tangents.shape[:2], -1)
-        return torch.einsum("pbc,bcde,pbe->pbd", u, flat, v).reshape(tangents.shape)
+        u, v = _flat_rows(cotangents), _flat_rows(tangents)
+        return _contract("bcde,pbc,pbe->pbd", flat, u, v).reshape(tangents.shape)
 
     def _require(self, array: Tensor | None, name: str, user: str) -> Tensor:
         if array is None:
@@ -85,13 +79,31 @@ class TabulatedJet:
 
     def _flat(self, array: Tensor, name: str, out_size: int, order: int) -> Tensor:
         in_size = torch.Size(self._in_shape).numel()
-        if array[0].numel() != out_size * in_size**order:
+        inner = self._in_shape * order
+        split = array.ndim - len(inner)
+        outer = array.shape[1:split]
+        # The size alone would let a transposed array pass.
+        if split < 1 or array.shape[split:] != inner or outer.numel() != out_size:
             expected = "*in, " * (order - 1) + "*in"
             raise ValueError(
                 f"{name} of {self._source} must have shape [batch, *out, {expected}] with *in = "
                 f"{list(self._in_shape)} and {out_size} outputs, got {list(array.shape)}"
             )
         return array.reshape(array.shape[0], out_size, *[in_size] * order)
+
+
+def _flat_rows(directions: Tensor) -> Float[Tensor, "proj batch size"]:
+    return directions.reshape(*directions.shape[:2], directions.shape[2:].numel())
+
+
+def _contract(equation: str, array: Tensor, *directions: Tensor) -> Tensor:
+    """Sum products of array entries with directions; unknown entries times zero are zero."""
+    unknown = array.isnan()
+    sums = torch.einsum(equation, array.masked_fill(unknown, 0.0), *directions)
+    if not bool(unknown.any()):
+        return sums
+    entered = torch.einsum(equation, unknown.to(array.dtype), *[d.abs() for d in directions]) > 0
+    return sums.masked_fill(entered, torch.nan)
 
 
 class BatchTeacher:

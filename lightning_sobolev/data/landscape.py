@@ -1,0 +1,170 @@
+"""Points of a classical test function with exact values and gradients."""
+
+from dataclasses import dataclass
+from typing import Self
+
+import lightning.pytorch as pl
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lightning_sobolev.data.batches import OrderedRows, ShuffledRows, Table, TableLoader
+from lightning_sobolev.functional.landscapes import Landscape, landscape
+
+
+@dataclass(frozen=True, slots=True)
+class Standardization:
+    r"""The affine change of units that gives some points zero mean and unit deviation.
+
+    With :math:`\tilde x_j = (x_j - \mu_j) / \sigma_j` and :math:`\tilde y = (y - \mu) / \sigma`
+    derivatives follow as
+
+    .. math:: \frac{\partial \tilde y}{\partial \tilde x_j}
+        = \frac{\sigma_j}{\sigma} \frac{\partial y}{\partial x_j}, \quad
+        \frac{\partial^2 \tilde y}{\partial \tilde x_i \partial \tilde x_j}
+        = \frac{\sigma_i \sigma_j}{\sigma} \frac{\partial^2 y}{\partial x_i \partial x_j}.
+
+    Args:
+        x_mean: Mean of every input.
+        x_std: Deviation of every input.
+        y_mean: Mean of the value.
+        y_std: Deviation of the value.
+
+    Source:
+        Huge and Savine 2020, Differential machine learning (arXiv:2005.02347), preprocessing.
+    """
+
+    x_mean: Float[Tensor, " dim"]
+    x_std: Float[Tensor, " dim"]
+    y_mean: Float[Tensor, ""]
+    y_std: Float[Tensor, ""]
+
+    @classmethod
+    def of(cls, x: Float[Tensor, "points dim"], y: Float[Tensor, " points"]) -> Self:
+        """Return the units of the points ``x`` with values ``y``.
+
+        A constant column keeps its scale: there is nothing to divide by.
+        """
+        x_std, y_std = x.std(0, correction=0), y.std(correction=0)
+        one = torch.ones((), dtype=x.dtype)
+        return cls(
+            x_mean=x.mean(0),
+            x_std=torch.where(x_std > 0, x_std, one),
+            y_mean=y.mean(),
+            y_std=torch.where(y_std > 0, y_std, one),
+        )
+
+    def apply(
+        self,
+        x: Float[Tensor, "points dim"],
+        y: Float[Tensor, " points"],
+        dydx: Float[Tensor, "points dim"],
+        hessian: Float[Tensor, "points dim dim"],
+    ) -> dict[str, Tensor]:
+        """Return ``x``, ``y``, ``dydx`` and ``hessian`` in these units, under these names."""
+        return {
+            "x": (x - self.x_mean) / self.x_std,
+            "y": (y - self.y_mean) / self.y_std,
+            "dydx": dydx * self.x_std / self.y_std,
+            "hessian": hessian * self.x_std[:, None] * self.x_std / self.y_std,
+        }
+
+    def values(self, y: Float[Tensor, " points"]) -> Float[Tensor, " points"]:
+        """Return standardized values in the original units."""
+        return y * self.y_std + self.y_mean
+
+    def gradients(self, dydx: Float[Tensor, "points dim"]) -> Float[Tensor, "points dim"]:
+        """Return standardized gradients in the original units."""
+        return dydx * self.y_std / self.x_std
+
+
+class LandscapeDataModule(pl.LightningDataModule):
+    """Random training points and many test points of one test function.
+
+    A batch is ``{"x": [batch, dim], "y": [batch], "dydx": [batch, dim], "hessian": [batch, dim,
+    dim]}`` in the units in which the training points have zero mean and unit deviation; test points
+    are in the same units.
+
+    Args:
+        function: Name of the function, see ``functional.landscapes.LANDSCAPES``.
+        num_points: Training points, drawn uniformly from the function's domain.
+        dim: Dimension of the input.
+        batch_size: Points of a training batch; all of them when there are fewer.
+        steps_per_epoch: Batches that count as one epoch.
+        seed: Seed of the training points and of their order. None takes one from the system.
+        num_test_points: Points of a scrambled Sobol sequence, the same for every seed.
+        dtype: Floating-point type of the batches; torch's default when None.
+
+    Raises:
+        ValueError: If a count is too small or the function is unknown.
+    """
+
+    def __init__(
+        self,
+        function: str,
+        num_points: int,
+        *,
+        dim: int = 2,
+        batch_size: int = 100,
+        steps_per_epoch: int = 1000,
+        seed: int | None = 0,
+        num_test_points: int = 4096,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        # One point has no deviation to standardize by.
+        least = {"num_points": 2, "batch_size": 1, "steps_per_epoch": 1, "num_test_points": 2}
+        for name, smallest in least.items():
+            if (got := locals()[name]) < smallest:
+                raise ValueError(f"{name} must be at least {smallest}, got {got}")
+        self.landscape: Landscape = landscape(function)
+        self.low, self.high = _box(self.landscape, dim)
+        self.num_points = num_points
+        self.batch_size = batch_size
+        self.steps_per_epoch = steps_per_epoch
+        self.num_test_points = num_test_points
+        self.dtype = torch.get_default_dtype() if dtype is None else dtype
+        self.seed = torch.Generator().seed() if seed is None else seed
+        self.units, self.train_points = self._draw()
+
+    def _draw(self) -> tuple[Standardization, Table]:
+        generator = torch.Generator().manual_seed(self.seed)
+        shape = (self.num_points, len(self.low))
+        uniform = torch.rand(shape, generator=generator, dtype=torch.float64)
+        x = self.low + (self.high - self.low) * uniform
+        units = Standardization.of(x, self.landscape.value(x))
+        return units, self._table(x, units)
+
+    def _table(self, x: Float[Tensor, "points dim"], units: Standardization) -> Table:
+        function = self.landscape
+        derivatives = (function.gradient(x), function.hessian(x))
+        columns = units.apply(x, function.value(x), *derivatives)
+        return Table({name: column.to(self.dtype) for name, column in columns.items()})
+
+    def test_points(self) -> Table:
+        """Return the test points; they fill the domain evenly in any dimension."""
+        sobol = torch.quasirandom.SobolEngine(len(self.low), scramble=True, seed=0)  # type: ignore[no-untyped-call]
+        unit = sobol.draw(self.num_test_points, dtype=torch.float64)
+        return self._table(self.low + (self.high - self.low) * unit, self.units)
+
+    def train_dataloader(self) -> TableLoader:
+        """Return ``steps_per_epoch`` shuffled batches."""
+        rows = ShuffledRows(
+            self.num_points, self.batch_size, self.steps_per_epoch, seed=self.seed, **self._share()
+        )
+        return TableLoader(self.train_points, rows)
+
+    def test_dataloader(self) -> TableLoader:
+        """Return every test point once."""
+        table = self.test_points()
+        return TableLoader(table, OrderedRows(len(table), 1024, **self._share()))
+
+    def _share(self) -> dict[str, int]:
+        if self.trainer is None:
+            return {}
+        return {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
+
+
+def _box(function: Landscape, dim: int) -> tuple[Tensor, Tensor]:
+    bounds = torch.as_tensor(function.bounds(dim), dtype=torch.float64)
+    return bounds[:, 0], bounds[:, 1]

@@ -1,0 +1,104 @@
+"""Which layers of the student need a remedy, and which cannot work."""
+
+from dataclasses import dataclass
+
+from lightning.pytorch.utilities import rank_zero_info
+from torch import nn
+
+from lightning_sobolev.plugin.matching import Policy
+
+_NORMS = (nn.LayerNorm, nn.modules.batchnorm._NormBase)
+_DROPOUTS = (nn.modules.dropout._DropoutNd,)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing about the student that a user should know.
+
+    Args:
+        name: Name of the layer.
+        kind: Its class.
+        remark: What it means here and what is done about it.
+    """
+
+    name: str
+    kind: str
+    remark: str
+
+
+def scan(student: nn.Module, policy: Policy) -> list[Finding]:
+    """Look for layers that need a remedy under this policy.
+
+    Args:
+        student: The observed module.
+        policy: What is matched and how.
+
+    Returns:
+        The findings, one for each kind of layer and remark.
+
+    Raises:
+        ValueError: If a layer cannot work with the engine that was asked for.
+    """
+    findings: dict[tuple[str, str], Finding] = {}
+    for name, layer in student.named_modules():
+        remark = _remark(layer, policy)
+        if remark is not None:
+            kind = type(layer).__name__
+            findings.setdefault((kind, remark), Finding(name or "(itself)", kind, remark))
+    return list(findings.values())
+
+
+def _remark(layer: nn.Module, policy: Policy) -> str | None:
+    if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.training:
+        return _batch_norm_remark(layer, policy)
+    if isinstance(layer, nn.LSTM) and policy.pushed is not None:
+        raise ValueError("engine='func' has no forward mode for nn.LSTM; use engine='tape'")
+    if isinstance(layer, nn.RNNBase):
+        return "cuDNN is off during the step: its kernels have no second derivative"
+    if isinstance(layer, nn.MultiheadAttention | nn.TransformerEncoderLayer):
+        return "the math attention kernel is used: fused ones have no second derivative"
+    if isinstance(layer, _NORMS) and policy.exact_norms:
+        return "written out: the fused norm gives wrong parameter gradients here"
+    if isinstance(layer, _DROPOUTS) and layer.p > 0 and _calls_again(policy):
+        return "the derivative's own forward draws its own mask, which adds noise to the term"
+    return None
+
+
+def _calls_again(policy: Policy) -> bool:
+    if policy.batch_norm == "eval" or any(term.rows < 1.0 for term in policy.spec.terms):
+        return True
+    return policy.engine == "func" and policy.spec.max_order == 2
+
+
+def _batch_norm_remark(layer: nn.modules.batchnorm._BatchNorm, policy: Policy) -> str | None:
+    if policy.batch_norm == "eval":
+        if not layer.track_running_stats:
+            raise ValueError(
+                "batch_norm='eval' needs running statistics, got a batch norm with "
+                "track_running_stats=False; use batch_norm='train'"
+            )
+        return None
+    if policy.engine == "func" and layer.track_running_stats:
+        raise ValueError(
+            "engine='func' cannot run batch norm in train mode (it writes its statistics in "
+            "place); use engine='tape' or batch_norm='eval'"
+        )
+    return (
+        "rows are coupled in train mode: the derivative of a row is not its own; "
+        "batch_norm='eval' takes it in a second forward with uncoupled rows"
+    )
+
+
+def report(findings: list[Finding], policy: Policy, chosen: bool) -> None:
+    """Say once what was found and which engine runs.
+
+    Args:
+        findings: From :func:`scan`.
+        policy: What is matched and how.
+        chosen: Whether the engine was chosen for the user.
+    """
+    if chosen:
+        eager = "; compiled parts of the step run eager meanwhile" if policy.compiled else ""
+        rank_zero_info(f"Sobolev: engine='tape', which reuses the step's own forward{eager}")
+    for found in findings:
+        rank_zero_info(f"Sobolev doctor: {found.name} ({found.kind}): {found.remark}")

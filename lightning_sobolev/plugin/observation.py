@@ -1,0 +1,142 @@
+"""One observed call: where it was made, with what, and its jet."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from lightning_sobolev import _paths
+from lightning_sobolev._types import BatchFn, Jet
+from lightning_sobolev.functional.derivatives import FuncJet, TapeJet
+from lightning_sobolev.plugin.select import Inputs, select_output
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What to observe of a call and how to differentiate it.
+
+    Args:
+        wrt: Path of the input: position, name or key path; None for the first float tensor.
+        output: Path of the output; None for the first float tensor.
+        on: Output map.
+        engine: ``"tape"`` or ``"func"``.
+        tangents: For forward mode: draws the tangents once the input is known.
+    """
+
+    wrt: str | int | None
+    output: str | int | None
+    on: BatchFn
+    engine: str
+    tangents: Callable[[Tensor], Tensor | None]
+
+
+@dataclass(eq=False)
+class Observation:
+    """One observed call: of what, with what, and its jet.
+
+    Args:
+        module: The module that was called.
+        inputs: What it was called with.
+        path: Where in ``inputs`` the observed input stands.
+        probe: How it was observed.
+        x: The point of evaluation.
+        y: The matched output, before the output map.
+        tangents: The directions that were pushed through the forward itself, if any.
+        pushed: The jet of the func engine, which exists as soon as the call is over.
+    """
+
+    module: nn.Module
+    inputs: Inputs
+    path: _paths.Path
+    probe: Probe
+    x: Tensor
+    y: Tensor
+    tangents: Tensor | None = None
+    pushed: FuncJet | None = None
+
+    @property
+    def size(self) -> int:
+        """Number of rows."""
+        return self.x.shape[0]
+
+    def jet(self) -> Jet:
+        """The jet of ``on(module)`` at the observed input; no further forward pass."""
+        return self.pushed if self.pushed is not None else TapeJet(self.probe.on(self.y), self.x)
+
+    def again(
+        self, rows: Tensor | None, forward: Callable[..., Any], probe: Probe
+    ) -> "Observation":
+        """Evaluate the module once more.
+
+        Args:
+            rows: Row numbers, or None for all rows.
+            forward: Calls the module.
+            probe: How this call is observed.
+
+        Returns:
+            The observation of this second call.
+        """
+        x, inputs = self.x, self.inputs
+        if rows is not None:
+            x, inputs = x[rows], _paths.take_rows(inputs, rows, self.size)
+        # x[rows] of our own leaf would hang the second graph below the first one.
+        point = x if self._is_intermediate else x.detach().requires_grad_()
+        seen, _ = observed_call(self.module, forward, inputs, self.path, point, probe)
+        return seen
+
+    @property
+    def _is_intermediate(self) -> bool:
+        return self.x.grad_fn is not None
+
+
+def observed_call(
+    module: nn.Module,
+    forward: Callable[..., Any],
+    inputs: Inputs,
+    path: _paths.Path,
+    x: Tensor,
+    probe: Probe,
+) -> tuple[Observation, Any]:
+    """Call ``forward`` with ``x`` at ``path`` and keep what its jet needs.
+
+    Args:
+        module: The module whose call this is.
+        forward: What to call.
+        inputs: Arguments of the call.
+        path: Where in ``inputs`` the observed input stands.
+        x: The point of evaluation: a leaf that requires grad, or an intermediate.
+        probe: What to observe.
+
+    Returns:
+        The observation, and what the call returned.
+    """
+
+    def run(point: Tensor) -> Any:
+        filled = _paths.put(inputs, path, point)
+        return forward(*filled["args"], **filled["kwargs"])
+
+    if probe.engine == "tape":
+        # A clone is passed on: a forward that writes in place must not change the leaf.
+        result = run(x.clone())
+        y = _with_rows(select_output(result, probe.output), x)
+        return Observation(module, inputs, path, probe, x, y), result
+
+    def run_func(point: Tensor) -> tuple[Tensor, tuple[Any, Tensor]]:
+        result = run(point)
+        y = _with_rows(select_output(result, probe.output), x)
+        return probe.on(y), (result, y)
+
+    tangents = probe.tangents(x)
+    jet = FuncJet(run_func, x, tangents=tangents, has_aux=True)
+    result, y = jet.aux
+    return Observation(module, inputs, path, probe, x, y, tangents, jet), result
+
+
+def _with_rows(y: Tensor, x: Tensor) -> Tensor:
+    if y.shape[:1] != x.shape[:1]:
+        raise ValueError(
+            f"output: the observed module must give one row for each of its {x.shape[0]} input "
+            f"rows, got {_paths.describe(y)}; name another output= or module="
+        )
+    return y

@@ -1,0 +1,73 @@
+"""Callables that stand in for methods of one object and leave no trace in its copies.
+
+Objects and not closures: a copy of the module (EMA, SWA, the LR finder, the doctor) gets its own
+methods bound to the COPY, and a pickled module carries nothing of ours.
+"""
+
+import copy
+import functools
+import inspect
+from collections.abc import Callable
+from types import MethodType
+from typing import Any
+
+from torch import nn
+
+
+class Shadow:
+    """Stands in for a method; copies and pickles as what it stands in for.
+
+    Args:
+        owner: The module in whose instance dictionary it is put.
+        name: Name of the method.
+        function: What is called instead.
+    """
+
+    def __init__(self, owner: nn.Module, name: str, function: Callable[..., Any]) -> None:
+        # Lightning looks for parameter names such as batch_idx one step behind __wrapped__.
+        original = inspect.unwrap(getattr(owner, name))
+        functools.update_wrapper(self, original)
+        self._owner, self._name, self._function = owner, name, function
+        self._earlier = vars(owner).get(name)
+        # A compiled method is the class's own too; its copy is not compiled.
+        self._is_own = getattr(original, "__func__", None) is getattr(type(owner), name)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:  # noqa: D102
+        return self._function(*args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        if not self._is_own:
+            return copy.deepcopy(self._earlier, memo)
+        owner = copy.deepcopy(self._owner, memo)
+        return MethodType(getattr(type(owner), self._name), owner)
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        if not self._is_own:
+            return _same, (self._earlier,)
+        return getattr, (self._owner, self._name)
+
+
+class Passing:
+    """A forward hook, or any other object, that copies and pickles as one that does nothing.
+
+    Args:
+        function: What is called.
+        held: What a holder wants to find again.
+    """
+
+    def __init__(self, function: Callable[..., None] | None = None, held: Any = None) -> None:
+        self._function, self.held = function, held
+
+    def __call__(self, *args: Any) -> None:  # noqa: D102
+        if self._function is not None:
+            self._function(*args)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Passing":
+        return Passing()
+
+    def __reduce__(self) -> tuple[type["Passing"], tuple[()]]:
+        return Passing, ()
+
+
+def _same(value: Any) -> Any:
+    return value

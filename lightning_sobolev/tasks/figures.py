@@ -1,0 +1,147 @@
+"""Figures over many runs, from the averages of their table alone."""
+
+import math
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lightning_sobolev.tasks.layouts import Layout
+from lightning_sobolev.tasks.records import Cell
+from lightning_sobolev.tasks.tables import Estimate, Group, Summary
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Points = list[tuple[float, Estimate]]
+
+
+def save_figures(folder: Path, layout: Layout, summary: Summary) -> list[Path]:
+    """Draw every measure: curves over the fraction of the data where it varies, else bars.
+
+    Args:
+        folder: Where the PNG files go.
+        layout: The form of the table of runs.
+        summary: The averages.
+
+    Returns:
+        The files.
+    """
+    varies = telling_apart(layout, summary)
+    if "fraction" in varies:
+        return [_save_curves(folder, layout, summary, varies)]
+    measures = [measure for measure in layout.measures if measure != "seconds"]
+    return [_save_bars(folder, layout, summary, varies, measure) for measure in measures]
+
+
+def telling_apart(layout: Layout, summary: Collection[Group]) -> list[str]:
+    """Return the key columns that are needed to tell the groups apart.
+
+    A learning rate that was tuned for every case varies with the case and says nothing new.
+
+    Args:
+        layout: Names the columns.
+        summary: The groups.
+
+    Returns:
+        Columns that vary, without steps and learning rate where the others suffice.
+    """
+    needed = [key for i, key in enumerate(layout.groups) if len({g[i] for g in summary}) > 1]
+    for key in ("steps", "lr"):
+        if key in needed:
+            rest = [layout.groups.index(other) for other in needed if other != key]
+            if len({tuple(group[i] for i in rest) for group in summary}) == len(summary):
+                needed.remove(key)
+    return needed
+
+
+def _save_curves(folder: Path, layout: Layout, summary: Summary, varies: Sequence[str]) -> Path:
+    from matplotlib.figure import Figure
+
+    series = [key for key in varies if key != "fraction"]
+    measures = [m for m in layout.measures if m != "seconds" and _any_number(summary, m)]
+    columns = min(3, len(measures))
+    rows = math.ceil(len(measures) / columns)
+    figure = Figure(figsize=(4.2 * columns, 3.4 * rows), layout="constrained")
+    grid = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axes, measure in zip(grid, measures, strict=False):
+        for label, points in _curves(layout, summary, series, measure).items():
+            _draw_curve(axes, label, points)
+        axes.set(xlabel="fraction of the training states", title=measure, xscale="log")
+        if "return" not in measure:
+            axes.set_yscale("log")
+        axes.grid(alpha=0.3)
+    for axes in grid[len(measures) :]:
+        axes.set_axis_off()
+    figure.axes[0].legend(fontsize="small", title=", ".join(series))
+    path = folder / f"{layout.name}.png"
+    figure.savefig(path, dpi=120)
+    return path
+
+
+def _curves(
+    layout: Layout, summary: Summary, series: Sequence[str], measure: str
+) -> dict[str, Points]:
+    curves: dict[str, Points] = {}
+    for group, estimates in summary.items():
+        cells = dict(zip(layout.groups, group, strict=True))
+        label = ", ".join(_shown(cells[key]) for key in series)
+        if estimates[measure].count:
+            curves.setdefault(label, []).append((float(cells["fraction"]), estimates[measure]))
+    return {label: sorted(points, key=lambda point: point[0]) for label, points in curves.items()}
+
+
+def _draw_curve(axes: "Axes", label: str, points: Points) -> None:
+    x = [fraction for fraction, _ in points]
+    means = [estimate.mean for _, estimate in points]
+    errors = [0.0 if math.isnan(e.error) else e.error for _, e in points]
+    (line,) = axes.plot(x, means, marker="o", markersize=3, label=label)
+    low = [mean - error for mean, error in zip(means, errors, strict=True)]
+    high = [mean + error for mean, error in zip(means, errors, strict=True)]
+    axes.fill_between(x, low, high, alpha=0.2, color=line.get_color(), linewidth=0)
+
+
+def _save_bars(
+    folder: Path, layout: Layout, summary: Summary, varies: Sequence[str], measure: str
+) -> Path:
+    """Draw a cluster of bars for every setting, a bar for every choice of what is matched."""
+    from matplotlib.figure import Figure
+
+    cases = [key for key in varies if key != "sobolev"]
+    clusters: dict[str, dict[str, Estimate]] = {}
+    for group, estimates in summary.items():
+        cells = dict(zip(layout.groups, group, strict=True))
+        label = "\n".join(_shown(cells[key]) for key in cases)
+        clusters.setdefault(label, {})[_shown(cells.get("sobolev", ""))] = estimates[measure]
+    choices = sorted({choice for cluster in clusters.values() for choice in cluster})
+    figure = Figure(figsize=(max(4.0, 0.95 * len(clusters) + 1.5), 3.8), layout="constrained")
+    axes = figure.subplots()
+    width = 0.8 / len(choices)
+    for number, choice in enumerate(choices):
+        known = [
+            (i, cluster[choice]) for i, cluster in enumerate(clusters.values()) if choice in cluster
+        ]
+        axes.bar(
+            [i + width * (number - 0.5 * (len(choices) - 1)) for i, _ in known],
+            [estimate.mean for _, estimate in known],
+            width,
+            yerr=[0.0 if math.isnan(e.error) else e.error for _, e in known],
+            capsize=2,
+            label=choice or None,
+        )
+    axes.set_xticks(range(len(clusters)), list(clusters), fontsize="x-small")
+    axes.set(title=measure)
+    if "return" not in measure and _any_number(summary, measure):
+        axes.set_yscale("log")
+    if any(choices):
+        axes.legend(title="sobolev", fontsize="small")
+    path = folder / f"{layout.name}_{measure.removeprefix('test_')}.png"
+    figure.savefig(path, dpi=120)
+    return path
+
+
+def _any_number(summary: Summary, measure: str) -> bool:
+    return any(estimates[measure].mean > 0 for estimates in summary.values())
+
+
+def _shown(cell: Cell) -> str:
+    return f"{cell:g}" if isinstance(cell, float | int) else cell

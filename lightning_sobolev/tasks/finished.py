@@ -1,0 +1,59 @@
+"""What a run leaves behind, and what may be done with it before its numbers are written."""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import lightning.pytorch as pl
+
+METRICS = "metrics.json"
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedRun:
+    """A trained and tested module with its data.
+
+    Args:
+        module: The trained module.
+        datamodule: Its data.
+        folder: The folder of the run.
+        show_progress: Whether somebody watches.
+    """
+
+    module: pl.LightningModule
+    datamodule: pl.LightningDataModule
+    folder: Path
+    show_progress: bool = False
+
+
+class Closing(Protocol):
+    """A last piece of work: play the game, draw a picture."""
+
+    def __call__(self, run: FinishedRun) -> Mapping[str, float]:
+        """Return numbers for ``metrics.json``, by key."""
+        ...
+
+
+def write_metrics(folder: Path, metrics: Mapping[str, float | str]) -> Path:
+    """Write ``metrics.json`` whole or not at all; its presence says that the run finished.
+
+    Args:
+        folder: The folder of the run.
+        metrics: Flat numbers. JSON has no NaN and no infinity: they become null.
+
+    Returns:
+        The path of the file.
+    """
+    flat = {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in metrics.items()
+    }
+    path = folder / METRICS
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(flat, indent=2, sort_keys=True) + "\n")
+    os.replace(temporary, path)
+    return path

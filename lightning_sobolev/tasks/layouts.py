@@ -1,0 +1,134 @@
+"""Which columns a table of runs has, and which of them tell groups of runs apart."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from lightning_sobolev.tasks.records import Record, StoredRun
+
+_STUDENTS = {"small_cnn": "small", "nature_cnn": "same"}
+_SEED = "seed"
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The form of a table with one line a run.
+
+    Args:
+        name: What its files are called.
+        keys: Columns that say what was run, with their source; see ``StoredRun.look_up``.
+        measures: Columns that say what came out, with their source.
+    """
+
+    name: str
+    keys: dict[str, str]
+    measures: dict[str, str]
+
+    @property
+    def columns(self) -> list[str]:
+        """All columns, in order."""
+        return [*self.keys, *self.measures]
+
+    @property
+    def groups(self) -> list[str]:
+        """Columns that differ between groups; runs of a group differ by their seed alone."""
+        return [key for key in self.keys if key != _SEED]
+
+    def record(self, run: StoredRun) -> Record:
+        """Return the line of a run."""
+        record = {k: run.look_up(source) for k, source in (self.keys | self.measures).items()}
+        if "student" in record:
+            record["student"] = _STUDENTS.get(str(record["student"]), record["student"])
+        return record
+
+    def with_keys(self, paths: Sequence[str]) -> "Layout":
+        """Return this layout with more settings as columns.
+
+        Args:
+            paths: Key paths in the configuration, or names of groups.
+        """
+        added = {path: f"config:{path}" for path in paths if path not in self.keys}
+        return replace(self, keys={**self.keys, **added})
+
+
+PONG = Layout(
+    name="pong",
+    keys={
+        "game": "config:env.settings.game",
+        "student": "choice:model",
+        "fraction": "config:data.fraction",
+        "sobolev": "choice:sobolev",
+        "seed": "config:seed",
+        "lr": "config:lr",
+        "steps": "config:steps",
+    },
+    measures={
+        "test_kl": "metric:test/kl",
+        "test_action_disagreement": "metric:test/action_disagreement",
+        "test_merged_disagreement": "metric:test/merged_disagreement",
+        "test_derivative_nmse": "metric:test/derivative_nmse",
+        "student_return": "metric:test/student_return",
+        "seconds": "metric:seconds_fit",
+    },
+)
+REGRESSION = Layout(
+    name="regression",
+    keys={
+        "function": "config:function",
+        "dim": "config:dim",
+        "num_points": "config:num_points",
+        "activation": "config:model.activation",
+        "sobolev": "choice:sobolev",
+        "seed": "config:seed",
+    },
+    measures={
+        "test_value_nmse": "metric:test/value_nmse",
+        "test_derivative_nmse": "metric:test/derivative_nmse",
+        "seconds": "metric:seconds_fit",
+    },
+)
+
+
+def layout_of_runs(runs: Sequence[StoredRun]) -> Layout:
+    """Return the layout that fits all the runs.
+
+    Args:
+        runs: Finished runs; when they are of several experiments the layout is a general one.
+    """
+    names = {str(run.look_up("config:name")) for run in runs}
+    if len(names) == 1:
+        name = names.pop()
+        if name == "regression":
+            return REGRESSION
+        if name.startswith("distill_"):
+            return replace(PONG, name=name.removeprefix("distill_"))
+    tests = sorted({key for run in runs for key in run.metrics if key.startswith("test/")})
+    return Layout(
+        name="runs",
+        keys={
+            "experiment": "config:name",
+            "model": "choice:model",
+            "sobolev": "choice:sobolev",
+            "seed": "config:seed",
+        },
+        measures={
+            **{key.replace("/", "_"): f"metric:{key}" for key in tests},
+            "seconds": "metric:seconds_fit",
+        },
+    )
+
+
+def layout_of_table(path: Path, columns: Sequence[str]) -> Layout:
+    """Return the layout of a table that was written earlier.
+
+    Args:
+        path: Its file; gives the name.
+        columns: Its columns. Those from the first measure of a known layout on are measures.
+    """
+    known = {*PONG.measures, *REGRESSION.measures}
+    is_measure = {c: c in known or c.startswith("test_") or c == "seconds" for c in columns}
+    return Layout(
+        name=path.stem,
+        keys={column: "" for column in columns if not is_measure[column]},
+        measures={column: "" for column in columns if is_measure[column]},
+    )

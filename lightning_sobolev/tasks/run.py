@@ -1,0 +1,206 @@
+"""One run from its configuration: data, training, test, what follows, and the numbers."""
+
+import hashlib
+import json
+import logging
+import secrets
+import shlex
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+import lightning.pytorch as pl
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from lightning.pytorch.callbacks import RichModelSummary, RichProgressBar
+from lightning.pytorch.loggers import CSVLogger, Logger
+from omegaconf import DictConfig, OmegaConf, open_dict
+from rich.console import Console
+
+from lightning_sobolev.tasks.finished import FinishedRun, write_metrics
+from lightning_sobolev.tasks.pictures import save_curves
+from lightning_sobolev.tasks.sharding import whole
+from lightning_sobolev.tasks.summary import matched, summary_table
+from lightning_sobolev.tasks.threads import one_thread
+
+log = logging.getLogger(__name__)
+
+LAST = Path("checkpoints") / "last.ckpt"
+
+
+def run(cfg: DictConfig) -> dict[str, float | str]:
+    """Do everything that an experiment needs.
+
+    Leaves in ``cfg.run_dir``: ``metrics.json`` (only when everything finished), ``curves.csv``,
+    ``checkpoints/last.ckpt``, pictures, and what the experiment's closing steps write.
+
+    Args:
+        cfg: The composed configuration, see ``conf/train.yaml``.
+
+    Returns:
+        The content of ``metrics.json``; empty on processes other than the first.
+
+    Raises:
+        ValueError: If no experiment was chosen or the checkpoint to resume from does not exist.
+    """
+    started = time.perf_counter()
+    cfg = _checked(cfg)
+    if not cfg.progress:
+        logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    pl.seed_everything(cfg.seed, workers=True, verbose=False)
+    folder = Path(cfg.run_dir)
+    ckpt = checkpoint_to_resume(cfg.ckpt, folder)
+    datamodule, module = instantiate(cfg.data), instantiate(cfg.task.module)
+    # Before the clock of the training starts: data is recorded once, for many runs.
+    with one_thread():
+        datamodule.prepare_data()
+    trainer = build_trainer(cfg)
+    metrics: dict[str, float | str] = {
+        "seed": cfg.seed,
+        "seconds_fit": _fit(trainer, module, datamodule, ckpt),
+        **{key: float(value) for key, value in trainer.callback_metrics.items()},
+        "steps": trainer.global_step,
+        "trainable_parameters": sum(p.numel() for p in module.parameters() if p.requires_grad),
+    }
+    metrics |= trainer.test(module, datamodule=datamodule, verbose=False)[0]
+    module = whole(module, lambda: instantiate(cfg.task.module))
+    if not trainer.is_global_zero:
+        return {}
+    metrics |= _close(cfg, FinishedRun(module, datamodule, folder, show_progress=cfg.progress))
+    metrics |= {"seconds_total": time.perf_counter() - started, "config_hash": config_hash(cfg)}
+    path = write_metrics(folder, metrics)
+    console = Console()
+    console.print(summary_table(cfg, metrics))
+    console.print(matched(cfg), highlight=False)
+    log.info("numbers: %s", path)
+    return metrics
+
+
+def _close(cfg: DictConfig, finished: FinishedRun) -> dict[str, float]:
+    numbers: dict[str, float] = {}
+    for closing in cfg.task.closing.values():
+        numbers |= instantiate(closing)(finished)
+    if cfg.pictures:
+        save_curves(finished.folder)
+    return numbers
+
+
+def _checked(cfg: DictConfig) -> DictConfig:
+    """Return a copy in which everything that was left open is decided."""
+    missing = [group for group in ("task", "data", "model") if cfg.get(group) is None]
+    if missing:
+        raise ValueError(
+            "an experiment must be chosen, +experiment=distill_pong or +experiment=regression "
+            f"(with the plus): it fills in {', '.join(missing)}, got none"
+        )
+    cfg = cfg.copy()
+    if cfg.seed is None:
+        cfg.seed = secrets.randbelow(2**31)
+    if cfg.progress is None:
+        cfg.progress = sys.stdout.isatty()
+    if cfg.pictures and find_spec("matplotlib") is None:
+        log.warning("pictures are left out: matplotlib is missing, install the extra 'viz'")
+        cfg.pictures = False
+    return cfg
+
+
+def checkpoint_to_resume(ckpt: str | None, folder: Path) -> Path | None:
+    """Find the checkpoint to go on from.
+
+    Args:
+        ckpt: None, a path, or ``"last"``: this run's own if the folder is an earlier run's, else
+            the newest beside it.
+        folder: The folder of this run.
+
+    Returns:
+        Its path, or None for a fresh start.
+
+    Raises:
+        ValueError: If there is no such file.
+    """
+    if ckpt is None:
+        return None
+    if ckpt != "last":
+        if not Path(ckpt).is_file():
+            raise ValueError(f"ckpt must be 'last' or an existing file, got {ckpt!r}")
+        return Path(ckpt)
+    if (folder / LAST).is_file():
+        return folder / LAST
+    found = sorted(folder.parent.glob(f"*/{LAST}"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise ValueError(f"ckpt=last needs an earlier run's {LAST} below {folder.parent}, got none")
+    log.info("going on from %s", found[-1])
+    return found[-1]
+
+
+def build_trainer(cfg: DictConfig) -> pl.Trainer:
+    """Return the trainer with callbacks and loggers.
+
+    Args:
+        cfg: The composed configuration; ``cfg.progress`` is decided.
+    """
+    callbacks = [instantiate(callback) for callback in cfg.callbacks.values()]
+    if cfg.sobolev.callback is not None:
+        # First: its hooks stand before those of callbacks that copy or save the module.
+        callbacks.insert(0, instantiate(cfg.sobolev.callback))
+    if cfg.progress:
+        callbacks += [RichProgressBar(refresh_rate=10), RichModelSummary()]
+    trainer: pl.Trainer = instantiate(
+        cfg.trainer,
+        callbacks=callbacks,
+        logger=_loggers(cfg) or False,
+        enable_progress_bar=cfg.progress,
+        enable_model_summary=cfg.progress,
+    )
+    return trainer
+
+
+def _loggers(cfg: DictConfig) -> list[Logger]:
+    try:
+        return [instantiate(logger) for logger in cfg.logger.values()]
+    except InstantiationException as error:
+        if not isinstance(error.__cause__, ModuleNotFoundError):
+            raise
+        log.warning("%s: logging to CSV files instead", error.__cause__)
+        return [CSVLogger(cfg.run_dir, name=None, version="csv")]
+
+
+def _fit(
+    trainer: pl.Trainer,
+    module: pl.LightningModule,
+    datamodule: pl.LightningDataModule,
+    ckpt: Path | None,
+) -> float:
+    started = time.perf_counter()
+    try:
+        trainer.fit(module, datamodule=datamodule, ckpt_path=ckpt)
+    except SystemExit:
+        # The trainer turns Ctrl-C into this, after its callbacks have saved the checkpoint.
+        saved = Path(trainer.default_root_dir) / LAST
+        if trainer.is_global_zero and saved.is_file():
+            log.warning("interrupted at step %d; to go on: %s", trainer.global_step, _again(saved))
+        raise
+    return time.perf_counter() - started
+
+
+def _again(checkpoint: Path) -> str:
+    overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    kept = [override for override in overrides if not override.startswith("ckpt=")]
+    return shlex.join(["python", sys.argv[0], *kept, f"ckpt={checkpoint}"])
+
+
+def config_hash(cfg: DictConfig) -> str:
+    """Return a short hash of everything that decides the result, seed included.
+
+    Args:
+        cfg: The composed configuration.
+    """
+    bare = cfg.copy()
+    with open_dict(bare):
+        # Where a run lies and how it is watched do not change its numbers.
+        bare.run_dir = ""
+        bare.ckpt = bare.pictures = bare.progress = bare.logger = None
+    text = json.dumps(OmegaConf.to_container(bare, resolve=True), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

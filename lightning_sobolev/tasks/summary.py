@@ -1,0 +1,73 @@
+"""The table at the end of a run: student, teacher, and what was matched."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from omegaconf import DictConfig
+from rich.table import Table
+
+_ERROR = "_standard_error"
+
+
+def summary_table(cfg: DictConfig, metrics: Mapping[str, float | str]) -> Table:
+    """Return the numbers of the test, the student's beside the teacher's.
+
+    Args:
+        cfg: The composed configuration.
+        metrics: The content of ``metrics.json``.
+    """
+    table = Table(title=f"{cfg.name}, seed {cfg.seed}", title_justify="left")
+    for column, justify in (("test", "left"), ("student", "right"), ("teacher", "right")):
+        table.add_column(column, justify=justify)  # type: ignore[arg-type]
+    numbers = {
+        key.removeprefix("test/"): value
+        for key, value in metrics.items()
+        if key.startswith("test/") and not isinstance(value, str)
+    }
+    for name in numbers:
+        if name.endswith(_ERROR) or name.startswith("teacher_"):
+            continue
+        bare = name.removeprefix("student_")
+        # A comparison with the teacher has a fixed value at the teacher itself.
+        exact = "" if bare != name else ("1" if name.endswith("cosine") else "0")
+        table.add_row(
+            bare, _with_error(numbers, name), _with_error(numbers, f"teacher_{bare}", exact)
+        )
+    return table
+
+
+def matched(cfg: DictConfig) -> str:
+    """Say in one line what the student was taught.
+
+    Args:
+        cfg: The composed configuration.
+
+    Returns:
+        Values first, then every term with its directions and weight.
+    """
+    if cfg.sobolev.callback is None:
+        return "matched: values"
+    spec = cfg.sobolev.callback.spec
+    terms = [f"{_term(term)} of {spec.on}" for term in spec.terms]
+    return "matched: " + "; ".join(["values", *terms])
+
+
+def _term(term: Mapping[str, Any]) -> str:
+    count = term["num_projections"]
+    directions = (
+        "every direction" if count is None else f"{count} {term['projection']} direction(s)"
+    )
+    weight = term["weight"]
+    if isinstance(weight, Mapping) and {"start", "end"} <= set(weight):
+        weight = f"{weight['start']:g} to {weight['end']:g}"
+    return f"order {term['order']} ({directions}, weight {weight})"
+
+
+def _with_error(numbers: Mapping[str, float | str], name: str, missing: str = "") -> str:
+    if name not in numbers:
+        return missing
+    shown = f"{numbers[name]:.4g}"
+    # One episode, or one run, has no error.
+    error = float(numbers.get(name + _ERROR, math.nan))
+    return shown if math.isnan(error) else f"{shown} +- {error:.2g}"

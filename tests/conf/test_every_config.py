@@ -1,0 +1,70 @@
+"""Every file in conf/ composes, and everything it describes can be built."""
+
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from omegaconf import DictConfig
+
+from lightning_sobolev._conf import config_folder
+from lightning_sobolev.tasks.run import build_trainer
+
+CONF = config_folder()
+FILES = sorted(path.relative_to(CONF).with_suffix("") for path in CONF.glob("**/*.yaml"))
+# Files that only make sense in one experiment; the others are tried in the cheapest one.
+HOMES = {
+    "task/distillation": "distill_pong",
+    "teacher/pong": "distill_pong",
+    "env/pong": "distill_pong",
+    "data/recording": "distill_pong",
+    "model/small_cnn": "distill_pong",
+    "model/nature_cnn": "distill_pong",
+}
+
+
+def overrides_for(file: Path) -> list[str]:
+    group, name = str(file.parent), file.name
+    if group == ".":
+        return ["+experiment=regression"]
+    if group == "experiment":
+        return [f"+experiment={name}"]
+    choice = [f"{group}={name}", f"+experiment={HOMES.get(str(file), 'regression')}"]
+    # The machine that runs the tests may have no GPU: what is left is checked all the same.
+    on_cpu = ["trainer.accelerator=cpu", "trainer.devices=1"] if group == "trainer" else []
+    return choice + on_cpu
+
+
+def composed(overrides: list[str], run_dir: Path) -> DictConfig:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("train", [*overrides, f"run_dir={run_dir}", "progress=false"])
+
+
+@pytest.mark.parametrize("file", FILES, ids=str)
+def test_config_composes_and_builds(file, tmp_path):
+    cfg = composed(overrides_for(file), tmp_path)
+    assert isinstance(instantiate(cfg.data), LightningDataModule)
+    assert isinstance(instantiate(cfg.task.module), LightningModule)
+    assert isinstance(build_trainer(cfg), Trainer)
+    for closing in cfg.task.closing.values():
+        assert callable(instantiate(closing))
+
+
+def test_without_derivatives_only_the_callback_is_gone(tmp_path):
+    with_terms = composed(["+experiment=distill_pong"], tmp_path)
+    without = composed(["+experiment=distill_pong", "sobolev=none"], tmp_path)
+    assert with_terms.sobolev.callback is not None
+    with_terms.sobolev.callback = None
+    assert with_terms == without
+
+
+def test_there_is_an_experiment_for_every_task():
+    tasks = {path.name for path in FILES if str(path.parent) == "task"}
+    used = {
+        line.split(":")[1].strip()
+        for path in (CONF / "experiment").glob("*.yaml")
+        for line in path.read_text().splitlines()
+        if "override /task" in line
+    }
+    assert tasks == used

@@ -1,0 +1,46 @@
+"""The double backward as one would write it by hand, without the package's machinery."""
+
+import torch
+from torch.nn.functional import mse_loss
+
+from lightning_sobolev.objective import Draws
+
+
+def train_by_hand(net, teacher, batches, term, *, seed=0, lr=0.05, accumulate=1):
+    """Run plain SGD on value loss + term; directions alone come from the package."""
+    optimizer = torch.optim.SGD(net.parameters(), lr=lr)
+    references = []
+    for number, (x, target) in enumerate(batches):
+        draws = Draws(seed, 0, number)
+        x = x.clone().requires_grad_()
+        y = net(x)
+        loss = mse_loss(y, target)
+        if term.rows < 1.0:
+            x = x.detach()[draws.rows(term.rows, len(x))].requires_grad_()
+            y = net(x)
+        u = draws.cotangents(0, term, y)
+        v = draws.tangents(0, term, x)
+        theirs = _derivative(term, teacher(x), x, u, v).detach()
+        distance = (_derivative(term, y, x, u, v) - theirs).square().flatten(2).sum(-1).mean()
+        references.append(theirs.square().flatten(2).sum(-1).mean())
+        if term.normalize == "target":
+            distance = distance / torch.stack(references).mean()
+        ((loss + term.weight * distance) / accumulate).backward()
+        if (number + 1) % accumulate == 0:
+            optimizer.step()
+            optimizer.zero_grad()
+
+
+def _derivative(term, y, x, cotangents, tangents):
+    pairs = zip(cotangents, tangents, strict=True)
+    if term.order == 2:
+        return torch.stack([_grad(_grad(y, x, u), x, v) for u, v in pairs])
+    if term.side == "cotangent":
+        return torch.stack([_grad(y, x, u) for u in cotangents])
+    dummy = torch.zeros_like(y).requires_grad_()
+    row = _grad(y, x, dummy)
+    return torch.stack([_grad(row, dummy, v) for v in tangents])
+
+
+def _grad(y, x, weight):
+    return torch.autograd.grad(y, x, weight, create_graph=True)[0]

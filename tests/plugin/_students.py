@@ -1,0 +1,65 @@
+"""Small networks and LightningModules that know nothing of derivatives."""
+
+import lightning.pytorch as L
+import torch
+from torch import nn
+from torch.nn.functional import mse_loss
+
+
+def mlp(dim=3, outputs=2, width=8, seed=1, activation=nn.Tanh):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return nn.Sequential(
+            nn.Linear(dim, width), activation(), nn.Linear(width, outputs)
+        ).double()
+
+
+class Regressor(L.LightningModule):
+    """Calls itself; the loss is a tensor."""
+
+    def __init__(self, net=None, lr=0.05):
+        super().__init__()
+        self.net = mlp() if net is None else net
+        self.lr = lr
+
+    def forward(self, x):
+        return self.net(x)
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        return mse_loss(self(x), y)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=self.lr)
+
+
+class ManualRegressor(Regressor):
+    """The same under manual optimization."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.automatic_optimization = False
+
+    def training_step(self, batch, batch_idx):
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        self.manual_backward(super().training_step(batch, batch_idx))
+        optimizer.step()
+
+
+class Silent(Regressor):
+    """Has no loss of its own: what it learns, the derivative term taught it."""
+
+    def __init__(self, net=None, lr=1.0):
+        super().__init__(net, lr)
+
+    def output(self, batch):
+        return self.net(batch[0] if isinstance(batch, list | tuple) else batch)
+
+    def training_step(self, batch, batch_idx):
+        return 0.0 * self.output(batch).sum()
+
+
+class SilentSelf(Silent):
+    def output(self, batch):
+        return self(batch[0])

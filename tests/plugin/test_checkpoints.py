@@ -1,0 +1,147 @@
+"""A run that was stopped goes on as if it had not been."""
+
+import lightning.pytorch as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch.testing import assert_close
+
+from lightning_sobolev import SobolevCallback, SobolevMixin, SobolevSpec, SobolevTerm
+from tests.plugin._students import Regressor, mlp
+from tests.plugin._trainers import fit, points, trainer, weights
+
+SPEC = SobolevSpec(terms=[SobolevTerm(), SobolevTerm(order=2, weight=0.1, rows=0.5)])
+OPTIONS = {"enable_checkpointing": True, "max_epochs": 4}
+
+
+class Adam(Regressor):
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.parameters(), lr=0.01)
+
+
+class WithMixin(SobolevMixin, Adam):
+    def configure_sobolev(self):
+        return callback()
+
+
+def callback(**options):
+    return SobolevCallback(mlp(seed=7), SPEC, **options)
+
+
+def own(used):
+    return next(c for c in used.callbacks if isinstance(c, SobolevCallback))
+
+
+def saving(folder):
+    return ModelCheckpoint(folder, save_top_k=-1, save_weights_only=False, every_n_epochs=1)
+
+
+@pytest.mark.parametrize("by", ["callback", "mixin"])
+def test_a_resumed_run_equals_an_uninterrupted_one(by, tmp_path):
+    make = (lambda: (Adam(), [callback()])) if by == "callback" else (lambda: (WithMixin(), []))
+    module, callbacks = make()
+    whole = fit(module, points(), *callbacks, saving(tmp_path), **OPTIONS)
+    (middle,) = tmp_path.glob("epoch=1-*.ckpt")
+    again, callbacks = make()
+    resumed = trainer(*callbacks, saving(tmp_path), **OPTIONS)
+    resumed.fit(again, points(), ckpt_path=middle)
+    assert_close(weights(again), weights(module), rtol=0, atol=0)
+    ours, theirs = own(resumed).state_dict(), own(whole).state_dict()
+    assert ours["counter"] == theirs["counter"] == 12
+    assert_close(ours["scales"], theirs["scales"], rtol=0, atol=0)
+
+
+def test_a_checkpoint_holds_counter_and_scales_and_no_teacher(tmp_path):
+    fit(Adam(), points(), callback(), saving(tmp_path), **OPTIONS)
+    (path,) = tmp_path.glob("epoch=3-*.ckpt")
+    saved = torch.load(path, weights_only=True)
+    (key,) = [key for key in saved["callbacks"] if key.startswith("SobolevCallback")]
+    state = saved["callbacks"][key]
+    assert state["counter"] == 12
+    assert set(state["scales"]) == {"order_1", "order_2"}
+    assert state["scales"]["order_2"]["count"] == 12
+    assert set(saved["state_dict"]) == set(Adam().state_dict())
+
+
+class Resumable:
+    """A loader that remembers its place."""
+
+    def __init__(self):
+        self.batches, self.at = list(points()), 0
+
+    def __len__(self):
+        return len(self.batches)
+
+    def __iter__(self):
+        self.at %= len(self.batches)
+        while self.at < len(self.batches):
+            self.at += 1
+            yield self.batches[self.at - 1]
+
+    def state_dict(self):
+        return {"at": self.at}
+
+    def load_state_dict(self, state):
+        self.at = state["at"]
+
+
+def test_a_checkpoint_in_the_middle_of_an_epoch_resumes_exactly(tmp_path):
+    save = ModelCheckpoint(tmp_path, every_n_train_steps=1, save_top_k=-1)
+    module = Adam()
+    fit(module, Resumable(), callback(), save, **{**OPTIONS, "max_epochs": 2})
+    (middle,) = tmp_path.glob("*-step=4.ckpt")
+    again = Adam()
+    resumed = trainer(callback(), save, **{**OPTIONS, "max_epochs": 2})
+    resumed.fit(again, Resumable(), ckpt_path=middle)
+    assert own(resumed).state_dict()["counter"] == 6
+    assert_close(weights(again), weights(module), rtol=0, atol=0)
+
+
+def test_weights_can_be_loaded_without_the_plugin(tmp_path):
+    module = Adam()
+    fit(module, points(), callback(), saving(tmp_path), **OPTIONS)
+    (path,) = tmp_path.glob("epoch=3-*.ckpt")
+    assert_close(weights(Adam.load_from_checkpoint(path).double()), weights(module))
+
+
+def test_callbacks_of_two_submodules_are_saved_apart(tmp_path):
+    class Chain(Adam):
+        def __init__(self):
+            super().__init__()
+            self.head = mlp(dim=2)
+
+        def training_step(self, batch, batch_idx):
+            return self.head(self.net(batch[0])).square().mean()
+
+    terms = {name: SobolevSpec(terms=[SobolevTerm(name=name)]) for name in "ab"}
+    used = [
+        SobolevCallback(mlp(seed=7), terms["a"], module="net"),
+        SobolevCallback(mlp(dim=2, seed=8), terms["b"], module="head"),
+    ]
+    fit(Chain(), points(), *used, saving(tmp_path), **{**OPTIONS, "max_epochs": 1})
+    (path,) = tmp_path.glob("epoch=0-*.ckpt")
+    saved = torch.load(path, weights_only=True)["callbacks"]
+    scales = [list(state["scales"]) for key, state in saved.items() if "SobolevCallback" in key]
+    assert scales == [["a"], ["b"]]
+
+
+def test_another_seed_draws_otherwise():
+    one, other = Adam(), Adam()
+    fit(one, points(), callback(seed=0))
+    fit(other, points(), callback(seed=1))
+    assert not torch.equal(weights(one), weights(other))
+
+
+def test_global_randomness_has_no_say_and_is_not_moved():
+    class Watches(L.Callback):
+        def on_train_batch_start(self, *args):
+            self.before = torch.get_rng_state()
+
+        def on_train_batch_end(self, *args):
+            assert torch.equal(self.before, torch.get_rng_state())
+
+    one, other = Adam(), Adam()
+    fit(one, points(), callback(), Watches())
+    torch.manual_seed(123)
+    fit(other, points(), callback(), Watches())
+    assert_close(weights(one), weights(other), rtol=0, atol=0)

@@ -1,0 +1,132 @@
+"""Copies of a module in training carry no trace of the plugin, and averages work."""
+
+import copy
+import pickle
+
+import lightning.pytorch as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import EMAWeightAveraging, WeightAveraging
+from torch.testing import assert_close
+
+from lightning_sobolev import SobolevCallback
+from tests.plugin._students import Regressor, mlp
+from tests.plugin._trainers import fit, points, weights
+
+
+def callback(**options):
+    return SobolevCallback(**{"teacher": mlp(seed=7), **options})
+
+
+class Copies(L.Callback):
+    """Copies the module in the middle of training."""
+
+    def __init__(self, copier):
+        self.copier = copier
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if batch_idx == 0:
+            self.made = self.copier(pl_module)
+            self.at = weights(pl_module)
+
+
+def by_pickle(module):
+    return pickle.loads(pickle.dumps(module))
+
+
+@pytest.mark.parametrize("copier", [copy.deepcopy, by_pickle])
+def test_a_copy_made_while_training_is_an_ordinary_module(copier):
+    module, copies = Regressor(), Copies(copier)
+    fit(module, points(), callback(), copies)
+    twin = copies.made
+    assert_close(weights(twin), copies.at, rtol=0, atol=0)
+    final = weights(module)
+    fit(twin, points())
+    assert_close(weights(module), final, rtol=0, atol=0)  # no link to the original
+    plain = Regressor()
+    torch.nn.utils.vector_to_parameters(copies.at, plain.parameters())
+    fit(plain, points())
+    assert_close(weights(twin), weights(plain), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("copier", [copy.deepcopy, by_pickle])
+def test_a_copy_can_be_taught_again(copier):
+    module, copies = Regressor(), Copies(copier)
+    fit(module, points(), callback(), copies)
+    start = weights(copies.made)
+    fit(copies.made, points(), callback())
+    again = Regressor()
+    torch.nn.utils.vector_to_parameters(start, again.parameters())
+    fit(again, points(), callback())
+    assert_close(weights(copies.made), weights(again), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("average", [WeightAveraging, lambda: EMAWeightAveraging(decay=0.5)])
+def test_averaged_weights_are_those_of_the_taught_student(average, first):
+    """Lightning's averaging copies the module at setup, before or after ours is set up."""
+
+    class Keeps(L.Callback):
+        def __init__(self):
+            self.path = []
+
+        def on_train_batch_end(self, trainer, pl_module, *args):
+            self.path.append(weights(pl_module))
+
+    module, averaging, keeps = Regressor(), average(), Keeps()
+    callbacks = [callback(), averaging] if first else [averaging, callback()]
+    fit(module, points(), keeps, *callbacks)
+    expected = keeps.path[0]
+    for number, later in enumerate(keeps.path[1:], start=1):
+        share = 0.5 if isinstance(averaging, EMAWeightAveraging) else 1 / (number + 1)
+        expected = expected + share * (later - expected)
+    taught, plain = Regressor(), Regressor()
+    fit(taught, points(), callback())
+    fit(plain, points())
+    assert_close(keeps.path[-1], weights(taught), rtol=0, atol=0)
+    assert_close(weights(module), expected)
+
+
+class CopiesInside(Regressor):
+    """Copies itself and its network in the middle of a step."""
+
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        self.twins = [copy.deepcopy(self), by_pickle(self)]
+        self.nets = [copy.deepcopy(self.net), by_pickle(self.net)]
+        return loss
+
+
+@pytest.mark.parametrize("module", [None, "net"])
+def test_a_copy_made_inside_a_step_has_no_link_to_the_original(module):
+    original = CopiesInside()
+    fit(original, points(), callback(module=module, doctor=False), limit_train_batches=1)
+    x = torch.ones(1, 3).double()
+    for part in [*(twin.net for twin in original.twins), *original.nets]:
+        expected = part(x)
+        with torch.no_grad():
+            original.net[2].bias.add_(1.0)
+        assert_close(part(x), expected, rtol=0, atol=0)
+        part[2].bias.data.add_(1.0)
+        assert_close(part(x), expected + 1.0)
+    for twin in original.twins:
+        assert_close(twin(x), twin.net(x), rtol=0, atol=0)
+
+
+def test_the_teacher_is_no_part_of_the_student():
+    teacher = mlp(seed=7)
+    module = Regressor()
+    keys, count = set(module.state_dict()), len(list(module.parameters()))
+    seen = {}
+
+    class Looks(L.Callback):
+        def on_train_batch_end(self, trainer, pl_module, *args):
+            seen["keys"] = set(pl_module.state_dict())
+            seen["count"] = len(list(pl_module.parameters()))
+            seen["optimized"] = [p for g in trainer.optimizers[0].param_groups for p in g["params"]]
+
+    fit(module, points(), callback(teacher=teacher), Looks())
+    assert (seen["keys"], seen["count"]) == (keys, count)
+    own = {id(p) for p in teacher.parameters()}
+    assert not any(id(p) in own for p in seen["optimized"])
+    assert all(p.grad is None for p in teacher.parameters())

@@ -1,0 +1,149 @@
+"""Fused norms are silently wrong under a double backward; written out they are right."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.testing import assert_close
+
+from lightning_sobolev import SobolevCallback, SobolevSpec, SobolevTerm
+from lightning_sobolev.plugin import protect
+from lightning_sobolev.plugin.protect import ExactNorms, batch_norm_aside
+from tests.plugin._architectures import CASES
+from tests.plugin._gradients import TERMS, compare, trained_gradient
+from tests.plugin._students import Regressor, mlp
+from tests.plugin._trainers import fit, points
+
+
+@pytest.fixture
+def fused_norms(monkeypatch):
+    """Take the remedy away."""
+    monkeypatch.setattr(protect, "_WRITTEN_OUT", {})
+
+
+WRONG = ["layer norm", "resnet, instance norm", "resnet, coupled batch norm", "transformer encoder"]
+
+
+@pytest.mark.usefixtures("fused_norms")
+@pytest.mark.parametrize("kind", ["jvp", "order 2"])
+@pytest.mark.parametrize("name", WRONG)
+def test_without_the_remedy_the_gradient_is_wrong(name, kind):
+    trained, expected = compare(CASES[name](), TERMS[kind], doctor=False)
+    assert (trained - expected).norm() > 1e-2 * expected.norm()
+
+
+@pytest.mark.usefixtures("fused_norms")
+@pytest.mark.parametrize("name", WRONG[:2])
+def test_without_the_remedy_cotangents_are_right(name):
+    trained, expected = compare(CASES[name](), TERMS["vjp"])
+    assert_close(trained, expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.usefixtures("fused_norms")
+@pytest.mark.parametrize("kind", ["jvp", "order 2"])
+@pytest.mark.parametrize("name", WRONG)
+def test_the_doctor_finds_it(name, kind):
+    text = r"must agree with finite differences to 1%, got a deviation of \d+\.\d%"
+    with pytest.raises(ValueError, match=text):
+        trained_gradient(CASES[name](), TERMS[kind])
+
+
+# Written out and fused norms are one function
+
+
+def layers(dtype=torch.float64):
+    made = {
+        "layer norm": nn.LayerNorm([3, 4]),
+        "layer norm without affine": nn.LayerNorm(4, elementwise_affine=False),
+        "layer norm without bias": nn.LayerNorm(4, bias=False),
+        "batch norm": nn.BatchNorm1d(3),
+        "cumulative batch norm": nn.BatchNorm1d(3, momentum=None),
+        "batch norm without statistics": nn.BatchNorm1d(3, track_running_stats=False),
+        "batch norm in eval": nn.BatchNorm1d(3).eval(),
+        "instance norm": nn.InstanceNorm1d(3, affine=True),
+        "instance norm with statistics": nn.InstanceNorm1d(3, track_running_stats=True),
+        "instance norm in eval": nn.InstanceNorm1d(3, track_running_stats=True).eval(),
+    }
+    return {name: layer.to(dtype) for name, layer in made.items()}
+
+
+@pytest.fixture
+def x(generator):
+    return 2.0 + 3.0 * torch.randn(5, 3, 4, generator=generator, dtype=torch.float64)
+
+
+def randomize(layer):
+    for number, parameter in enumerate(layer.parameters()):
+        nn.init.normal_(parameter, generator=torch.Generator().manual_seed(number))
+    return layer
+
+
+@pytest.mark.parametrize("name", layers())
+def test_written_out_norms_are_the_fused_ones(name, x):
+    fused, written_out = (randomize(layers()[name]) for _ in range(2))
+    for _ in range(3):  # running statistics move alike
+        expected = fused(x)
+        with ExactNorms():
+            assert_close(written_out(x), expected)
+    assert_close(dict(written_out.named_buffers()), dict(fused.named_buffers()))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["layer norm", "batch norm"])
+def test_statistics_of_half_precision_are_taken_in_single(name, dtype, x):
+    # a mean far from zero: in half precision alone the variance would be lost
+    x = (x + 100.0).to(dtype)
+    expected = layers()[name](x.double())
+    with ExactNorms():
+        found = layers(dtype)[name](x)
+    assert found.dtype == dtype
+    assert_close(found.double(), expected, rtol=0.02, atol=0.02)
+
+
+def test_functional_calls_are_caught_too(x, monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("a fused norm was reached")
+
+    expected = F.layer_norm(x, (4,))
+    monkeypatch.setattr(torch, "layer_norm", refuse)
+    with ExactNorms():
+        assert_close(F.layer_norm(x, (4,)), expected)
+        assert_close(F.layer_norm(input=x, normalized_shape=(4,), eps=1e-5), expected)
+
+
+# A second forward leaves no trace in the statistics
+
+
+@pytest.mark.parametrize("evaluate", [True, False])
+def test_running_statistics_stay_where_the_steps_own_forward_left_them(evaluate, x):
+    norm = nn.BatchNorm1d(3).double()
+    y = norm(x)
+    buffers = {name: buffer.clone() for name, buffer in norm.named_buffers()}
+    identities = {name: id(buffer) for name, buffer in norm.named_buffers()}
+    with batch_norm_aside(norm, evaluate=evaluate):
+        again = norm(x)
+        assert norm.training != evaluate
+    assert_close(dict(norm.named_buffers()), buffers, rtol=0, atol=0)
+    assert identities == {name: id(buffer) for name, buffer in norm.named_buffers()}
+    assert norm.training
+    (y.sum() + again.sum()).backward()  # neither forward's memory was written to
+    assert evaluate or torch.equal(y, again)
+
+
+@pytest.mark.parametrize("options", [{"batch_norm": "eval"}, {"rows": 0.5}])
+def test_a_taught_students_statistics_are_those_of_the_steps_alone(options):
+    plain, taught = (Regressor(nn.Sequential(mlp(), nn.BatchNorm1d(2).double())) for _ in range(2))
+    spec = SobolevSpec(terms=[SobolevTerm(rows=options.pop("rows", 1.0))])
+    one_batch = {"limit_train_batches": 1}
+    fit(plain, points(), **one_batch)
+    fit(taught, points(), SobolevCallback(mlp(seed=7), spec, **options), **one_batch)
+    assert_close(dict(taught.named_buffers()), dict(plain.named_buffers()), rtol=0, atol=0)
+
+
+def test_norms_that_the_user_holds_in_eval_stay_there(x):
+    norm = nn.BatchNorm1d(3).double().eval()
+    with batch_norm_aside(norm, evaluate=False):
+        norm(x)
+        assert not norm.training
+    assert not norm.training
+    assert_close(norm.running_mean, torch.zeros(3).double())

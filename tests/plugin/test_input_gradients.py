@@ -1,0 +1,103 @@
+"""Nobody reads the gradient with respect to the observed input: it is not computed."""
+
+import lightning.pytorch as L
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import mse_loss
+from torch.testing import assert_close
+
+from lightning_sobolev import SobolevCallback
+from tests.plugin._students import ManualRegressor, Regressor, mlp
+from tests.plugin._trainers import fit, points, weights
+
+
+class Leaf(nn.Module):
+    """Remembers the leaf behind its input."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = mlp()
+
+    def forward(self, x):
+        node = x.grad_fn
+        if node is not None:
+            while node.next_functions:
+                node = node.next_functions[0][0]
+            self.leaf = [node.variable]  # in a list: a module's attribute would be copied
+        return self.body(x)
+
+
+def callback(**options):
+    return SobolevCallback(mlp(seed=7), doctor=False, **options)
+
+
+@pytest.mark.parametrize("kind", [Regressor, ManualRegressor])
+def test_the_leaf_gets_no_gradient(kind):
+    module = kind(Leaf())
+    fit(module, points(), callback(), limit_train_batches=1)
+    (leaf,) = module.net.leaf
+    assert leaf.requires_grad
+    assert leaf.grad is None
+    assert all(parameter.grad is not None for parameter in module.parameters())
+
+
+class OwnLeaf(Regressor):
+    """Takes a derivative in the input for a purpose of its own."""
+
+    def training_step(self, batch, batch_idx):
+        self.point = [batch[0].clone().requires_grad_()]
+        self.weight = [torch.ones((), dtype=torch.float64, requires_grad=True)]
+        return self.weight[0] * mse_loss(self(self.point[0]), batch[1])
+
+
+def test_leaves_of_the_user_keep_their_gradients():
+    module = OwnLeaf()
+    fit(module, points(), callback(), limit_train_batches=1)
+    assert module.point[0].grad is not None
+    assert module.weight[0].grad is not None
+
+
+class OwnBackward(Regressor):
+    def backward(self, loss, *args, **kwargs):
+        self.seen = (args, kwargs)
+        loss.backward()
+
+
+def test_a_backward_of_the_users_own_is_called_as_it_was_written():
+    module, plain = OwnBackward(), Regressor()
+    fit(module, points(), callback())
+    fit(plain, points(), callback())
+    assert module.seen == ((), {})
+    assert_close(weights(module), weights(plain), rtol=0, atol=0)
+
+
+def test_frozen_parameters_stay_frozen():
+    module = Regressor()
+    module.net[0].weight.requires_grad_(False)
+    before = module.net[0].weight.clone()
+    fit(module, points(), callback())
+    assert module.net[0].weight.grad is None
+    assert_close(module.net[0].weight, before, rtol=0, atol=0)
+
+
+class Gradients(L.Callback):
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        self.by_name = {n: p.grad.clone() for n, p in pl_module.named_parameters()}
+
+
+def test_other_parameters_get_the_gradient_they_would_have_had():
+    """A part of the step beside the student is differentiated as before."""
+
+    class Beside(Regressor):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.tensor([2.0, 3.0]).double())
+
+        def training_step(self, batch, batch_idx):
+            return mse_loss(self.scale * self.net(batch[0]), batch[1])
+
+    plain, taught = Gradients(), Gradients()
+    fit(Beside(), points(), plain, limit_train_batches=1)
+    fit(Beside(), points(), taught, callback(module="net"), limit_train_batches=1)
+    assert_close(taught.by_name["scale"], plain.by_name["scale"])

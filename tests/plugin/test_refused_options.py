@@ -1,0 +1,113 @@
+"""Teachers and options that do not fit: one error that names what was expected and what came."""
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_sobolev import (
+    AnalyticTeacher,
+    BatchTeacher,
+    SobolevCallback,
+    SobolevSpec,
+    SobolevTerm,
+)
+from tests.plugin._refusals import refuses
+from tests.plugin._students import Regressor, mlp
+
+
+def jacobian(x):
+    return torch.ones(len(x), 2, 3).double()
+
+
+@pytest.mark.parametrize(
+    ("teacher", "spec", "text"),
+    [
+        (BatchTeacher("forces"), {}, r"BatchTeacher\(jacobian='forces'\): no 'forces' here; got a"),
+        (BatchTeacher("1"), {}, r"jacobian of the batch must have shape .* got \[8, 2\]"),
+        (
+            BatchTeacher("1"),
+            {"terms": [SobolevTerm(order=2)]},
+            r"an order-2 term needs hessian=..., but the batch gives no hessian",
+        ),
+        (
+            BatchTeacher("1"),
+            {"terms": [SobolevTerm(order=0)]},
+            r"an order-0 term needs value=..., but the batch gives no value",
+        ),
+        (
+            AnalyticTeacher(lambda x: x[:, :2], gradient=jacobian),
+            {"on": "softmax"},
+            r"closed-form derivatives are those of the output: on must be 'identity'",
+        ),
+        (
+            AnalyticTeacher(lambda x: x[:, :2], gradient=jacobian),
+            {"terms": [SobolevTerm(order=2)]},
+            r"an order-2 term needs hessian=..., but AnalyticTeacher gives no hessian",
+        ),
+        (
+            AnalyticTeacher(lambda x: 0.0 * x[:, :2]),
+            {},
+            r"the target of term 'order_1' must not vanish when normalize='target', got a mean",
+        ),
+        (
+            AnalyticTeacher(lambda x: torch.ones(len(x), 2).double()),
+            {},
+            r"the output does not depend on the observed input",
+        ),
+    ],
+)
+def test_teachers_that_cannot_answer(teacher, spec, text):
+    refuses(Regressor(), text, teacher=teacher, spec=SobolevSpec(**spec))
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"module": "encoder"}, r"module must name a submodule, one of \['net', .*got 'encoder'"),
+        ({"module": ""}, r"module must name a submodule"),
+        ({"output": "logits"}, r"output='logits': no 'logits' here; got a tensor \[8, 2\]"),
+        ({"wrt": "x.y"}, r"wrt='x.y': no 'args.0.y' here; got a tensor"),
+        (
+            {"teacher": mlp(outputs=3)},
+            r"term 'order_1': the teacher must answer .* output is \[2\]",
+        ),
+        ({"teacher": mlp(dim=2)}, r"cannot be multiplied|shape"),
+    ],
+)
+def test_options_that_do_not_fit_the_module(options, text):
+    error = RuntimeError if "multiplied" in text else ValueError
+    refuses(Regressor(), text, error=error, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"teacher": None}, r"teacher must be a Teacher or a module, got NoneType"),
+        ({"spec": "order1"}, r"spec must be a SobolevSpec, got str"),
+        ({"engine": "jax"}, r"engine must be 'auto', 'tape' or 'func', got 'jax'"),
+        ({"batch_norm": "off"}, r"batch_norm must be 'train' or 'eval', got 'off'"),
+        ({"call": "last"}, r"call must be 'first', 'all' or an index, got 'last'"),
+        ({"call": "an index"}, r"call must be 'first', 'all' or an index"),
+        ({"wrt": "a..b"}, r"a key path must look like 'a.b.0', got 'a..b'"),
+        ({"output": ""}, r"a key path must look like 'a.b.0', got ''"),
+    ],
+)
+def test_options_that_cannot_be_meant_are_refused_when_they_are_given(options, text):
+    with pytest.raises(ValueError, match=text):
+        SobolevCallback(**{"teacher": mlp(), **options})
+
+
+def test_a_teacher_that_is_the_student():
+    module = Regressor()
+    refuses(module, r"teacher must not share parameters .* 4 shared ones, first '0.weight'",
+            teacher=module.net)  # fmt: skip
+
+
+def test_a_teacher_whose_derivative_is_not_finite():
+    class Root(nn.Module):
+        def forward(self, x):
+            return x[:, :2].sqrt()  # there are negative inputs
+
+    module = Regressor()
+    text = "the teacher's answer for term 'order_1' must be finite, got NaN or Inf"
+    refuses(module, text, teacher=Root())

@@ -1,0 +1,183 @@
+import csv
+import json
+import math
+import statistics
+
+import pytest
+from omegaconf import OmegaConf
+
+from lightning_sobolev.tasks.figures import telling_apart
+from lightning_sobolev.tasks.layouts import PONG
+from lightning_sobolev.tasks.report import report
+from lightning_sobolev.tasks.tables import Estimate
+
+
+def store(folder, metrics, config, choices):
+    (folder / ".hydra").mkdir(parents=True)
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    OmegaConf.save(OmegaConf.create(config), folder / ".hydra" / "config.yaml")
+    hydra = {"hydra": {"runtime": {"choices": choices}}}
+    OmegaConf.save(OmegaConf.create(hydra), folder / ".hydra" / "hydra.yaml")
+
+
+def store_pong(root, *, fractions=(0.125, 1.0), seeds=(0, 1, 2)):
+    number = 0
+    for fraction in fractions:
+        for sobolev in ("none", "order1"):
+            for seed in seeds:
+                metrics = {
+                    "test/kl": 0.02 / fraction + 0.001 * seed + (sobolev == "none"),
+                    "test/action_disagreement": 0.1,
+                    "test/merged_disagreement": 0.05,
+                    "test/derivative_nmse": 0.5,
+                    "test/student_return": 10.0 + seed,
+                    "seconds_fit": 12.5,
+                    "seconds_total": 20.0,
+                    "config_hash": "0a1b",
+                }
+                config = {
+                    "name": "distill_pong",
+                    "seed": seed,
+                    "lr": 1e-3,
+                    "steps": 4800,
+                    "run_dir": "${hydra:runtime.output_dir}",
+                    "data": {"fraction": fraction},
+                    "env": {"settings": {"game": "pong"}},
+                }
+                choices = {"model": "small_cnn", "sobolev": sobolev}
+                store(root / str(number), metrics, config, choices)
+                number += 1
+
+
+def store_regression(root):
+    for number, (points, sobolev) in enumerate(
+        [(20, "none"), (20, "order1"), (100, "none"), (100, "order1")]
+    ):
+        metrics = {"test/value_nmse": 0.1, "test/derivative_nmse": 0.4, "seconds_fit": 3.0}
+        config = {
+            "name": "regression",
+            "seed": 0,
+            "function": "booth",
+            "dim": 2,
+            "num_points": points,
+            "model": {"activation": "relu"},
+        }
+        store(root / str(number), metrics, config, {"model": "mlp", "sobolev": sobolev})
+
+
+def read(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_pong_table_has_a_line_for_every_run(tmp_path):
+    store_pong(tmp_path / "runs")
+    report(tmp_path / "runs", tmp_path / "out")
+    lines = read(tmp_path / "out" / "pong.csv")
+    assert list(lines[0]) == [
+        *("game", "student", "fraction", "sobolev", "seed", "lr", "steps", "test_kl"),
+        *("test_action_disagreement", "test_merged_disagreement", "test_derivative_nmse"),
+        *("student_return", "seconds"),
+    ]
+    assert len(lines) == 12
+    assert {line["student"] for line in lines} == {"small"}
+    assert float(lines[0]["test_kl"]) == pytest.approx(0.02 / 0.125 + 1)
+
+
+def test_regression_table_has_the_agreed_columns(tmp_path):
+    store_regression(tmp_path)
+    report(tmp_path)
+    lines = read(tmp_path / "regression.csv")
+    assert list(lines[0]) == [
+        *("function", "dim", "num_points", "activation", "sobolev", "seed"),
+        *("test_value_nmse", "test_derivative_nmse", "seconds"),
+    ]
+
+
+def test_averages_are_those_over_seeds(tmp_path):
+    store_pong(tmp_path / "runs", fractions=(1.0,))
+    report(tmp_path / "runs", tmp_path / "out")
+    values = [0.02 + 0.001 * seed for seed in (0, 1, 2)]
+    error = statistics.stdev(values) / math.sqrt(3)
+    row = f"| order1 | 3 | {statistics.mean(values):.3g} ± {error:.2g} |"
+    assert row in (tmp_path / "out" / "pong.md").read_text()
+
+
+def test_table_alone_gives_the_same_averages_and_figures(tmp_path):
+    store_pong(tmp_path / "runs")
+    written = report(tmp_path / "runs", tmp_path / "out")
+    before = {path.name: path.read_bytes() for path in written}
+    for path in written:
+        if path.suffix != ".csv":
+            path.unlink()
+    report(tmp_path / "out" / "pong.csv")
+    assert (tmp_path / "out" / "pong.md").read_bytes() == before["pong.md"]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == set(before)
+
+
+def test_figures_are_written(tmp_path):
+    pytest.importorskip("matplotlib")
+    store_pong(tmp_path / "pong")
+    store_regression(tmp_path / "regression")
+    assert (tmp_path / "pong" / "pong.png") in report(tmp_path / "pong")
+    written = report(tmp_path / "regression")
+    assert {path.name for path in written if path.suffix == ".png"} == {
+        "regression_value_nmse.png",
+        "regression_derivative_nmse.png",
+    }
+
+
+def test_figure_labels_leave_a_tuned_learning_rate_out():
+    groups = [
+        ("pong", "small", fraction, sobolev, lr, 100.0)
+        for fraction, lr in ((0.1, 1e-3), (1.0, 2e-3))
+        for sobolev in ("none", "order1")
+    ]
+    assert telling_apart(PONG, groups) == ["fraction", "sobolev"]
+    again = [*groups, ("pong", "small", 1.0, "order1", 5e-3, 100.0)]
+    assert telling_apart(PONG, again) == ["fraction", "sobolev", "lr"]
+
+
+def test_runs_of_several_experiments_share_a_general_table(tmp_path):
+    store_pong(tmp_path / "runs" / "pong")
+    store_regression_once = {"test/value_nmse": None, "seconds_fit": 1.0}
+    store(tmp_path / "runs" / "other", store_regression_once, {"name": "mine", "seed": 0}, {})
+    report(tmp_path / "runs", tmp_path / "out", by=["data.fraction"])
+    lines = read(tmp_path / "out" / "runs.csv")
+    assert {line["experiment"] for line in lines} == {"distill_pong", "mine"}
+    assert {line["data.fraction"] for line in lines} == {"0.125", "1.0", ""} or {
+        line["data.fraction"] for line in lines
+    } == {"0.125", "1", ""}
+
+
+def test_runs_that_differ_in_no_column_are_refused(tmp_path):
+    store_regression(tmp_path / "a")
+    store_regression(tmp_path / "b")
+    with pytest.raises(ValueError, match=r"must differ in one of function.*--by"):
+        report(tmp_path)
+
+
+def test_a_folder_without_runs_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"finished runs \(metrics.json\) is needed, got none"):
+        report(tmp_path)
+
+
+def test_an_empty_table_is_refused(tmp_path):
+    (tmp_path / "pong.csv").write_text("game,student\n")
+    with pytest.raises(ValueError, match="at least one line is needed"):
+        report(tmp_path / "pong.csv")
+
+
+def test_unfinished_runs_are_left_out(tmp_path):
+    store_regression(tmp_path)
+    (tmp_path / "0" / "metrics.json").unlink()
+    report(tmp_path)
+    assert len(read(tmp_path / "regression.csv")) == 3
+
+
+def test_estimate_leaves_unknown_numbers_out():
+    estimate = Estimate.of([1.0, math.nan, 3.0])
+    assert (estimate.mean, estimate.count) == (2.0, 2)
+    assert estimate.error == pytest.approx(1.0)
+    assert str(Estimate.of([math.nan])) == ""
+    assert str(Estimate.of([2.0])) == "2"

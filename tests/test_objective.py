@@ -1,0 +1,222 @@
+"""From jets to one scalar: matching, masks, scales, sums."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from lightning_sobolev import SobolevTerm
+from lightning_sobolev.objective import Draws, Matched, RunningScales, match, reduced, weighted_sum
+from lightning_sobolev.teachers import TabulatedJet
+
+NAN, INF = float("nan"), float("inf")
+TERM = SobolevTerm(normalize="none")
+U = torch.ones(1, 4, 1, dtype=torch.float64)
+
+
+def scalar_jet(gradient):
+    """The jet of a function with one output and the given gradients [batch, dim]."""
+    return TabulatedJet(gradient.shape[1:], jacobian=gradient[:, None])
+
+
+@pytest.fixture
+def gradients(generator):
+    return torch.randn(2, 4, 3, generator=generator, dtype=torch.float64)
+
+
+# Draws
+
+
+def test_draws_are_a_function_of_seed_rank_counter_term_and_side():
+    y = torch.zeros(4, 3, dtype=torch.float64)
+    first = Draws(1, 0, 5)
+    same = Draws(1, 0, 5)
+    assert_close(first.cotangents(0, TERM, y), same.cotangents(0, TERM, y), rtol=0, atol=0)
+    others = [Draws(2, 0, 5), Draws(1, 1, 5), Draws(1, 0, 6)]
+    drawn = [draws.cotangents(0, TERM, y) for draws in (first, *others)]
+    drawn += [first.cotangents(1, TERM, y), first.tangents(0, TERM, y)]
+    for i, one in enumerate(drawn):
+        assert not any(torch.equal(one, other) for other in drawn[:i])
+
+
+@pytest.mark.parametrize(("fraction", "size", "count"), [(0.5, 8, 4), (0.1, 4, 1), (0.34, 9, 3)])
+def test_rows_are_distinct_ordered_and_at_least_one(fraction, size, count):
+    rows = Draws(0, 0, 0).rows(fraction, size)
+    assert len(rows) == count
+    assert rows.tolist() == sorted(set(rows.tolist()))
+    assert 0 <= rows[0] <= rows[-1] < size
+
+
+def test_every_row_has_its_turn():
+    taken = torch.cat([Draws(0, 0, counter).rows(0.25, 8) for counter in range(200)])
+    share = torch.bincount(taken, minlength=8) / 200
+    assert (share - 0.25).abs().max() < 0.13  # four standard errors of a share of 0.25
+
+
+# Matching
+
+
+@pytest.mark.parametrize("discrepancy", ["squared", "l1", "huber", "cosine"])
+def test_a_student_equal_to_its_teacher_has_no_term_and_no_gradient(discrepancy, gradients):
+    ours = gradients[0].clone().requires_grad_()
+    term = SobolevTerm(normalize="none", discrepancy=discrepancy)
+    matched = match(term, scalar_jet(ours), scalar_jet(gradients[0]), cotangents=U)
+    total = reduced(term, matched, RunningScales())
+    (gradient,) = torch.autograd.grad(total, ours)
+    assert_close(total, torch.zeros_like(total), rtol=0, atol=1e-15)
+    assert_close(gradient, torch.zeros_like(gradient), rtol=0, atol=1e-15)
+
+
+def test_the_target_carries_no_graph(gradients):
+    ours, theirs = (g.clone().requires_grad_() for g in gradients)
+    matched = match(TERM, scalar_jet(ours), scalar_jet(theirs), cotangents=U)
+    matched.distance.sum().backward()
+    assert theirs.grad is None
+    assert ours.grad is not None
+
+
+def test_order_0_matches_the_value(gradients):
+    jets = [TabulatedJet((3,), value=g) for g in gradients]
+    term = SobolevTerm(order=0, normalize="none")
+    matched = match(term, *jets)
+    expected = (gradients[0] - gradients[1]).square().sum(-1)[None]
+    assert_close(matched.distance, expected)
+    assert_close(matched.reference, gradients[1].square().sum(-1)[None])
+
+
+def test_axes_of_length_one_may_differ():
+    ours = TabulatedJet((3,), value=torch.ones(4, 1))
+    theirs = TabulatedJet((3,), value=torch.zeros(4))
+    matched = match(SobolevTerm(order=0), ours, theirs)
+    assert_close(matched.distance, torch.ones(1, 4))
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (4, 2, 2), (3, 2), (4,)])
+def test_other_shapes_are_refused_by_name(shape):
+    ours = TabulatedJet((3,), value=torch.ones(4, 2))
+    theirs = TabulatedJet((3,), value=torch.zeros(*shape))
+    text = r"must agree in shape for term 'order_0', got \[4, 2\] from the student and \["
+    with pytest.raises(ValueError, match=text):
+        match(SobolevTerm(order=0), ours, theirs)
+
+
+@pytest.mark.parametrize("bad", [NAN, INF])
+def test_a_target_that_is_not_finite_is_refused(bad, gradients):
+    gradients[1, 2, 0] = bad
+    jets = [scalar_jet(g) for g in gradients]
+    with pytest.raises(ValueError, match="the teacher's answer for term 'order_1' must be finite"):
+        match(TERM, *jets, cotangents=U)
+
+
+# Unknown entries
+
+
+def test_unknown_entries_have_no_influence(gradients):
+    ours, theirs = gradients
+    theirs[0, 1] = theirs[2, 0] = NAN
+    theirs[3] = NAN
+    student = ours.clone().requires_grad_()
+    matched = match(
+        TERM, scalar_jet(student), scalar_jet(theirs), cotangents=U, allows_unknown=True
+    )
+    total = reduced(TERM, matched, RunningScales())
+    # three rows have a known entry; the mean is over them
+    expected = sum((ours[b] - theirs[b]).square().nansum() for b in range(3)) / 3
+    assert_close(total, expected)
+    assert_close(matched.known, torch.tensor([[True, True, True, False]]))
+    (gradient,) = torch.autograd.grad(total, student)
+    assert_close(gradient, torch.where(theirs.isnan(), 0.0, 2 / 3 * (ours - theirs)))
+
+
+@pytest.mark.parametrize("normalize", ["target", "none"])
+@pytest.mark.parametrize("discrepancy", ["squared", "l1", "huber", "cosine"])
+def test_a_batch_without_any_known_entry_is_worth_nothing(discrepancy, normalize, gradients):
+    term = SobolevTerm(discrepancy=discrepancy, normalize=normalize)
+    scales = RunningScales()
+    student = gradients[0].clone().requires_grad_()
+    nothing = scalar_jet(torch.full_like(gradients[1], NAN))
+    matched = match(term, scalar_jet(student), nothing, cotangents=U, allows_unknown=True)
+    total = reduced(term, matched, scales)
+    (gradient,) = torch.autograd.grad(total, student)
+    assert_close(total, torch.zeros_like(total), rtol=0, atol=0)
+    assert_close(gradient, torch.zeros_like(gradient), rtol=0, atol=0)
+    assert not scales.state
+    assert not matched.known.any()
+
+
+def test_infinity_is_an_error_even_where_nan_means_unknown(gradients):
+    gradients[1, 0, 0] = INF
+    jets = [scalar_jet(g) for g in gradients]
+    with pytest.raises(ValueError, match="must be finite"):
+        match(TERM, *jets, cotangents=U, allows_unknown=True)
+
+
+def test_an_unknown_hessian_is_not_mistaken_for_a_flat_student():
+    ours = TabulatedJet((3,), hessian=torch.zeros(4, 1, 3, 3))
+    unknown = TabulatedJet((3,), hessian=torch.full((4, 1, 3, 3), NAN))
+    known = TabulatedJet((3,), hessian=torch.ones(4, 1, 3, 3))
+    directions = {"cotangents": torch.ones(1, 4, 1), "tangents": torch.ones(1, 4, 3)}
+    term = SobolevTerm(order=2)
+    assert match(term, ours, known, **directions, allows_unknown=True).vanishes
+    assert not match(term, ours, unknown, **directions, allows_unknown=True).vanishes
+
+
+# Scales
+
+
+def test_the_scale_is_a_plain_mean_and_then_forgets():
+    scales, means = RunningScales(memory=4), torch.arange(1.0, 9.0).double()
+    seen = [float(scales.update("a", mean)) for mean in means]
+    expected, mean = [], 0.0
+    for count, value in enumerate(means.tolist(), start=1):
+        mean += (value - mean) / min(count, 4)
+        expected.append(mean)
+    assert seen == pytest.approx(expected)
+    assert seen[:4] == pytest.approx([1.0, 1.5, 2.0, 2.5])
+    assert scales.state["a"][1] == 8
+
+
+def test_terms_keep_their_scales_apart():
+    scales = RunningScales()
+    scales.update("a", torch.tensor(2.0))
+    assert_close(scales.update("b", torch.tensor(8.0)), torch.tensor(8.0))
+
+
+def test_a_target_without_derivative_is_no_scale():
+    text = r"target of term 'a' must not vanish when normalize='target', got a mean of 0.0"
+    with pytest.raises(ValueError, match=text):
+        RunningScales().update("a", torch.tensor(0.0))
+
+
+def matched_of(distance, reference, known=True):
+    shape = torch.as_tensor(distance).shape
+    return Matched(
+        torch.tensor(distance).double(),
+        torch.tensor(reference).double(),
+        torch.full(shape, known) if isinstance(known, bool) else torch.tensor(known),
+    )
+
+
+def test_the_normalized_term_of_a_student_without_derivative_is_one():
+    matched = matched_of([[4.0, 6.0]], [[4.0, 6.0]])
+    total = reduced(SobolevTerm(), matched, RunningScales())
+    assert_close(total, torch.ones_like(total))
+
+
+def test_all_processes_use_one_scale():
+    def other_process_too(totals):
+        return totals + torch.tensor([30.0, 1.0])
+
+    matched = matched_of([[4.0, 6.0]], [[4.0, 6.0]])
+    total = reduced(SobolevTerm(), matched, RunningScales(), other_process_too)
+    assert_close(total, torch.tensor(5.0).double() / (40.0 / 3))
+
+
+def test_only_known_pairs_enter_the_scale():
+    matched = matched_of([[4.0, 9.0]], [[2.0, 0.0]], known=[[True, False]])
+    total = reduced(SobolevTerm(), matched, RunningScales())
+    assert_close(total, torch.tensor(2.0).double())
+
+
+def test_the_weighted_sum():
+    terms = {"a": torch.tensor(2.0), "b": torch.tensor(3.0)}
+    assert_close(weighted_sum(terms, {"a": 0.5, "b": 2.0}), torch.tensor(7.0))
