@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from lightning_sobolev.functional.discrepancies import DISCREPANCIES
-from lightning_sobolev.functional.projections import FISHER, PROJECTIONS
+from lightning_sobolev.functional.fisher import FISHER
+from lightning_sobolev.functional.projections import PROJECTIONS
 
 OUTPUT_MAPS: dict[str, Callable[[Tensor], Tensor]] = {
     "identity": lambda y: y,
@@ -29,9 +30,7 @@ OUTPUT_MAPS: dict[str, Callable[[Tensor], Tensor]] = {
 class Schedule(Protocol):
     """A weight as a function of the global step."""
 
-    def at(self, step: int) -> float:
-        """Return the weight at a global step."""
-        ...
+    def at(self, step: int) -> float: ...  # noqa: D102
 
 
 def _require(condition: bool, name: str, expected: str, got: object) -> None:

@@ -5,7 +5,8 @@ import torch
 from torch.testing import assert_close
 
 from lightning_sobolev import SobolevTerm
-from lightning_sobolev.objective import Draws, Matched, RunningScales, match, reduced, weighted_sum
+from lightning_sobolev.draws import Draws
+from lightning_sobolev.objective import Matched, RunningScales, match, reduced, weighted_sum
 from lightning_sobolev.teachers import TabulatedJet
 
 NAN, INF = float("nan"), float("inf")

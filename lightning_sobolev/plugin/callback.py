@@ -10,7 +10,8 @@ from typing_extensions import override
 
 from lightning_sobolev import _paths
 from lightning_sobolev._types import Teacher
-from lightning_sobolev.objective import Draws, RunningScales, weighted_sum
+from lightning_sobolev.draws import Draws
+from lightning_sobolev.objective import RunningScales, weighted_sum
 from lightning_sobolev.plugin import doctor, findings, log_keys, step
 from lightning_sobolev.plugin.checks import check_modules, check_strategy, is_compiled
 from lightning_sobolev.plugin.matching import Outcome, Policy, StepPart, evaluate

@@ -16,7 +16,8 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from lightning_sobolev import _paths
-from lightning_sobolev.objective import Draws, projected
+from lightning_sobolev.draws import Draws
+from lightning_sobolev.objective import projected
 from lightning_sobolev.plugin.matching import Policy, make_forward, make_probe
 from lightning_sobolev.plugin.observation import Observation, observed_call
 from lightning_sobolev.plugin.protect import sharded_parts

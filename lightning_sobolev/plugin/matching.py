@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from lightning_sobolev import _paths
 from lightning_sobolev._types import Jet, Teacher
-from lightning_sobolev.objective import Draws, Matched, RunningScales, match, reduced
+from lightning_sobolev.draws import Draws
+from lightning_sobolev.objective import Matched, RunningScales, match, reduced
 from lightning_sobolev.plugin.observation import Observation, Probe
 from lightning_sobolev.plugin.observe import Call, Observer
 from lightning_sobolev.plugin.protect import batch_norm_aside, explained, kept_gathered, protected

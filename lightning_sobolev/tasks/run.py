@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import lightning.pytorch as pl
+import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
@@ -49,6 +50,8 @@ def run(cfg: DictConfig) -> dict[str, float | str]:
     cfg = _checked(cfg)
     if not cfg.progress:
         logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    if cfg.threads is not None:
+        torch.set_num_threads(cfg.threads)
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     folder = Path(cfg.run_dir)
     ckpt = checkpoint_to_resume(cfg.ckpt, folder)
@@ -201,6 +204,6 @@ def config_hash(cfg: DictConfig) -> str:
     with open_dict(bare):
         # Where a run lies and how it is watched do not change its numbers.
         bare.run_dir = ""
-        bare.ckpt = bare.pictures = bare.progress = bare.logger = None
+        bare.ckpt = bare.pictures = bare.progress = bare.logger = bare.threads = None
     text = json.dumps(OmegaConf.to_container(bare, resolve=True), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -3,11 +3,11 @@ import torch
 from torch.testing import assert_close
 
 from lightning_sobolev.functional._hashing import GOLDEN, mix, shifted, signed
+from lightning_sobolev.functional.fisher import fisher
 from lightning_sobolev.functional.projections import (
     PROJECTIONS,
     counter_draw,
     draw,
-    fisher,
     generator_for,
 )
 from tests import _laws

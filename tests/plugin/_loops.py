@@ -3,7 +3,7 @@
 import torch
 from torch.nn.functional import mse_loss
 
-from lightning_sobolev.objective import Draws
+from lightning_sobolev.draws import Draws
 
 
 def train_by_hand(net, teacher, batches, term, *, seed=0, lr=0.05, accumulate=1):

@@ -1,0 +1,70 @@
+"""The random choices of one step: directions and rows, never a hidden generator."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_sobolev._types import Jet
+from lightning_sobolev.functional.fisher import FISHER, fisher
+from lightning_sobolev.functional.projections import draw, generator_for
+from lightning_sobolev.spec import SobolevTerm
+
+_COTANGENT, _TANGENT, _ROWS = 0, 1, 2
+
+
+@dataclass(frozen=True, slots=True)
+class Draws:
+    """Every random choice of one step, a pure function of (seed, rank, counter).
+
+    Only the counter needs saving for an exact resume on every rank; asking twice gives the same.
+    """
+
+    seed: int
+    rank: int
+    counter: int
+
+    def _generator(self, index: int, what: int) -> torch.Generator:
+        return generator_for(self.seed, self.rank, self.counter, index, what)
+
+    def cotangents(
+        self, index: int, term: SobolevTerm, y: Tensor, target: Jet | None = None
+    ) -> Tensor:
+        """Draw directions in output space for term number ``index`` at outputs like ``y``.
+
+        Args:
+            index: Number of the term.
+            term: Says how directions are drawn.
+            y: An output, for shape, type and device.
+            target: Whose value is the log-probabilities of a ``fisher`` projection; ``y`` if None.
+
+        Returns:
+            ``[proj, batch, *out]``.
+        """
+        if term.projection == FISHER:
+            log_probs = (y if target is None else target.value).reshape(y.shape).to(y.dtype)
+            count = term.num_projections or 1
+            generator = self._generator(index, _COTANGENT)
+            return fisher(log_probs, num_projections=count, generator=generator)
+        return self._draw(index, _COTANGENT, term, y)
+
+    def tangents(self, index: int, term: SobolevTerm, x: Tensor) -> Tensor:
+        """Directions in input space for term number ``index`` at inputs like ``x``."""
+        return self._draw(index, _TANGENT, term, x)
+
+    def _draw(self, index: int, what: int, term: SobolevTerm, like: Tensor) -> Tensor:
+        return draw(
+            term.projection,
+            like.shape,
+            num_projections=term.num_projections,
+            generator=self._generator(index, what),
+            dtype=like.dtype,
+            device=like.device,
+        )
+
+    def rows(self, fraction: float, size: int) -> Tensor:
+        """A random subset of ``fraction`` of ``size`` rows, at least one, in order."""
+        count = max(1, round(fraction * size))
+        # Terms with the same fraction share their rows, and so one forward pass.
+        generator = self._generator(round(fraction * 1e6), _ROWS)
+        return torch.randperm(size, generator=generator)[:count].sort().values
