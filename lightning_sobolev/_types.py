@@ -41,6 +41,7 @@ class Jet(Protocol):
         ...
 
 
+@runtime_checkable
 class Teacher(Protocol):
     """Answers at any points with the target's jet."""
 
