@@ -222,3 +222,10 @@ def test_settings_name_the_folder(build, root):
     assert build(prepare=False).folder == root / "pong"
     other = AtariSettings("breakout")
     assert build(prepare=False, settings=other).folder == root / "breakout"
+
+
+def test_the_mean_state_is_that_of_the_chosen_states_alone(build):
+    data = build(fraction=0.5)
+    dataset = data.train_dataloader().dataset
+    stacks = dataset[np.arange(len(dataset))]["x"].double() / 255
+    assert_close(data.mean_state(), stacks.mean(0).float())

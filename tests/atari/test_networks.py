@@ -3,7 +3,14 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from lightning_sobolev.atari import NatureCNN, SmallCNN, choose, log_probabilities, scale_pixels
+from lightning_sobolev.atari import (
+    CenteredPolicy,
+    NatureCNN,
+    SmallCNN,
+    choose,
+    log_probabilities,
+    scale_pixels,
+)
 
 
 @pytest.mark.parametrize(
@@ -70,3 +77,20 @@ def test_actions_are_drawn_with_their_probabilities():
     error = np.abs(np.bincount(drawn, minlength=4) / count - probabilities)
     assert (error < 4 * np.sqrt(probabilities * (1 - probabilities) / count)).all()
     assert (choose(log_probs, None) == 0).all()
+
+
+def test_a_centered_policy_sees_the_difference_from_the_mean():
+    policy, x, mean = SmallCNN(6), torch.rand(2, 4, 84, 84), torch.rand(4, 84, 84)
+    centered = CenteredPolicy(policy, gain=2.0)
+    centered.center_on(mean)
+    assert_close(centered(x), policy(2.0 * (x - mean)))
+    twin = CenteredPolicy(SmallCNN(6), gain=2.0)
+    twin.load_state_dict(centered.state_dict())
+    assert_close(twin(x), centered(x))
+
+
+def test_a_mean_of_another_shape_or_no_gain_is_refused():
+    with pytest.raises(ValueError, match=r"mean must have shape \[4, 84, 84\], got \[84, 84\]"):
+        CenteredPolicy(SmallCNN(6)).center_on(torch.zeros(84, 84))
+    with pytest.raises(ValueError, match="gain must be positive, got 0"):
+        CenteredPolicy(SmallCNN(6), gain=0.0)

@@ -6,6 +6,7 @@ from torch.testing import assert_close
 from torch.utils.data import DataLoader
 
 from lightning_sobolev.tasks import DistillationModule
+from lightning_sobolev.tasks.distillation import log_softmax
 from lightning_sobolev.teachers import NetworkTeacher
 
 SHAPE, ACTIONS, ROWS = (2, 3, 3), 4, 10
@@ -116,3 +117,10 @@ def test_training_lowers_the_divergence():
 def test_optimizer_settings_are_checked(changes, message):
     with pytest.raises(ValueError, match=message):
         DistillationModule(policy(0), **changes).configure_optimizers()
+
+
+def test_log_probabilities_are_float32_under_autocast():
+    logits = (torch.randn(64, 6) + 30.0).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        total = log_softmax(logits).exp().sum(-1)
+    assert_close(total, torch.ones(64))
