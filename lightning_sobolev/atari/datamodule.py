@@ -201,11 +201,7 @@ class RecordingDataModule(pl.LightningDataModule):
         return torch.from_numpy(total / (255.0 * len(rows))).to(torch.float32)
 
     def train_dataloader(self) -> StepLoader:
-        """Serve the chosen fraction.
-
-        Returns:
-            ``steps_per_epoch`` full batches per epoch, shuffled pass by pass.
-        """
+        """Serve ``steps_per_epoch`` full batches of the chosen fraction, shuffled pass by pass."""
         dataset = self._dataset("train")
         return StepLoader(dataset, self._sampler(len(dataset)))
 
