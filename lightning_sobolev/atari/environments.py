@@ -2,7 +2,11 @@
 
 Note [reset at once]: the environments restart an ended episode in the same step. So every step is
 a transition, no action is ever ignored, and the stack that follows an end is the first one of the
-next episode; the last picture of an ended game is not returned, because nothing is decided there.
+next episode. Nothing is decided at the last picture of an ended game; it is ``Transition.last``.
+
+Note [the ball waits]: in Breakout no ball is in play after a lost life until FIRE is pressed, and
+``use_fire_reset`` presses it at the start of a game alone: an idle game stands still until it is
+cut. With ``fire_on_life_loss`` the first action after a lost life is FIRE, whatever was chosen.
 """
 
 import difflib
@@ -16,14 +20,7 @@ from gymnasium.vector import AutoresetMode
 from jaxtyping import Bool, Float, Int, UInt8
 
 _STICKY_PROBABILITY = 0.25
-_AT_LEAST_ONE = (
-    "num_envs",
-    "frameskip",
-    "img_height",
-    "img_width",
-    "stack_num",
-    "max_num_frames_per_episode",
-)
+_AT_LEAST_ONE = ("num_envs", "frameskip", "img_height", "img_width", "stack_num")
 
 
 def games() -> tuple[str, ...]:
@@ -53,7 +50,9 @@ class AtariSettings:
         noop_max: Most idle frames at the start of an episode; their number is drawn at random.
         use_fire_reset: Whether FIRE is pressed at the start where the game needs it.
         sticky: Whether an action is repeated with probability 0.25 instead of the chosen one.
-        episodic_life: Whether an episode ends when a life is lost; the game then starts anew.
+        fire_on_life_loss: Whether FIRE is pressed after a lost life; see Note [the ball waits].
+        episodic_life: Whether an episode ends when a life is lost; the game then starts anew, so
+            nothing beyond a first life is ever seen.
         full_action_space: Whether all 18 actions are offered instead of those the game knows.
         reward_clipping: Whether rewards are clipped to -1, 0 and 1.
         max_num_frames_per_episode: Frames after which an episode is cut.
@@ -76,6 +75,7 @@ class AtariSettings:
     maxpool: bool = True
     noop_max: int = 30
     use_fire_reset: bool = True
+    fire_on_life_loss: bool = False
     sticky: bool = False
     episodic_life: bool = False
     full_action_space: bool = False
@@ -84,7 +84,7 @@ class AtariSettings:
 
     def __post_init__(self) -> None:
         _check_game(self.game)
-        for name in (*_AT_LEAST_ONE, "noop_max"):
+        for name in (*_AT_LEAST_ONE, "max_num_frames_per_episode", "noop_max"):
             value = getattr(self, name)
             least = 0 if name == "noop_max" else 1
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
@@ -101,12 +101,18 @@ def _check_game(game: str) -> None:
 
 
 class Transition(NamedTuple):
-    """What one step of all games brought; see Note [reset at once]."""
+    """What one step of all games brought; see Note [reset at once].
+
+    ``lost_life`` marks games that go on with a life less; ``last`` holds the last stacks of games
+    that ended (its other rows mean nothing), or None.
+    """
 
     stacks: UInt8[np.ndarray, "env stack height width"]
     rewards: Float[np.ndarray, " env"]
     terminated: Bool[np.ndarray, " env"]
     truncated: Bool[np.ndarray, " env"]
+    lost_life: Bool[np.ndarray, " env"]
+    last: UInt8[np.ndarray, "env stack height width"] | None
 
     @property
     def ended(self) -> Bool[np.ndarray, " env"]:
@@ -127,14 +133,14 @@ class Environments:
         num_threads: Threads that step the games; 0 takes one per core.
 
     Raises:
-        ValueError: If the seed is negative.
+        ValueError: If the seed is negative, or FIRE shall be pressed in a game without it.
     """
 
     def __init__(self, settings: AtariSettings, seed: int, *, num_threads: int = 0) -> None:
         if seed < 0:
             raise ValueError(f"seed must be at least 0, got {seed}")
         options = asdict(settings)
-        sticky = options.pop("sticky")
+        sticky, fire = options.pop("sticky"), options.pop("fire_on_life_loss")
         self.settings = settings
         self._seed = seed
         self._env = AtariVectorEnv(
@@ -143,6 +149,12 @@ class Environments:
             num_threads=num_threads,
             autoreset_mode=AutoresetMode.SAME_STEP,
         )
+        if fire and "FIRE" not in self.action_meanings:
+            raise ValueError(
+                f"fire_on_life_loss must be false for {settings.game}, which has no FIRE, got true"
+            )
+        self._fire = self.action_meanings.index("FIRE") if fire else None
+        self._lives = self._lost_life = np.zeros(settings.num_envs, bool)
 
     @property
     def num_envs(self) -> int:
@@ -167,7 +179,8 @@ class Environments:
         """
         # consecutive seeds would give runs with seeds 0 and 1 all but one of their games in common
         seeds = np.random.SeedSequence(self._seed).generate_state(self.num_envs) >> 1
-        stacks, _ = self._env.reset(seed=seeds.astype(np.int32))
+        stacks, info = self._env.reset(seed=seeds.astype(np.int32))
+        self._lives, self._lost_life = np.array(info["lives"]), np.zeros(self.num_envs, bool)
         return np.asarray(stacks)
 
     def step(self, actions: Int[np.ndarray, " env"]) -> Transition:
@@ -188,12 +201,20 @@ class Environments:
             raise ValueError(
                 f"actions must lie in 0..{self.num_actions - 1}, got {actions.tolist()}"
             )
-        stacks, rewards, terminated, truncated, _ = self._env.step(actions.astype(np.int64))
+        pressed = actions if self._fire is None else np.where(self._lost_life, self._fire, actions)
+        stacks, rewards, *ends, info = self._env.step(pressed.astype(np.int64))
+        terminated, truncated = (np.asarray(end, dtype=bool) for end in ends)
+        before, self._lives = self._lives, np.array(info["lives"])
+        # some games go on for a few frames without a life: there is nothing to launch any more
+        lost = (self._lives < before) & (self._lives > 0) & ~(terminated | truncated)
+        self._lost_life = lost
         return Transition(
             np.asarray(stacks),
             np.asarray(rewards, dtype=np.float32),
-            np.asarray(terminated, dtype=bool),
-            np.asarray(truncated, dtype=bool),
+            terminated,
+            truncated,
+            lost,
+            info.get("final_obs"),
         )
 
 

@@ -84,11 +84,11 @@ def play(
             log_probs = log_probabilities(player, stacks[live], device=device)
             check_num_actions(log_probs.shape[-1], environments, who="network")
             actions[live] = choose(log_probs, rng)
-            stacks, rewards, _, truncated = result = environments.step(actions)
-            total += rewards
+            result = environments.step(actions)
+            stacks, total = result.stacks, total + result.rewards
             length += 1
             for env in live[result.ended[live]]:
-                episodes.append((env, total[env], length[env], truncated[env]))
+                episodes.append((env, total[env], length[env], result.truncated[env]))
                 left[env] -= 1
                 advance(1)
             total[result.ended], length[result.ended] = 0.0, 0

@@ -76,6 +76,65 @@ def test_every_step_after_an_end_takes_the_action():
     assert np.flatnonzero(ends).tolist() == [9, 19, 29, 39]
 
 
+def idle(settings, steps):
+    """Choose NOOP all the time; return the transitions."""
+    environments = make_environments(settings, seed=0)
+    environments.reset()
+    chosen = np.zeros(settings.num_envs, np.int64)
+    return [environments.step(chosen) for _ in range(steps)]
+
+
+def test_breakout_stands_still_after_a_lost_life_until_fire_is_pressed():
+    steps = idle(AtariSettings("breakout", num_envs=2), 300)
+    lost = np.array([step.lost_life for step in steps])
+    assert (lost.sum(axis=0) == 1).all()
+    assert not np.any([step.ended for step in steps])
+    since = [step.stacks for step in steps[40:]]
+    assert all(np.array_equal(stacks, since[0]) for stacks in since)
+
+
+def test_fire_on_life_loss_launches_every_ball():
+    steps = idle(AtariSettings("breakout", num_envs=2, fire_on_life_loss=True), 300)
+    lost = np.array([step.lost_life for step in steps])
+    ended = np.array([step.terminated for step in steps])
+    for env in range(2):
+        first, second = np.flatnonzero(ended[:, env])[:2]
+        # five lives: four are lost on the way, the fifth with the game
+        assert lost[first + 1 : second, env].sum() == 4
+        assert not lost[second, env]
+
+
+def test_fire_on_life_loss_leaves_all_other_actions_alone():
+    plain, fires = (
+        AtariSettings("breakout", num_envs=2, fire_on_life_loss=fire) for fire in (False, True)
+    )
+    np.testing.assert_array_equal(roll(plain, seed=0, steps=20), roll(fires, seed=0, steps=20))
+
+
+def test_native_episodic_life_starts_the_game_anew():
+    # so an agent that is trained with it meets neither a second life nor an old wall
+    first = idle(AtariSettings("breakout", num_envs=1, episodic_life=True), 60)
+    starts = [step for step in first if step.terminated.any()]
+    assert len(starts) == 2
+    for step in starts:
+        assert not step.lost_life.any()
+        assert (step.stacks[:, :-1] == 0).all()
+
+
+def test_last_is_what_an_ended_game_showed():
+    for step in (steps := idle(AtariSettings("space_invaders", num_envs=2), 700)):
+        assert (step.last is not None) == step.ended.any()
+    at = next(number for number, step in enumerate(steps) if step.ended.any())
+    env = int(np.flatnonzero(steps[at].ended)[0])
+    np.testing.assert_array_equal(steps[at].last[env, :-1], steps[at - 1].stacks[env, 1:])
+    assert (steps[at].stacks[env, :-1] == 0).all()
+
+
+def test_fire_in_a_game_without_it_is_refused():
+    with pytest.raises(ValueError, match="fire_on_life_loss must be false for freeway"):
+        make_environments(AtariSettings("freeway", fire_on_life_loss=True), seed=0)
+
+
 def test_pong_has_six_actions_in_this_order():
     environments = make_environments(AtariSettings("pong", num_envs=1), seed=0)
     expected = ("NOOP", "FIRE", "RIGHT", "LEFT", "RIGHTFIRE", "LEFTFIRE")
