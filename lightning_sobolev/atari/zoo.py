@@ -1,5 +1,6 @@
 """Stored agents: weights as safetensors, and a card that says what they are and how good."""
 
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -103,7 +104,9 @@ def save_agent(
             key: value if key.startswith("body.0.") else value.half()
             for key, value in weights.items()
         }
-    save_file(weights, path)
+    writing = path.with_name(path.name + ".writing")
+    save_file(weights, writing)
+    os.replace(writing, path)
     card: Card = {
         "network": name,
         "num_actions": network.num_actions,

@@ -3,6 +3,7 @@
 import csv
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,17 +80,27 @@ class LossHistory(pl.Callback):
 
     @rank_zero_only
     def _write(self) -> None:
-        names = dict.fromkeys(["step", "seconds"])
-        for row in self.rows:
-            names.update(dict.fromkeys(row))
-        self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / CURVES
-        temporary = path.with_suffix(".tmp")
-        with temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(names))
-            writer.writeheader()
-            writer.writerows(self.rows)
-        os.replace(temporary, path)
+        write_curves(self.folder, self.rows)
+
+
+def write_curves(folder: Path, rows: Sequence[dict[str, float]]) -> None:
+    """Write ``curves.csv`` whole or not at all.
+
+    Args:
+        folder: Where it goes.
+        rows: Entries with ``step``, ``seconds`` and any other keys.
+    """
+    names = dict.fromkeys(["step", "seconds"])
+    for row in rows:
+        names.update(dict.fromkeys(row))
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / CURVES
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(names))
+        writer.writeheader()
+        writer.writerows(rows)
+    os.replace(temporary, path)
 
 
 def read_curves(path: Path) -> dict[str, list[tuple[float, float, float]]]:

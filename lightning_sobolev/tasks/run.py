@@ -153,14 +153,22 @@ def build_trainer(cfg: DictConfig) -> pl.Trainer:
     trainer: pl.Trainer = instantiate(
         cfg.trainer,
         callbacks=callbacks,
-        logger=_loggers(cfg) or False,
+        logger=build_loggers(cfg) or False,
         enable_progress_bar=cfg.progress,
         enable_model_summary=cfg.progress,
     )
     return trainer
 
 
-def _loggers(cfg: DictConfig) -> list[Logger]:
+def build_loggers(cfg: DictConfig) -> list[Logger]:
+    """Return the loggers that ``cfg.logger`` names; CSV files where a library is missing.
+
+    Args:
+        cfg: The composed configuration.
+
+    Raises:
+        InstantiationException: If a logger cannot be built for another reason.
+    """
     try:
         return [instantiate(logger) for logger in cfg.logger.values()]
     except InstantiationException as error:
@@ -183,12 +191,21 @@ def _fit(
         # The trainer turns Ctrl-C into this, after its callbacks have saved the checkpoint.
         saved = Path(trainer.default_root_dir) / LAST
         if trainer.is_global_zero and saved.is_file():
-            log.warning("interrupted at step %d; to go on: %s", trainer.global_step, _again(saved))
+            log.warning(
+                "interrupted at step %d; to go on: %s",
+                trainer.global_step,
+                command_to_resume(saved),
+            )
         raise
     return time.perf_counter() - started
 
 
-def _again(checkpoint: Path) -> str:
+def command_to_resume(checkpoint: Path) -> str:
+    """Return the command line that goes on from a checkpoint.
+
+    Args:
+        checkpoint: The file.
+    """
     overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
     kept = [override for override in overrides if not override.startswith("ckpt=")]
     return shlex.join(["python", sys.argv[0], *kept, f"ckpt={checkpoint}"])
