@@ -9,15 +9,24 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from omegaconf import DictConfig
 
 from lightning_sobolev._conf import config_folder
+from lightning_sobolev.atari import NatureCNN, agents, make_environments, save_agent
 from lightning_sobolev.tasks.run import build_trainer
 
 CONF = config_folder()
-FILES = sorted(path.relative_to(CONF).with_suffix("") for path in CONF.glob("**/*.yaml"))
+# train_teacher.yaml and its group stand for themselves: see test_teacher_training.py.
+ALL = sorted(path.relative_to(CONF).with_suffix("") for path in CONF.glob("**/*.yaml"))
+FILES = [
+    file for file in ALL if str(file) != "train_teacher" and str(file.parent) != "teacher_training"
+]
 # Files that only make sense in one experiment; the others are tried in the cheapest one.
 HOMES = {
     "task/distillation": "distill_pong",
     "teacher/pong": "distill_pong",
     "env/pong": "distill_pong",
+    "teacher/breakout": "distill_breakout",
+    "env/breakout": "distill_breakout",
+    "teacher/space_invaders": "distill_space_invaders",
+    "env/space_invaders": "distill_space_invaders",
     "data/recording": "distill_pong",
     "model/small_cnn": "distill_pong",
     "model/nature_cnn": "distill_pong",
@@ -38,7 +47,14 @@ def overrides_for(file: Path) -> list[str]:
 
 def composed(overrides: list[str], run_dir: Path) -> DictConfig:
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("train", [*overrides, f"run_dir={run_dir}", "progress=false"])
+        cfg = compose("train", [*overrides, f"run_dir={run_dir}", "progress=false"])
+    agent = (cfg.get("teacher") or {}).get("agent", "pong")
+    if agent not in agents():
+        # Not every teacher is shipped: one that has learned nothing stands in for it.
+        cfg.teacher.agent = str(run_dir / f"{agent}.safetensors")
+        settings = instantiate(cfg.env.settings)
+        save_agent(cfg.teacher.agent, NatureCNN(cfg.env.num_actions), settings)
+    return cfg
 
 
 @pytest.mark.parametrize("file", FILES, ids=str)
@@ -68,3 +84,14 @@ def test_there_is_an_experiment_for_every_task():
         if "override /task" in line
     }
     assert tasks == used
+
+
+@pytest.mark.parametrize("game", ["pong", "breakout", "space_invaders"])
+def test_actions_are_those_of_the_game(game, tmp_path):
+    cfg = composed([f"+experiment=distill_{game}"], tmp_path)
+    environments = make_environments(instantiate(cfg.env.settings), seed=0)
+    assert cfg.env.num_actions == environments.num_actions
+    names = environments.action_meanings
+    merged = [{names[action] for action in group} for group in cfg.env.same_actions]
+    pong = [{"NOOP", "FIRE"}, {"RIGHT", "RIGHTFIRE"}, {"LEFT", "LEFTFIRE"}]
+    assert merged == {"pong": pong, "breakout": [{"NOOP", "FIRE"}], "space_invaders": []}[game]
