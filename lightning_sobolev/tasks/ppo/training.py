@@ -114,7 +114,7 @@ def _learner(cfg: DictConfig, state: State) -> tuple[AtariSettings, PPO]:
         "seed": cfg.seed,
         **asdict(ppo),
     }
-    state["pieces"] = [*state.get("pieces", []), piece]
+    state["pieces"] = [*state.get("pieces", []), *([piece] if cfg.train else [])]
     return settings, learner
 
 

@@ -154,6 +154,7 @@ def test_the_agent_of_a_checkpoint_is_stored_without_training(stopped, composed)
     assert train_teacher(cfg)["steps"] == 32
     network, card = load_agent(Path(cfg.run_dir) / "breakout.safetensors")
     assert card["trained"]["seconds"] == round(checkpoint(stopped)["seconds"])
+    assert [piece["first_step"] for piece in card["trained"]["pieces"]] == [0]
     bias = checkpoint(stopped)["policy"]["action_net.bias"]
     assert_close(network.head.bias, bias.half().float(), rtol=0, atol=0)
 
