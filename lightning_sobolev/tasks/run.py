@@ -187,7 +187,7 @@ def _fit(
 ) -> float:
     started = time.perf_counter()
     try:
-        trainer.fit(module, datamodule=datamodule, ckpt_path=ckpt)
+        trainer.fit(module, datamodule=datamodule, ckpt_path=ckpt, weights_only=True)
     except SystemExit:
         # The trainer turns Ctrl-C into this, after its callbacks have saved the checkpoint.
         saved = Path(trainer.default_root_dir) / LAST
