@@ -9,6 +9,8 @@ from lightning_sobolev.atari.environments import (
     make_environments,
 )
 from lightning_sobolev.atari.evaluation import EpisodeReturns, play
+from lightning_sobolev.atari.foreign import ForeignAgent
+from lightning_sobolev.atari.module_policy import ModulePolicy
 from lightning_sobolev.atari.networks import CenteredPolicy, NatureCNN, SmallCNN, scale_pixels
 from lightning_sobolev.atari.policy import choose, log_probabilities
 from lightning_sobolev.atari.recorder import record
@@ -23,6 +25,8 @@ __all__ = [
     "Environments",
     "EpisodeReturns",
     "EvenSampler",
+    "ForeignAgent",
+    "ModulePolicy",
     "NatureCNN",
     "RecordedStates",
     "Recording",

@@ -15,7 +15,7 @@ from lightning_sobolev.atari.recorder import record
 from lightning_sobolev.atari.recording import Recording, identity_of
 from lightning_sobolev.atari.sampling import EvenSampler, StepLoader, StepSampler
 from lightning_sobolev.atari.splits import SplitSizes, choose_fraction, split_by_episode
-from lightning_sobolev.atari.zoo import load_agent
+from lightning_sobolev.atari.zoo import Agent, load_agent
 
 _EVALUATION_BATCH = 256
 _MEAN_STATES = 2_000  # the standard error of a pixel in 0..1 is then at most 0.011
@@ -66,7 +66,7 @@ class RecordingDataModule(pl.LightningDataModule):
     Args:
         root: Folder of all recordings; this one is in a folder named after the game.
         settings: What is played.
-        teacher: Who plays: name or file of an agent, or a network from scaled stacks to logits.
+        teacher: Who plays: what :func:`load_agent` takes, or a network from 0..1 to logits.
         num_states: Training states that fraction 1 takes.
         num_test_states: Test states.
         num_validation_states: Validation states.
@@ -89,7 +89,7 @@ class RecordingDataModule(pl.LightningDataModule):
         self,
         root: str | Path,
         settings: AtariSettings,
-        teacher: str | Path | nn.Module,
+        teacher: Agent | nn.Module,
         *,
         num_states: int = 40_000,
         num_test_states: int = 4_000,

@@ -9,12 +9,16 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from lightning_sobolev.atari.environments import AtariSettings
+from lightning_sobolev.atari.foreign import ForeignAgent, load_foreign, scale_input
+from lightning_sobolev.atari.hub import PREFIX
 from lightning_sobolev.atari.networks import NatureCNN, SmallCNN
 from lightning_sobolev.atari.storage import read_json, sha256_of, write_json
 
 NETWORKS: dict[str, type[NatureCNN | SmallCNN]] = {"NatureCNN": NatureCNN, "SmallCNN": SmallCNN}
 
 Card = dict[str, Any]
+Agent = str | Path | ForeignAgent
+"""Name or file of an agent, or a closer description of one."""
 
 _ZOO = Path(__file__).parent / "zoo"
 _CARD_KEYS = ("network", "num_actions", "environment", "sha256")
@@ -29,25 +33,56 @@ def agents() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in _ZOO.glob("*.safetensors")))
 
 
-def load_agent(agent: str | Path) -> tuple[nn.Module, Card]:
+def load_agent(agent: Agent) -> tuple[nn.Module, Card]:
     """Load an agent's network and card; nothing is unpickled.
 
     Args:
-        agent: Name of an agent of the package, or path of a ``.safetensors`` file with its card
-            (same name, ``.json``) beside it.
+        agent: Name of an agent of the package; path of a ``.safetensors`` file with its card (same
+            name, ``.json``) beside it; any other file or hub id that :class:`ForeignAgent` reads;
+            or a :class:`ForeignAgent`, which says more about it.
 
     Returns:
-        The network in float32 and eval mode, mapping scaled stacks to logits, and the card.
+        The network in float32 and eval mode, mapping scaled stacks to logits, and the card of this
+        network: weights that were stored for another scale of the input have been brought to 0..1.
 
     Raises:
         ValueError: If there is no such agent, its card is incomplete, or the weights are not those
             that the card describes.
     """
-    path = Path(agent) if str(agent).endswith(".safetensors") else _ZOO / f"{agent}.safetensors"
+    if isinstance(agent, ForeignAgent):
+        return _load_given(agent)
+    if str(agent).endswith(".safetensors") and not str(agent).startswith(PREFIX):
+        path = Path(agent)
+    elif str(agent).startswith(PREFIX) or Path(agent).suffix:
+        return _load_given(ForeignAgent(agent))
+    else:
+        path = _ZOO / f"{agent}.safetensors"
     if not path.exists():
         raise ValueError(
             f"agent must be one of {', '.join(agents())} or a .safetensors file, got {str(agent)!r}"
         )
+    return _load_with_card(path)
+
+
+def _load_given(agent: ForeignAgent) -> tuple[nn.Module, Card]:
+    path, _ = agent.fetch()
+    if path.suffix != ".safetensors" or not path.with_suffix(".json").exists():
+        return load_foreign(agent)
+    if agent.temperature is not None or agent.input_scale != 1.0:
+        raise ValueError(
+            f"input_scale and temperature of {agent.source} are said by its card, got "
+            f"{agent.input_scale} and {agent.temperature}: leave them out"
+        )
+    network, card = _load_with_card(path)
+    if agent.num_actions not in (None, card["num_actions"]):
+        raise ValueError(
+            f"{agent.source} must have num_actions={agent.num_actions} outputs, got "
+            f"{card['num_actions']}"
+        )
+    return network, card
+
+
+def _load_with_card(path: Path) -> tuple[nn.Module, Card]:
     card = _read_card(path.with_suffix(".json"))
     found = sha256_of(path)
     if found != card["sha256"]:
@@ -63,7 +98,8 @@ def load_agent(agent: str | Path) -> tuple[nn.Module, Card]:
         width=settings.img_width,
     )
     network.load_state_dict({name: weight.float() for name, weight in load_file(path).items()})
-    return network.eval(), card
+    scale_input(network, card.get("input_scale", 1.0))
+    return network.eval(), {**card, "input_scale": 1.0}
 
 
 def save_agent(
@@ -111,6 +147,7 @@ def save_agent(
         "network": name,
         "num_actions": network.num_actions,
         "environment": asdict(settings),
+        "input_scale": 1.0,
         "sha256": sha256_of(path),
         **(about or {}),
     }

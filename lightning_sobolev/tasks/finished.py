@@ -1,4 +1,4 @@
-"""What a run leaves behind, and what may be done with it before its numbers are written."""
+"""What may be done with a run before its training, and before its numbers are written."""
 
 import json
 import math
@@ -14,11 +14,11 @@ METRICS = "metrics.json"
 
 
 @dataclass(frozen=True, slots=True)
-class FinishedRun:
-    """A trained and tested module with its data.
+class StartingRun:
+    """A module and its data, before anything was recorded or trained.
 
     Args:
-        module: The trained module.
+        module: The module.
         datamodule: Its data.
         folder: The folder of the run.
         show_progress: Whether somebody watches.
@@ -28,6 +28,18 @@ class FinishedRun:
     datamodule: pl.LightningDataModule
     folder: Path
     show_progress: bool = False
+
+
+class FinishedRun(StartingRun):
+    """The same after training and test."""
+
+
+class Opening(Protocol):
+    """A first piece of work, which may refuse to go on: replay the teacher."""
+
+    def __call__(self, run: StartingRun) -> Mapping[str, float]:
+        """Return numbers for ``metrics.json``, by key."""
+        ...
 
 
 class Closing(Protocol):

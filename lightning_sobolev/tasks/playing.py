@@ -1,31 +1,50 @@
-"""The last step of a distillation: student and teacher play the game."""
+"""Agents as teachers, and the last step of a distillation: student and teacher play the game."""
 
-import hashlib
-import json
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
 from lightning_sobolev.atari.environments import AtariSettings
-from lightning_sobolev.atari.evaluation import play
-from lightning_sobolev.atari.recording import fingerprint
-from lightning_sobolev.atari.storage import read_json, write_json
-from lightning_sobolev.atari.zoo import load_agent
+from lightning_sobolev.atari.zoo import Agent, load_agent
 from lightning_sobolev.tasks.distillation import DistillationModule
 from lightning_sobolev.tasks.finished import FinishedRun
-from lightning_sobolev.tasks.threads import one_thread
+from lightning_sobolev.tasks.returns import Games
+from lightning_sobolev.tasks.verification import ReplayCheck
 from lightning_sobolev.teachers import NetworkTeacher
 
 
-def agent_teacher(agent: str | Path) -> NetworkTeacher:
-    """Return a stored agent as a teacher.
+class AgentTeacher(NetworkTeacher):
+    """An agent of a game as a teacher.
 
     Args:
-        agent: Name of an agent of the package, or path of a ``.safetensors`` file.
+        network: Maps scaled stacks to logits.
+        card: What is known of it; None for a bare network.
+        verify: What it has to show before it is distilled; None asks for nothing.
     """
-    return NetworkTeacher(load_agent(agent)[0])
+
+    def __init__(
+        self,
+        network: nn.Module,
+        card: Mapping[str, Any] | None = None,
+        verify: ReplayCheck | None = None,
+    ) -> None:
+        super().__init__(network)
+        self.card = card
+        self.verify = verify
+
+
+def agent_teacher(agent: Agent | nn.Module, verify: ReplayCheck | None = None) -> AgentTeacher:
+    """Return an agent as a teacher.
+
+    Args:
+        agent: What :func:`~lightning_sobolev.atari.load_agent` takes, or a network from scaled
+            stacks to logits.
+        verify: What it has to show before it is distilled.
+    """
+    network, card = (agent, None) if isinstance(agent, nn.Module) else load_agent(agent)
+    return AgentTeacher(network, card, verify)
 
 
 class PlayGame:
@@ -54,12 +73,13 @@ class PlayGame:
     ) -> None:
         if num_episodes < 0:
             raise ValueError(f"num_episodes must be at least 0, got {num_episodes}")
-        self.settings = settings
         self.teacher = teacher.network
         self.num_episodes = num_episodes
-        self.seed = seed
         self.cache = Path(cache)
-        self.greedy = greedy
+        self.ways = tuple(
+            Games(settings, num_episodes=num_episodes, greedy=way, seed=seed)
+            for way in ((False, True) if greedy else (False,))
+        )
 
     def __call__(self, run: FinishedRun) -> Mapping[str, float]:
         """Play; return means and standard errors."""
@@ -70,44 +90,16 @@ class PlayGame:
                 f"PlayGame needs a DistillationModule, got {type(run.module).__name__}"
             )
         numbers: dict[str, float] = {}
-        for greedy in (False, True) if self.greedy else (False,):
-            ending = "_greedy" if greedy else ""
+        device, progress = run.module.device, run.show_progress
+        for games in self.ways:
+            ending = "_greedy" if games.greedy else ""
             returns = {
-                "student": self._play(run.module.net, run, greedy=greedy),
-                "teacher": self._teacher_returns(run, greedy=greedy),
+                "student": games.play(run.module.net, device=device, progress=progress),
+                "teacher": games.play_once(
+                    self.teacher, self.cache, device=device, progress=progress
+                ),
             }
             for who, (mean, error) in returns.items():
                 numbers[f"test/{who}_return{ending}"] = mean
                 numbers[f"test/{who}_return{ending}_standard_error"] = error
         return numbers
-
-    def _play(self, network: nn.Module, run: FinishedRun, *, greedy: bool) -> tuple[float, float]:
-        with one_thread():
-            played = play(
-                network,
-                self.settings,
-                num_episodes=self.num_episodes,
-                greedy=greedy,
-                seed=self.seed,
-                device=run.module.device,
-                progress=run.show_progress,
-            )
-        return played.mean, played.standard_error
-
-    def _teacher_returns(self, run: FinishedRun, *, greedy: bool) -> tuple[float, float]:
-        asked = {
-            "teacher_sha256": fingerprint(self.teacher),
-            "settings": asdict(self.settings),
-            "num_episodes": self.num_episodes,
-            "greedy": greedy,
-            "seed": self.seed,
-        }
-        name = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
-        path = self.cache / f"{name}.json"
-        known = read_json(path)
-        if known is None or known.get("asked") != asked:
-            mean, error = self._play(self.teacher, run, greedy=greedy)
-            known = {"asked": asked, "mean": mean, "standard_error": error}
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_json(path, known)
-        return known["mean"], known["standard_error"]

@@ -20,7 +20,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger
 from omegaconf import DictConfig, OmegaConf, open_dict
 from rich.console import Console
 
-from lightning_sobolev.tasks.finished import FinishedRun, write_metrics
+from lightning_sobolev.tasks.finished import FinishedRun, StartingRun, write_metrics
 from lightning_sobolev.tasks.pictures import save_curves
 from lightning_sobolev.tasks.sharding import whole
 from lightning_sobolev.tasks.summary import matched, summary_table
@@ -56,11 +56,10 @@ def run(cfg: DictConfig) -> dict[str, float | str]:
     folder = Path(cfg.run_dir)
     ckpt = checkpoint_to_resume(cfg.ckpt, folder)
     datamodule, module = instantiate(cfg.data), instantiate(cfg.task.module)
-    # Before the clock of the training starts: data is recorded once, for many runs.
-    with one_thread():
-        datamodule.prepare_data()
+    opening = _open(cfg, StartingRun(module, datamodule, folder, show_progress=cfg.progress))
     trainer = build_trainer(cfg)
     metrics: dict[str, float | str] = {
+        **opening,
         "seed": cfg.seed,
         "seconds_fit": _fit(trainer, module, datamodule, ckpt),
         **{key: float(value) for key, value in trainer.callback_metrics.items()},
@@ -79,6 +78,16 @@ def run(cfg: DictConfig) -> dict[str, float | str]:
     console.print(matched(cfg), highlight=False)
     log.info("numbers: %s", path)
     return metrics
+
+
+def _open(cfg: DictConfig, starting: StartingRun) -> dict[str, float]:
+    """Do what comes before the clock of the training starts; data is recorded for many runs."""
+    numbers: dict[str, float] = {}
+    for opening in cfg.task.opening.values():
+        numbers |= instantiate(opening)(starting)
+    with one_thread():
+        starting.datamodule.prepare_data()
+    return numbers
 
 
 def _close(cfg: DictConfig, finished: FinishedRun) -> dict[str, float]:
@@ -186,7 +195,7 @@ def _fit(
 ) -> float:
     started = time.perf_counter()
     try:
-        trainer.fit(module, datamodule=datamodule, ckpt_path=ckpt)
+        trainer.fit(module, datamodule=datamodule, ckpt_path=ckpt, weights_only=True)
     except SystemExit:
         # The trainer turns Ctrl-C into this, after its callbacks have saved the checkpoint.
         saved = Path(trainer.default_root_dir) / LAST

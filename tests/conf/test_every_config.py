@@ -3,6 +3,8 @@
 from pathlib import Path
 
 import pytest
+import torch
+from huggingface_hub import constants
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
@@ -22,6 +24,10 @@ FILES = [
 HOMES = {
     "task/distillation": "distill_pong",
     "teacher/pong": "distill_pong",
+    "teacher/sb3": "distill_pong",
+    "teacher/cleanrl": "distill_pong",
+    "teacher/hub": "distill_pong",
+    "teacher/module": "distill_pong",
     "env/pong": "distill_pong",
     "teacher/breakout": "distill_breakout",
     "env/breakout": "distill_breakout",
@@ -32,8 +38,29 @@ HOMES = {
     "model/nature_cnn": "distill_pong",
 }
 
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+MODULE = "teacher.agent.module"
 
-def overrides_for(file: Path) -> list[str]:
+
+@pytest.fixture
+def sources(tmp_path, monkeypatch):
+    """Return where teachers of other people are, the hub's cache being one that lies here."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    file = tmp_path / "models--people--pong" / "snapshots" / COMMIT / "weights.pt"
+    file.parent.mkdir(parents=True)
+    torch.save(NatureCNN(6).state_dict(), file)
+    return {
+        "teacher/sb3": [f"teacher.agent.source={file}"],
+        "teacher/cleanrl": [f"teacher.agent.source={file}"],
+        "teacher/hub": [f"teacher.agent.source='hf://people/pong/weights.pt@{COMMIT}'"],
+        "teacher/module": [
+            f"{MODULE}._target_=lightning_sobolev.atari.NatureCNN",
+            f"+{MODULE}.num_actions=6",
+        ],
+    }
+
+
+def overrides_for(file: Path, sources: dict[str, list[str]]) -> list[str]:
     group, name = str(file.parent), file.name
     if group == ".":
         return ["+experiment=regression"]
@@ -42,14 +69,14 @@ def overrides_for(file: Path) -> list[str]:
     choice = [f"{group}={name}", f"+experiment={HOMES.get(str(file), 'regression')}"]
     # The machine that runs the tests may have no GPU: what is left is checked all the same.
     on_cpu = ["trainer.accelerator=cpu", "trainer.devices=1"] if group == "trainer" else []
-    return choice + on_cpu
+    return choice + on_cpu + sources.get(str(file), [])
 
 
 def composed(overrides: list[str], run_dir: Path) -> DictConfig:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("train", [*overrides, f"run_dir={run_dir}", "progress=false"])
-    agent = (cfg.get("teacher") or {}).get("agent", "pong")
-    if agent not in agents():
+    agent = (cfg.get("teacher") or {}).get("agent")
+    if isinstance(agent, str) and agent not in agents():
         # Not every teacher is shipped: one that has learned nothing stands in for it.
         cfg.teacher.agent = str(run_dir / f"{agent}.safetensors")
         settings = instantiate(cfg.env.settings)
@@ -58,13 +85,13 @@ def composed(overrides: list[str], run_dir: Path) -> DictConfig:
 
 
 @pytest.mark.parametrize("file", FILES, ids=str)
-def test_config_composes_and_builds(file, tmp_path):
-    cfg = composed(overrides_for(file), tmp_path)
+def test_config_composes_and_builds(file, tmp_path, sources):
+    cfg = composed(overrides_for(file, sources), tmp_path)
     assert isinstance(instantiate(cfg.data), LightningDataModule)
     assert isinstance(instantiate(cfg.task.module), LightningModule)
     assert isinstance(build_trainer(cfg), Trainer)
-    for closing in cfg.task.closing.values():
-        assert callable(instantiate(closing))
+    for step in (*cfg.task.opening.values(), *cfg.task.closing.values()):
+        assert callable(instantiate(step))
 
 
 def test_without_derivatives_only_the_callback_is_gone(tmp_path):

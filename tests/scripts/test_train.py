@@ -38,7 +38,7 @@ PONG = (
 
 
 def weights(folder):
-    checkpoint = torch.load(folder / LAST, weights_only=False)
+    checkpoint = torch.load(folder / LAST, weights_only=True)
     return checkpoint["state_dict"]
 
 

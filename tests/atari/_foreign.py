@@ -1,0 +1,110 @@
+"""Policies as other libraries train and store them, small in everything but the network."""
+
+import gymnasium
+import numpy as np
+import torch
+from stable_baselines3 import A2C, DQN, PPO
+from torch import nn
+
+from lightning_sobolev.atari import make_environments
+
+LAST, FIRST = (84, 84, 4), (4, 84, 84)
+SETTINGS = {
+    "ppo": (PPO, LAST, {"n_steps": 8, "batch_size": 8, "n_epochs": 1}),
+    "a2c": (A2C, FIRST, {"n_steps": 4}),
+    "dqn": (DQN, LAST, {"buffer_size": 32, "learning_starts": 8, "batch_size": 4}),
+}
+
+
+class Noise(gymnasium.Env):
+    """Pictures of noise in which a larger action pays more."""
+
+    def __init__(self, shape=LAST, num_actions=6):
+        self.observation_space = gymnasium.spaces.Box(0, 255, shape, np.uint8)
+        self.action_space = gymnasium.spaces.Discrete(num_actions)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self._left = 5
+        return self._picture(), {}
+
+    def step(self, action):
+        self._left -= 1
+        return self._picture(), float(action), self._left == 0, False, {}
+
+    def _picture(self):
+        return self.np_random.integers(0, 256, self.observation_space.shape, np.uint8)
+
+
+class Game(gymnasium.Env):
+    """One real game, as this package shows it."""
+
+    def __init__(self, settings):
+        self._games = make_environments(settings, seed=0)
+        self.observation_space = gymnasium.spaces.Box(0, 255, FIRST, np.uint8)
+        self.action_space = gymnasium.spaces.Discrete(self._games.num_actions)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self._games.reset()[0], {}
+
+    def step(self, action):
+        stacks, rewards, terminated, truncated = self._games.step(np.array([action]))
+        return stacks[0], float(rewards[0]), bool(terminated[0]), bool(truncated[0]), {}
+
+
+def sb3_model(name, *, steps=0, env=None, **options):
+    """Return a model that was trained for some steps."""
+    algorithm, shape, settings = SETTINGS[name]
+    env = Noise(shape) if env is None else env
+    model = algorithm("CnnPolicy", env, seed=0, device="cpu", **{**settings, **options})
+    return model.learn(steps) if steps else model
+
+
+class CleanRLPPO(nn.Module):
+    """The actor and critic of an Atari script: bytes in, divided inside."""
+
+    def __init__(self, num_actions=6, hidden=512):
+        super().__init__()
+        self.network = _body(hidden)
+        self.actor = nn.Linear(hidden, num_actions)
+        self.critic = nn.Linear(hidden, 1)
+
+    def forward(self, x):
+        return self.actor(self.network(x / 255.0))
+
+
+class CleanRLDQN(nn.Module):
+    """The Q-network of an Atari script."""
+
+    def __init__(self, num_actions=6, hidden=512):
+        super().__init__()
+        self.network = nn.Sequential(*_body(hidden), nn.Linear(hidden, num_actions))
+
+    def forward(self, x):
+        return self.network(x / 255.0)
+
+
+def _body(hidden):
+    return nn.Sequential(
+        nn.Conv2d(4, 32, 8, stride=4),
+        nn.ReLU(),
+        nn.Conv2d(32, 64, 4, stride=2),
+        nn.ReLU(),
+        nn.Conv2d(64, 64, 3, stride=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(64 * 7 * 7, hidden),
+        nn.ReLU(),
+    )
+
+
+def seeded(network_class, **options):
+    """Return a network that is the same in every run, with a policy that is not uniform."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = network_class(**options)
+    with torch.no_grad():
+        for head in [m for m in network.modules() if isinstance(m, nn.Linear)]:
+            head.weight.mul_(2)
+    return network

@@ -1,0 +1,66 @@
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from lightning_sobolev.atari import ModulePolicy, fingerprint, log_probabilities
+from lightning_sobolev.functional.derivatives import value_and_vjp
+from tests.atari._foreign import CleanRLPPO, seeded
+
+
+class Pair(nn.Module):
+    """Answer with what a policy and a critic say."""
+
+    def __init__(self, policy):
+        super().__init__()
+        self.policy = policy
+
+    def forward(self, x):
+        return {"mask": x > 0, "logits": self.policy(x), "value": x.mean((1, 2, 3))}
+
+
+@pytest.fixture
+def x(generator):
+    return torch.rand(2, 4, 84, 84, generator=generator, dtype=torch.float64)
+
+
+def test_derivatives_are_with_respect_to_unit_scale(x, generator):
+    original = seeded(CleanRLPPO).double()
+    policy = ModulePolicy(original, input_scale=255.0)
+    cotangents = torch.randn(1, 2, 6, generator=generator, dtype=torch.float64)
+    expected, slopes = value_and_vjp(original, 255 * x, cotangents, engine="tape")
+    values, rows = value_and_vjp(policy, x, cotangents, engine="tape")
+    assert_close(values, expected)
+    assert_close(rows, 255 * slopes)
+
+
+def test_first_number_of_a_larger_answer_is_the_logits(x):
+    original = seeded(CleanRLPPO).double()
+    assert_close(ModulePolicy(Pair(original))(x), original(x), rtol=0, atol=0)
+
+
+def test_scale_is_a_part_of_the_identity():
+    original = seeded(CleanRLPPO)
+    prints = {fingerprint(ModulePolicy(original, scale)) for scale in (1.0, 255.0)}
+    assert len(prints) == 2
+
+
+def test_it_plays():
+    policy = ModulePolicy(seeded(CleanRLPPO), input_scale=255.0).eval()
+    log_probs = log_probabilities(policy, np.zeros((3, 4, 84, 84), np.uint8))
+    np.testing.assert_allclose(np.exp(log_probs).sum(1), 1, rtol=1e-5)
+
+
+def test_what_is_no_module_or_no_answer_is_refused(x):
+    with pytest.raises(ValueError, match=r"module must be a torch\.nn\.Module, got function"):
+        ModulePolicy(lambda x: x)
+    with pytest.raises(ValueError, match=r"input_scale must be a positive number, got 0"):
+        ModulePolicy(nn.Identity(), input_scale=0)
+
+    class Silent(nn.Module):
+        def forward(self, x):
+            return ()
+
+    with pytest.raises(ValueError, match="module must return logits, got a tuple"):
+        ModulePolicy(Silent())(x)
