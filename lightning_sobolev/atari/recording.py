@@ -1,7 +1,7 @@
 """Recorded play of a teacher: pictures stored once, stacks rebuilt exactly, checked when opened."""
 
 import hashlib
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, Self
 
@@ -79,7 +79,16 @@ def read_identity(folder: Path) -> dict[str, Any] | None:
     index = read_json(folder / INDEX_FILE)
     if index is None:
         raise ValueError(f"damaged recording: {folder / INDEX_FILE} is not readable; {_REMEDY}")
-    return {key: value for key, value in index.items() if key not in ("counts", "sha256")}
+    identity = {key: value for key, value in index.items() if key not in ("counts", "sha256")}
+    return _with_defaults(identity)
+
+
+def _with_defaults(identity: dict[str, Any]) -> dict[str, Any]:
+    # a recording may be older than a setting, whose default is what was done before it existed
+    if not isinstance(identity.get("settings"), dict):
+        return identity
+    defaults = {field.name: field.default for field in fields(AtariSettings)}
+    return {**identity, "settings": {**defaults, **identity["settings"]}}
 
 
 class Recording:

@@ -123,6 +123,17 @@ def test_a_recording_that_is_there_is_not_made_again(recording, settings, teache
     assert messages == []
 
 
+def test_a_recording_older_than_a_setting_is_not_made_again(copied, settings, teacher, messages):
+    index = json.loads((copied / INDEX_FILE).read_text())
+    del index["settings"]["fire_on_life_loss"]
+    (copied / INDEX_FILE).write_text(json.dumps(index))
+    record(copied, settings, teacher, num_states=32)
+    assert messages == []
+    other = dataclasses.replace(settings, fire_on_life_loss=True)
+    record(copied, other, teacher, num_states=32)
+    assert "fire_on_life_loss: False instead of True" in messages[0]
+
+
 def test_a_longer_recording_begins_with_the_shorter(tmp_path, recording, settings, teacher):
     folder = tmp_path / "pong"
     record(folder, settings, teacher, num_states=120)
