@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _ZOOM, _GAP, _CAPTION = 3, 4, 20
 _COLORS = 64
-_STRENGTHS = 4
+_STRENGTHS = 4.0
 
 
 @dataclass(frozen=True, slots=True)
