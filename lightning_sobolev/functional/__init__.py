@@ -12,10 +12,13 @@ from lightning_sobolev.functional.derivatives import (
 )
 from lightning_sobolev.functional.discrepancies import (
     DISCREPANCIES,
+    POLICY_LOSSES,
     cosine,
+    cross_entropy,
     huber,
     kl,
     l1,
+    reverse_kl,
     squared,
 )
 from lightning_sobolev.functional.landscapes import LANDSCAPES, Landscape, landscape
@@ -29,12 +32,14 @@ from lightning_sobolev.functional.projections import (
 __all__ = [
     "DISCREPANCIES",
     "LANDSCAPES",
+    "POLICY_LOSSES",
     "PROJECTIONS",
     "FuncJet",
     "Landscape",
     "TapeJet",
     "cosine",
     "counter_draw",
+    "cross_entropy",
     "draw",
     "generator_for",
     "hessian",
@@ -44,6 +49,7 @@ __all__ = [
     "kl",
     "l1",
     "landscape",
+    "reverse_kl",
     "squared",
     "tape_jet",
     "value_and_jvp",

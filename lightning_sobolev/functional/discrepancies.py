@@ -14,6 +14,9 @@ from torch import Tensor
 Discrepancy = Callable[[Tensor, Tensor], Tensor]
 """Maps two ``[proj, batch, *d]`` to ``[proj, batch]``."""
 
+PolicyLoss = Callable[[Tensor, Tensor], Tensor]
+"""Maps log-probabilities ``[batch, classes]`` of student and teacher to ``[batch]``."""
+
 
 def squared(
     student: Float[Tensor, "proj batch *d"], target: Float[Tensor, "proj batch *d"]
@@ -122,11 +125,55 @@ def kl(
     return (probs * excess).sum(-1)
 
 
+def reverse_kl(
+    student_log_probs: Float[Tensor, "batch classes"],
+    teacher_log_probs: Float[Tensor, "batch classes"],
+) -> Float[Tensor, " batch"]:
+    r"""Return the divergence :math:`\sum_a q_a (\log q_a - \log p_a)` of teacher p from student q.
+
+    Infinite where the student gives a class some probability that the teacher gives none.
+
+    Args:
+        student_log_probs: log q.
+        teacher_log_probs: log p.
+
+    Returns:
+        KL(student || teacher) of every row, in nats.
+    """
+    return kl(teacher_log_probs, student_log_probs)
+
+
+def cross_entropy(
+    student_log_probs: Float[Tensor, "batch classes"],
+    teacher_log_probs: Float[Tensor, "batch classes"],
+) -> Float[Tensor, " batch"]:
+    r"""Return :math:`-\sum_a p_a \log q_a`: the divergence :func:`kl` plus the teacher's entropy.
+
+    Its gradient in the student is that of :func:`kl`; at the teacher it is the entropy, not 0.
+
+    Args:
+        student_log_probs: log q.
+        teacher_log_probs: log p.
+
+    Returns:
+        The cross-entropy of every row, in nats.
+    """
+    _check_shapes(student_log_probs, teacher_log_probs)
+    probs = teacher_log_probs.exp()
+    # -inf times 0 would be NaN
+    return -(probs * torch.where(probs > 0, student_log_probs, 0.0)).sum(-1)
+
+
 DISCREPANCIES: Mapping[str, Discrepancy] = {
     "squared": squared,
     "l1": l1,
     "huber": huber,
     "cosine": cosine,
+}
+POLICY_LOSSES: Mapping[str, PolicyLoss] = {
+    "kl": kl,
+    "reverse_kl": reverse_kl,
+    "cross_entropy": cross_entropy,
 }
 
 

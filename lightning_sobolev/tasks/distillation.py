@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lightning_sobolev._types import Teacher
 from lightning_sobolev.functional.derivatives import tape_jet
-from lightning_sobolev.functional.discrepancies import kl
+from lightning_sobolev.functional.discrepancies import POLICY_LOSSES
 from lightning_sobolev.functional.projections import draw
 from lightning_sobolev.metrics import (
     ActionDisagreement,
@@ -37,7 +37,9 @@ def log_softmax(logits: Float[Tensor, "batch actions"]) -> Float[Tensor, "batch 
 
 
 class DistillationModule(pl.LightningModule):
-    r"""Minimise :math:`\mathrm{KL}(\text{teacher} \,\|\, \text{student})` over recorded states.
+    r"""Bring a student's policy to its teacher's over recorded states.
+
+    By default the loss is :math:`\mathrm{KL}(\text{teacher} \,\|\, \text{student})`.
 
     A batch is ``{"x": uint8 [batch, *in], "log_probs": [batch, actions], "index": [batch]}``. Logs
     ``train/loss`` and ``val/kl``; at test time ``test/kl``, ``test/action_disagreement``,
@@ -55,6 +57,12 @@ class DistillationModule(pl.LightningModule):
         same_actions: Groups of actions that do the same, for the merged disagreement.
         num_derivative_states: Test states on which derivatives are compared, whole batches from
             the first on: a full Jacobian costs far more than an answer.
+        loss: What is minimised: ``kl`` of the student from the teacher, ``reverse_kl`` of the
+            teacher from the student, or ``cross_entropy`` with the teacher's probabilities, whose
+            gradient is that of ``kl``. Validation and test log ``kl`` in every case.
+
+    Raises:
+        ValueError: If ``loss`` is none of them.
     """
 
     def __init__(
@@ -66,11 +74,15 @@ class DistillationModule(pl.LightningModule):
         teacher: Teacher | None = None,
         same_actions: Sequence[Sequence[int]] = (),
         num_derivative_states: int = 256,
+        loss: str = "kl",
     ) -> None:
         super().__init__()
+        if loss not in POLICY_LOSSES:
+            raise ValueError(f"loss must be one of {tuple(POLICY_LOSSES)}, got {loss!r}")
         self.save_hyperparameters(ignore=["net", "teacher"])
         self.net = net
         self.lr, self.max_steps, self.optimizer = lr, max_steps, optimizer
+        self.value_loss = POLICY_LOSSES[loss]
         self.teacher = teacher
         self.num_derivative_states = num_derivative_states
         self._compared = 0
@@ -101,9 +113,9 @@ class DistillationModule(pl.LightningModule):
         return x.to(next(self.net.parameters()).dtype, copy=True).div_(255)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """Return the mean divergence of the batch."""
+        """Return the batch's mean loss."""
         del batch_idx
-        loss = kl(self(batch["x"]), batch["log_probs"]).mean()
+        loss = self.value_loss(self(batch["x"]), batch["log_probs"]).mean()
         self.log("train/loss", loss, batch_size=len(batch["x"]))
         return loss
 

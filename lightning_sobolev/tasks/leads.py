@@ -18,6 +18,7 @@ from torch import Tensor
 from lightning_sobolev.tasks.layouts import PONG
 from lightning_sobolev.tasks.records import Record, find_runs, write_csv
 from lightning_sobolev.tasks.run import LAST
+from lightning_sobolev.tasks.stored import load_module
 
 EDGES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
@@ -60,12 +61,9 @@ def answers_on_test_states(cfg: DictConfig, checkpoint: Path) -> tuple[Tensor, T
     Returns:
         Log-probabilities of the student and of the teacher, ``[states, actions]`` both.
     """
-    data, module = instantiate(cfg.data), instantiate(cfg.task.module)
+    data, module = instantiate(cfg.data), load_module(cfg, checkpoint)
     data.prepare_data()
     data.setup("test")
-    stored = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    module.load_state_dict(stored["state_dict"])
-    module.eval()
     with torch.inference_mode():
         answers = [(module(batch["x"]), batch["log_probs"]) for batch in data.test_dataloader()]
     ours, theirs = zip(*answers, strict=True)

@@ -5,9 +5,10 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
+from lightning_sobolev._types import Jet
 from lightning_sobolev.functional.derivatives import tape_jet
 from lightning_sobolev.tasks.distillation import DistillationModule, log_softmax
 from lightning_sobolev.tasks.finished import FinishedRun
@@ -65,9 +66,38 @@ def saliency(
     states = module.scaled(x)
     teacher = module.teacher.at(states, log_softmax)
     likeliest = teacher.value.argmax(-1)
-    cotangents = torch.nn.functional.one_hot(likeliest, teacher.value.shape[-1]).to(states)[None]
     student = tape_jet(lambda point: log_softmax(module.net(point)), states)
-    return teacher.vjp(cotangents)[0], student.vjp(cotangents)[0]
+    return gradient_of(teacher, likeliest), gradient_of(student, likeliest)
+
+
+def gradient_of(jet: Jet, outputs: Int[Tensor, " batch"]) -> Float[Tensor, "batch *in"]:
+    """Return the gradient of one output of every row.
+
+    Args:
+        jet: Of a function with values ``[batch, out]``.
+        outputs: Numbers of the outputs.
+    """
+    cotangents = torch.nn.functional.one_hot(outputs, jet.value.shape[-1]).to(jet.value)
+    return jet.vjp(cotangents[None])[0]
+
+
+def overlay(
+    picture: UInt8[Tensor, "*shape"], gradient: Float[Tensor, "*shape"], limit: float
+) -> UInt8[Tensor, "*shape 3"]:
+    """Lay a gradient over gray pictures: red raises, blue lowers, in proportion to its size.
+
+    Args:
+        picture: Gray values.
+        gradient: Numbers of any scale.
+        limit: The size from which a pixel is covered completely; positive.
+
+    Returns:
+        Red, green and blue values.
+    """
+    signed = (gradient / limit).clamp(-1.0, 1.0)
+    gray = (1 - signed.abs()) * picture
+    color = [gray + 255 * signed.clamp(min=0), gray, gray - 255 * signed.clamp(max=0)]
+    return torch.stack(color, dim=-1).round().to(torch.uint8)
 
 
 class SaliencyPicture:
@@ -116,11 +146,7 @@ def _draw(frames: Tensor, gradients: list[Tensor], path: Path) -> None:
             axes = grid[row][column]
             # The teacher's scale in both rows: a student that looks flat is flat.
             limit = float(gradients[0][column].abs().quantile(0.995)) or 1.0
-            strength = (maps[column].abs() / limit).clamp(max=1.0)
-            axes.imshow(frames[column].numpy(), cmap="gray", vmin=0, vmax=255)
-            axes.imshow(
-                maps[column].numpy(), cmap="bwr", vmin=-limit, vmax=limit, alpha=strength.numpy()
-            )
+            axes.imshow(overlay(frames[column], maps[column], limit).numpy())
             axes.set(xticks=[], yticks=[])
         grid[row][0].set_ylabel(name)
     figure.savefig(path, dpi=120)

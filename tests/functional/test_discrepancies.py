@@ -7,10 +7,13 @@ from torch.testing import assert_close
 
 from lightning_sobolev.functional.discrepancies import (
     DISCREPANCIES,
+    POLICY_LOSSES,
     cosine,
+    cross_entropy,
     huber,
     kl,
     l1,
+    reverse_kl,
     squared,
 )
 from tests._reference import gradient_by_differences
@@ -127,3 +130,67 @@ def test_kl_leaves_out_classes_that_the_teacher_excludes():
 def test_kl_is_infinite_where_the_student_excludes_what_the_teacher_does():
     student, teacher = torch.tensor([[0.0, -math.inf]]), torch.tensor([[0.5, 0.5]]).log()
     assert_close(kl(student, teacher), torch.tensor([math.inf]))
+
+
+@pytest.fixture(params=POLICY_LOSSES)
+def policy_loss(request):
+    return POLICY_LOSSES[request.param]
+
+
+def gradient_in_logits(loss, logits, teacher):
+    logits = logits.clone().requires_grad_()
+    return torch.autograd.grad(loss(logits.log_softmax(-1), teacher).sum(), logits)[0]
+
+
+def test_gradient_of_a_policy_loss_is_the_finite_difference(policy_loss, generator):
+    logits, other = torch.randn(2, 5, 4, generator=generator)
+    teacher = other.log_softmax(-1)
+    ours = gradient_in_logits(policy_loss, logits, teacher)
+    expected = gradient_by_differences(
+        lambda x: policy_loss(x.log_softmax(-1), teacher).sum(), logits, 1e-6
+    )
+    assert_close(ours, expected, atol=1e-8, rtol=1e-7)
+
+
+def test_gradients_of_policy_losses_are_their_closed_forms(generator):
+    logits, other = torch.randn(2, 5, 4, generator=generator)
+    log_q, log_p = logits.log_softmax(-1), other.log_softmax(-1)
+    q, p = logits.softmax(-1), other.softmax(-1)
+    for loss in (kl, cross_entropy):
+        assert_close(gradient_in_logits(loss, logits, log_p), q - p)
+    excess = log_q - log_p
+    expected = q * (excess - (q * excess).sum(-1, keepdim=True))
+    assert_close(gradient_in_logits(reverse_kl, logits, log_p), expected)
+
+
+def test_at_the_teacher_no_policy_loss_pulls_and_divergences_are_zero(policy_loss, generator):
+    logits = torch.randn(5, 4, generator=generator)
+    teacher = logits.log_softmax(-1)
+    gradient = gradient_in_logits(policy_loss, logits, teacher)
+    assert_close(gradient, torch.zeros(5, 4), atol=1e-15, rtol=0.0)
+    entropy = torch.distributions.Categorical(logits=teacher).entropy()
+    expected = entropy if policy_loss is cross_entropy else torch.zeros(5)
+    assert_close(policy_loss(teacher, teacher), expected, atol=1e-15, rtol=1e-12)
+
+
+def test_policy_losses_are_those_of_torch(generator):
+    student, teacher = torch.randn(2, 6, 4, generator=generator).log_softmax(-1)
+    expected = F.kl_div(teacher, student, reduction="none", log_target=True).sum(-1)
+    assert_close(reverse_kl(student, teacher), expected)
+    expected = F.cross_entropy(student, teacher.exp(), reduction="none")
+    assert_close(cross_entropy(student, teacher), expected)
+
+
+def test_cross_entropy_is_the_mean_over_drawn_actions_and_leaves_out_what_is_never_drawn(generator):
+    teacher = torch.tensor([[0.7, 0.3, 0.0]]).log()
+    student = torch.tensor([[0.6, 0.4, 0.0]]).log()
+    actions = torch.multinomial(teacher.exp()[0], 40_000, replacement=True, generator=generator)
+    costs = -student[0, actions]
+    error = costs.std() / math.sqrt(len(costs))
+    assert (cross_entropy(student, teacher) - costs.mean()).abs() < 4 * error
+
+
+def test_reverse_kl_is_infinite_where_the_teacher_excludes_what_the_student_does():
+    student, teacher = torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.0, -math.inf]])
+    assert_close(reverse_kl(student, teacher), torch.tensor([math.inf]))
+    assert_close(reverse_kl(teacher, student), torch.tensor([math.log(2)]))

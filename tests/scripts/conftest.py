@@ -1,12 +1,30 @@
 import logging
 import signal
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
 from lightning_sobolev._conf import config_folder
+from lightning_sobolev.tasks.run import run
+
+# A real game, cut short: episodes of a hundred steps.
+DISTILLATION = (
+    "+experiment=distill_pong",
+    "scale=smoke",
+    "steps=2",
+    "data.num_states=128",
+    "data.num_test_states=32",
+    "data.num_validation_states=32",
+    "data.batch_size=8",
+    "env.settings.num_envs=2",
+    "env.settings.max_num_frames_per_episode=400",
+    "sizes.smoke.num_episodes=0",
+    "task.closing.animation.num_frames=20",
+)
 
 
 @pytest.fixture
@@ -21,6 +39,22 @@ def composed(tmp_path):
             return compose("train", [*overrides, *places])
 
     return compose_run
+
+
+@pytest.fixture
+def finished(composed):
+    """Run an experiment and leave beside it what Hydra leaves."""
+
+    def finish(*overrides):
+        cfg = composed(*overrides)
+        metrics = run(cfg)
+        notes = Path(cfg.run_dir) / ".hydra"
+        notes.mkdir()
+        OmegaConf.save(cfg, notes / "config.yaml")
+        OmegaConf.save({"hydra": {"runtime": {"choices": {}}}}, notes / "hydra.yaml")
+        return cfg, metrics
+
+    return finish
 
 
 @pytest.fixture(autouse=True)

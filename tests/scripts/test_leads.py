@@ -1,26 +1,12 @@
 import csv
-from pathlib import Path
 
 import torch
-from omegaconf import OmegaConf
 
 from lightning_sobolev.metrics import ActionDisagreement
 from lightning_sobolev.tasks.leads import EDGES, count_by_lead, leads
-from lightning_sobolev.tasks.run import run
+from tests.scripts.conftest import DISTILLATION
 
 GROUPS = [[0, 1], [2, 4]]
-DISTILLATION = (
-    "+experiment=distill_pong",
-    "scale=smoke",
-    "steps=2",
-    "data.num_states=128",
-    "data.num_test_states=32",
-    "data.num_validation_states=32",
-    "data.batch_size=8",
-    "env.settings.num_envs=2",
-    "env.settings.max_num_frames_per_episode=400",
-    "sizes.smoke.num_episodes=0",
-)
 
 
 def policies(seed, num_states=500, num_actions=6):
@@ -51,13 +37,8 @@ def test_the_teacher_itself_disagrees_nowhere():
     assert not any(line["disagreements"] for line in count_by_lead(theirs, theirs, GROUPS))
 
 
-def test_a_stored_run_is_read_back_with_the_disagreement_it_reported(composed, tmp_path):
-    cfg = composed(*DISTILLATION)
-    metrics = run(cfg)
-    notes = Path(cfg.run_dir) / ".hydra"
-    notes.mkdir()
-    OmegaConf.save(cfg, notes / "config.yaml")
-    OmegaConf.save({"hydra": {"runtime": {"choices": {}}}}, notes / "hydra.yaml")
+def test_a_stored_run_is_read_back_with_the_disagreement_it_reported(finished, tmp_path):
+    _, metrics = finished(*DISTILLATION)
     path = leads(tmp_path, tmp_path / "table")
     with path.open() as file:
         lines = list(csv.DictReader(file))

@@ -34,6 +34,7 @@ PONG = (
     "env.settings.num_envs=2",
     "env.settings.max_num_frames_per_episode=400",
     "sizes.smoke.num_episodes=2",
+    "task.closing.animation.num_frames=20",
 )
 
 
@@ -104,6 +105,7 @@ def test_distillation_in_the_real_game(composed):
     expected += ["student_return_greedy", "teacher_return_greedy"]
     assert {f"test/{name}" for name in expected} <= set(metrics)
     assert (Path(cfg.run_dir) / "saliency.png").is_file()
+    assert (Path(cfg.run_dir) / "game.gif").is_file()
     # The teacher's games are played once: the second run looks them up.
     stored = sorted((Path(cfg.data.root) / "returns").glob("*.json"))
     times = [path.stat().st_mtime_ns for path in stored]

@@ -2,9 +2,11 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from torch import nn
+from torch.distributions import Categorical
 from torch.testing import assert_close
 from torch.utils.data import DataLoader
 
+from lightning_sobolev.functional.discrepancies import POLICY_LOSSES
 from lightning_sobolev.tasks import DistillationModule
 from lightning_sobolev.tasks.distillation import log_softmax
 from lightning_sobolev.teachers import NetworkTeacher
@@ -87,10 +89,11 @@ def test_the_teacher_is_no_part_of_the_module():
     assert "teacher" not in module.hparams
 
 
-def test_training_lowers_the_divergence():
+@pytest.mark.parametrize("loss", POLICY_LOSSES)
+def test_training_lowers_the_divergence(loss):
     teacher = policy(0)
     batch = batch_of(teacher)
-    module = DistillationModule(policy(1), lr=1e-2, max_steps=60)
+    module = DistillationModule(policy(1), lr=1e-2, max_steps=60, loss=loss)
     before = results_of(module, batch)["test/kl"]
     trainer = pl.Trainer(
         accelerator="cpu",
@@ -104,6 +107,29 @@ def test_training_lowers_the_divergence():
     trainer.fit(module, *loaders)
     assert results_of(module, batch)["test/kl"] < 0.2 * before
     assert_close(torch.tensor(trainer.optimizers[0].param_groups[0]["lr"]), torch.tensor(0.0))
+
+
+@pytest.mark.parametrize(
+    ("changes", "first", "second"),
+    [({}, 1, 0), ({"loss": "kl"}, 1, 0), ({"loss": "reverse_kl"}, 0, 1)],
+)
+def test_the_loss_is_the_divergence_from_teacher_to_student_or_back(
+    changes, first, second, monkeypatch
+):
+    """The default is the first; 0 is the student, 1 the teacher."""
+    batch = batch_of(policy(0))
+    module = DistillationModule(policy(1), **changes)
+    monkeypatch.setattr(module, "log", lambda *_, **__: None)  # there is no trainer
+    policies = [Categorical(logits=logits) for logits in (module(batch["x"]), batch["log_probs"])]
+    assert_close(
+        module.training_step(batch, 0),
+        torch.distributions.kl_divergence(policies[first], policies[second]).mean(),
+    )
+
+
+def test_a_loss_that_does_not_exist_is_named():
+    with pytest.raises(ValueError, match=r"loss must be one of \('kl', .* got 'mse'"):
+        DistillationModule(policy(0), loss="mse")
 
 
 @pytest.mark.parametrize(
