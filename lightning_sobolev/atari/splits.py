@@ -90,7 +90,11 @@ def _spread(rows: Int[np.ndarray, " rows"], count: int) -> Int[np.ndarray, " cou
 
 
 def choose_fraction(
-    train: Int[np.ndarray, " train"], *, num_states: int, fraction: float, seed: int
+    train: Int[np.ndarray, " train"],
+    *,
+    num_states: int,
+    fraction: float,
+    seed: int | tuple[int, ...],
 ) -> Int[np.ndarray, " chosen"]:
     """Choose training states at random; a smaller fraction is part of a larger one.
 
