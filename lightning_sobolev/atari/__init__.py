@@ -11,6 +11,8 @@ from lightning_sobolev.atari.environments import (
 )
 from lightning_sobolev.atari.evaluation import EpisodeReturns, play
 from lightning_sobolev.atari.foreign import ForeignAgent
+from lightning_sobolev.atari.minari_export import export_minari
+from lightning_sobolev.atari.minari_import import import_minari
 from lightning_sobolev.atari.module_policy import ModulePolicy
 from lightning_sobolev.atari.networks import CenteredPolicy, NatureCNN, SmallCNN, scale_pixels
 from lightning_sobolev.atari.policy import choose, log_probabilities
@@ -20,6 +22,7 @@ from lightning_sobolev.atari.rounds import Rounds
 from lightning_sobolev.atari.sampling import EvenSampler, StepLoader, StepSampler
 from lightning_sobolev.atari.splits import SplitSizes
 from lightning_sobolev.atari.states import RecordedStates
+from lightning_sobolev.atari.stored import StoredDataModule
 from lightning_sobolev.atari.visited import VisitedAnswers, visit
 from lightning_sobolev.atari.zoo import agents, load_agent, save_agent
 
@@ -41,12 +44,15 @@ __all__ = [
     "SplitSizes",
     "StepLoader",
     "StepSampler",
+    "StoredDataModule",
     "Transition",
     "VisitedAnswers",
     "agents",
     "choose",
+    "export_minari",
     "fingerprint",
     "games",
+    "import_minari",
     "load_agent",
     "log_probabilities",
     "make_environments",

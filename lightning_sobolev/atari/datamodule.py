@@ -23,10 +23,7 @@ from lightning_sobolev.atari.zoo import Agent, load_agent
 class RecordingDataModule(StatesDataModule):
     """Records a teacher's play where it is missing, and serves it.
 
-    Training, validation and test states come from different episodes. Every epoch is
-    ``steps_per_epoch`` full batches, so that runs on different fractions are compared at equal
-    numbers of steps. Under several processes every one takes batches of its own, the same split
-    whatever the trainer's sampler setting.
+    Training, validation and test states come from different episodes.
 
     Args:
         root: Folder of all recordings; this one is in a folder named after the game.

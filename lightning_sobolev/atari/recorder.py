@@ -204,7 +204,9 @@ class _Recorder:
         """Write the finished recording and drop the unfinished one."""
         # what lies behind the chunks of this recording is left over from another chunk_steps
         chunks = islice(self._chunks(), len(self._states))
-        write_recording(self._folder, chunks, self._num_states, self._identity)
+        write_recording(
+            self._folder, chunks, self._num_states, self._settings, identity=self._identity
+        )
         shutil.rmtree(self._partial)
 
 
