@@ -1,6 +1,6 @@
 """Which recorded states train, validate and test: whole episodes apart, exact numbers of states."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -71,7 +71,7 @@ def split_by_episode(
 
 
 def split_all(
-    episodes: Sequence[Int[np.ndarray, " states"]], *, num_test: int, num_validation: int
+    episodes: Mapping[str, Int[np.ndarray, " states"]], *, num_test: int, num_validation: int
 ) -> list[Split]:
     """Split several recordings, each by its own episodes.
 
@@ -79,7 +79,7 @@ def split_all(
     of the same kind as what is trained on. All states of the other episodes are left for training.
 
     Args:
-        episodes: Number of the episode of every state, for each recording.
+        episodes: Number of the episode of every state, for each recording by its name.
         num_test: Test states of all recordings together.
         num_validation: Validation states of all recordings together.
 
@@ -89,15 +89,15 @@ def split_all(
     Raises:
         ValueError: If the episodes of a recording do not suffice.
     """
-    lengths = np.array([len(numbers) for numbers in episodes])
+    lengths = np.array([len(numbers) for numbers in episodes.values()])
     tests, validations = _share(num_test, lengths), _share(num_validation, lengths)
     splits = []
-    for part, numbers in enumerate(episodes):
+    for part, (name, numbers) in enumerate(episodes.items()):
         sizes = (1, int(validations[part]), int(tests[part]))
         split, missing = _deal(numbers, *sizes)
         if missing > 0:
             raise ValueError(
-                f"recording {part} must have whole episodes for {sizes[2]} test, {sizes[1]} "
+                f"{name} must have whole episodes for {sizes[2]} test, {sizes[1]} "
                 f"validation and some training states, got {numbers.max() + 1} episodes of "
                 f"{len(numbers)} states"
             )

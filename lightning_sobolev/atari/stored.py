@@ -53,8 +53,10 @@ class StoredDataModule(StatesDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__(batch_size=batch_size, steps_per_epoch=steps_per_epoch, seed=seed)
-        if isinstance(folders, str) or not folders:
-            raise ValueError(f"folders must be a list of at least one recording, got {folders!r}")
+        if isinstance(folders, str) or not folders or len(set(folders)) < len(folders):
+            raise ValueError(
+                f"folders must be a list of at least one recording, each once, got {folders!r}"
+            )
         for name, count in (("test", num_test_states), ("validation", num_validation_states)):
             if count < 1:
                 raise ValueError(f"{name} must be at least 1 state, got {count}")
@@ -88,7 +90,7 @@ class StoredDataModule(StatesDataModule):
             self._recordings = [Recording(folder) for folder in self.folders]
             self._check_teacher()
         splits = split_all(
-            [recording.episodes for recording in self._recordings],
+            {str(recording.folder): recording.episodes for recording in self._recordings},
             num_test=self.num_test_states,
             num_validation=self.num_validation_states,
         )

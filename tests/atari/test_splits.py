@@ -83,8 +83,12 @@ def test_empty_parts_are_refused(name):
 
 @pytest.mark.parametrize("counts", [(60, 20), (61, 1), (1, 7)])
 def test_several_recordings_are_split_each_by_its_episodes(counts):
-    episodes = [random_episodes(0, steps=300), random_episodes(1, steps=80), np.repeat(np.arange(4), 25)]
-    splits = split_all(episodes, num_test=counts[0], num_validation=counts[1])
+    episodes = [
+        random_episodes(0, steps=300),
+        random_episodes(1, steps=80),
+        np.repeat(np.arange(4), 25),
+    ]
+    splits = split_all(named(episodes), num_test=counts[0], num_validation=counts[1])
     for numbers, split in zip(episodes, splits, strict=True):
         parts = [set(numbers[rows]) for rows in split]
         assert sum(map(len, parts)) == len(set.union(*parts))
@@ -95,11 +99,16 @@ def test_several_recordings_are_split_each_by_its_episodes(counts):
 
 def test_test_states_come_from_all_recordings_in_proportion():
     episodes = [np.repeat(np.arange(30), 10), np.repeat(np.arange(10), 10)]
-    splits = split_all(episodes, num_test=40, num_validation=20)
+    splits = split_all(named(episodes), num_test=40, num_validation=20)
     assert [len(split.test) for split in splits] == [30, 10]
     assert [len(split.validation) for split in splits] == [15, 5]
 
 
 def test_a_recording_with_too_few_episodes_is_named():
+    episodes = named([np.repeat(np.arange(9), 10), np.zeros(90, int)])
     with pytest.raises(ValueError, match=r"recording 1 must have whole episodes for 10 test"):
-        split_all([np.repeat(np.arange(9), 10), np.zeros(90, int)], num_test=20, num_validation=10)
+        split_all(episodes, num_test=20, num_validation=10)
+
+
+def named(episodes):
+    return {f"recording {number}": one for number, one in enumerate(episodes)}

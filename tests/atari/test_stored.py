@@ -93,9 +93,10 @@ def test_answers_of_another_teacher_are_refused(build, small_teacher):
         (["nowhere"], {}, FileNotFoundError, "no recording at .*nowhere"),
         ("plain", {}, ValueError, "folders must be a list of at least one recording"),
         ([], {}, ValueError, "folders must be a list of at least one recording"),
+        (["plain", "plain"], {}, ValueError, "each once, got"),
         (["plain"], {"num_states": 5000}, ValueError, r"num_states must be in 1\.\.\d+, what is"),
         (["plain"], {"num_test_states": 0}, ValueError, "test must be at least 1 state, got 0"),
-        (["plain"], {"num_test_states": 295}, ValueError, "recording 0 must have whole episodes"),
+        (["plain"], {"num_test_states": 295}, ValueError, "plain must have whole episodes"),
         (["plain"], {"fraction": 0.0}, ValueError, r"fraction must be in \(0, 1\], got 0.0"),
     ],
 )
