@@ -8,8 +8,8 @@ entry for each observation:
 - ``state``: the state's number in the recording (-1 behind the last step);
 - ``end``: how the step ended the episode, see :mod:`~lightning_sobolev.atari.storage`.
 
-The observation behind the last step of an episode is black: the games are restarted in the same
-step, so it was never seen. An episode that was still running is marked as truncated.
+The observation behind the last step of an episode is black: a recording does not hold it. Episodes
+that were still running are marked as truncated.
 """
 
 import importlib

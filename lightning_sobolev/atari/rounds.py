@@ -116,7 +116,9 @@ class Visits:
         Raises:
             ValueError: If earlier rounds are missing or were of another length.
         """
-        steps, due = self.rounds.steps(trainer), trainer.current_epoch
+        steps = self.rounds.steps(trainer)
+        # a trainer that cuts epochs short has more of them than there are rounds
+        due = min(trainer.current_epoch, self.rounds.number - 1)
         # a training that begins anew has another student than the one whose visits are known
         self.recordings = self.recordings[:due]
         if len(self.recordings) < due - 1 or (due > 0 and self._steps != steps):

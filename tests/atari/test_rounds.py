@@ -222,6 +222,13 @@ def test_a_second_training_has_its_own_student_play(build, tmp_path):
     assert first[0] != data.visits.recordings[0].folder
 
 
+def test_epochs_that_are_cut_short_are_no_more_rounds(build, tmp_path):
+    data = build()
+    student, _ = fit(data, tmp_path, limit_train_batches=1, max_steps=5)
+    assert parts(student.seen)[0] == {0}
+    assert len(data.visits.recordings) == 2
+
+
 def test_the_trainer_is_left_as_it_was(build, tmp_path):
     _, trainer = fit(build(), tmp_path)
     assert trainer.reload_dataloaders_every_n_epochs == 0
