@@ -41,11 +41,12 @@ def load_minari() -> Any:
         ModuleNotFoundError: If it or its storage is not installed.
     """
     try:
-        importlib.import_module("h5py")
+        for storage in ("h5py", "PIL"):
+            importlib.import_module(storage)
         return importlib.import_module("minari")
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            f"data sets of Minari need minari and h5py ({error}): install the extra 'minari'"
+            f"data sets of Minari need minari, h5py and PIL ({error}): install the extra 'minari'"
         ) from error
 
 

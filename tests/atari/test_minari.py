@@ -289,7 +289,7 @@ def test_a_missing_data_set_is_named(tmp_path):
         import_minari("nobody/pong-v0", tmp_path / "made")
 
 
-@pytest.mark.parametrize("missing", ["minari", "h5py"])
+@pytest.mark.parametrize("missing", ["minari", "h5py", "PIL"])
 def test_the_missing_extra_is_named(tmp_path, recording, monkeypatch, missing):
     whole = importlib.import_module
 
