@@ -99,6 +99,7 @@ class RecordingDataModule(StatesDataModule):
         self._reloads: int | None = None
         # what is wrong with the numbers is said before a minute goes into recording
         self._sampler(len(self._choose(np.arange(num_states), num_states)), steps_per_epoch)
+        self._choose(np.arange(visited), visited, 1)
 
     @property
     def recording(self) -> Recording:

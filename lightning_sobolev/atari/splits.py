@@ -151,9 +151,11 @@ def choose_fraction(
         The chosen states, in random order.
 
     Raises:
-        ValueError: If the fraction is not in (0, 1].
+        ValueError: If the fraction is not in (0, 1] or leaves no state.
     """
     if not 0.0 < fraction <= 1.0:
         raise ValueError(f"fraction must be in (0, 1], got {fraction}")
+    if round(fraction * num_states) < 1:
+        raise ValueError(f"fraction must leave a state of {num_states}, got {fraction}")
     order = np.random.default_rng(seed).permutation(train)
     return order[: round(fraction * num_states)]

@@ -256,6 +256,7 @@ def test_a_checkpoint_of_other_rounds_is_refused(build, tmp_path):
     [
         ({"rounds": 0}, "rounds must be a whole number >= 1, got 0"),
         ({"round_states": 0}, "round_states must be a whole number >= 1, got 0"),
+        ({"fraction": 0.1, "round_states": 4}, "fraction must leave a state of 4, got 0.1"),
         ({"beta": 1.0}, r"beta must be in \[0, 1\), got 1.0"),
         ({"behavior": Behavior(teacher_share=0.5)}, "player must be given exactly"),
     ],
