@@ -3,65 +3,27 @@
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import numpy as np
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from jaxtyping import Int
+from torch import nn
 
+from lightning_sobolev.atari.behavior import Behavior
 from lightning_sobolev.atari.environments import AtariSettings
 from lightning_sobolev.atari.recorder import record
 from lightning_sobolev.atari.recording import Recording, identity_of
-from lightning_sobolev.atari.sampling import EvenSampler, StepLoader, StepSampler
+from lightning_sobolev.atari.rounds import Rounds, Visits
+from lightning_sobolev.atari.sampling import StepLoader
+from lightning_sobolev.atari.serving import StatesDataModule
 from lightning_sobolev.atari.splits import SplitSizes, choose_fraction, split_by_episode
+from lightning_sobolev.atari.states import STRIDE, RecordedStates, indices_of
 from lightning_sobolev.atari.zoo import Agent, load_agent
 
-_EVALUATION_BATCH = 256
-_MEAN_STATES = 2_000  # the standard error of a pixel in 0..1 is then at most 0.011
 
-
-class RecordedStates(Dataset[dict[str, Tensor]]):
-    """Some states of a recording; a whole batch costs one indexing of the mapped pictures.
-
-    Args:
-        recording: Where the states are.
-        rows: Their numbers in the recording.
-    """
-
-    def __init__(self, recording: Recording, rows: Int[np.ndarray, " states"]) -> None:
-        self.recording = recording
-        self.rows = rows
-
-    def __len__(self) -> int:
-        """Number of states."""
-        return len(self.rows)
-
-    def __getitem__(self, positions: Int[np.ndarray, " batch"]) -> dict[str, Tensor]:
-        """Look up a batch.
-
-        Args:
-            positions: Which of the states.
-
-        Returns:
-            ``x``: stacks as bytes; ``log_probs``: the teacher's answer; ``index``: the states'
-            numbers in the recording, which stay the same whatever the fraction.
-        """
-        rows = self.rows[positions]
-        return {
-            "x": torch.from_numpy(self.recording.stacks(rows)),
-            "log_probs": torch.from_numpy(self.recording.teacher_log_probs(rows)),
-            "index": torch.from_numpy(rows),
-        }
-
-
-class RecordingDataModule(pl.LightningDataModule):
+class RecordingDataModule(StatesDataModule):
     """Records a teacher's play where it is missing, and serves it.
 
-    Training, validation and test states come from different episodes. Every epoch is
-    ``steps_per_epoch`` full batches, so that runs on different fractions are compared at equal
-    numbers of steps. Under several processes every one takes batches of its own, the same split
-    whatever the trainer's sampler setting.
+    Training, validation and test states come from different episodes.
 
     Args:
         root: Folder of all recordings; this one is in a folder named after the game.
@@ -73,16 +35,24 @@ class RecordingDataModule(pl.LightningDataModule):
         fraction: Part of the training states to use; drawn by ``seed``, smaller ones are parts of
             larger ones.
         batch_size: Training states in the batch of one process.
-        steps_per_epoch: Batches per epoch; None takes one pass over the chosen states.
+        steps_per_epoch: Batches per epoch; None takes one pass over the chosen states. With
+            several rounds an epoch is a round.
         seed: Seed of the chosen fraction and of the order.
-        recording_seed: Seed of the games and of the teacher's drawn actions.
-        greedy: Whether the teacher plays its likeliest action instead of a drawn one.
-        device: Where the teacher works while recording.
+        recording_seed: Seed of the games and of all draws while recording.
+        behavior: How actions are chosen; None draws from the policy's own probabilities.
+        rounds: Rounds in all; in each but the first the student plays before it is trained on, see
+            :class:`Rounds`. Validation and test states stay those of the teacher's play.
+        round_states: States that the student visits in a round, of which ``fraction`` is used; None
+            takes ``num_states``.
+        beta: Share of the decisions in round r that the teacher takes is ``beta**r``.
+        student: Name of the trained submodule.
+        device: Where the networks work while recording.
         remake: Whether to record anew whatever is there.
         progress: Whether to show a progress bar while recording (on a terminal).
 
     Raises:
-        ValueError: If a number is out of range, or there are fewer states than a batch.
+        ValueError: If a number is out of range, there are fewer states than a batch, or the
+            behavior asks for another player.
     """
 
     def __init__(
@@ -99,12 +69,16 @@ class RecordingDataModule(pl.LightningDataModule):
         steps_per_epoch: int | None = 500,
         seed: int = 0,
         recording_seed: int = 0,
-        greedy: bool = False,
+        behavior: Behavior | None = None,
+        rounds: int = 1,
+        round_states: int | None = None,
+        beta: float = 0.0,
+        student: str = "net",
         device: torch.device | str = "cpu",
         remake: bool = False,
         progress: bool = True,
     ) -> None:
-        super().__init__()
+        super().__init__(batch_size=batch_size, steps_per_epoch=steps_per_epoch, seed=seed)
         self.folder = Path(root) / settings.game
         self.settings = settings
         self.teacher = teacher if isinstance(teacher, nn.Module) else load_agent(teacher)[0]
@@ -112,25 +86,30 @@ class RecordingDataModule(pl.LightningDataModule):
             train=num_states, validation=num_validation_states, test=num_test_states
         )
         self.fraction = fraction
-        self.batch_size = batch_size
-        self.steps_per_epoch = steps_per_epoch
-        self.seed = seed
-        self._recorded = {"seed": recording_seed, "greedy": greedy}
+        self.recording_seed = recording_seed
+        self.behavior = behavior or Behavior()
+        self.behavior.check_player(None)
+        visited = num_states if round_states is None else round_states
+        policy = Rounds(number=rounds, num_states=visited, beta=beta, student=student)
+        self.visits = Visits(Path(root) / f"{settings.game}_rounds", policy)
         self._device = device
         self._remake = remake
         self._progress = progress
         self._verified = False
-        self._data: dict[str, RecordedStates] = {}
+        self._reloads: int | None = None
         # what is wrong with the numbers is said before a minute goes into recording
-        chosen = choose_fraction(
-            np.arange(num_states), num_states=num_states, fraction=fraction, seed=seed
-        )
-        self._sampler(len(chosen))
+        self._sampler(len(self._choose(np.arange(num_states), num_states)), steps_per_epoch)
+        self._choose(np.arange(visited), visited, 1)
 
     @property
     def recording(self) -> Recording:
         """The opened recording; there after :meth:`setup`."""
-        return self._dataset("train").recording
+        return self._dataset("train").recordings[0]
+
+    @property
+    def grows(self) -> bool:
+        """Whether epochs differ in what they are trained on."""
+        return self.visits.rounds.number > 1
 
     def prepare_data(self) -> None:
         """Record what is missing; once per machine."""
@@ -144,8 +123,8 @@ class RecordingDataModule(pl.LightningDataModule):
             self.settings,
             self.teacher,
             num_states=wanted,
-            seed=self._recorded["seed"],
-            greedy=bool(self._recorded["greedy"]),
+            behavior=self.behavior,
+            seed=self.recording_seed,
             device=self._device,
             remake=self._remake,
             progress=self._progress,
@@ -153,11 +132,11 @@ class RecordingDataModule(pl.LightningDataModule):
         self._remake = False
         self._verified = True
 
-    def setup(self, stage: str | None = None) -> None:  # noqa: ARG002
+    def setup(self, stage: str | None = None) -> None:
         """Open the recording and split it by episode.
 
         Args:
-            stage: Not used: the split is the same in every stage.
+            stage: The split is the same in every stage; ``"fit"`` may be several rounds.
 
         Raises:
             ValueError: If the recording is another one or too short; ``prepare_data`` mends it.
@@ -165,10 +144,7 @@ class RecordingDataModule(pl.LightningDataModule):
         recording = Recording(self.folder, verify=not self._verified)
         self._verified = True
         identity = identity_of(
-            self.settings,
-            self.teacher,
-            seed=self._recorded["seed"],
-            greedy=bool(self._recorded["greedy"]),
+            self.settings, self.teacher, seed=self.recording_seed, behavior=self.behavior
         )
         split = split_by_episode(
             recording.episodes, self.sizes, num_envs=recording.settings.num_envs
@@ -178,73 +154,97 @@ class RecordingDataModule(pl.LightningDataModule):
                 f"{self.folder} must be this teacher's recording, long enough for {self.sizes}, "
                 f"got {recording.num_states} states and {recording.identity}: call prepare_data()"
             )
-        chosen = choose_fraction(
-            split.train, num_states=self.sizes.train, fraction=self.fraction, seed=self.seed
-        )
-        rows = {"train": chosen, "validation": split.validation, "test": split.test}
-        self._data = {name: RecordedStates(recording, numbers) for name, numbers in rows.items()}
+        rows = {
+            "train": self._choose(split.train, self.sizes.train),
+            "validation": split.validation,
+            "test": split.test,
+        }
+        self._data = {name: RecordedStates([recording], index) for name, index in rows.items()}
+        if stage == "fit" and self.grows:
+            self._reload_every_epoch(self.trainer)
 
-    def mean_state(self) -> Float[Tensor, "stack height width"]:
-        """Average the chosen training states, or the first 2,000 of them.
+    def _reload_every_epoch(self, trainer: Any) -> None:
+        # the trainer asks for the data of every epoch anew: they grow in between
+        if trainer is not None and self._reloads is None:
+            self._reloads = trainer.reload_dataloaders_every_n_epochs
+            trainer.reload_dataloaders_every_n_epochs = 1
 
-        Returns:
-            The mean picture of each place in the stack, pixels in 0..1.
+    def teardown(self, stage: str | None = None) -> None:  # noqa: ARG002
+        """Leave the trainer as it was.
+
+        Args:
+            stage: Not used.
         """
-        dataset = self._dataset("train")
-        rows = dataset.rows[:_MEAN_STATES]
-        total = sum(
-            dataset.recording.stacks(rows[start : start + _EVALUATION_BATCH]).sum(
-                0, dtype=np.float64
-            )
-            for start in range(0, len(rows), _EVALUATION_BATCH)
-        )
-        return torch.from_numpy(total / (255.0 * len(rows))).to(torch.float32)
+        trainer: Any = self.trainer
+        if trainer is not None and self._reloads is not None:
+            trainer.reload_dataloaders_every_n_epochs = self._reloads
+            self._reloads = None
+
+    def on_exception(self, exception: BaseException) -> None:  # noqa: ARG002
+        """Leave the trainer as it was, also when training breaks off.
+
+        Args:
+            exception: Not used.
+        """
+        self.teardown()
 
     def train_dataloader(self) -> StepLoader:
-        """Serve ``steps_per_epoch`` full batches of the chosen fraction, shuffled pass by pass."""
-        dataset = self._dataset("train")
-        return StepLoader(dataset, self._sampler(len(dataset)))
-
-    def val_dataloader(self) -> DataLoader[Any]:
-        """Serve the validation states.
+        """Serve full batches of the chosen fraction, with what the student has visited.
 
         Returns:
-            Every state once, in the order of recording.
+            ``steps_per_epoch`` batches, or those of a round.
         """
-        return self._evaluation_loader("validation")
+        rounds, trainer = self.visits.rounds, self.trainer
+        if not self.grows or trainer is None:
+            return super().train_dataloader()
+        visited = self.visits.catch_up(trainer, self._play)
+        own = self._dataset("train").index
+        parts = [own[own < STRIDE]]
+        for part in range(1, 1 + len(visited)):
+            rows = self._choose(np.arange(rounds.num_states), rounds.num_states, part)
+            parts.append(indices_of(part, rows))
+        grown = RecordedStates([self.recording, *visited], np.concatenate(parts))
+        self._data["train"] = grown
+        return self._training_loader(grown, rounds.steps(trainer))
 
-    def test_dataloader(self) -> DataLoader[Any]:
-        """Serve the test states.
+    def _play(self, number: int, student: nn.Module) -> Recording:
+        rounds, trainer = self.visits.rounds, self.trainer
+        behavior = rounds.behavior(number, self.behavior)
+        seed = self.recording_seed + number  # other games than those of the test states
+        identity = identity_of(
+            self.settings, self.teacher, seed=seed, behavior=behavior, player=student
+        )
+        has_bar = trainer is not None and trainer.progress_bar_callback is not None
+        return record(
+            self.visits.place_of(identity),
+            self.settings,
+            self.teacher,
+            num_states=rounds.num_states,
+            behavior=behavior,
+            player=student,
+            seed=seed,
+            device=self._device,
+            progress=self._progress and not has_bar,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Say what the student has visited.
 
         Returns:
-            Every state once, in the order of recording.
+            What a checkpoint stores; empty where there is one round.
         """
-        return self._evaluation_loader("test")
+        return self.visits.state_dict()
 
-    def _dataset(self, name: str) -> RecordedStates:
-        if name not in self._data:
-            raise RuntimeError("the states are known after setup(): call it first")
-        return self._data[name]
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Open what the student had visited.
 
-    def _process(self) -> tuple[int, int]:
-        trainer = self.trainer
-        return (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
+        Args:
+            state_dict: What :meth:`state_dict` said.
+        """
+        self.visits.load_state_dict(state_dict)
 
-    def _sampler(self, num_items: int) -> StepSampler:
-        rank, world_size = self._process()
-        return StepSampler(
-            num_items,
-            batch_size=self.batch_size,
-            steps=self.steps_per_epoch,
-            seed=self.seed,
-            rank=rank,
-            world_size=world_size,
-        )
-
-    def _evaluation_loader(self, name: str) -> DataLoader[Any]:
-        dataset = self._dataset(name)
-        rank, world_size = self._process()
-        sampler = EvenSampler(
-            len(dataset), batch_size=_EVALUATION_BATCH, rank=rank, world_size=world_size
-        )
-        return DataLoader(dataset, batch_size=None, sampler=sampler)
+    def _choose(
+        self, train: Int[np.ndarray, " train"], num_states: int, part: int = 0
+    ) -> Int[np.ndarray, " chosen"]:
+        seed = self.seed if part == 0 else (self.seed, part)
+        return choose_fraction(train, num_states=num_states, fraction=self.fraction, seed=seed)

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import nn
 
+from lightning_sobolev.atari.behavior import Behavior
 from lightning_sobolev.atari.environments import AtariSettings
 from lightning_sobolev.atari.storage import (
     ARRAY_FILES,
@@ -40,25 +41,36 @@ def fingerprint(network: nn.Module) -> str:
 
 
 def identity_of(
-    settings: AtariSettings, teacher: nn.Module, *, seed: int, greedy: bool
+    settings: AtariSettings,
+    teacher: nn.Module,
+    *,
+    seed: int,
+    behavior: Behavior,
+    player: nn.Module | None = None,
 ) -> dict[str, Any]:
     """Gather what decides every byte of a recording, but for its length.
 
     Args:
         settings: What is played.
-        teacher: Who plays.
-        seed: Seed of the games and of the drawn actions.
-        greedy: Whether the likeliest action is taken instead of a drawn one.
+        teacher: Who answers, and acts unless the behavior says otherwise.
+        seed: Seed of the games and of all draws.
+        behavior: Who acts, and how.
+        player: Who takes the decisions that are not the teacher's.
 
     Returns:
         A JSON object; two recordings with the same one agree as far as the shorter goes.
+
+    Raises:
+        ValueError: If there is a player that never acts, or none where one is needed.
     """
+    behavior.check_player(player)
     return {
         "format": FORMAT_VERSION,
         "settings": asdict(settings),
         "teacher_sha256": fingerprint(teacher),
         "seed": seed,
-        "greedy": greedy,
+        **behavior.identity(),
+        **({} if player is None else {"player_sha256": fingerprint(player)}),
     }
 
 
@@ -169,6 +181,12 @@ class Recording:
     def num_actions(self) -> int:
         """Actions of the teacher."""
         return int(self.log_probs.shape[1])
+
+    @property
+    def state_shape(self) -> tuple[int, int, int, int]:
+        """Pictures in a stack, their height and width, and the teacher's actions."""
+        height, width = self.frames.shape[1:]
+        return self.settings.stack_num, int(height), int(width), self.num_actions
 
     @property
     def episodes(self) -> Int[np.ndarray, " states"]:

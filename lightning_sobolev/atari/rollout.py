@@ -1,4 +1,4 @@
-"""A teacher plays; every decision is noted with the newest picture and the teacher's answer."""
+"""Games are played; every decision is noted with the newest picture and the teacher's answer."""
 
 from typing import NamedTuple
 
@@ -7,8 +7,9 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import nn
 
+from lightning_sobolev.atari.behavior import Behavior, decide
 from lightning_sobolev.atari.environments import Environments, check_num_actions
-from lightning_sobolev.atari.policy import choose, log_probabilities
+from lightning_sobolev.atari.policy import log_probabilities
 from lightning_sobolev.atari.progress import Advance
 from lightning_sobolev.atari.storage import CONTINUES, STATE, TERMINATED, TRUNCATED, Chunk
 
@@ -20,21 +21,21 @@ class _Moment(NamedTuple):
 
 
 class Rollout:
-    """One run of several games under one policy, a pure function of settings, policy and seed.
+    """One run of several games, a pure function of settings, policies, behavior and seed.
 
-    The draw at step t comes from (seed, t) alone, so a run that is replayed up to any step goes on
+    The draws at step t come from (seed, t) alone, so a run that is replayed up to any step goes on
     exactly as if it had never stopped.
 
     Args:
         environments: The games; they are started here.
-        seed: Seed of the drawn actions.
-        greedy: Whether the likeliest action is taken instead of a drawn one.
+        seed: Seed of all draws.
+        behavior: Who acts, and how.
     """
 
-    def __init__(self, environments: Environments, *, seed: int, greedy: bool) -> None:
+    def __init__(self, environments: Environments, *, seed: int, behavior: Behavior) -> None:
         self._environments = environments
         self._seed = seed
-        self._greedy = greedy
+        self._behavior = behavior
         num_envs = environments.num_envs
         self._now = _Moment(
             environments.reset(), np.zeros(num_envs, np.int64), np.arange(num_envs, dtype=np.int64)
@@ -67,35 +68,41 @@ class Rollout:
         num_steps: int,
         advance: Advance,
         *,
+        player: nn.Module | None = None,
         device: torch.device | str = "cpu",
     ) -> Chunk:
-        """Play on and note every state.
+        """Play on and note every state with the teacher's answer.
 
         Args:
             teacher: Maps scaled stacks to logits; in eval mode.
             num_steps: How many steps of each game.
             advance: Told how many states are done.
-            device: Where the teacher is.
+            player: Who takes the decisions that the behavior does not leave to the teacher.
+            device: Where the networks are.
 
         Returns:
             What was recorded.
 
         Raises:
-            ValueError: If the teacher's outputs are not the game's actions.
+            ValueError: If the outputs of a network are not the game's actions.
         """
         frames, log_probs, states = [], [], []
         for _ in range(num_steps):
-            answer = log_probabilities(teacher, self._now.stacks, device=device)
-            check_num_actions(answer.shape[-1], self._environments, who="teacher")
+            answer = self._answer(teacher, "teacher", device)
+            other = None if player is None else self._answer(player, "player", device)
+            rng = np.random.default_rng((self._seed, self.step))
             frames.append(self._now.stacks[:, -1].copy())
             log_probs.append(answer)
-            states.append(self._act(self._choose(answer)))
+            states.append(self._act(decide(self._behavior, answer, other, rng)))
             advance(self._environments.num_envs)
         return Chunk(np.stack(frames), np.stack(log_probs), np.stack(states))
 
-    def _choose(self, log_probs: Float[np.ndarray, "env actions"]) -> Int[np.ndarray, " env"]:
-        rng = None if self._greedy else np.random.default_rng((self._seed, self.step))
-        return choose(log_probs, rng)
+    def _answer(
+        self, network: nn.Module, who: str, device: torch.device | str
+    ) -> Float[np.ndarray, "env actions"]:
+        answer = log_probabilities(network, self._now.stacks, device=device)
+        check_num_actions(answer.shape[-1], self._environments, who=who)
+        return answer
 
     def _act(self, actions: Int[np.ndarray, " env"]) -> np.ndarray:
         before = self._now

@@ -1,6 +1,6 @@
 """Batches for runs that are compared at equal numbers of steps, whatever the number of states."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -110,11 +110,19 @@ class StepLoader(DataLoader[Any]):
     Args:
         dataset: Answers a whole batch of positions at once.
         sampler: Yields the batches.
+        processed: Says how many batches of the epoch have been trained on. Without it every batch
+            that was given counts, also one whose step was broken off.
     """
 
-    def __init__(self, dataset: Dataset[Any], sampler: StepSampler) -> None:
+    def __init__(
+        self,
+        dataset: Dataset[Any],
+        sampler: StepSampler,
+        processed: Callable[[], int] | None = None,
+    ) -> None:
         super().__init__(dataset, batch_size=None, sampler=sampler)
         self._given = 0
+        self._processed = processed
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         """Give the batches of the present epoch and count them."""
@@ -128,9 +136,9 @@ class StepLoader(DataLoader[Any]):
         """Say how far the epoch is.
 
         Returns:
-            Batches given in this epoch.
+            Batches of this epoch that need not be given again.
         """
-        return {"given": self._given}
+        return {"given": self._given if self._processed is None else self._processed()}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Skip what an interrupted epoch has had.

@@ -1,4 +1,4 @@
-"""Files of a recording: names, format, checksums, and swaps that leave no half-written folder.
+"""Files of a recording: names, format, chunks, and swaps that leave no half-written folder.
 
 A finished recording is a folder of
 
@@ -6,7 +6,7 @@ A finished recording is a folder of
   picture before the first of an episode; row ``1 + n`` is the newest picture of state n;
 - ``log_probs.npy``: float32 ``[states, actions]``, the teacher's log-probabilities;
 - ``states.npy``: one row of :data:`STATE` per state;
-- ``index.json``: format, identity (settings, teacher, seed), counts, checksums.
+- ``index.json``: format, identity (settings, teacher, seed, behavior), counts, checksums.
 
 State ``n`` is step ``n // num_envs`` of game ``n % num_envs``. An unfinished recording is a folder
 ``*.partial`` of numbered chunks, from which the work goes on.
@@ -117,7 +117,7 @@ def write_chunk(partial: Path, first_step: int, chunk: Chunk) -> None:
 
 
 def read_chunks(partial: Path, first_step: int) -> Iterator[Chunk]:
-    """Read the chunks that follow each other without a gap.
+    """Read the chunks that follow each other without a gap, one at a time.
 
     Stops at the first missing or damaged one: what comes after it cannot be used.
 
@@ -137,46 +137,6 @@ def read_chunks(partial: Path, first_step: int) -> Iterator[Chunk]:
             return
         yield chunk
         first_step += len(chunk)
-
-
-def write_recording(folder: Path, chunks: list[Chunk], identity: dict[str, Any]) -> None:
-    """Write the finished recording beside its place, then swap it in.
-
-    Args:
-        folder: Where it shall be.
-        chunks: Everything that was recorded, in order.
-        identity: What makes two recordings the same.
-    """
-    writing = beside(folder, "writing")
-    shutil.rmtree(writing, ignore_errors=True)
-    writing.mkdir(parents=True)
-    states = np.concatenate([chunk.states.reshape(-1) for chunk in chunks])
-    num_actions = chunks[0].log_probs.shape[-1]
-    _write_frames(writing / "frames.npy", chunks, len(states))
-    np.save(
-        writing / "log_probs.npy",
-        np.concatenate([chunk.log_probs.reshape(-1, num_actions) for chunk in chunks]),
-    )
-    np.save(writing / "states.npy", states)
-    counts = {
-        "num_states": len(states),
-        "num_episodes": int(states["episode"].max()) + 1,
-        "num_actions": num_actions,
-    }
-    files = {name: sha256_of(writing / name) for name in ARRAY_FILES}
-    write_json(writing / INDEX_FILE, {**identity, "counts": counts, "sha256": files})
-    swap_in(writing, folder)
-
-
-def _write_frames(path: Path, chunks: list[Chunk], num_states: int) -> None:
-    size = chunks[0].frames.shape[2:]
-    frames = np.lib.format.open_memmap(path, "w+", np.uint8, (1 + num_states, *size))
-    row = 1
-    for chunk in chunks:
-        count = chunk.states.size
-        frames[row : row + count] = chunk.frames.reshape(count, *size)
-        row += count
-    frames.flush()
 
 
 def swap_in(new: Path, folder: Path) -> None:

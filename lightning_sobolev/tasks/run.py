@@ -66,6 +66,8 @@ def run(cfg: DictConfig) -> dict[str, float | str]:
         "steps": trainer.global_step,
         "trainable_parameters": sum(p.numel() for p in module.parameters() if p.requires_grad),
     }
+    if (states := getattr(datamodule, "num_train_states", None)) is not None:
+        metrics["train_states"] = states
     metrics |= trainer.test(module, datamodule=datamodule, verbose=False)[0]
     module = whole(module, lambda: instantiate(cfg.task.module))
     if not trainer.is_global_zero:

@@ -14,7 +14,8 @@ class SaveLast(Checkpoint):
 
     A file is replaced only by a complete one. Being a ``Checkpoint``, it comes after all other
     callbacks, so what they store is as old as the weights, and takes the place of the trainer's
-    own checkpoint callback.
+    own checkpoint callback. Where the data grow between epochs (``datamodule.grows``) the end of an
+    epoch is saved too: what joins them is decided by these weights, and must not be repeated.
 
     Args:
         folder: Where ``last.ckpt`` goes.
@@ -38,7 +39,8 @@ class SaveLast(Checkpoint):
     ) -> None:
         """Save when it is time."""
         del pl_module, outputs, batch, batch_idx
-        if trainer.global_step % self.every_n_steps == 0:
+        grows = trainer.is_last_batch and getattr(trainer.datamodule, "grows", False)  # type: ignore[attr-defined]
+        if trainer.global_step % self.every_n_steps == 0 or grows:
             self._save(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -10,7 +10,15 @@ import torch
 from ale_py.vector_env import AtariVectorEnv
 from torch.testing import assert_close
 
-from lightning_sobolev.atari import AtariSettings, Recording, log_probabilities, record, recorder
+from lightning_sobolev.atari import (
+    AtariSettings,
+    Behavior,
+    Recording,
+    log_probabilities,
+    record,
+    recorder,
+    replacing,
+)
 from lightning_sobolev.atari.environments import Environments
 from lightning_sobolev.atari.storage import ARRAY_FILES, INDEX_FILE, beside
 
@@ -18,7 +26,8 @@ from lightning_sobolev.atari.storage import ARRAY_FILES, INDEX_FILE, beside
 @pytest.fixture
 def messages(monkeypatch):
     heard = []
-    monkeypatch.setattr(recorder, "rank_zero_info", heard.append)
+    for place in (recorder, replacing):
+        monkeypatch.setattr(place, "rank_zero_info", heard.append)
     return heard
 
 
@@ -102,7 +111,9 @@ def test_actions_follow_the_teacher(recording, tmp_path, settings, teacher):
     entropy = -(np.exp(recording.log_probs) * recording.log_probs).sum(axis=1)
     # E[-log p(a)] is the entropy; the bound is 5 standard errors
     assert abs((-drawn - entropy).mean()) < 5 * (-drawn - entropy).std() / np.sqrt(len(drawn))
-    made = record(tmp_path / "greedy", settings, teacher, num_states=40, greedy=True)
+    made = record(
+        tmp_path / "greedy", settings, teacher, num_states=40, behavior=Behavior(greedy=True)
+    )
     np.testing.assert_array_equal(made.states["action"], made.log_probs.argmax(axis=1))
 
 
@@ -228,7 +239,8 @@ def test_another_format_is_refused(copied):
         ({"settings": {"noop_max": 3}}, "noop_max: 30 instead of 3"),
         ({"teacher": 1}, "teacher_sha256"),
         ({"seed": 1}, "seed: 0 instead of 1"),
-        ({"greedy": True}, "greedy: False instead of True"),
+        ({"behavior": Behavior(greedy=True)}, "greedy: False instead of True"),
+        ({"behavior": Behavior(epsilon=0.1)}, r"(epsilon: 0.0 instead of 0.1)"),
     ],
 )
 def test_another_recording_is_replaced_with_a_message(

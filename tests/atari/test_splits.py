@@ -3,7 +3,12 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from lightning_sobolev.atari.splits import SplitSizes, choose_fraction, split_by_episode
+from lightning_sobolev.atari.splits import (
+    SplitSizes,
+    choose_fraction,
+    split_all,
+    split_by_episode,
+)
 
 
 def random_episodes(seed, steps=400, num_envs=5, mean_length=30):
@@ -74,3 +79,36 @@ def test_fraction_out_of_range_is_refused(fraction):
 def test_empty_parts_are_refused(name):
     with pytest.raises(ValueError, match=f"{name} must be at least 1 state, got 0"):
         SplitSizes(**{"train": 1, "validation": 1, "test": 1, name: 0})
+
+
+@pytest.mark.parametrize("counts", [(60, 20), (61, 1), (1, 7)])
+def test_several_recordings_are_split_each_by_its_episodes(counts):
+    episodes = [
+        random_episodes(0, steps=300),
+        random_episodes(1, steps=80),
+        np.repeat(np.arange(4), 25),
+    ]
+    splits = split_all(named(episodes), num_test=counts[0], num_validation=counts[1])
+    for numbers, split in zip(episodes, splits, strict=True):
+        parts = [set(numbers[rows]) for rows in split]
+        assert sum(map(len, parts)) == len(set.union(*parts))
+        assert len(split.train) > 0
+    assert sum(len(split.test) for split in splits) == counts[0]
+    assert sum(len(split.validation) for split in splits) == counts[1]
+
+
+def test_test_states_come_from_all_recordings_in_proportion():
+    episodes = [np.repeat(np.arange(30), 10), np.repeat(np.arange(10), 10)]
+    splits = split_all(named(episodes), num_test=40, num_validation=20)
+    assert [len(split.test) for split in splits] == [30, 10]
+    assert [len(split.validation) for split in splits] == [15, 5]
+
+
+def test_a_recording_with_too_few_episodes_is_named():
+    episodes = named([np.repeat(np.arange(9), 10), np.zeros(90, int)])
+    with pytest.raises(ValueError, match=r"recording 1 must have whole episodes for 10 test"):
+        split_all(episodes, num_test=20, num_validation=10)
+
+
+def named(episodes):
+    return {f"recording {number}": one for number, one in enumerate(episodes)}

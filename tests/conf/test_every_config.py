@@ -34,6 +34,7 @@ HOMES = {
     "teacher/space_invaders": "distill_space_invaders",
     "env/space_invaders": "distill_space_invaders",
     "data/recording": "distill_pong",
+    "data/stored": "distill_pong",
     "model/small_cnn": "distill_pong",
     "model/nature_cnn": "distill_pong",
 }
@@ -50,6 +51,7 @@ def sources(tmp_path, monkeypatch):
     file.parent.mkdir(parents=True)
     torch.save(NatureCNN(6).state_dict(), file)
     return {
+        "data/stored": ["data.folders=[pong]"],
         "teacher/sb3": [f"teacher.agent.source={file}"],
         "teacher/cleanrl": [f"teacher.agent.source={file}"],
         "teacher/hub": [f"teacher.agent.source='hf://people/pong/weights.pt@{COMMIT}'"],
