@@ -12,6 +12,7 @@ from lightning_sobolev._conf import config_folder
 from lightning_sobolev.tasks.run import run
 
 # A real game, cut short: episodes of a hundred steps.
+# Real games, cut short: episodes of a few hundred frames.
 DISTILLATION = (
     "+experiment=distill_pong",
     "scale=smoke",

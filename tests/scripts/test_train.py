@@ -17,25 +17,11 @@ from torch.testing import assert_close
 from lightning_sobolev.tasks.history import read_curves
 from lightning_sobolev.tasks.run import LAST, checkpoint_to_resume, config_hash, run
 from lightning_sobolev.tasks.surfaces import FIT, Surface
+from tests.scripts.conftest import DISTILLATION
 
 ROOT = Path(__file__).parents[2]
 REGRESSION = ("+experiment=regression", "steps=6", "log_every=2", "data.num_test_points=64")
-# Real games, cut short: episodes of a few hundred frames.
-PONG = (
-    "+experiment=distill_pong",
-    "scale=smoke",
-    "steps=2",
-    "log_every=1",
-    "val_every=2",
-    "data.num_states=128",
-    "data.num_test_states=32",
-    "data.num_validation_states=32",
-    "data.batch_size=8",
-    "env.settings.num_envs=2",
-    "env.settings.max_num_frames_per_episode=400",
-    "sizes.smoke.num_episodes=2",
-    "task.closing.animation.num_frames=20",
-)
+PONG = (*DISTILLATION, "log_every=1", "val_every=2", "sizes.smoke.num_episodes=2")
 
 
 def weights(folder):
