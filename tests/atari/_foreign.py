@@ -49,8 +49,9 @@ class Game(gymnasium.Env):
         return self._games.reset()[0], {}
 
     def step(self, action):
-        stacks, rewards, terminated, truncated = self._games.step(np.array([action]))
-        return stacks[0], float(rewards[0]), bool(terminated[0]), bool(truncated[0]), {}
+        now = self._games.step(np.array([action]))
+        ends = bool(now.terminated[0]), bool(now.truncated[0])
+        return now.stacks[0], float(now.rewards[0]), *ends, {}
 
 
 def sb3_model(name, *, steps=0, env=None, **options):
