@@ -14,7 +14,6 @@ that were still running are marked as truncated.
 
 import importlib
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +24,13 @@ from gymnasium.spaces import Box, Discrete
 
 from lightning_sobolev.atari.progress import Advance, progress_bar
 from lightning_sobolev.atari.recording import Recording
-from lightning_sobolev.atari.storage import CONTINUES, INDEX_FILE, TERMINATED, read_json
+from lightning_sobolev.atari.storage import (
+    CONTINUES,
+    INDEX_FILE,
+    TERMINATED,
+    read_json,
+    swap_in,
+)
 
 ABOUT = "lightning_sobolev"
 """Entry of a data set's metadata that says from which recording it was made."""
@@ -90,27 +95,31 @@ def export_minari(
         observation_space=Box(0, 255, shape, np.uint8),
         action_space=Discrete(recording.num_actions),
     )
+    about = description or f"Play of {settings.game} with a teacher's answers."
+    storage.update_metadata(_metadata(minari, recording, dataset_id, about))
+    with progress_bar(f"exporting {dataset_id}", recording.num_states, enabled=progress) as advance:
+        storage.update_episodes(_episodes(minari, recording, stacked=stacked, advance=advance))
+    swap_in(writing, place)
+    return place
+
+
+def _metadata(
+    minari: Any, recording: Recording, dataset_id: str, description: str
+) -> dict[str, Any]:
     index = read_json(recording.folder / INDEX_FILE) or {}
     origin = {
         "identity": recording.identity,
         "sha256": index["sha256"],
         "num_states": recording.num_states,
     }
-    storage.update_metadata(
-        {
-            "dataset_id": dataset_id,
-            "minari_version": minari.__version__,
-            "algorithm_name": f"policy {recording.identity['teacher_sha256'][:16]}",
-            "description": description or f"Play of {settings.game} with a teacher's answers.",
-            # as text, so that nobody's reader of metadata trips over what is nested
-            ABOUT: json.dumps(origin),
-        }
-    )
-    with progress_bar(f"exporting {dataset_id}", recording.num_states, enabled=progress) as advance:
-        storage.update_episodes(_episodes(minari, recording, stacked=stacked, advance=advance))
-    shutil.rmtree(place, ignore_errors=True)
-    os.replace(writing, place)
-    return place
+    return {
+        "dataset_id": dataset_id,
+        "minari_version": minari.__version__,
+        "algorithm_name": f"policy {recording.identity['teacher_sha256'][:16]}",
+        "description": description,
+        # as text, so that nobody's reader of metadata trips over what is nested
+        ABOUT: json.dumps(origin),
+    }
 
 
 def _place(minari: Any, dataset_id: str) -> Path:

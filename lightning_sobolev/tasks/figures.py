@@ -106,12 +106,7 @@ def _save_bars(
     """Draw a cluster of bars for every setting, a bar for every choice of what is matched."""
     from matplotlib.figure import Figure
 
-    cases = [key for key in varies if key != "sobolev"]
-    clusters: dict[str, dict[str, Estimate]] = {}
-    for group, estimates in summary.items():
-        cells = dict(zip(layout.groups, group, strict=True))
-        label = "\n".join(_shown(cells[key]) for key in cases)
-        clusters.setdefault(label, {})[_shown(cells.get("sobolev", ""))] = estimates[measure]
+    clusters = _clusters(layout, summary, [key for key in varies if key != "sobolev"], measure)
     choices = sorted({choice for cluster in clusters.values() for choice in cluster})
     figure = Figure(figsize=(max(4.0, 0.95 * len(clusters) + 1.5), 3.8), layout="constrained")
     axes = figure.subplots()
@@ -137,6 +132,17 @@ def _save_bars(
     path = folder / f"{layout.name}_{measure.removeprefix('test_')}.png"
     figure.savefig(path, dpi=120)
     return path
+
+
+def _clusters(
+    layout: Layout, summary: Summary, cases: Sequence[str], measure: str
+) -> dict[str, dict[str, Estimate]]:
+    clusters: dict[str, dict[str, Estimate]] = {}
+    for group, estimates in summary.items():
+        cells = dict(zip(layout.groups, group, strict=True))
+        label = "\n".join(_shown(cells[key]) for key in cases)
+        clusters.setdefault(label, {})[_shown(cells.get("sobolev", ""))] = estimates[measure]
+    return clusters
 
 
 def _any_number(summary: Summary, measure: str) -> bool:

@@ -30,7 +30,7 @@ def leads(root: Path, out: Path) -> Path:
     """Write ``NAME_leads.csv``: a line for every distilled student and every range of leads.
 
     Args:
-        root: A folder with finished distillations; recordings are looked up as they were then.
+        root: A folder with finished distillations; their recordings must still be there.
         out: Folder of the table.
 
     Returns:
@@ -46,7 +46,8 @@ def leads(root: Path, out: Path) -> Path:
         groups = run.config.env.same_actions
         records += [{**about, **line} for line in count_by_lead(ours, theirs, groups)]
     out.mkdir(parents=True, exist_ok=True)
-    path = out / f"{records[0]['game']}_leads.csv"
+    games = sorted({str(record["game"]) for record in records})
+    path = out / f"{'_'.join(games)}_leads.csv"
     write_csv(path, _COLUMNS, records)
     return path
 
@@ -60,9 +61,13 @@ def answers_on_test_states(cfg: DictConfig, checkpoint: Path) -> tuple[Tensor, T
 
     Returns:
         Log-probabilities of the student and of the teacher, ``[states, actions]`` both.
+
+    Raises:
+        FileNotFoundError: If the run's recording is gone.
+        ValueError: If it is damaged or another one.
     """
     data, module = instantiate(cfg.data), load_module(cfg, checkpoint)
-    data.prepare_data()
+    # never recorded here: that would replace a recording which other runs may be reading
     data.setup("test")
     with torch.inference_mode():
         answers = [(module(batch["x"]), batch["log_probs"]) for batch in data.test_dataloader()]

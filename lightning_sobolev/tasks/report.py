@@ -11,6 +11,7 @@ from lightning_sobolev.tasks.layouts import Layout, layout_of_runs, layout_of_ta
 from lightning_sobolev.tasks.records import Cell, Record, StoredRun, find_runs, read_csv, write_csv
 from lightning_sobolev.tasks.surfaces import FIT, Surface, draw_surfaces
 from lightning_sobolev.tasks.tables import summarize, write_markdown
+from lightning_sobolev.tasks.validations import save_validations
 
 log = logging.getLogger(__name__)
 
@@ -19,6 +20,8 @@ def report(
     source: Path, out: Path | None = None, *, by: Sequence[str] = (), name: str | None = None
 ) -> list[Path]:
     """Write ``NAME.csv`` (a line a run), ``NAME.md`` (mean and standard error) and figures.
+
+    Runs that validated more than once also give ``NAME_validations.csv`` and its figure.
 
     Args:
         source: A folder with finished runs, or a table that was written earlier: everything but
@@ -50,7 +53,7 @@ def report(
         write_csv(written[0], layout.columns, records)
         # From here on the table is the source, so that it gives the same files later.
         records = read_csv(written[0])[1]
-        written += _surfaces(out, layout, runs)
+        written += _surfaces(out, layout, runs) + save_validations(out, layout, runs)
     summary = summarize(layout, records)
     markdown = out / f"{layout.name}.md"
     out.mkdir(parents=True, exist_ok=True)

@@ -48,11 +48,7 @@ def run(cfg: DictConfig) -> dict[str, float | str]:
     """
     started = time.perf_counter()
     cfg = _checked(cfg)
-    if not cfg.progress:
-        logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    if cfg.threads is not None:
-        torch.set_num_threads(cfg.threads)
-    pl.seed_everything(cfg.seed, workers=True, verbose=False)
+    _prepare_process(cfg)
     folder = Path(cfg.run_dir)
     ckpt = checkpoint_to_resume(cfg.ckpt, folder)
     datamodule, module = instantiate(cfg.data), instantiate(cfg.task.module)
@@ -80,6 +76,14 @@ def run(cfg: DictConfig) -> dict[str, float | str]:
     console.print(matched(cfg), highlight=False)
     log.info("numbers: %s", path)
     return metrics
+
+
+def _prepare_process(cfg: DictConfig) -> None:
+    if not cfg.progress:
+        logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    if cfg.threads is not None:
+        torch.set_num_threads(cfg.threads)
+    pl.seed_everything(cfg.seed, workers=True, verbose=False)
 
 
 def _open(cfg: DictConfig, starting: StartingRun) -> dict[str, float]:

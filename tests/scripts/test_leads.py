@@ -1,5 +1,6 @@
 import csv
 
+import pytest
 import torch
 
 from lightning_sobolev.metrics import ActionDisagreement
@@ -46,3 +47,7 @@ def test_a_stored_run_is_read_back_with_the_disagreement_it_reported(finished, t
     assert [float(line["lead_from"]) for line in lines] == list(EDGES[:-1])
     share = sum(int(line["disagreements"]) for line in lines) / 32
     assert share == metrics["test/merged_disagreement"]
+    (recordings := tmp_path / "recordings" / "pong").rename(tmp_path / "elsewhere")
+    with pytest.raises(FileNotFoundError, match=str(recordings)):
+        leads(tmp_path, tmp_path / "table")
+    assert not recordings.exists()

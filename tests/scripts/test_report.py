@@ -7,6 +7,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from lightning_sobolev.tasks.figures import telling_apart
+from lightning_sobolev.tasks.history import write_curves
 from lightning_sobolev.tasks.layouts import PONG
 from lightning_sobolev.tasks.report import report
 from lightning_sobolev.tasks.tables import Estimate
@@ -125,6 +126,28 @@ def test_figures_are_written(tmp_path):
         "regression_value_nmse.png",
         "regression_derivative_nmse.png",
     }
+
+
+def test_validations_are_collected_by_step_and_by_time(tmp_path):
+    store_pong(tmp_path / "runs", fractions=(1.0,), seeds=(0, 1))
+    folders = sorted(path.parent for path in (tmp_path / "runs").rglob("metrics.json"))
+    for number, folder in enumerate(folders[:3]):
+        rows = [
+            {"step": step, "seconds": 2.0 * step, "val/kl": 1.0 / step + number, "train/loss": 9.0}
+            for step in (10, 20, 30)
+        ]
+        write_curves(folder, rows[:1] if number == 2 else rows)  # one validation is no curve
+    written = report(tmp_path / "runs", tmp_path / "out")
+    with (tmp_path / "out" / "pong_validations.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    found = {(int(line["seed"]), float(line["step"])): float(line["value"]) for line in lines}
+    assert found == {
+        (n, step): pytest.approx(1 / step + n, 1e-5) for n in (0, 1) for step in (10, 20, 30)
+    }
+    assert {line["measure"] for line in lines} == {"val/kl"}
+    assert float(lines[-1]["seconds"]) == 60.0
+    assert tmp_path / "out" / "pong_validations.png" in written
+    assert (tmp_path / "out" / "pong_validations.png").stat().st_size > 0
 
 
 def test_figure_labels_leave_a_tuned_learning_rate_out():

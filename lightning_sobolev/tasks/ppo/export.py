@@ -2,6 +2,7 @@
 
 import math
 import tempfile
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -50,15 +51,9 @@ def export_agent(
         draft = Path(folder) / "draft.safetensors"
         save_agent(draft, network, settings, half=True)
         stored, _ = load_agent(draft)
+        games = partial(play, stored, settings, num_episodes=num_episodes, seed=seed)
         played = {
-            way: play(
-                *(stored, settings),
-                num_episodes=num_episodes,
-                greedy=way == "greedy",
-                seed=seed,
-                progress=progress,
-            )
-            for way in ("sampled", "greedy")
+            way: games(greedy=way == "greedy", progress=progress) for way in ("sampled", "greedy")
         }
         rounding = _rounding(network, stored, settings, seed=seed)
     environments = make_environments(settings, seed=0)

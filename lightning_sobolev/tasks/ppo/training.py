@@ -17,6 +17,7 @@ from stable_baselines3.common.logger import Logger
 
 from lightning_sobolev.atari.environments import AtariSettings, make_environments
 from lightning_sobolev.atari.progress import progress_bar
+from lightning_sobolev.atari.zoo import Card
 from lightning_sobolev.tasks.finished import write_metrics
 from lightning_sobolev.tasks.ppo.checkpoints import load_checkpoint, restore
 from lightning_sobolev.tasks.ppo.export import export_agent
@@ -180,15 +181,20 @@ def _export(
         seed=cfg.export.seed,
         progress=cfg.progress,
     )
-    returns = card["returns"]
     log.info("agent: %s; to teach with it: teacher.agent=%s", path, path)
-    numbers: dict[str, float | str] = {"seed": cfg.seed, "steps": learner.num_timesteps}
-    numbers["seconds_fit"] = state["seconds"]
+    return {
+        "seed": cfg.seed,
+        "steps": learner.num_timesteps,
+        "seconds_fit": state["seconds"],
+        **_returns(card, cfg.export.num_episodes),
+    }
+
+
+def _returns(card: Card, num_episodes: int) -> dict[str, float]:
+    numbers: dict[str, float] = {}
     for way, ending in (("sampled", ""), ("greedy", "_greedy")):
-        mean, error = returns[way]["mean"], returns[way]["standard_error"]
-        log.info(
-            "return of %d games, %s actions: %s +- %s", cfg.export.num_episodes, way, mean, error
-        )
+        mean, error = (card["returns"][way][name] for name in ("mean", "standard_error"))
+        log.info("return of %d games, %s actions: %s +- %s", num_episodes, way, mean, error)
         numbers[f"test/teacher_return{ending}"] = mean
         numbers[f"test/teacher_return{ending}_standard_error"] = error
     return numbers
