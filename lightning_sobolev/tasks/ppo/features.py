@@ -48,14 +48,39 @@ def network_of(policy: ActorCriticPolicy) -> NatureCNN:
     Raises:
         ValueError: If the policy is built otherwise.
     """
+    body, head = _parts(policy)
+    stack_num, height, width = policy.observation_space.shape  # type: ignore[misc]
+    network = NatureCNN(head.out_features, stack_num=stack_num, height=height, width=width)
+    network.body.load_state_dict(body.body.state_dict())
+    network.head.load_state_dict(head.state_dict())
+    return network.eval()
+
+
+def start_from(policy: ActorCriticPolicy, network: NatureCNN) -> None:
+    """Give a policy the actor of a trained one; the inverse of :func:`network_of`.
+
+    The critic begins at zero: a random one would send noise through the convolutions that it shares
+    with the actor.
+
+    Args:
+        policy: As for :func:`network_of`; changed in place.
+        network: Maps pixels in 0..1 to logits.
+
+    Raises:
+        ValueError: If the policy is built otherwise.
+    """
+    body, head = _parts(policy)
+    body.body.load_state_dict(network.body.state_dict())
+    head.load_state_dict(network.head.state_dict())
+    for parameter in policy.value_net.parameters():
+        torch.nn.init.zeros_(parameter)
+
+
+def _parts(policy: ActorCriticPolicy) -> tuple[PixelFeatures, torch.nn.Linear]:
     body, head = policy.features_extractor, policy.action_net
     if not isinstance(body, PixelFeatures) or not isinstance(head, torch.nn.Linear):
         raise ValueError(
             f"policy must have PixelFeatures and a Linear action_net, got {type(body).__name__} "
             f"and {type(head).__name__}"
         )
-    stack_num, height, width = policy.observation_space.shape  # type: ignore[misc]
-    network = NatureCNN(head.out_features, stack_num=stack_num, height=height, width=width)
-    network.body.load_state_dict(body.body.state_dict())
-    network.head.load_state_dict(head.state_dict())
-    return network.eval()
+    return body, head

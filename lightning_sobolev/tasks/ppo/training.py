@@ -16,12 +16,13 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.logger import Logger
 
 from lightning_sobolev.atari.environments import AtariSettings, make_environments
+from lightning_sobolev.atari.networks import NatureCNN
 from lightning_sobolev.atari.progress import progress_bar
-from lightning_sobolev.atari.zoo import Card
+from lightning_sobolev.atari.zoo import Card, load_agent
 from lightning_sobolev.tasks.finished import write_metrics
 from lightning_sobolev.tasks.ppo.checkpoints import load_checkpoint, restore
 from lightning_sobolev.tasks.ppo.export import export_agent
-from lightning_sobolev.tasks.ppo.features import network_of
+from lightning_sobolev.tasks.ppo.features import network_of, start_from
 from lightning_sobolev.tasks.ppo.games import Games
 from lightning_sobolev.tasks.ppo.keeper import Keeper
 from lightning_sobolev.tasks.ppo.learner import build_learner
@@ -98,7 +99,7 @@ def _decided(cfg: DictConfig) -> DictConfig:
 
 def _learner(cfg: DictConfig, state: State) -> tuple[AtariSettings, PPO]:
     settings: AtariSettings = instantiate(cfg.env.settings)
-    _check_games(state, settings)
+    _check_games("ckpt", state.get("environment"), settings)
     ppo: PPOSettings = instantiate(cfg.ppo)
     steps = state.get("num_timesteps", 0)
     # new games after every interruption, not those of the beginning once more
@@ -108,8 +109,10 @@ def _learner(cfg: DictConfig, state: State) -> tuple[AtariSettings, PPO]:
     learner = build_learner(ppo, games, seed=cfg.seed, device=cfg.device)
     if state:
         restore(learner, state)
+    start = {} if state or cfg.start is None else _start(learner, cfg.start, settings)
     piece = {
         "first_step": steps,
+        **start,
         "n_timesteps": cfg.n_timesteps,
         "num_envs": settings.num_envs,
         "seed": cfg.seed,
@@ -119,14 +122,26 @@ def _learner(cfg: DictConfig, state: State) -> tuple[AtariSettings, PPO]:
     return settings, learner
 
 
-def _check_games(state: State, settings: AtariSettings) -> None:
+def _start(learner: PPO, agent: str, settings: AtariSettings) -> dict[str, str]:
+    network, card = load_agent(agent)
+    if not isinstance(network, NatureCNN) or "environment" not in card:
+        raise ValueError(
+            "start must be a stored NatureCNN with a card that names its games, got "
+            f"{type(network).__name__} from {agent}"
+        )
+    _check_games("start", asdict(AtariSettings(**card["environment"])), settings)
+    start_from(learner.policy, network)
+    return {"start": Path(agent).stem, "start_sha256": card["sha256"]}
+
+
+def _check_games(name: str, found: State | None, settings: AtariSettings) -> None:
     ours = asdict(settings)
-    theirs = state.get("environment", ours)
-    different = [name for name in ours if name != "num_envs" and ours[name] != theirs.get(name)]
+    theirs = ours if found is None else found
+    different = [key for key in ours if key != "num_envs" and ours[key] != theirs.get(key)]
     if different:
-        found = ", ".join(f"{name}={theirs.get(name)!r}" for name in different)
-        wanted = ", ".join(f"{name}={ours[name]!r}" for name in different)
-        raise ValueError(f"ckpt must be of a training with {wanted}, got {found}")
+        got = ", ".join(f"{key}={theirs.get(key)!r}" for key in different)
+        wanted = ", ".join(f"{key}={ours[key]!r}" for key in different)
+        raise ValueError(f"{name} must be of a training with {wanted}, got {got}")
 
 
 def _learn(cfg: DictConfig, settings: AtariSettings, learner: PPO, state: State) -> str | None:

@@ -10,6 +10,7 @@ from lightning_sobolev.tasks.ppo.learner import build_learner
 from lightning_sobolev.tasks.ppo.settings import PPOSettings
 
 # A few updates of a few steps; float32, so that the same numbers come out on every machine.
+BREAKOUT = "+teacher_training=ppo_breakout"
 SMALL = {"n_steps": 8, "n_epochs": 1, "batch_size": 16, "precision": "32-true"}
 
 
@@ -41,11 +42,12 @@ def compose_training(folder, *overrides):
     small = [f"ppo.{key}={value}" for key, value in SMALL.items()]
     places = [f"run_dir={folder}", "progress=false", "logger=none", "threads=null"]
     short = ["n_timesteps=64", "log_every=1", "env.settings.num_envs=2"]
+    game = [] if any("teacher_training" in given for given in overrides) else [BREAKOUT]
     ends = ["env.settings.max_num_frames_per_episode=200", "export.num_episodes=2"]
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
         return compose(
             "train_teacher",
-            ["+teacher_training=ppo_breakout", *small, *places, *short, *ends, *overrides],
+            [*game, *small, *places, *short, *ends, *overrides],
         )
 
 

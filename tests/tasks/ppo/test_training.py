@@ -198,6 +198,31 @@ def test_another_game_is_refused(stopped, composed):
         train_teacher(cfg)
 
 
+@pytest.mark.usefixtures("without_agent")
+def test_a_training_begins_with_a_stored_agent(composed):
+    # too small a step to change any weight: what comes out is what was begun with
+    whole_games = "env.settings.max_num_frames_per_episode=108000"
+    pong = ["+teacher_training=ppo_pong", "ppo.learning_rate=1e-30", "start=pong", whole_games]
+    cfg = composed(*pong)
+    train_teacher(cfg)
+    trained, (network, card) = checkpoint(cfg), load_agent("pong")
+    policy = trained["policy"]
+    for name, weight in network.state_dict().items():
+        learned = name.replace("body.", "features_extractor.body.").replace("head.", "action_net.")
+        assert_close(policy[learned], weight)
+    assert policy["value_net.weight"].abs().max() < 1e-20
+    assert trained["pieces"][0]["start"] == "pong"
+    assert trained["pieces"][0]["start_sha256"] == card["sha256"]
+    again = composed(*pong, f"ckpt={Path(cfg.run_dir) / LAST}", "n_timesteps=96", name="again")
+    assert train_teacher(again)["steps"] == 96
+    assert "start" not in checkpoint(again)["pieces"][1]
+
+
+def test_an_agent_of_another_game_is_refused(composed):
+    with pytest.raises(ValueError, match="start must be of a training with game='breakout'"):
+        train_teacher(composed("start=pong"))
+
+
 @pytest.mark.parametrize("content", [b"", b"nonsense", None])
 def test_a_damaged_checkpoint_is_refused(composed, tmp_path, content):
     path = tmp_path / "bad.ckpt"
