@@ -102,6 +102,8 @@ def layout_of_runs(runs: Sequence[StoredRun]) -> Layout:
             return REGRESSION
         if name.startswith("distill_"):
             return replace(PONG, name=name.removeprefix("distill_"))
+    if all(name.startswith("distill_") for name in names):
+        return replace(PONG, name="atari")
     tests = sorted({key for run in runs for key in run.metrics if key.startswith("test/")})
     return Layout(
         name="runs",

@@ -6,6 +6,7 @@ from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
+from lightning_sobolev.tasks.comparison import compare, comparison_lines
 from lightning_sobolev.tasks.figures import save_figures
 from lightning_sobolev.tasks.layouts import Layout, layout_of_runs, layout_of_table
 from lightning_sobolev.tasks.records import Cell, Record, StoredRun, find_runs, read_csv, write_csv
@@ -57,7 +58,9 @@ def report(
     summary = summarize(layout, records)
     markdown = out / f"{layout.name}.md"
     out.mkdir(parents=True, exist_ok=True)
-    write_markdown(markdown, layout, summary, source=f"scripts/report.py {layout.name}.csv")
+    source_of = f"scripts/report.py {layout.name}.csv"
+    ratios = comparison_lines(compare(layout, summary))
+    write_markdown(markdown, layout, summary, source=source_of, more=ratios)
     written.append(markdown)
     if find_spec("matplotlib") is None:
         log.warning("figures are left out: matplotlib is missing, install the extra 'viz'")

@@ -76,7 +76,9 @@ def _sortable(cell: Cell) -> tuple[float, str]:
     return (-math.inf, cell) if isinstance(cell, str) else (float(cell), "")
 
 
-def write_markdown(path: Path, layout: Layout, summary: Summary, *, source: str) -> None:
+def write_markdown(
+    path: Path, layout: Layout, summary: Summary, *, source: str, more: Sequence[str] = ()
+) -> None:
     """Write the averages as a table, whole or not at all.
 
     Args:
@@ -84,6 +86,7 @@ def write_markdown(path: Path, layout: Layout, summary: Summary, *, source: str)
         layout: The form of the table of runs.
         summary: The averages.
         source: The table of runs from which they were made, and how.
+        more: Lines that follow.
     """
     constant = [key for i, key in enumerate(layout.groups) if len({g[i] for g in summary}) == 1]
     shown = [i for i, key in enumerate(layout.groups) if key not in constant]
@@ -91,21 +94,23 @@ def write_markdown(path: Path, layout: Layout, summary: Summary, *, source: str)
     lines = [f"# {layout.name}", "", f"Mean ± standard error over seeds, made by `{source}`."]
     if summary and constant:
         first = next(iter(summary))
-        fixed = [f"{key} {_plain(first[layout.groups.index(key)])}" for key in constant]
+        fixed = [f"{key} {plain(first[layout.groups.index(key)])}" for key in constant]
         lines += ["", "The same in every run: " + ", ".join(fixed) + "."]
-    lines += ["", _line(header), _line(["---"] * len(header))]
+    lines += ["", line_of(header), line_of(["---"] * len(header))]
     for group, estimates in summary.items():
         count = max(estimate.count for estimate in estimates.values())
-        cells = [_plain(group[i]) for i in shown] + [str(count)]
-        lines += [_line([*cells, *map(str, estimates.values())])]
+        cells = [plain(group[i]) for i in shown] + [str(count)]
+        lines += [line_of([*cells, *map(str, estimates.values())])]
     temporary = path.with_suffix(".tmp")
-    temporary.write_text("\n".join(lines) + "\n")
+    temporary.write_text("\n".join([*lines, *more]) + "\n")
     os.replace(temporary, path)
 
 
-def _line(cells: Sequence[str]) -> str:
+def line_of(cells: Sequence[str]) -> str:
+    """Return cells as a line of a Markdown table."""
     return "| " + " | ".join(cells) + " |"
 
 
-def _plain(cell: Cell) -> str:
+def plain(cell: Cell) -> str:
+    """Return an entry as it is shown: numbers without needless digits."""
     return f"{cell:g}" if isinstance(cell, float) else str(cell)
