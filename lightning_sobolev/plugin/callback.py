@@ -11,12 +11,14 @@ from typing_extensions import override
 from lightning_sobolev import _paths
 from lightning_sobolev._types import Teacher
 from lightning_sobolev.draws import Draws
+from lightning_sobolev.functional.precision import InnerPrecision, check_inner_precision
 from lightning_sobolev.objective import RunningScales, weighted_sum
 from lightning_sobolev.plugin import doctor, findings, log_keys, step
 from lightning_sobolev.plugin.checks import check_modules, check_strategy, is_compiled
-from lightning_sobolev.plugin.matching import Outcome, Policy, StepPart, evaluate
+from lightning_sobolev.plugin.matching import Outcome, StepPart, attached, evaluate
 from lightning_sobolev.plugin.observation import Observation
 from lightning_sobolev.plugin.observe import Call
+from lightning_sobolev.plugin.policy import Policy
 from lightning_sobolev.spec import SobolevSpec
 from lightning_sobolev.teachers import NetworkTeacher
 
@@ -51,6 +53,10 @@ class SobolevCallback(Callback):
             derivatives in a second forward with batch norms in eval mode, where rows are
             independent.
         output: Key path of the matched tensor in the student's output; None for the first.
+        inner_precision: ``"bf16-mixed"`` calls the student for the derivative under bfloat16
+            autocast, in a forward of its own unless the trainer's precision is that already; None
+            takes what the step's forward has, and its own precision elsewhere. The teacher
+            always answers in its own.
         seed: Seed of the projections; ranks differ, resumed runs continue.
         doctor: Whether to check, before the first update, that the parameter gradient of the
             terms agrees with finite differences on this very student.
@@ -74,6 +80,7 @@ class SobolevCallback(Callback):
         engine: Literal["auto", "tape", "func"] = "auto",
         batch_norm: Literal["train", "eval"] = "train",
         output: str | int | None = None,
+        inner_precision: InnerPrecision | None = None,
         seed: int = 0,
         doctor: bool = True,
     ) -> None:
@@ -89,6 +96,7 @@ class SobolevCallback(Callback):
         _check("batch_norm", batch_norm in ("train", "eval"), "'train' or 'eval'", batch_norm)
         call_ok = isinstance(call, int) or call in ("first", "all")
         _check("call", call_ok, "'first', 'all' or an index", call)
+        check_inner_precision(inner_precision)
         for path in (wrt, output):
             if path is not None:
                 _paths.parse(path)
@@ -97,6 +105,7 @@ class SobolevCallback(Callback):
         self.seed = seed
         self._module, self._wrt, self._output, self._call = module, wrt, output, call
         self._engine, self._batch_norm, self._doctor = engine, batch_norm, doctor
+        self._inner_precision = inner_precision
         self._counter = 0
         self._scales = RunningScales()
         self._policy: Policy | None = None
@@ -121,7 +130,7 @@ class SobolevCallback(Callback):
 
         Not in setup: a model that is built in ``configure_model`` does not exist there yet.
         """
-        check_modules(pl_module, self.teacher, self._module)
+        check_modules(pl_module, self.teacher, self._module, self._inner_precision)
         if isinstance(self.teacher, NetworkTeacher):
             self.teacher.to(pl_module.device)  # the trainer moves no callback
         self._trainer = trainer
@@ -136,6 +145,8 @@ class SobolevCallback(Callback):
             engine=engine,
             batch_norm=self._batch_norm,
             compiled=is_compiled(pl_module),
+            inner_precision=self._inner_precision,
+            mixed_step=trainer.precision == self._inner_precision,
         )
         found = findings.scan(self._student(pl_module), self._policy)
         findings.report(found, self._policy, chosen=self._engine == "auto")
@@ -189,23 +200,15 @@ class SobolevCallback(Callback):
         weights = {term.key: term.weight_at(global_step) for term in self.spec.terms}
         with torch.autocast(seen[0].x.device.type, enabled=False):
             # What cannot be evaluated at all says so itself, before the doctor looks at it.
-            outcome = evaluate(
-                seen, batch, self._policy, draws, weights, self._scales, _sum_over_processes
-            )
+            outcome = evaluate(seen, batch, self._policy, draws, weights, self._scales)
             if not self._examined:
                 doctor.examine(seen[0], self._policy, draws)
                 self._examined = True
-        loss = self._attached(seen)
+        loss = attached(seen)
         if outcome.terms:
             loss = loss + weighted_sum(outcome.terms, weights)
         self._log(module, outcome, seen[0].size)
         return loss
-
-    def _attached(self, seen: list[Observation]) -> Tensor:
-        # The last bias has no part in any derivative; without a path to it DDP never finishes its
-        # reduction, and leaves the ranks with different weights before it says so. The sum over no
-        # rows is zero even where an output is infinite, as masked logits are.
-        return torch.stack([observation.y[:0].float().sum() for observation in seen]).sum()
 
     def _log(self, module: LightningModule, outcome: Outcome, size: int) -> None:
         for key, value in outcome.terms.items():
@@ -238,9 +241,3 @@ class SobolevCallback(Callback):
 def _check(name: str, condition: bool, expected: str, got: object) -> None:
     if not condition:
         raise ValueError(f"{name} must be {expected}, got {got!r}")
-
-
-def _sum_over_processes(total: Tensor) -> Tensor:
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.all_reduce(total)
-    return total

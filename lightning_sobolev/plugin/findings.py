@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
-from lightning_sobolev.plugin.matching import Policy
+from lightning_sobolev.plugin.policy import Policy
 
 _NORMS = (nn.LayerNorm, nn.modules.batchnorm._NormBase)
 _DROPOUTS = (nn.modules.dropout._DropoutNd,)
@@ -65,7 +65,7 @@ def _remark(layer: nn.Module, policy: Policy) -> str | None:
 
 
 def _calls_again(policy: Policy) -> bool:
-    if policy.batch_norm == "eval" or any(term.rows < 1.0 for term in policy.spec.terms):
+    if policy.again or any(term.rows < 1.0 for term in policy.spec.terms):
         return True
     return policy.engine == "func" and policy.spec.max_order == 2
 

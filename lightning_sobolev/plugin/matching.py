@@ -9,59 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from lightning_sobolev import _paths
-from lightning_sobolev._types import Jet, Teacher
+from lightning_sobolev._types import Jet
 from lightning_sobolev.draws import Draws
+from lightning_sobolev.functional.precision import inner_autocast
 from lightning_sobolev.objective import Matched, RunningScales, match, reduced
 from lightning_sobolev.plugin.observation import Observation, Probe
-from lightning_sobolev.plugin.observe import Call, Observer
+from lightning_sobolev.plugin.observe import Observer
+from lightning_sobolev.plugin.policy import Policy
 from lightning_sobolev.plugin.protect import batch_norm_aside, explained, kept_gathered, protected
-from lightning_sobolev.spec import SobolevSpec, SobolevTerm
-
-
-@dataclass(frozen=True)
-class Policy:
-    """What a callback was told, resolved for one module.
-
-    Args:
-        teacher: Answers at the observed inputs.
-        spec: The terms.
-        module: Name of the observed submodule, or None.
-        wrt: Path of the input.
-        output: Path of the output.
-        call: Which call counts.
-        engine: ``"tape"`` or ``"func"``.
-        batch_norm: ``"eval"`` evaluates the derivative in a second forward with batch norms in
-            eval mode.
-        compiled: Whether something in the step is compiled.
-    """
-
-    teacher: Teacher
-    spec: SobolevSpec
-    module: str | None
-    wrt: str | int | None
-    output: str | int | None
-    call: Call
-    engine: str
-    batch_norm: str
-    compiled: bool
-
-    @property
-    def pushed(self) -> int | None:
-        """Index of the term whose tangents the func engine pushes through the forward itself."""
-        terms = self.spec.terms
-        tangents = [i for i, t in enumerate(terms) if t.order == 1 and t.side == "tangent"]
-        alone = len(tangents) == 1 and not any(t.needs_cotangents for t in terms)
-        return tangents[0] if alone and self.engine == "func" else None
-
-    @property
-    def only_again(self) -> bool:
-        """Whether every term is evaluated by a forward of its own."""
-        return self.batch_norm == "eval" or all(term.rows < 1.0 for term in self.spec.terms)
-
-    @property
-    def exact_norms(self) -> bool:
-        """Whether norms must be written out for the parameter gradients to be right."""
-        return any(term.needs_tangents for term in self.spec.terms)
+from lightning_sobolev.spec import SobolevTerm
 
 
 @dataclass
@@ -151,7 +107,7 @@ def make_forward(module: nn.Module, policy: Policy) -> Callable[..., Any]:
 
     Args:
         module: The observed module.
-        policy: Whether batch norms are held in eval mode.
+        policy: Whether batch norms are held in eval mode, and the precision.
 
     Returns:
         Calls the module without moving its running statistics. Each call enters eval mode anew:
@@ -159,9 +115,11 @@ def make_forward(module: nn.Module, policy: Policy) -> Callable[..., Any]:
     """
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        with batch_norm_aside(module, evaluate=policy.batch_norm == "eval"):
+        aside = batch_norm_aside(module, evaluate=policy.batch_norm == "eval")
+        with aside, inner_autocast(device, policy.inner_precision):
             return module(*args, **kwargs)
 
+    device = next((p.device.type for p in module.parameters()), "cpu")
     return forward
 
 
@@ -172,7 +130,6 @@ def evaluate(
     draws: Draws,
     weights: dict[str, float],
     scales: RunningScales,
-    sum_over_processes: Callable[[Tensor], Tensor],
 ) -> Outcome:
     """Evaluate every term with a weight, averaged over the observations.
 
@@ -183,7 +140,6 @@ def evaluate(
         draws: Random choices of the step.
         weights: Weight of each term at this step; a term of weight 0 costs nothing.
         scales: Running scales, changed in place.
-        sum_over_processes: Sums a small vector over processes.
 
     Returns:
         The unweighted terms and what there is to report.
@@ -205,15 +161,34 @@ def evaluate(
             if not bool(known.any()):
                 outcome.blind.append(term.key)
         joined = Matched(distance, reference, known)
-        outcome.terms[term.key] = reduced(term, joined, scales, sum_over_processes)
+        outcome.terms[term.key] = reduced(term, joined, scales, _sum_over_processes)
     return outcome
+
+
+def attached(observations: list[Observation]) -> Tensor:
+    """Return a zero whose graph reaches every observed output.
+
+    The last bias has no part in any derivative; without a path to it DDP never finishes its
+    reduction, and leaves the ranks with different weights before it says so.
+
+    Args:
+        observations: The student's observed calls.
+    """
+    # The sum over no rows is zero even where an output is infinite, as masked logits are.
+    return torch.stack([seen.y[:0].float().sum() for seen in observations]).sum()
+
+
+def _sum_over_processes(total: Tensor) -> Tensor:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(total)
+    return total
 
 
 def _jets(
     seen: Observation, fraction: float, batch: Any, policy: Policy, draws: Draws
 ) -> tuple[Observation, Jet, Jet]:
     rows = None if fraction == 1.0 else draws.rows(fraction, seen.size).to(seen.x.device)
-    if rows is not None or policy.batch_norm == "eval":
+    if rows is not None or policy.again:
         batch = batch if rows is None else _paths.take_rows(batch, rows, seen.size)
         seen = seen.again(rows, make_forward(seen.module, policy), make_probe(policy, draws))
     target = policy.teacher.at(seen.x.detach(), policy.spec.output_map, batch)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from lightning_sobolev import _paths
@@ -29,6 +30,10 @@ class Probe:
     on: BatchFn
     engine: str
     tangents: Callable[[Tensor], Tensor | None]
+
+    def mapped(self, y: Tensor, x: Tensor) -> Tensor:
+        """Apply the output map in the precision of the input, if the output has less of it."""
+        return self.on(y.to(torch.promote_types(y.dtype, x.dtype)))
 
 
 @dataclass(eq=False)
@@ -62,7 +67,11 @@ class Observation:
 
     def jet(self) -> Jet:
         """The jet of ``on(module)`` at the observed input; no further forward pass."""
-        return self.pushed if self.pushed is not None else TapeJet(self.probe.on(self.y), self.x)
+        return (
+            self.pushed
+            if self.pushed is not None
+            else TapeJet(self.probe.mapped(self.y, self.x), self.x)
+        )
 
     def again(
         self, rows: Tensor | None, forward: Callable[..., Any], probe: Probe
@@ -125,7 +134,7 @@ def observed_call(
     def run_func(point: Tensor) -> tuple[Tensor, tuple[Any, Tensor]]:
         result = run(point)
         y = _with_rows(select_output(result, probe.output), x)
-        return probe.on(y), (result, y)
+        return probe.mapped(y, x), (result, y)
 
     tangents = probe.tangents(x)
     jet = FuncJet(run_func, x, tangents=tangents, has_aux=True)

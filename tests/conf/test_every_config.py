@@ -104,6 +104,12 @@ def test_without_derivatives_only_the_callback_is_gone(tmp_path):
     assert with_terms == without
 
 
+def test_the_inner_precision_reaches_the_callback(tmp_path):
+    cfg = composed(["+experiment=distill_pong", "sobolev.inner_precision=bf16-mixed"], tmp_path)
+    assert cfg.sobolev.callback.inner_precision == "bf16-mixed"
+    assert isinstance(build_trainer(cfg), Trainer)
+
+
 def test_there_is_an_experiment_for_every_task():
     tasks = {path.name for path in FILES if str(path.parent) == "task"}
     used = {

@@ -5,7 +5,7 @@ from torch import nn
 
 from lightning_sobolev import SobolevSpec, SobolevTerm
 from lightning_sobolev.plugin.findings import scan
-from lightning_sobolev.plugin.matching import Policy
+from lightning_sobolev.plugin.policy import Policy
 
 VJP, JVP, CURVED = SobolevTerm(), SobolevTerm(side="tangent"), SobolevTerm(order=2)
 

@@ -1,0 +1,64 @@
+"""What a callback was told, resolved for one module."""
+
+from dataclasses import dataclass
+
+from lightning_sobolev._types import Teacher
+from lightning_sobolev.functional.precision import InnerPrecision
+from lightning_sobolev.plugin.observe import Call
+from lightning_sobolev.spec import SobolevSpec
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What a callback was told, resolved for one module.
+
+    Args:
+        teacher: Answers at the observed inputs.
+        spec: The terms.
+        module: Name of the observed submodule, or None.
+        wrt: Path of the input.
+        output: Path of the output.
+        call: Which call counts.
+        engine: ``"tape"`` or ``"func"``.
+        batch_norm: ``"eval"`` evaluates the derivative in a second forward with batch norms in
+            eval mode.
+        compiled: Whether something in the step is compiled.
+        inner_precision: In which precision the derivative is taken; None for the student's own.
+        mixed_step: Whether the step itself runs in that precision already.
+    """
+
+    teacher: Teacher
+    spec: SobolevSpec
+    module: str | None
+    wrt: str | int | None
+    output: str | int | None
+    call: Call
+    engine: str
+    batch_norm: str
+    compiled: bool
+    inner_precision: InnerPrecision | None = None
+    mixed_step: bool = False
+
+    @property
+    def pushed(self) -> int | None:
+        """Index of the term whose tangents the func engine pushes through the forward itself."""
+        terms = self.spec.terms
+        tangents = [i for i, t in enumerate(terms) if t.order == 1 and t.side == "tangent"]
+        alone = len(tangents) == 1 and not any(t.needs_cotangents for t in terms)
+        return tangents[0] if alone and self.engine == "func" else None
+
+    @property
+    def again(self) -> bool:
+        """Whether even a term on all rows is evaluated by a forward of its own."""
+        elsewise = self.inner_precision is not None and not self.mixed_step
+        return self.batch_norm == "eval" or elsewise
+
+    @property
+    def only_again(self) -> bool:
+        """Whether every term is evaluated by a forward of its own."""
+        return self.again or all(term.rows < 1.0 for term in self.spec.terms)
+
+    @property
+    def exact_norms(self) -> bool:
+        """Whether norms must be written out for the parameter gradients to be right."""
+        return any(term.needs_tangents for term in self.spec.terms)

@@ -1,0 +1,145 @@
+"""Derivatives in bfloat16: what is evaluated in it, what is not, and how far off it is."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from lightning_sobolev import SobolevCallback, SobolevSpec, SobolevTerm
+from lightning_sobolev.functional.precision import check_inner_precision
+from lightning_sobolev.functional.projections import draw
+from tests.plugin._students import Regressor, Silent
+from tests.plugin._trainers import fit, fit_one_step
+
+LOW = "bf16-mixed"
+SINGLE = {"precision": "32-true"}
+HALF_ROWS = {"rows": 0.5}
+
+
+def convolutions(seed=1):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        layers = [nn.Conv2d(2, 16, 4, 2), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.Tanh(), nn.Flatten()]
+        return nn.Sequential(*layers, nn.Linear(256, 32), nn.Tanh(), nn.Linear(32, 3))
+
+
+def batch(dtype=torch.float32):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(16, 2, 14, 14, generator=generator, dtype=torch.float64).to(dtype)
+    return x, torch.zeros(16, 3, dtype=dtype)
+
+
+class Types:
+    """Notes the type of what a layer returns, call after call."""
+
+    def __init__(self, layer):
+        self.seen = []
+        layer.register_forward_hook(lambda _, __, y: self.seen.append(y.dtype))
+
+
+def callback(teacher, precision=LOW, engine="tape", **term):
+    spec = SobolevSpec(terms=[SobolevTerm(num_projections=2, **term)], on="log_softmax")
+    return SobolevCallback(teacher, spec, engine=engine, inner_precision=precision, doctor=False)
+
+
+def gradient(dtype, precision, engine="tape", **term):
+    """What one step of SGD with rate one subtracted because of the term alone."""
+    module = Silent(convolutions().to(dtype))
+    before = nn.utils.parameters_to_vector(module.parameters()).detach().clone()
+    taught = callback(convolutions(7).to(dtype), precision, engine, **term)
+    trainer = {"precision": "64-true"} if dtype == torch.float64 else SINGLE
+    fit_one_step(module, batch(dtype), taught, **trainer)
+    return (before - nn.utils.parameters_to_vector(module.parameters()).detach()).double()
+
+
+@pytest.mark.parametrize("engine", ["tape", "func"])
+@pytest.mark.parametrize("term", [{}, HALF_ROWS, {"side": "tangent"}], ids=str)
+def test_the_gradient_is_that_of_float64_to_the_digits_of_bfloat16(term, engine, monkeypatch):
+    # Directions are drawn in float32 for either: a draw depends on its type.
+    monkeypatch.setattr("lightning_sobolev.draws.draw", drawn_in_single)
+    exact = gradient(torch.float64, None, engine, **term)
+    errors = [
+        float((gradient(torch.float32, precision, engine, **term) - exact).norm() / exact.norm())
+        for precision in (None, LOW)
+    ]
+    assert errors[0] < 1e-5
+    assert 1e-4 < errors[1] < 5e-2  # eight bits: 0.4 % an operation
+
+
+def drawn_in_single(*args, dtype, **kwargs):
+    return draw(*args, dtype=torch.float32, **kwargs).to(dtype)
+
+
+def test_the_step_itself_keeps_its_precision():
+    module, teacher = Regressor(convolutions()), convolutions(7)
+    ours, theirs = Types(module.net[0]), Types(teacher[0])
+    fit_one_step(module, batch(), callback(teacher), **SINGLE)
+    assert ours.seen == [torch.float32, torch.bfloat16]
+    assert theirs.seen == [torch.float32]
+    assert all(p.dtype == torch.float32 for p in module.parameters())
+
+
+def test_a_mixed_step_is_not_evaluated_again():
+    module, teacher = Regressor(convolutions()), convolutions(7)
+    ours, theirs = Types(module.net[0]), Types(teacher[0])
+    fit_one_step(module, batch(), callback(teacher), precision=LOW)
+    assert ours.seen == [torch.bfloat16]
+    assert theirs.seen == [torch.float32]
+
+
+def test_without_it_a_fraction_of_the_rows_is_evaluated_in_full():
+    module, teacher = Regressor(convolutions()), convolutions(7)
+    ours, theirs = Types(module.net[0]), Types(teacher[0])
+    fit_one_step(module, batch(), callback(teacher, None, **HALF_ROWS), precision=LOW)
+    assert ours.seen == [torch.bfloat16, torch.float32]
+    assert theirs.seen == [torch.float32]
+
+
+def test_the_output_map_is_applied_in_the_precision_of_the_input():
+    values = []
+
+    def on(y):
+        values.append(torch.log_softmax(y, -1))
+        return values[-1]
+
+    spec = SobolevSpec(terms=[SobolevTerm()], on=on)
+    used = SobolevCallback(convolutions(7), spec, doctor=False)
+    fit_one_step(Regressor(convolutions()), batch(), used, precision=LOW)
+    assert len(values) == 2
+    for value in values:
+        assert_close(value.exp().sum(-1), torch.ones(16))
+
+
+def test_it_trains_as_well():
+    data = [batch()] * 30
+    ends = []
+    for precision in (None, LOW):
+        module = Silent(convolutions(), lr=0.05)
+        taught = callback(convolutions(7), precision)
+        used = fit(module, torch.utils.data.DataLoader(data, batch_size=None), taught, **SINGLE)
+        ends.append(float(used.callback_metrics["train/sobolev/order_1"]))
+    assert ends[0] < 0.8  # 1 is a student without any derivative
+    assert ends[1] == pytest.approx(ends[0], rel=0.05)
+
+
+def test_the_doctor_looks_at_the_float64_copy_all_the_same(recwarn):
+    spec = SobolevSpec(terms=[SobolevTerm()])
+    teacher = copy.deepcopy(convolutions(7))
+    used = SobolevCallback(teacher, spec, inner_precision=LOW)
+    fit_one_step(Regressor(convolutions()), batch(), used, **SINGLE)
+    assert not [w for w in recwarn if "skipped" in str(w.message)]
+
+
+def test_other_precisions_are_refused():
+    with pytest.raises(ValueError, match="inner_precision must be None or 'bf16-mixed', got '16'"):
+        check_inner_precision("16")
+    with pytest.raises(ValueError, match="inner_precision must be None"):
+        SobolevCallback(convolutions(), inner_precision="16-mixed")
+
+
+def test_a_student_that_autocast_leaves_alone_is_refused():
+    taught = callback(convolutions(7).double())
+    with pytest.raises(ValueError, match="needs a student in float32, got one in float64"):
+        fit_one_step(Regressor(convolutions().double()), batch(torch.float64), taught)
