@@ -1,6 +1,5 @@
 """Sobolev terms for any LightningModule, by a callback."""
 
-import warnings
 from typing import Any, Literal
 
 import torch
@@ -12,11 +11,12 @@ from lightning_sobolev import _paths
 from lightning_sobolev._types import Teacher
 from lightning_sobolev.draws import Draws
 from lightning_sobolev.objective import RunningScales, weighted_sum
-from lightning_sobolev.plugin import doctor, findings, log_keys, step
+from lightning_sobolev.plugin import doctor, findings, step
 from lightning_sobolev.plugin.checks import check_modules, check_strategy, is_compiled
-from lightning_sobolev.plugin.matching import Outcome, Policy, StepPart, evaluate
+from lightning_sobolev.plugin.matching import Policy, StepPart, evaluate
 from lightning_sobolev.plugin.observation import Observation
 from lightning_sobolev.plugin.observe import Call
+from lightning_sobolev.plugin.outcome import Reporter
 from lightning_sobolev.spec import SobolevSpec
 from lightning_sobolev.teachers import NetworkTeacher
 
@@ -54,6 +54,8 @@ class SobolevCallback(Callback):
         seed: Seed of the projections; ranks differ, resumed runs continue.
         doctor: Whether to check, before the first update, that the parameter gradient of the
             terms agrees with finite differences on this very student.
+        non_finite: ``"raise"`` refuses a teacher's answer with NaN or Inf; ``"skip"`` leaves such
+            rows out of the term, counts them in the log, and says so once.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -76,6 +78,7 @@ class SobolevCallback(Callback):
         output: str | int | None = None,
         seed: int = 0,
         doctor: bool = True,
+        non_finite: Literal["raise", "skip"] = "raise",
     ) -> None:
         super().__init__()
         if isinstance(teacher, nn.Module):
@@ -87,6 +90,7 @@ class SobolevCallback(Callback):
             raise ValueError(f"spec must be a SobolevSpec, got {type(spec).__name__}")
         _check("engine", engine in ("auto", "tape", "func"), "'auto', 'tape' or 'func'", engine)
         _check("batch_norm", batch_norm in ("train", "eval"), "'train' or 'eval'", batch_norm)
+        _check("non_finite", non_finite in ("raise", "skip"), "'raise' or 'skip'", non_finite)
         call_ok = isinstance(call, int) or call in ("first", "all")
         _check("call", call_ok, "'first', 'all' or an index", call)
         for path in (wrt, output):
@@ -97,12 +101,13 @@ class SobolevCallback(Callback):
         self.seed = seed
         self._module, self._wrt, self._output, self._call = module, wrt, output, call
         self._engine, self._batch_norm, self._doctor = engine, batch_norm, doctor
+        self._non_finite = non_finite
         self._counter = 0
         self._scales = RunningScales()
         self._policy: Policy | None = None
         self._trainer: Trainer | None = None
         self._examined = False
-        self._warned: set[str] = set()
+        self._reporter = Reporter()
 
     @property
     @override
@@ -136,6 +141,7 @@ class SobolevCallback(Callback):
             engine=engine,
             batch_norm=self._batch_norm,
             compiled=is_compiled(pl_module),
+            non_finite=self._non_finite,
         )
         found = findings.scan(self._student(pl_module), self._policy)
         findings.report(found, self._policy, chosen=self._engine == "auto")
@@ -192,13 +198,15 @@ class SobolevCallback(Callback):
             outcome = evaluate(
                 seen, batch, self._policy, draws, weights, self._scales, _sum_over_processes
             )
+            scaled = getattr(getattr(self._trainer, "precision_plugin", None), "scaler", None)
+            self._reporter.check_finite(outcome, seen, global_step, scaled=scaled is not None)
             if not self._examined:
                 doctor.examine(seen[0], self._policy, draws)
                 self._examined = True
         loss = self._attached(seen)
         if outcome.terms:
             loss = loss + weighted_sum(outcome.terms, weights)
-        self._log(module, outcome, seen[0].size)
+        self._reporter.log(module, outcome, seen[0].size)
         return loss
 
     def _attached(self, seen: list[Observation]) -> Tensor:
@@ -206,26 +214,6 @@ class SobolevCallback(Callback):
         # reduction, and leaves the ranks with different weights before it says so. The sum over no
         # rows is zero even where an output is infinite, as masked logits are.
         return torch.stack([observation.y[:0].float().sum() for observation in seen]).sum()
-
-    def _log(self, module: LightningModule, outcome: Outcome, size: int) -> None:
-        for key, value in outcome.terms.items():
-            module.log(log_keys.term("train", key), value.detach(), batch_size=size)
-        if self.teacher.allows_unknown:
-            for key, rows in outcome.unknown.items():
-                module.log(log_keys.unknown_rows("train", key), rows, batch_size=size)
-        for key in outcome.blind:
-            self._warn_once(f"term {key!r}: no row of this batch has a known target")
-        for key in outcome.zero_curvature:
-            self._warn_once(
-                f"term {key!r}: the student's second derivative is exactly zero on this batch; "
-                "with piecewise-linear activations (ReLU and its kin) an order-2 term trains "
-                "nothing. Use a smooth activation: tanh, SiLU, GELU, softplus"
-            )
-
-    def _warn_once(self, text: str) -> None:
-        if text not in self._warned:
-            self._warned.add(text)
-            warnings.warn(text, stacklevel=2)
 
     def _student(self, module: LightningModule) -> nn.Module:
         return module if self._module is None else module.get_submodule(self._module)

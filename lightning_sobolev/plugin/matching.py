@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from lightning_sobolev.draws import Draws
 from lightning_sobolev.objective import Matched, RunningScales, match, reduced
 from lightning_sobolev.plugin.observation import Observation, Probe
 from lightning_sobolev.plugin.observe import Call, Observer
+from lightning_sobolev.plugin.outcome import Outcome
 from lightning_sobolev.plugin.protect import batch_norm_aside, explained, kept_gathered, protected
 from lightning_sobolev.spec import SobolevSpec, SobolevTerm
 
@@ -33,6 +34,7 @@ class Policy:
         batch_norm: ``"eval"`` evaluates the derivative in a second forward with batch norms in
             eval mode.
         compiled: Whether something in the step is compiled.
+        non_finite: What happens to rows whose target is NaN or Inf.
     """
 
     teacher: Teacher
@@ -44,6 +46,7 @@ class Policy:
     engine: str
     batch_norm: str
     compiled: bool
+    non_finite: Literal["raise", "skip"] = "raise"
 
     @property
     def pushed(self) -> int | None:
@@ -62,23 +65,6 @@ class Policy:
     def exact_norms(self) -> bool:
         """Whether norms must be written out for the parameter gradients to be right."""
         return any(term.needs_tangents for term in self.spec.terms)
-
-
-@dataclass
-class Outcome:
-    """The terms of one step.
-
-    Args:
-        terms: Unweighted scalars by key.
-        unknown: Rows without any known target entry, by key.
-        blind: Keys of terms for which nothing at all is known.
-        zero_curvature: Keys of order-2 terms in which the student had no second derivative at all.
-    """
-
-    terms: dict[str, Tensor] = field(default_factory=dict)
-    unknown: dict[str, float] = field(default_factory=dict)
-    blind: list[str] = field(default_factory=list)
-    zero_curvature: list[str] = field(default_factory=list)
 
 
 class StepPart:
@@ -201,9 +187,11 @@ def evaluate(
             matched.append(_match_one(index, term, *jets[where], policy, draws, outcome))
         distance, reference, known = (torch.cat(part, dim=1) for part in zip(*matched, strict=True))
         if policy.teacher.allows_unknown:
-            outcome.unknown[term.key] = float((~known).all(0).sum())
-            if not bool(known.any()):
-                outcome.blind.append(term.key)
+            skipped = outcome.skipped.get(term.key, 0)
+            outcome.unknown[term.key] = float((~known).all(0).sum()) - skipped
+        may_be_blind = policy.teacher.allows_unknown or policy.non_finite == "skip"
+        if may_be_blind and not bool(known.any()):
+            outcome.blind.append(term.key)
         joined = Matched(distance, reference, known)
         outcome.terms[term.key] = reduced(term, joined, scales, sum_over_processes)
     return outcome
@@ -244,7 +232,10 @@ def _match_one(
             cotangents=cotangents,
             tangents=tangents,
             allows_unknown=policy.teacher.allows_unknown,
+            non_finite=policy.non_finite,
         )
+    if policy.non_finite == "skip":
+        outcome.skipped[term.key] = outcome.skipped.get(term.key, 0) + matched.skipped
     if term.order == 2 and matched.vanishes:
         outcome.zero_curvature.append(term.key)
     return matched.distance, matched.reference, matched.known

@@ -97,13 +97,16 @@ def _flat_rows(directions: Tensor) -> Float[Tensor, "proj batch size"]:
 
 
 def _contract(equation: str, array: Tensor, *directions: Tensor) -> Tensor:
-    """Sum products of array entries with directions; unknown entries times zero are zero."""
-    unknown = array.isnan()
-    sums = torch.einsum(equation, array.masked_fill(unknown, 0.0), *directions)
-    if not bool(unknown.any()):
+    """Sum products of array entries with directions; NaN or Inf times zero is zero."""
+    finite = array.isfinite()
+    sums = torch.einsum(equation, array.masked_fill(~finite, 0.0), *directions)
+    if bool(finite.all()):
         return sums
-    entered = torch.einsum(equation, unknown.to(array.dtype), *[d.abs() for d in directions]) > 0
-    return sums.masked_fill(entered, torch.nan)
+    # NaN after Inf: a sum of both is not known.
+    for kind, result in ((array.isinf(), torch.inf), (array.isnan(), torch.nan)):
+        entered = torch.einsum(equation, kind.to(array.dtype), *[d.abs() for d in directions]) > 0
+        sums = sums.masked_fill(entered, result)
+    return sums
 
 
 class BatchTeacher:
