@@ -17,6 +17,7 @@ from lightning_sobolev.plugin.matching import Policy, StepPart, evaluate
 from lightning_sobolev.plugin.observation import Observation
 from lightning_sobolev.plugin.observe import Call
 from lightning_sobolev.plugin.outcome import Reporter
+from lightning_sobolev.plugin.select import Wrt, parse_wrt
 from lightning_sobolev.spec import SobolevSpec
 from lightning_sobolev.teachers import NetworkTeacher
 
@@ -42,7 +43,8 @@ class SobolevCallback(Callback):
         spec: What is matched; one projection of the Jacobian with weight 1 when None.
         module: Name of the submodule that maps the input to the matched output. None: the module
             itself or, if the step never calls that, the one child that it calls.
-        wrt: The input: position, argument name or key path; None for the first float tensor.
+        wrt: The input: position, argument name or key path; None for the first float tensor. A
+            list of several joins their rows into one input.
         call: Which call of the student counts in a step that makes several: ``"first"``,
             ``"all"`` (averaged) or an index.
         engine: ``"tape"`` reuses the step's own forward; ``"func"`` runs it inside
@@ -71,7 +73,7 @@ class SobolevCallback(Callback):
         spec: SobolevSpec | None = None,
         *,
         module: str | None = None,
-        wrt: str | int | None = None,
+        wrt: Wrt = None,
         call: Call = "first",
         engine: Literal["auto", "tape", "func"] = "auto",
         batch_norm: Literal["train", "eval"] = "train",
@@ -93,13 +95,12 @@ class SobolevCallback(Callback):
         _check("non_finite", non_finite in ("raise", "skip"), "'raise' or 'skip'", non_finite)
         call_ok = isinstance(call, int) or call in ("first", "all")
         _check("call", call_ok, "'first', 'all' or an index", call)
-        for path in (wrt, output):
-            if path is not None:
-                _paths.parse(path)
+        if output is not None:
+            _paths.parse(output)
         self.teacher: Teacher = teacher
         self.spec = spec
         self.seed = seed
-        self._module, self._wrt, self._output, self._call = module, wrt, output, call
+        self._module, self._wrt, self._output, self._call = module, parse_wrt(wrt), output, call
         self._engine, self._batch_norm, self._doctor = engine, batch_norm, doctor
         self._non_finite = non_finite
         self._counter = 0

@@ -16,7 +16,9 @@ from lightning_sobolev.plugin.observation import Observation, Probe
 from lightning_sobolev.plugin.observe import Call, Observer
 from lightning_sobolev.plugin.outcome import Outcome
 from lightning_sobolev.plugin.protect import batch_norm_aside, explained, kept_gathered, protected
+from lightning_sobolev.plugin.select import Wrt
 from lightning_sobolev.spec import SobolevSpec, SobolevTerm
+from lightning_sobolev.teachers import NetworkTeacher
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Policy:
         teacher: Answers at the observed inputs.
         spec: The terms.
         module: Name of the observed submodule, or None.
-        wrt: Path of the input.
+        wrt: Path of the input, or several.
         output: Path of the output.
         call: Which call counts.
         engine: ``"tape"`` or ``"func"``.
@@ -40,7 +42,7 @@ class Policy:
     teacher: Teacher
     spec: SobolevSpec
     module: str | None
-    wrt: str | int | None
+    wrt: Wrt
     output: str | int | None
     call: Call
     engine: str
@@ -204,8 +206,10 @@ def _jets(
     if rows is not None or policy.batch_norm == "eval":
         batch = batch if rows is None else _paths.take_rows(batch, rows, seen.size)
         seen = seen.again(rows, make_forward(seen.module, policy), make_probe(policy, draws))
-    target = policy.teacher.at(seen.x.detach(), policy.spec.output_map, batch)
-    return seen, seen.jet(), target
+    x, on, teacher = seen.x.detach(), policy.spec.output_map, policy.teacher
+    if isinstance(teacher, NetworkTeacher) and teacher.takes == "call":
+        return seen, seen.jet(), teacher.at(x, on, batch, call=seen.call)
+    return seen, seen.jet(), teacher.at(x, on, batch)
 
 
 def _match_one(
