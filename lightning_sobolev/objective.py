@@ -7,8 +7,10 @@ r"""From two jets to named terms: what is matched, divided by its scale, reduced
 of :math:`\ell_j(0, \cdot)`, or 1. The module is usable without a Trainer (Fabric, a plain loop).
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -29,12 +31,14 @@ class Matched:
         reference: Discrepancy between zero and the target.
         known: Which (projection, row) pairs have any known target entry.
         vanishes: Whether the student's side of an order-2 term is exactly zero everywhere.
+        skipped: Rows that were left out because the target is not finite there.
     """
 
     distance: Float[Tensor, "proj batch"]
     reference: Float[Tensor, "proj batch"]
     known: Bool[Tensor, "proj batch"]
     vanishes: bool = False
+    skipped: int = 0
 
 
 @dataclass(slots=True)
@@ -79,6 +83,7 @@ def match(
     cotangents: Tensor | None = None,
     tangents: Tensor | None = None,
     allows_unknown: bool = False,
+    non_finite: Literal["raise", "skip"] = "raise",
 ) -> Matched:
     """Compare one projected derivative of two jets.
 
@@ -89,6 +94,7 @@ def match(
         cotangents: ``[proj, batch, *out]`` where the term needs them.
         tangents: ``[proj, batch, *in]`` where the term needs them.
         allows_unknown: Whether NaN in the target masks the entry instead of being an error.
+        non_finite: What happens to a row whose target is NaN or Inf: an error, or it is left out.
 
     Returns:
         Distances that still have their projection and batch axes.
@@ -99,10 +105,14 @@ def match(
     ours = projected(term, student, cotangents, tangents)
     theirs = _aligned(term, ours, _answer(term, student, target, cotangents, tangents)).detach()
     known = ~theirs.isnan() if allows_unknown else torch.ones_like(theirs, dtype=torch.bool)
-    if not bool(torch.where(known, theirs, 0.0).isfinite().all()):
+    bad_rows = (known & ~theirs.isfinite()).transpose(0, 1).flatten(1).any(1)
+    skipped = int(bad_rows.sum())
+    if skipped and non_finite == "raise":
         raise ValueError(
-            f"the teacher's answer for term {term.key!r} must be finite, got NaN or Inf"
+            f"the teacher's answer for term {term.key!r} must be finite, got NaN or Inf in "
+            f"{skipped} of {len(bad_rows)} rows; non_finite='skip' leaves such rows out"
         )
+    known = known & ~bad_rows.reshape(1, -1, *[1] * (known.ndim - 2))
     theirs = torch.where(known, theirs, 0.0)
     # where() before the distance keeps the gradient of unknown entries exactly zero.
     ours = torch.where(known, ours, 0.0)
@@ -110,7 +120,7 @@ def match(
     pairs = known.flatten(2).any(-1) if known.ndim > 2 else known
     vanishes = term.order == 2 and bool(known.any()) and not bool(ours.any())
     reference = distance(torch.zeros_like(theirs), theirs)
-    return Matched(distance(ours, theirs), reference, pairs, vanishes)
+    return Matched(distance(ours, theirs), reference, pairs, vanishes, skipped)
 
 
 def reduced(
@@ -129,6 +139,9 @@ def reduced(
 
     Returns:
         The mean over known (projection, row) pairs; zero when there is none.
+
+    Raises:
+        ValueError: If the target is too large to be a scale.
     """
     known = matched.known.to(matched.distance.dtype)
     mean = (matched.distance * known).sum() / known.sum().clamp_min(1.0)
@@ -136,8 +149,14 @@ def reduced(
         return mean
     totals = torch.stack([(matched.reference * known).sum(), known.sum()])
     totals = sum_over_processes(totals.detach())
-    if not float(totals[1]) > 0.0:
+    energy, count = totals.tolist()
+    if not count > 0.0:
         return mean  # nothing is known in this batch: the mean is zero and the scale stays
+    if not math.isfinite(energy):  # one such batch would make the term zero for good
+        raise ValueError(
+            f"the target of term {term.key!r} must be small enough to be squared in "
+            f"{mean.dtype}, got a sum of {energy}; rescale it or use normalize='none'"
+        )
     return mean / scales.update(term.key, totals[0] / totals[1])
 
 

@@ -1,6 +1,5 @@
 """Sobolev terms for any LightningModule, by a callback."""
 
-import warnings
 from typing import Any, Literal
 
 import torch
@@ -13,12 +12,14 @@ from lightning_sobolev._types import Teacher
 from lightning_sobolev.draws import Draws
 from lightning_sobolev.functional.precision import InnerPrecision, check_inner_precision
 from lightning_sobolev.objective import RunningScales, weighted_sum
-from lightning_sobolev.plugin import doctor, findings, log_keys, step
+from lightning_sobolev.plugin import doctor, findings, step
 from lightning_sobolev.plugin.checks import check_modules, check_strategy, is_compiled
-from lightning_sobolev.plugin.matching import Outcome, StepPart, attached, evaluate
+from lightning_sobolev.plugin.matching import StepPart, attached, evaluate
 from lightning_sobolev.plugin.observation import Observation
 from lightning_sobolev.plugin.observe import Call
+from lightning_sobolev.plugin.outcome import Reporter
 from lightning_sobolev.plugin.policy import Policy
+from lightning_sobolev.plugin.select import Wrt, parse_wrt
 from lightning_sobolev.spec import SobolevSpec
 from lightning_sobolev.teachers import NetworkTeacher
 
@@ -44,7 +45,8 @@ class SobolevCallback(Callback):
         spec: What is matched; one projection of the Jacobian with weight 1 when None.
         module: Name of the submodule that maps the input to the matched output. None: the module
             itself or, if the step never calls that, the one child that it calls.
-        wrt: The input: position, argument name or key path; None for the first float tensor.
+        wrt: The input: position, argument name or key path; None for the first float tensor. A
+            list of several joins their rows into one input.
         call: Which call of the student counts in a step that makes several: ``"first"``,
             ``"all"`` (averaged) or an index.
         engine: ``"tape"`` reuses the step's own forward; ``"func"`` runs it inside
@@ -60,6 +62,8 @@ class SobolevCallback(Callback):
         seed: Seed of the projections; ranks differ, resumed runs continue.
         doctor: Whether to check, before the first update, that the parameter gradient of the
             terms agrees with finite differences on this very student.
+        non_finite: ``"raise"`` refuses a teacher's answer with NaN or Inf; ``"skip"`` leaves such
+            rows out of the term, counts them in the log, and says so once.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -75,7 +79,7 @@ class SobolevCallback(Callback):
         spec: SobolevSpec | None = None,
         *,
         module: str | None = None,
-        wrt: str | int | None = None,
+        wrt: Wrt = None,
         call: Call = "first",
         engine: Literal["auto", "tape", "func"] = "auto",
         batch_norm: Literal["train", "eval"] = "train",
@@ -83,6 +87,7 @@ class SobolevCallback(Callback):
         inner_precision: InnerPrecision | None = None,
         seed: int = 0,
         doctor: bool = True,
+        non_finite: Literal["raise", "skip"] = "raise",
     ) -> None:
         super().__init__()
         if isinstance(teacher, nn.Module):
@@ -94,24 +99,24 @@ class SobolevCallback(Callback):
             raise ValueError(f"spec must be a SobolevSpec, got {type(spec).__name__}")
         _check("engine", engine in ("auto", "tape", "func"), "'auto', 'tape' or 'func'", engine)
         _check("batch_norm", batch_norm in ("train", "eval"), "'train' or 'eval'", batch_norm)
+        _check("non_finite", non_finite in ("raise", "skip"), "'raise' or 'skip'", non_finite)
         call_ok = isinstance(call, int) or call in ("first", "all")
         _check("call", call_ok, "'first', 'all' or an index", call)
         check_inner_precision(inner_precision)
-        for path in (wrt, output):
-            if path is not None:
-                _paths.parse(path)
+        if output is not None:
+            _paths.parse(output)
         self.teacher: Teacher = teacher
         self.spec = spec
         self.seed = seed
-        self._module, self._wrt, self._output, self._call = module, wrt, output, call
+        self._module, self._wrt, self._output, self._call = module, parse_wrt(wrt), output, call
         self._engine, self._batch_norm, self._doctor = engine, batch_norm, doctor
-        self._inner_precision = inner_precision
+        self._inner_precision, self._non_finite = inner_precision, non_finite
         self._counter = 0
         self._scales = RunningScales()
         self._policy: Policy | None = None
         self._trainer: Trainer | None = None
         self._examined = False
-        self._warned: set[str] = set()
+        self._reporter = Reporter()
 
     @property
     @override
@@ -147,6 +152,7 @@ class SobolevCallback(Callback):
             compiled=is_compiled(pl_module),
             inner_precision=self._inner_precision,
             mixed_step=trainer.precision == self._inner_precision,
+            non_finite=self._non_finite,
         )
         found = findings.scan(self._student(pl_module), self._policy)
         findings.report(found, self._policy, chosen=self._engine == "auto")
@@ -201,34 +207,16 @@ class SobolevCallback(Callback):
         with torch.autocast(seen[0].x.device.type, enabled=False):
             # What cannot be evaluated at all says so itself, before the doctor looks at it.
             outcome = evaluate(seen, batch, self._policy, draws, weights, self._scales)
+            scaled = getattr(getattr(self._trainer, "precision_plugin", None), "scaler", None)
+            self._reporter.check_finite(outcome, seen, global_step, scaled=scaled is not None)
             if not self._examined:
                 doctor.examine(seen[0], self._policy, draws)
                 self._examined = True
         loss = attached(seen)
         if outcome.terms:
             loss = loss + weighted_sum(outcome.terms, weights)
-        self._log(module, outcome, seen[0].size)
+        self._reporter.log(module, outcome, seen[0].size)
         return loss
-
-    def _log(self, module: LightningModule, outcome: Outcome, size: int) -> None:
-        for key, value in outcome.terms.items():
-            module.log(log_keys.term("train", key), value.detach(), batch_size=size)
-        if self.teacher.allows_unknown:
-            for key, rows in outcome.unknown.items():
-                module.log(log_keys.unknown_rows("train", key), rows, batch_size=size)
-        for key in outcome.blind:
-            self._warn_once(f"term {key!r}: no row of this batch has a known target")
-        for key in outcome.zero_curvature:
-            self._warn_once(
-                f"term {key!r}: the student's second derivative is exactly zero on this batch; "
-                "with piecewise-linear activations (ReLU and its kin) an order-2 term trains "
-                "nothing. Use a smooth activation: tanh, SiLU, GELU, softplus"
-            )
-
-    def _warn_once(self, text: str) -> None:
-        if text not in self._warned:
-            self._warned.add(text)
-            warnings.warn(text, stacklevel=2)
 
     def _student(self, module: LightningModule) -> nn.Module:
         return module if self._module is None else module.get_submodule(self._module)

@@ -102,7 +102,7 @@ class _Curvature:
             make_forward(self._module, self._policy),
             make_probe(self._policy, self._draws),
         )
-        seen, _ = observed_call(self._module, forward, self._inputs, self._seen.path, point, probe)
+        seen, _ = observed_call(self._module, forward, self._inputs, self._seen.place, point, probe)
         self.is_double = seen.y.dtype == torch.float64
         jet, total = seen.jet(), point.new_zeros(())
         for index, term in enumerate(self._policy.spec.terms):
@@ -143,7 +143,8 @@ class _Curvature:
     ) -> float:
         length = _length(direction)
         unit = [d / length for d in direction]
-        slope = sum(float((g * d).sum()) for g, d in zip(gradient, unit, strict=True))
+        # torch's gradient in a complex parameter is the one of this real inner product.
+        slope = sum(float((g.conj() * d).real.sum()) for g, d in zip(gradient, unit, strict=True))
         count = sum(d.numel() for d in unit)
         # A random direction sees about norm / sqrt(count) of the gradient.
         floor = max(norm / count**0.5, 1e-7 * abs(value), 1e-300)
@@ -170,14 +171,18 @@ class _Curvature:
 
 
 def _length(vectors: list[Tensor]) -> float:
-    return float(torch.stack([v.square().sum() for v in vectors]).sum().sqrt())
+    return float(torch.stack([v.abs().square().sum() for v in vectors]).sum().sqrt())
 
 
 def _to_double(tensor: Tensor) -> Tensor:
+    # Moved first: not every device knows double precision.
     tensor = tensor.detach().cpu()
+    if tensor.is_complex():  # Module.to(float64) would drop the imaginary part
+        return tensor.to(torch.complex128)
     return tensor.double() if tensor.is_floating_point() else tensor
 
 
 def _plain_copy(module: nn.Module) -> nn.Module:
     original: nn.Module = getattr(module, "_orig_mod", module)
-    return copy.deepcopy(original).to(device="cpu", dtype=torch.float64)
+    double: nn.Module = copy.deepcopy(original)._apply(_to_double)  # type: ignore[no-untyped-call]
+    return double

@@ -16,3 +16,8 @@ def total(stage: str) -> str:
 def unknown_rows(stage: str, key: str) -> str:
     """Rows of the batch in which the target of a term has no known entry."""
     return f"{stage}/{PREFIX}/{key}_unknown_rows"
+
+
+def skipped_rows(stage: str, key: str) -> str:
+    """Rows of the batch that were left out because the teacher's answer is not finite."""
+    return f"{stage}/{PREFIX}/{key}_skipped_rows"

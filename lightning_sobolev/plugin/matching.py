@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,26 +15,11 @@ from lightning_sobolev.functional.precision import inner_autocast
 from lightning_sobolev.objective import Matched, RunningScales, match, reduced
 from lightning_sobolev.plugin.observation import Observation, Probe
 from lightning_sobolev.plugin.observe import Observer
+from lightning_sobolev.plugin.outcome import Outcome
 from lightning_sobolev.plugin.policy import Policy
 from lightning_sobolev.plugin.protect import batch_norm_aside, explained, kept_gathered, protected
 from lightning_sobolev.spec import SobolevTerm
-
-
-@dataclass
-class Outcome:
-    """The terms of one step.
-
-    Args:
-        terms: Unweighted scalars by key.
-        unknown: Rows without any known target entry, by key.
-        blind: Keys of terms for which nothing at all is known.
-        zero_curvature: Keys of order-2 terms in which the student had no second derivative at all.
-    """
-
-    terms: dict[str, Tensor] = field(default_factory=dict)
-    unknown: dict[str, float] = field(default_factory=dict)
-    blind: list[str] = field(default_factory=list)
-    zero_curvature: list[str] = field(default_factory=list)
+from lightning_sobolev.teachers import NetworkTeacher
 
 
 class StepPart:
@@ -157,9 +142,11 @@ def evaluate(
             matched.append(_match_one(index, term, *jets[where], policy, draws, outcome))
         distance, reference, known = (torch.cat(part, dim=1) for part in zip(*matched, strict=True))
         if policy.teacher.allows_unknown:
-            outcome.unknown[term.key] = float((~known).all(0).sum())
-            if not bool(known.any()):
-                outcome.blind.append(term.key)
+            skipped = outcome.skipped.get(term.key, 0)
+            outcome.unknown[term.key] = float((~known).all(0).sum()) - skipped
+        may_be_blind = policy.teacher.allows_unknown or policy.non_finite == "skip"
+        if may_be_blind and not bool(known.any()):
+            outcome.blind.append(term.key)
         joined = Matched(distance, reference, known)
         outcome.terms[term.key] = reduced(term, joined, scales, _sum_over_processes)
     return outcome
@@ -191,8 +178,10 @@ def _jets(
     if rows is not None or policy.again:
         batch = batch if rows is None else _paths.take_rows(batch, rows, seen.size)
         seen = seen.again(rows, make_forward(seen.module, policy), make_probe(policy, draws))
-    target = policy.teacher.at(seen.x.detach(), policy.spec.output_map, batch)
-    return seen, seen.jet(), target
+    x, on, teacher = seen.x.detach(), policy.spec.output_map, policy.teacher
+    if isinstance(teacher, NetworkTeacher) and teacher.takes == "call":
+        return seen, seen.jet(), teacher.at(x, on, batch, call=seen.call)
+    return seen, seen.jet(), teacher.at(x, on, batch)
 
 
 def _match_one(
@@ -219,7 +208,10 @@ def _match_one(
             cotangents=cotangents,
             tangents=tangents,
             allows_unknown=policy.teacher.allows_unknown,
+            non_finite=policy.non_finite,
         )
+    if policy.non_finite == "skip":
+        outcome.skipped[term.key] = outcome.skipped.get(term.key, 0) + matched.skipped
     if term.order == 2 and matched.vanishes:
         outcome.zero_curvature.append(term.key)
     return matched.distance, matched.reference, matched.known

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lightning_sobolev import _paths
 from lightning_sobolev._types import BatchFn, Jet
 from lightning_sobolev.functional.derivatives import FuncJet, TapeJet
-from lightning_sobolev.plugin.select import Inputs, select_output
+from lightning_sobolev.plugin.select import Inputs, Place, Wrt, select_output
 
 
 @dataclass(frozen=True)
@@ -18,14 +18,15 @@ class Probe:
     """What to observe of a call and how to differentiate it.
 
     Args:
-        wrt: Path of the input: position, name or key path; None for the first float tensor.
+        wrt: Path of the input: position, name or key path, or several; None for the first float
+            tensor.
         output: Path of the output; None for the first float tensor.
         on: Output map.
         engine: ``"tape"`` or ``"func"``.
         tangents: For forward mode: draws the tangents once the input is known.
     """
 
-    wrt: str | int | None
+    wrt: Wrt
     output: str | int | None
     on: BatchFn
     engine: str
@@ -43,7 +44,7 @@ class Observation:
     Args:
         module: The module that was called.
         inputs: What it was called with.
-        path: Where in ``inputs`` the observed input stands.
+        place: Where in ``inputs`` the observed input stands.
         probe: How it was observed.
         x: The point of evaluation.
         y: The matched output, before the output map.
@@ -53,7 +54,7 @@ class Observation:
 
     module: nn.Module
     inputs: Inputs
-    path: _paths.Path
+    place: Place
     probe: Probe
     x: Tensor
     y: Tensor
@@ -73,6 +74,23 @@ class Observation:
             else TapeJet(self.probe.mapped(self.y, self.x), self.x)
         )
 
+    def call(self, network: nn.Module, point: Tensor) -> Any:
+        """Call another network as the student was called.
+
+        Args:
+            network: The network.
+            point: What stands in the place of the observed input; decides the precision.
+
+        Returns:
+            What the network returns.
+        """
+
+        def cast(tensor: Tensor) -> Tensor:
+            return tensor.detach().to(point.dtype) if tensor.is_floating_point() else tensor
+
+        filled = self.place.fill(_paths.map_tensors(self.inputs, cast), point)
+        return network(*filled["args"], **filled["kwargs"])
+
     def again(
         self, rows: Tensor | None, forward: Callable[..., Any], probe: Probe
     ) -> "Observation":
@@ -91,7 +109,7 @@ class Observation:
             x, inputs = x[rows], _paths.take_rows(inputs, rows, self.size)
         # x[rows] of our own leaf would hang the second graph below the first one.
         point = x if self._is_intermediate else x.detach().requires_grad_()
-        seen, _ = observed_call(self.module, forward, inputs, self.path, point, probe)
+        seen, _ = observed_call(self.module, forward, inputs, self.place, point, probe)
         return seen
 
     @property
@@ -103,17 +121,17 @@ def observed_call(
     module: nn.Module,
     forward: Callable[..., Any],
     inputs: Inputs,
-    path: _paths.Path,
+    place: Place,
     x: Tensor,
     probe: Probe,
 ) -> tuple[Observation, Any]:
-    """Call ``forward`` with ``x`` at ``path`` and keep what its jet needs.
+    """Call ``forward`` with ``x`` in its place and keep what its jet needs.
 
     Args:
         module: The module whose call this is.
         forward: What to call.
         inputs: Arguments of the call.
-        path: Where in ``inputs`` the observed input stands.
+        place: Where in ``inputs`` the observed input stands.
         x: The point of evaluation: a leaf that requires grad, or an intermediate.
         probe: What to observe.
 
@@ -122,14 +140,14 @@ def observed_call(
     """
 
     def run(point: Tensor) -> Any:
-        filled = _paths.put(inputs, path, point)
+        filled = place.fill(inputs, point)
         return forward(*filled["args"], **filled["kwargs"])
 
     if probe.engine == "tape":
         # A clone is passed on: a forward that writes in place must not change the leaf.
         result = run(x.clone())
         y = _with_rows(select_output(result, probe.output), x)
-        return Observation(module, inputs, path, probe, x, y), result
+        return Observation(module, inputs, place, probe, x, y), result
 
     def run_func(point: Tensor) -> tuple[Tensor, tuple[Any, Tensor]]:
         result = run(point)
@@ -139,7 +157,7 @@ def observed_call(
     tangents = probe.tangents(x)
     jet = FuncJet(run_func, x, tangents=tangents, has_aux=True)
     result, y = jet.aux
-    return Observation(module, inputs, path, probe, x, y, tangents, jet), result
+    return Observation(module, inputs, place, probe, x, y, tangents, jet), result
 
 
 def _with_rows(y: Tensor, x: Tensor) -> Tensor:

@@ -13,7 +13,6 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from lightning_sobolev import _paths
 from lightning_sobolev.plugin.observation import Observation, Probe, observed_call
 from lightning_sobolev.plugin.select import Inputs, locate, select_output
 from lightning_sobolev.plugin.shadow import Passing, Shadow
@@ -139,11 +138,11 @@ class Observer:
             if not self._wanted(number):
                 return forward(*args, **kwargs)
             inputs: Inputs = {"args": args, "kwargs": kwargs}
-            path = locate(self._probe.wrt, forward, inputs)
-            tensor = _paths.get(inputs, path, "wrt")
+            place = locate(self._probe.wrt, forward, inputs)
+            tensor = place.read(inputs)
             point = tensor.clone() if tensor.requires_grad else tensor.detach().requires_grad_()
             with self.paused():
-                seen, result = observed_call(module, forward, inputs, path, point, self._probe)
+                seen, result = observed_call(module, forward, inputs, place, point, self._probe)
             self._seen[name].append(seen)
             self._under_way[name] = seen
             return result

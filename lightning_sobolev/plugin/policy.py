@@ -1,10 +1,12 @@
 """What a callback was told, resolved for one module."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from lightning_sobolev._types import Teacher
 from lightning_sobolev.functional.precision import InnerPrecision
 from lightning_sobolev.plugin.observe import Call
+from lightning_sobolev.plugin.select import Wrt
 from lightning_sobolev.spec import SobolevSpec
 
 
@@ -16,7 +18,7 @@ class Policy:
         teacher: Answers at the observed inputs.
         spec: The terms.
         module: Name of the observed submodule, or None.
-        wrt: Path of the input.
+        wrt: Path of the input, or several.
         output: Path of the output.
         call: Which call counts.
         engine: ``"tape"`` or ``"func"``.
@@ -25,12 +27,13 @@ class Policy:
         compiled: Whether something in the step is compiled.
         inner_precision: In which precision the derivative is taken; None for the student's own.
         mixed_step: Whether the step itself runs in that precision already.
+        non_finite: What happens to rows whose target is NaN or Inf.
     """
 
     teacher: Teacher
     spec: SobolevSpec
     module: str | None
-    wrt: str | int | None
+    wrt: Wrt
     output: str | int | None
     call: Call
     engine: str
@@ -38,6 +41,7 @@ class Policy:
     compiled: bool
     inner_precision: InnerPrecision | None = None
     mixed_step: bool = False
+    non_finite: Literal["raise", "skip"] = "raise"
 
     @property
     def pushed(self) -> int | None:

@@ -1,9 +1,12 @@
 """Find the observed input among a call's arguments and the matched tensor in its result."""
 
+import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lightning_sobolev import _paths
@@ -11,22 +14,89 @@ from lightning_sobolev import _paths
 Inputs = dict[str, Any]
 """``{"args": tuple, "kwargs": dict}`` of one call."""
 
+Wrt = str | int | Sequence[str | int] | None
+"""Which input is differentiated; of several, one or more."""
 
-def locate(wrt: str | int | None, forward: Callable[..., Any], inputs: Inputs) -> _paths.Path:
+
+@dataclass(frozen=True)
+class Place:
+    """Where the observed input stands in a call.
+
+    Several inputs are one: their rows flattened and joined, ``[batch, D_1 + D_2 + ...]``. Every
+    projection and scale then means the same as for one input.
+
+    Args:
+        paths: Where each of them stands.
+    """
+
+    paths: tuple[_paths.Path, ...]
+
+    def read(self, inputs: Inputs) -> Tensor:
+        """Return the observed input.
+
+        Raises:
+            ValueError: If several inputs differ in their number of rows.
+        """
+        tensors: list[Tensor] = [_paths.get(inputs, path, "wrt") for path in self.paths]
+        if len(tensors) == 1:
+            return tensors[0]
+        rows = {tuple(tensor.shape[:1]) for tensor in tensors}
+        if len(rows) > 1 or () in rows:
+            got = "; ".join(map(_paths.describe, tensors))
+            raise ValueError(f"wrt: several inputs must have the same number of rows, got {got}")
+        wide = functools.reduce(torch.promote_types, [tensor.dtype for tensor in tensors])
+        return torch.cat([tensor.reshape(len(tensor), -1).to(wide) for tensor in tensors], 1)
+
+    def fill(self, inputs: Inputs, point: Tensor) -> Inputs:
+        """Return a copy of ``inputs`` that holds ``point``, each part in its own shape and type."""
+        if len(self.paths) == 1:
+            return _put(inputs, self.paths[0], point)
+        old = [_paths.get(inputs, path, "wrt") for path in self.paths]
+        parts = torch.split(point, [tensor.shape[1:].numel() for tensor in old], 1)
+        for path, tensor, part in zip(self.paths, old, parts, strict=True):
+            inputs = _put(inputs, path, part.reshape(tensor.shape).to(tensor.dtype))
+        return inputs
+
+
+def _put(inputs: Inputs, path: _paths.Path, value: Tensor) -> Inputs:
+    filled: Inputs = _paths.put(inputs, path, value)
+    return filled
+
+
+def parse_wrt(wrt: Any) -> str | int | tuple[str | int, ...] | None:
+    """Check the form of ``wrt``; a list of one is that one.
+
+    Returns:
+        What stands for it from here on.
+
+    Raises:
+        ValueError: If it is empty, names an input twice, or is no key path.
+    """
+    if wrt is None:
+        return None
+    several: tuple[str | int, ...] = (wrt,) if isinstance(wrt, str | int) else tuple(wrt)
+    if not several or len({_paths.parse(one) for one in several}) < len(several):
+        raise ValueError(f"wrt must name one or more inputs, each once, got {wrt!r}")
+    return several[0] if len(several) == 1 else several
+
+
+def locate(wrt: Wrt, forward: Callable[..., Any], inputs: Inputs) -> Place:
     """Find the input with respect to which is differentiated.
 
     Args:
         wrt: None for the first floating-point tensor; a position; the name of a parameter of
-            ``forward``, or a key of its first argument; or a key path that begins so.
+            ``forward``, or a key of its first argument; or a key path that begins so; or several.
         forward: What is called, for the names of its parameters.
         inputs: Arguments of the call.
 
     Returns:
-        The path of a floating-point tensor in ``inputs``.
-
-    Raises:
-        ValueError: If there is no such tensor.
+        The place of one or more floating-point tensors in ``inputs``.
     """
+    several = (wrt,) if wrt is None or isinstance(wrt, str | int) else wrt
+    return Place(tuple(_locate_one(one, forward, inputs) for one in several))
+
+
+def _locate_one(wrt: str | int | None, forward: Callable[..., Any], inputs: Inputs) -> _paths.Path:
     path = () if wrt is None else _resolve(wrt, forward, inputs)
     chosen = _paths.get(inputs, path, f"wrt={wrt!r}")
     inner = _paths.first_float(chosen)

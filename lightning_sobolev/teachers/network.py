@@ -1,6 +1,7 @@
 """A frozen network as the target function."""
 
-from typing import Any, Self
+from collections.abc import Callable
+from typing import Any, Literal, Self
 
 import torch
 from jaxtyping import Float
@@ -24,16 +25,26 @@ class NetworkTeacher:
     Args:
         network: Any module that maps what the student's observed module takes to its output.
         output: Key path of the matched tensor when the network returns a tuple or a dict.
+        takes: ``"input"`` calls the network with the observed input alone, ``"call"`` with all
+            arguments of the student's call: masks, conditions, whole batches.
 
     Raises:
-        ValueError: If ``network`` is not a module.
+        ValueError: If ``network`` is not a module, or ``takes`` is neither.
     """
 
     allows_unknown = False
 
-    def __init__(self, network: nn.Module, output: str | int | None = None) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        output: str | int | None = None,
+        takes: Literal["input", "call"] = "input",
+    ) -> None:
         if not isinstance(network, nn.Module):
             raise ValueError(f"network must be a torch.nn.Module, got {type(network).__name__}")
+        if takes not in ("input", "call"):
+            raise ValueError(f"takes must be 'input' or 'call', got {takes!r}")
+        self.takes = takes
         self.network = network.eval().requires_grad_(False)
         self._output = None if output is None else _paths.parse(output)
 
@@ -42,9 +53,28 @@ class NetworkTeacher:
         self.network.to(device)
         return self
 
-    def at(self, x: Float[Tensor, "batch *in"], on: BatchFn, batch: Any = None) -> Jet:
-        """Return the jet of ``on(network)`` at ``x``; one forward pass."""
+    def at(
+        self,
+        x: Float[Tensor, "batch *in"],
+        on: BatchFn,
+        batch: Any = None,
+        call: Callable[[nn.Module, Tensor], Any] | None = None,
+    ) -> Jet:
+        """Return the jet of ``on(network)`` at ``x``; one forward pass.
+
+        Args:
+            x: Points of evaluation.
+            on: Output map.
+            batch: Not used.
+            call: Calls a network as the student was called, for ``takes="call"``.
+
+        Raises:
+            ValueError: If ``takes="call"`` and there is no call.
+        """
         del batch
+        ask = _with_the_input_alone if self.takes == "input" else call
+        if ask is None:
+            raise ValueError("takes='call' needs call=, which a SobolevCallback gives, got None")
         # A train() on a module that happens to hold the network must not change the target.
         self.network.eval()
         parameter = next(self.network.parameters(), x)
@@ -52,7 +82,7 @@ class NetworkTeacher:
 
         def answer(point: Tensor) -> Tensor:
             with torch.autocast(point.device.type, enabled=False):
-                return on(self._select(self.network(point.to(dtype)))).to(x.dtype)
+                return on(self._select(ask(self.network, point.to(dtype)))).to(x.dtype)
 
         return tape_jet(answer, x)
 
@@ -69,3 +99,7 @@ class NetworkTeacher:
                 f"the teacher's output must be a tensor, got {_paths.describe(selected)}"
             )
         return selected
+
+
+def _with_the_input_alone(network: nn.Module, point: Tensor) -> Any:
+    return network(point)

@@ -97,13 +97,16 @@ def _flat_rows(directions: Tensor) -> Float[Tensor, "proj batch size"]:
 
 
 def _contract(equation: str, array: Tensor, *directions: Tensor) -> Tensor:
-    """Sum products of array entries with directions; unknown entries times zero are zero."""
-    unknown = array.isnan()
-    sums = torch.einsum(equation, array.masked_fill(unknown, 0.0), *directions)
-    if not bool(unknown.any()):
+    """Sum products of array entries with directions; NaN or Inf times zero is zero."""
+    finite = array.isfinite()
+    sums = torch.einsum(equation, array.masked_fill(~finite, 0.0), *directions)
+    if bool(finite.all()):
         return sums
-    entered = torch.einsum(equation, unknown.to(array.dtype), *[d.abs() for d in directions]) > 0
-    return sums.masked_fill(entered, torch.nan)
+    # NaN after Inf: a sum of both is not known.
+    for kind, result in ((array.isinf(), torch.inf), (array.isnan(), torch.nan)):
+        entered = torch.einsum(equation, kind.to(array.dtype), *[d.abs() for d in directions]) > 0
+        sums = sums.masked_fill(entered, result)
+    return sums
 
 
 class BatchTeacher:
@@ -115,7 +118,8 @@ class BatchTeacher:
 
     Args:
         jacobian: Key path of the Jacobian ``[batch, *out, *in]`` in the batch, e.g. ``"forces"``
-            or ``"2"`` for the third element of a tuple.
+            or ``"2"`` for the third element of a tuple. Where ``wrt`` names several inputs: one
+            array for all, ``[batch, *out, D_1 + D_2 + ...]``, or a list with one array for each.
         value: Key path of the value, for order-0 terms.
         hessian: Key path of the Hessian, for order-2 terms.
 
@@ -127,12 +131,15 @@ class BatchTeacher:
 
     def __init__(
         self,
-        jacobian: str | int | None = None,
+        jacobian: str | int | Sequence[str | int] | None = None,
         value: str | int | None = None,
         hessian: str | int | None = None,
     ) -> None:
-        paths = {"value": value, "jacobian": jacobian, "hessian": hessian}
-        if all(path is None for path in paths.values()):
+        parts = jacobian if not isinstance(jacobian, str | int | None) else ()
+        self._parts = [_paths.parse(part) for part in parts]
+        whole = jacobian if isinstance(jacobian, str | int) else None
+        paths = {"value": value, "jacobian": whole, "hessian": hessian}
+        if not self._parts and all(path is None for path in paths.values()):
             raise ValueError(
                 "BatchTeacher needs a key path for jacobian, value or hessian, got none"
             )
@@ -147,17 +154,33 @@ class BatchTeacher:
         del on
         if batch is None:
             raise ValueError("BatchTeacher needs the batch, but training_step was given none")
-        arrays = {name: self._lookup(name, x, batch) for name in self._paths}
+        arrays = {name: _lookup(name, path, x, batch) for name, path in self._paths.items()}
+        if self._parts:
+            parts = [_lookup("jacobian", path, x, batch) for path in self._parts]
+            arrays["jacobian"] = _joined([part for part in parts if part is not None], x)
         return TabulatedJet(x.shape[1:], source="the batch", **arrays)
 
-    def _lookup(self, name: str, x: Tensor, batch: Any) -> Tensor | None:
-        path = self._paths[name]
-        if path is None:
-            return None
-        array = _paths.get(batch, path, f"BatchTeacher({name}={'.'.join(map(str, path))!r})")
-        if not isinstance(array, Tensor) or array.ndim == 0 or array.shape[0] != x.shape[0]:
-            raise ValueError(
-                f"{name} in the batch must be a tensor with {x.shape[0]} rows, "
-                f"got {_paths.describe(array)}"
-            )
-        return array.detach().to(device=x.device, dtype=x.dtype)
+
+def _lookup(name: str, path: _paths.Path | None, x: Tensor, batch: Any) -> Tensor | None:
+    if path is None:
+        return None
+    array = _paths.get(batch, path, f"BatchTeacher({name}={'.'.join(map(str, path))!r})")
+    if not isinstance(array, Tensor) or array.ndim == 0 or array.shape[0] != x.shape[0]:
+        raise ValueError(
+            f"{name} in the batch must be a tensor with {x.shape[0]} rows, "
+            f"got {_paths.describe(array)}"
+        )
+    return array.detach().to(device=x.device, dtype=x.dtype)
+
+
+def _joined(parts: list[Tensor], x: Tensor) -> Float[Tensor, "batch out in"]:
+    """Join the Jacobians of several inputs; all have the same outputs, so the sizes give them."""
+    total = sum(part.shape[1:].numel() for part in parts)
+    outputs, rest = divmod(total, x.shape[1:].numel())
+    if rest or any(part.shape[1:].numel() % max(outputs, 1) for part in parts):
+        got = [list(part.shape) for part in parts]
+        raise ValueError(
+            f"jacobian: the arrays of several inputs must be [batch, *out, *in] with "
+            f"{x.shape[1:].numel()} input elements in all, got {got}"
+        )
+    return torch.cat([part.reshape(len(part), outputs, -1) for part in parts], 2)
