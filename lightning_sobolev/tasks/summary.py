@@ -46,6 +46,8 @@ def matched(cfg: DictConfig) -> str:
     Returns:
         Values first, then every term with its directions and weight.
     """
+    if "kind" in cfg:
+        return f"passed down at {cfg.cuts} cut(s): {cfg.kind}"
     if cfg.sobolev.callback is None:
         return "matched: values"
     spec = cfg.sobolev.callback.spec

@@ -1,0 +1,82 @@
+"""Classifiers of pictures, as blocks that follow one another and can be cut apart."""
+
+import math
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+def image_cnn(
+    in_channels: int = 1, num_classes: int = 10, *, size: int = 28, width: int = 16
+) -> nn.Sequential:
+    """Return four blocks, three of them convolutions that halve the picture, and a linear layer.
+
+    The linear layer sees what is left of the picture, four by four for 28 by 28: a small section
+    above and deep ones below, so that it matters whether those below learn.
+
+    Args:
+        in_channels: Channels of the pictures.
+        num_classes: Number of logits.
+        size: Height and width of the pictures.
+        width: Channels of the convolutions.
+    """
+    blocks = [
+        nn.Sequential(nn.Conv2d(before, width, 3, stride=2, padding=1), nn.ReLU())
+        for before in (in_channels, width, width)
+    ]
+    side = math.ceil(size / 2 ** len(blocks))
+    head = nn.Sequential(nn.Flatten(), nn.Linear(width * side**2, num_classes))
+    return nn.Sequential(*blocks, head)
+
+
+class Residual(nn.Module):
+    """Two convolutions with batch norm around which the input is carried.
+
+    Args:
+        before: Channels that come in.
+        after: Channels that go out.
+        stride: Of the first convolution.
+    """
+
+    def __init__(self, before: int, after: int, stride: int) -> None:
+        super().__init__()
+        self.main = nn.Sequential(
+            nn.Conv2d(before, after, 3, stride=stride, padding=1, bias=False),
+            nn.BatchNorm2d(after),
+            nn.ReLU(),
+            nn.Conv2d(after, after, 3, padding=1, bias=False),
+            nn.BatchNorm2d(after),
+        )
+        self.carried: nn.Module = nn.Identity()
+        if stride != 1 or before != after:
+            self.carried = nn.Conv2d(before, after, 1, stride=stride, bias=False)
+        self.last = nn.ReLU()
+
+    def forward(
+        self, x: Float[Tensor, "batch before height width"]
+    ) -> Float[Tensor, "batch after height width"]:
+        """Return the activation after both ways have met."""
+        y: Tensor = self.last(self.main(x) + self.carried(x))
+        return y
+
+
+def image_resnet(in_channels: int = 1, num_classes: int = 10, *, width: int = 8) -> nn.Sequential:
+    """Return a first convolution, two residual blocks and a last one with the classifier.
+
+    Args:
+        in_channels: Channels of the pictures.
+        num_classes: Number of logits.
+        width: Channels of the first block; each following one has twice as many.
+    """
+    first = nn.Sequential(
+        nn.Conv2d(in_channels, width, 3, stride=2, padding=1, bias=False),
+        nn.BatchNorm2d(width),
+        nn.ReLU(),
+    )
+    pooled = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4 * width, num_classes)]
+    return nn.Sequential(
+        first,
+        Residual(width, 2 * width, 2),
+        Residual(2 * width, 4 * width, 2),
+        nn.Sequential(Residual(4 * width, 4 * width, 1), *pooled),
+    )
