@@ -9,6 +9,7 @@ Source: Czarnecki et al. 2017, Sobolev Training for Neural Networks (arXiv:1706.
 synthetic gradients.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -73,6 +74,8 @@ class ModelSettings:
     Args:
         width: Channels or units of the hidden layers.
         depth: Hidden layers; 0 for a linear model.
+        stride: Of the first convolution of a loss model, which looks at a whole map to say one
+            number; a gradient model answers at every place and keeps them all.
         activation: One of relu, softplus, elu.
 
     Raises:
@@ -81,10 +84,11 @@ class ModelSettings:
 
     width: int = 32
     depth: int = 1
+    stride: int = 2
     activation: str = "relu"
 
     def __post_init__(self) -> None:
-        for name, least in (("width", 1), ("depth", 0)):
+        for name, least in (("width", 1), ("depth", 0), ("stride", 1)):
             if (got := getattr(self, name)) < least:
                 raise ValueError(f"{name} must be at least {least}, got {got}")
         if self.activation not in _ACTIVATIONS:
@@ -127,9 +131,10 @@ def build_models(
 
 
 def _predictor(shape: tuple[int, ...], num_classes: int, settings: ModelSettings) -> nn.Sequential:
-    hidden = _hidden(shape[0], len(shape) == 3, settings)
-    channels = settings.width if hidden else shape[0]
-    units = channels * torch.Size(shape[1:]).numel()
+    maps = len(shape) == 3
+    hidden = _hidden(shape[0], maps, settings, stride=settings.stride)
+    channels, stride = (settings.width, settings.stride) if hidden else (shape[0], 1)
+    units = channels * math.prod(math.ceil(size / stride) for size in shape[1:])
     return nn.Sequential(*hidden, nn.Flatten(), _zeroed(nn.Linear(units, num_classes)))
 
 
@@ -140,16 +145,21 @@ def _regressor(shape: tuple[int, ...], num_classes: int, settings: ModelSettings
     return nn.Sequential(*hidden, _zeroed(_layer(channels, shape[0], maps=maps)))
 
 
-def _hidden(channels: int, maps: bool, settings: ModelSettings) -> list[nn.Module]:
+def _hidden(
+    channels: int, maps: bool, settings: ModelSettings, *, stride: int = 1
+) -> list[nn.Module]:
     layers: list[nn.Module] = []
     for number in range(settings.depth):
-        layers.append(_layer(settings.width if number else channels, settings.width, maps=maps))
+        before, step = (settings.width, 1) if number else (channels, stride)
+        layers.append(_layer(before, settings.width, maps=maps, stride=step))
         layers.append(_ACTIVATIONS[settings.activation]())
     return layers
 
 
-def _layer(channels: int, out: int, *, maps: bool) -> nn.Conv2d | nn.Linear:
-    return nn.Conv2d(channels, out, 3, padding=1) if maps else nn.Linear(channels, out)
+def _layer(channels: int, out: int, *, maps: bool, stride: int = 1) -> nn.Conv2d | nn.Linear:
+    if not maps:
+        return nn.Linear(channels, out)
+    return nn.Conv2d(channels, out, 3, stride=stride, padding=1)
 
 
 def _zeroed(layer: nn.Conv2d | nn.Linear) -> nn.Conv2d | nn.Linear:

@@ -9,10 +9,11 @@ from torch import Tensor, nn
 def image_cnn(
     in_channels: int = 1, num_classes: int = 10, *, size: int = 28, width: int = 16
 ) -> nn.Sequential:
-    """Return four blocks, three of them convolutions that halve the picture, and a linear layer.
+    """Return four blocks: a convolution of patches, two of 3 by 3, and a linear layer.
 
-    The linear layer sees what is left of the picture, four by four for 28 by 28: a small section
-    above and deep ones below, so that it matters whether those below learn.
+    Patches are four by four pixels, and the third convolution halves the map again: the linear
+    layer sees four by four places of a picture of 28 by 28. Most of the network is below its last
+    block, so it matters whether what is below learns.
 
     Args:
         in_channels: Channels of the pictures.
@@ -20,13 +21,13 @@ def image_cnn(
         size: Height and width of the pictures.
         width: Channels of the convolutions.
     """
-    blocks = [
-        nn.Sequential(nn.Conv2d(before, width, 3, stride=2, padding=1), nn.ReLU())
-        for before in (in_channels, width, width)
-    ]
-    side = math.ceil(size / 2 ** len(blocks))
-    head = nn.Sequential(nn.Flatten(), nn.Linear(width * side**2, num_classes))
-    return nn.Sequential(*blocks, head)
+    side = math.ceil(size // 4 / 2)
+    return nn.Sequential(
+        nn.Sequential(nn.Conv2d(in_channels, width, 4, stride=4), nn.ReLU()),
+        nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.ReLU()),
+        nn.Sequential(nn.Conv2d(width, width, 3, stride=2, padding=1), nn.ReLU()),
+        nn.Sequential(nn.Flatten(), nn.Linear(width * side**2, num_classes)),
+    )
 
 
 class Residual(nn.Module):
