@@ -1,5 +1,6 @@
 """How the model at a cut is taught: the package's objective, with a tabulated target."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,11 +22,21 @@ class Matching:
         derivative_weight: Of their derivatives, or of the gradient that is regressed.
         normalize: ``"target"`` divides each by the running mean square of its target, ``"none"``
             is the raw form of the paper; see ``SobolevTerm``.
+
+    Raises:
+        ValueError: If a weight or the normalisation is not one that a ``SobolevTerm`` takes.
     """
 
     value_weight: float = 1.0
     derivative_weight: float = 1.0
     normalize: Literal["target", "none"] = "target"
+
+    def __post_init__(self) -> None:
+        for name in ("value_weight", "derivative_weight"):
+            weight = getattr(self, name)
+            if not (math.isfinite(weight) and weight >= 0):
+                raise ValueError(f"{name} must be a finite number >= 0, got {weight!r}")
+        self._term(0, "value", 1.0)  # checks the rest
 
     def terms(self, kind: Kind) -> tuple[SobolevTerm, ...]:
         """Return the terms by which models of a kind are taught.

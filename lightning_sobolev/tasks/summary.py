@@ -18,7 +18,9 @@ def summary_table(cfg: DictConfig, metrics: Mapping[str, float | str]) -> Table:
         metrics: The content of ``metrics.json``.
     """
     table = Table(title=f"{cfg.name}, seed {cfg.seed}", title_justify="left")
-    columns = ["test", "student", "teacher"] if cfg.teacher is not None else ["test", "network"]
+    columns = (
+        ["test", "student", "teacher"] if cfg.get("teacher") is not None else ["test", "network"]
+    )
     for number, column in enumerate(columns):
         table.add_column(column, justify="right" if number else "left")
     numbers = {
