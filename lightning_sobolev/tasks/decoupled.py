@@ -118,7 +118,8 @@ class DecoupledModule(pl.LightningModule):
         del batch_idx
         # Entries cost as much as the step of a network as small as these, and between two of them
         # nobody reads.
-        due = (self.global_step + 1) % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+        number, every = self.global_step + 1, self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        due = number % every == 0 or number == self.trainer.max_steps
         optimizers = self._own_optimizers()
         for optimizer in optimizers:
             optimizer.zero_grad()
