@@ -1,5 +1,6 @@
 """What is said at a cut: the loss of every row and its gradient with respect to the activation."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -55,6 +56,29 @@ def speak(
     value = model(leaf, y)
     jet = TapeJet(value, leaf, create_graph=create_graph)
     return Message(jet.vjp(torch.ones_like(value)[None])[0], value)
+
+
+def check_models(
+    models: Sequence[nn.Module], kind: Kind, shapes: Sequence[tuple[int, ...]], like: Tensor
+) -> None:
+    """Ask every model about two rows of zeros and look at the shape of its answer.
+
+    Args:
+        models: A model for every cut, the lowest first.
+        kind: What they should answer with.
+        shapes: Shape of one row of the activation at every cut.
+        like: Has the type and the device of the activations.
+
+    Raises:
+        ValueError: If there is not one for every cut, the kind has none, or one has another shape.
+    """
+    if kind.model is None or len(models) != len(shapes):
+        needed = 0 if kind.model is None else len(shapes)
+        raise ValueError(
+            f"models must be one for every cut of this kind ({needed}), got {len(models)}"
+        )
+    for cut, (model, shape) in enumerate(zip(models, shapes, strict=True), start=1):
+        check_answer(model, kind, shape, cut, like)
 
 
 def check_answer(

@@ -20,7 +20,7 @@ from lightning_sobolev.decoupled import (
     take_step,
 )
 from lightning_sobolev.decoupled.kinds import kind_named
-from lightning_sobolev.decoupled.messages import check_answer
+from lightning_sobolev.decoupled.messages import check_models
 from lightning_sobolev.decoupled.probe import probe
 from lightning_sobolev.objective import RunningScales
 from lightning_sobolev.tasks.optimizers import cosine_decay
@@ -82,16 +82,12 @@ class DecoupledModule(pl.LightningModule):
         shapes = activation_shapes(sections, input_shape, num_classes)
         if isinstance(models, ModelSettings):
             models = build_models(self.kind, shapes, num_classes, models)
-        elif len(models) != len(shapes):
-            raise ValueError(f"models must be one for every cut, got {len(models)} for {cuts!r}")
-        like = next(net.parameters())
-        for cut, (model, shape) in enumerate(zip(models, shapes, strict=bool(models)), start=1):
-            check_answer(model, self.kind, shape, cut, like)
+        else:
+            check_models(models, self.kind, shapes, next(net.parameters()))
         self.sections, self.models = nn.ModuleList(sections), nn.ModuleList(models)
-        self.matching = matching
-        self.lr, self.model_lr, self.max_steps = lr, model_lr, max_steps
-        self.optimizer, self.probe_rows = optimizer, probe_rows
         self.scales = [RunningScales() for _ in models]
+        self.matching, self.lr, self.model_lr = matching, lr, model_lr
+        self.max_steps, self.optimizer, self.probe_rows = max_steps, optimizer, probe_rows
 
     def forward(self, x: Float[Tensor, "batch *in"]) -> Float[Tensor, "batch classes"]:
         """Return the logits."""
@@ -120,7 +116,7 @@ class DecoupledModule(pl.LightningModule):
         # nobody reads.
         number, every = self.global_step + 1, self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         due = number % every == 0 or number == self.trainer.max_steps
-        optimizers = self._own_optimizers()
+        optimizers: list[LightningOptimizer] = _listed(self.optimizers())
         for optimizer in optimizers:
             optimizer.zero_grad()
         step = take_step(
@@ -137,15 +133,10 @@ class DecoupledModule(pl.LightningModule):
         optimizers[0].step()
         for optimizer in optimizers[1:]:
             optimizer.optimizer.step()
-        schedulers: Any = self.lr_schedulers()
-        for scheduler in schedulers if isinstance(schedulers, list) else [schedulers]:
+        for scheduler in _listed(self.lr_schedulers()):
             scheduler.step()
         if due:
             self._log_step(step, batch["y"])
-
-    def _own_optimizers(self) -> list[LightningOptimizer]:
-        optimizers: Any = self.optimizers()
-        return optimizers if isinstance(optimizers, list) else [optimizers]
 
     def _log_step(self, step: Step, y: Tensor) -> None:
         accuracy = (step.logits.argmax(-1) == y).float().mean()
@@ -217,3 +208,8 @@ class DecoupledModule(pl.LightningModule):
         """Take the running scales back."""
         for scales, saved in zip(self.scales, checkpoint[_SCALES], strict=True):
             scales.state = {name: (s["mean"], int(s["count"])) for name, s in saved.items()}
+
+
+def _listed(found: Any) -> list[Any]:
+    """Return what the trainer has one or many of as a list."""
+    return found if isinstance(found, list) else [found]

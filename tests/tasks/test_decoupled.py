@@ -214,7 +214,11 @@ def test_a_checkpoint_goes_on_as_if_nothing_had_happened(kind, batches, tmp_path
     [
         ({"kind": "magic"}, "kind must be one of .*'sobolev'.*, got 'magic'"),
         ({"cuts": [0]}, "cuts must be ascending numbers"),
-        ({"models": [LossModel(nn.Linear(8, CLASSES))]}, "one for every cut, got 1 for 3"),
+        (
+            {"models": [LossModel(nn.Linear(8, CLASSES))]},
+            r"one for every cut of this kind \(3\), got 1",
+        ),
+        ({"kind": "noprop", "models": [nn.Identity()] * 3}, r"this kind \(0\), got 3"),
         ({"models": [LossModel(nn.Linear(8, CLASSES))] * 3}, "model of cut 1 must take"),
     ],
 )
