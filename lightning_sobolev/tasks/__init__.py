@@ -1,6 +1,7 @@
 """The experiments: LightningModules, one run from its configuration, and reports over many."""
 
+from lightning_sobolev.tasks.decoupled import DecoupledModule
 from lightning_sobolev.tasks.distillation import DistillationModule
 from lightning_sobolev.tasks.regression import RegressionModule
 
-__all__ = ["DistillationModule", "RegressionModule"]
+__all__ = ["DecoupledModule", "DistillationModule", "RegressionModule"]

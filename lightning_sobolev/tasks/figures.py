@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Points = list[tuple[float, Estimate]]
+_ON_A_LINEAR_SCALE = ("return", "accuracy", "cosine")
 
 
 def save_figures(folder: Path, layout: Layout, summary: Summary) -> list[Path]:
@@ -67,7 +68,7 @@ def _save_curves(folder: Path, layout: Layout, summary: Summary, varies: Sequenc
         for label, points in _curves(layout, summary, series, measure).items():
             _draw_curve(axes, label, points)
         axes.set(xlabel="fraction of the training states", title=measure, xscale="log")
-        if "return" not in measure:
+        if not any(word in measure for word in _ON_A_LINEAR_SCALE):
             axes.set_yscale("log")
         axes.grid(alpha=0.3)
     for axes in grid[len(measures) :]:
@@ -106,7 +107,8 @@ def _save_bars(
     """Draw a cluster of bars for every setting, a bar for every choice of what is matched."""
     from matplotlib.figure import Figure
 
-    clusters = _clusters(layout, summary, [key for key in varies if key != "sobolev"], measure)
+    compared = "kind" if "kind" in layout.groups else "sobolev"
+    clusters = _clusters(layout, summary, compared, varies, measure)
     choices = sorted({choice for cluster in clusters.values() for choice in cluster})
     figure = Figure(figsize=(max(4.0, 0.95 * len(clusters) + 1.5), 3.8), layout="constrained")
     axes = figure.subplots()
@@ -125,23 +127,24 @@ def _save_bars(
         )
     axes.set_xticks(range(len(clusters)), list(clusters), fontsize="x-small")
     axes.set(title=measure)
-    if "return" not in measure and _any_number(summary, measure):
+    linear = any(word in measure for word in _ON_A_LINEAR_SCALE)
+    if not linear and _any_number(summary, measure):
         axes.set_yscale("log")
     if any(choices):
-        axes.legend(title="sobolev", fontsize="small")
+        axes.legend(title=compared, fontsize="small")
     path = folder / f"{layout.name}_{measure.removeprefix('test_')}.png"
     figure.savefig(path, dpi=120)
     return path
 
 
 def _clusters(
-    layout: Layout, summary: Summary, cases: Sequence[str], measure: str
+    layout: Layout, summary: Summary, compared: str, varies: Sequence[str], measure: str
 ) -> dict[str, dict[str, Estimate]]:
     clusters: dict[str, dict[str, Estimate]] = {}
     for group, estimates in summary.items():
         cells = dict(zip(layout.groups, group, strict=True))
-        label = "\n".join(_shown(cells[key]) for key in cases)
-        clusters.setdefault(label, {})[_shown(cells.get("sobolev", ""))] = estimates[measure]
+        label = "\n".join(_shown(cells[key]) for key in varies if key != compared)
+        clusters.setdefault(label, {})[_shown(cells.get(compared, ""))] = estimates[measure]
     return clusters
 
 

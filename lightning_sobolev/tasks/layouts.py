@@ -87,6 +87,22 @@ REGRESSION = Layout(
         "seconds": "metric:seconds_fit",
     },
 )
+SYNTHETIC_GRADIENTS = Layout(
+    name="synthetic_gradients",
+    keys={
+        "network": "choice:model",
+        "cuts": "config:cuts",
+        "kind": "config:kind",
+        "seed": "config:seed",
+        "epochs": "metric:train/epochs",
+    },
+    measures={
+        "test_accuracy": "metric:test/accuracy",
+        "gradient_cosine": "metric:test/gradient_cosine",
+        "seconds": "metric:seconds_fit",
+    },
+)
+_BY_NAME = {layout.name: layout for layout in (REGRESSION, SYNTHETIC_GRADIENTS)}
 
 
 def layout_of_runs(runs: Sequence[StoredRun]) -> Layout:
@@ -98,8 +114,8 @@ def layout_of_runs(runs: Sequence[StoredRun]) -> Layout:
     names = {str(run.look_up("config:name")) for run in runs}
     if len(names) == 1:
         name = names.pop()
-        if name == "regression":
-            return REGRESSION
+        if name in _BY_NAME:
+            return _BY_NAME[name]
         if name.startswith("distill_"):
             return replace(PONG, name=name.removeprefix("distill_"))
     if all(name.startswith("distill_") for name in names):
@@ -127,7 +143,7 @@ def layout_of_table(path: Path, columns: Sequence[str]) -> Layout:
         path: Its file; gives the name.
         columns: Its columns. Those from the first measure of a known layout on are measures.
     """
-    known = {*PONG.measures, *REGRESSION.measures}
+    known = {*PONG.measures, *REGRESSION.measures, *SYNTHETIC_GRADIENTS.measures}
     is_measure = {c: c in known or c.startswith("test_") or c == "seconds" for c in columns}
     return Layout(
         name=path.stem,

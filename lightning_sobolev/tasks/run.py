@@ -110,8 +110,8 @@ def _checked(cfg: DictConfig) -> DictConfig:
     missing = [group for group in ("task", "data", "model") if cfg.get(group) is None]
     if missing:
         raise ValueError(
-            "an experiment must be chosen, +experiment=distill_pong or +experiment=regression "
-            f"(with the plus): it fills in {', '.join(missing)}, got none"
+            "an experiment must be chosen, +experiment=distill_pong, regression or "
+            f"synthetic_gradients (with the plus): it fills in {', '.join(missing)}, got none"
         )
     cfg = cfg.copy()
     if cfg.seed is None:

@@ -18,8 +18,11 @@ def summary_table(cfg: DictConfig, metrics: Mapping[str, float | str]) -> Table:
         metrics: The content of ``metrics.json``.
     """
     table = Table(title=f"{cfg.name}, seed {cfg.seed}", title_justify="left")
-    for column, justify in (("test", "left"), ("student", "right"), ("teacher", "right")):
-        table.add_column(column, justify=justify)  # type: ignore[arg-type]
+    columns = (
+        ["test", "student", "teacher"] if cfg.get("teacher") is not None else ["test", "network"]
+    )
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="right" if number else "left")
     numbers = {
         key.removeprefix("test/"): value
         for key, value in metrics.items()
@@ -31,9 +34,8 @@ def summary_table(cfg: DictConfig, metrics: Mapping[str, float | str]) -> Table:
         bare = name.removeprefix("student_")
         # A comparison with the teacher has a fixed value at the teacher itself.
         exact = "" if bare != name else ("1" if name.endswith("cosine") else "0")
-        table.add_row(
-            bare, _with_error(numbers, name), _with_error(numbers, f"teacher_{bare}", exact)
-        )
+        cells = (_with_error(numbers, name), _with_error(numbers, f"teacher_{bare}", exact))
+        table.add_row(bare, *cells[: len(columns) - 1])
     return table
 
 
@@ -46,6 +48,8 @@ def matched(cfg: DictConfig) -> str:
     Returns:
         Values first, then every term with its directions and weight.
     """
+    if "kind" in cfg:
+        return f"passed down at {cfg.cuts} cut(s): {cfg.kind}"
     if cfg.sobolev.callback is None:
         return "matched: values"
     spec = cfg.sobolev.callback.spec

@@ -7,6 +7,7 @@ from pathlib import Path
 from lightning_sobolev.tasks.figures import telling_apart
 from lightning_sobolev.tasks.history import CURVES, read_curves
 from lightning_sobolev.tasks.layouts import Layout
+from lightning_sobolev.tasks.probes import draw_kinds
 from lightning_sobolev.tasks.records import Cell, Record, StoredRun, write_csv
 
 _ENTRIES = ("measure", "step", "seconds", "value")
@@ -30,7 +31,8 @@ def save_validations(out: Path, layout: Layout, runs: Sequence[StoredRun]) -> li
     write_csv(table, [*layout.keys, *_ENTRIES], records)
     if find_spec("matplotlib") is None:
         return [table]
-    return [table, _draw(out / f"{layout.name}_validations.png", layout, records)]
+    draw = draw_kinds if "kind" in layout.keys else _draw
+    return [table, draw(out / f"{layout.name}_validations.png", layout, records)]
 
 
 def _validations(layout: Layout, run: StoredRun) -> list[Record]:

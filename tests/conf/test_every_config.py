@@ -35,6 +35,10 @@ HOMES = {
     "env/space_invaders": "distill_space_invaders",
     "data/recording": "distill_pong",
     "data/stored": "distill_pong",
+    "data/images": "synthetic_gradients",
+    "task/decoupled": "synthetic_gradients",
+    "model/image_cnn": "synthetic_gradients",
+    "model/image_resnet": "synthetic_gradients",
     "model/small_cnn": "distill_pong",
     "model/nature_cnn": "distill_pong",
 }

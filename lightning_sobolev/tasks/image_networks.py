@@ -1,0 +1,83 @@
+"""Classifiers of pictures, as blocks that follow one another and can be cut apart."""
+
+import math
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+def image_cnn(
+    in_channels: int = 1, num_classes: int = 10, *, size: int = 28, width: int = 16
+) -> nn.Sequential:
+    """Return four blocks: a convolution of patches, two of 3 by 3, and a linear layer.
+
+    Patches are four by four pixels, and the third convolution halves the map again: the linear
+    layer sees four by four places of a picture of 28 by 28. Most of the network is below its last
+    block, so it matters whether what is below learns.
+
+    Args:
+        in_channels: Channels of the pictures.
+        num_classes: Number of logits.
+        size: Height and width of the pictures.
+        width: Channels of the convolutions.
+    """
+    side = math.ceil(size // 4 / 2)
+    return nn.Sequential(
+        nn.Sequential(nn.Conv2d(in_channels, width, 4, stride=4), nn.ReLU()),
+        nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.ReLU()),
+        nn.Sequential(nn.Conv2d(width, width, 3, stride=2, padding=1), nn.ReLU()),
+        nn.Sequential(nn.Flatten(), nn.Linear(width * side**2, num_classes)),
+    )
+
+
+class Residual(nn.Module):
+    """Two convolutions with batch norm around which the input is carried.
+
+    Args:
+        before: Channels that come in.
+        after: Channels that go out.
+        stride: Of the first convolution.
+    """
+
+    def __init__(self, before: int, after: int, stride: int) -> None:
+        super().__init__()
+        self.main = nn.Sequential(
+            nn.Conv2d(before, after, 3, stride=stride, padding=1, bias=False),
+            nn.BatchNorm2d(after),
+            nn.ReLU(),
+            nn.Conv2d(after, after, 3, padding=1, bias=False),
+            nn.BatchNorm2d(after),
+        )
+        self.carried: nn.Module = nn.Identity()
+        if stride != 1 or before != after:
+            self.carried = nn.Conv2d(before, after, 1, stride=stride, bias=False)
+        self.last = nn.ReLU()
+
+    def forward(
+        self, x: Float[Tensor, "batch before height width"]
+    ) -> Float[Tensor, "batch after height width"]:
+        """Return the activation after both ways have met."""
+        y: Tensor = self.last(self.main(x) + self.carried(x))
+        return y
+
+
+def image_resnet(in_channels: int = 1, num_classes: int = 10, *, width: int = 8) -> nn.Sequential:
+    """Return a first convolution, two residual blocks and a last one with the classifier.
+
+    Args:
+        in_channels: Channels of the pictures.
+        num_classes: Number of logits.
+        width: Channels of the first block; each following one has twice as many.
+    """
+    first = nn.Sequential(
+        nn.Conv2d(in_channels, width, 3, stride=2, padding=1, bias=False),
+        nn.BatchNorm2d(width),
+        nn.ReLU(),
+    )
+    pooled = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4 * width, num_classes)]
+    return nn.Sequential(
+        first,
+        Residual(width, 2 * width, 2),
+        Residual(2 * width, 4 * width, 2),
+        nn.Sequential(Residual(4 * width, 4 * width, 1), *pooled),
+    )
