@@ -7,6 +7,7 @@ r"""From two jets to named terms: what is matched, divided by its scale, reduced
 of :math:`\ell_j(0, \cdot)`, or 1. The module is usable without a Trainer (Fabric, a plain loop).
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -26,14 +27,14 @@ class Matched:
 
     Args:
         distance: Discrepancy between student and target.
-        reference: Discrepancy between zero and the target.
-        known: Which (projection, row) pairs have any known target entry.
+        reference: Discrepancy between zero and the target; None where no scale is taken.
+        known: Which (projection, row) pairs have any known target entry; None for all of them.
         vanishes: Whether the student's side of an order-2 term is exactly zero everywhere.
     """
 
     distance: Float[Tensor, "proj batch"]
-    reference: Float[Tensor, "proj batch"]
-    known: Bool[Tensor, "proj batch"]
+    reference: Float[Tensor, "proj batch"] | None
+    known: Bool[Tensor, "proj batch"] | None = None
     vanishes: bool = False
 
 
@@ -98,18 +99,22 @@ def match(
     """
     ours = projected(term, student, cotangents, tangents)
     theirs = _aligned(term, ours, _answer(term, student, target, cotangents, tangents)).detach()
-    known = ~theirs.isnan() if allows_unknown else torch.ones_like(theirs, dtype=torch.bool)
-    if not bool(torch.where(known, theirs, 0.0).isfinite().all()):
+    known = pairs = None
+    if allows_unknown:
+        known = ~theirs.isnan()
+        pairs = known.flatten(2).any(-1) if known.ndim > 2 else known
+        theirs = torch.where(known, theirs, 0.0)
+        # where() before the distance keeps the gradient of unknown entries exactly zero.
+        ours = torch.where(known, ours, 0.0)
+    # A finite sum is one pass over the numbers; only one that is not needs a second look.
+    if not math.isfinite(float(theirs.sum())) and not bool(theirs.isfinite().all()):
         raise ValueError(
             f"the teacher's answer for term {term.key!r} must be finite, got NaN or Inf"
         )
-    theirs = torch.where(known, theirs, 0.0)
-    # where() before the distance keeps the gradient of unknown entries exactly zero.
-    ours = torch.where(known, ours, 0.0)
     distance = DISCREPANCIES[term.discrepancy]
-    pairs = known.flatten(2).any(-1) if known.ndim > 2 else known
-    vanishes = term.order == 2 and bool(known.any()) and not bool(ours.any())
-    reference = distance(torch.zeros_like(theirs), theirs)
+    vanishes = term.order == 2 and (known is None or bool(known.any())) and not bool(ours.any())
+    is_scaled = term.normalize == "target"
+    reference = distance(torch.zeros_like(theirs), theirs) if is_scaled else None
     return Matched(distance(ours, theirs), reference, pairs, vanishes)
 
 
@@ -130,20 +135,29 @@ def reduced(
     Returns:
         The mean over known (projection, row) pairs; zero when there is none.
     """
-    known = matched.known.to(matched.distance.dtype)
-    mean = (matched.distance * known).sum() / known.sum().clamp_min(1.0)
+    total, count = _known_sum(matched.distance, matched.known)
+    mean = total / count.clamp_min(1.0)
     if term.normalize == "none":
         return mean
-    totals = torch.stack([(matched.reference * known).sum(), known.sum()])
+    assert matched.reference is not None
+    totals = torch.stack(_known_sum(matched.reference, matched.known))
     totals = sum_over_processes(totals.detach())
-    if not float(totals[1]) > 0.0:
+    if matched.known is not None and not float(totals[1]) > 0.0:
         return mean  # nothing is known in this batch: the mean is zero and the scale stays
     return mean / scales.update(term.key, totals[0] / totals[1])
 
 
+def _known_sum(numbers: Tensor, known: Tensor | None) -> tuple[Tensor, Tensor]:
+    if known is None:
+        return numbers.sum(), numbers.new_full((), numbers.numel())
+    weights = known.to(numbers.dtype)
+    return (numbers * weights).sum(), weights.sum()
+
+
 def weighted_sum(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
     """Sum the named terms with their weights, the last step of a loss."""
-    return torch.stack([weights[key] * term for key, term in terms.items()]).sum()
+    parts = [weights[key] * term for key, term in terms.items()]
+    return parts[0] if len(parts) == 1 else torch.stack(parts).sum()
 
 
 def projected(

@@ -19,6 +19,8 @@ from lightning_sobolev.plugin.matching import Outcome, StepPart, attached, evalu
 from lightning_sobolev.plugin.observation import Observation
 from lightning_sobolev.plugin.observe import Call
 from lightning_sobolev.plugin.policy import Policy
+from lightning_sobolev.plugin.protect import has_recurrent, sharded_parts
+from lightning_sobolev.plugin.step_log import log_step
 from lightning_sobolev.spec import SobolevSpec
 from lightning_sobolev.teachers import NetworkTeacher
 
@@ -147,6 +149,8 @@ class SobolevCallback(Callback):
             compiled=is_compiled(pl_module),
             inner_precision=self._inner_precision,
             mixed_step=trainer.precision == self._inner_precision,
+            recurrent=has_recurrent(pl_module),
+            sharded=bool(sharded_parts(pl_module)),
         )
         found = findings.scan(self._student(pl_module), self._policy)
         findings.report(found, self._policy, chosen=self._engine == "auto")
@@ -212,7 +216,7 @@ class SobolevCallback(Callback):
 
     def _log(self, module: LightningModule, outcome: Outcome, size: int) -> None:
         for key, value in outcome.terms.items():
-            module.log(log_keys.term("train", key), value.detach(), batch_size=size)
+            log_step(module, log_keys.term("train", key), value.detach(), size)
         if self.teacher.allows_unknown:
             for key, rows in outcome.unknown.items():
                 module.log(log_keys.unknown_rows("train", key), rows, batch_size=size)

@@ -1,7 +1,7 @@
 """One callback's part in one training step: observe, ask the teacher, sum the terms."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -74,7 +74,9 @@ class StepPart:
     def watching(self) -> Iterator[None]:
         """Surround the user's step, and the evaluation of the terms, with the remedies."""
         policy = self._policy
-        remedies = protected(self._root, exact_norms=policy.exact_norms, compiled=policy.compiled)
+        remedies = protected(
+            exact_norms=policy.exact_norms, compiled=policy.compiled, recurrent=policy.recurrent
+        )
         with remedies, self._observer.watching(), explained():
             yield
 
@@ -149,18 +151,17 @@ def evaluate(
     for index, term in enumerate(policy.spec.terms):
         if weights[term.key] == 0.0:
             continue
-        matched = []
+        matched: list[Matched] = []
         for number, seen in enumerate(observations):
             where = (number, term.rows)
             if where not in jets:
                 jets[where] = _jets(seen, term.rows, batch, policy, draws)
             matched.append(_match_one(index, term, *jets[where], policy, draws, outcome))
-        distance, reference, known = (torch.cat(part, dim=1) for part in zip(*matched, strict=True))
-        if policy.teacher.allows_unknown:
-            outcome.unknown[term.key] = float((~known).all(0).sum())
-            if not bool(known.any()):
+        joined = matched[0] if len(matched) == 1 else _joined(matched)
+        if joined.known is not None:
+            outcome.unknown[term.key] = float((~joined.known).all(0).sum())
+            if not bool(joined.known.any()):
                 outcome.blind.append(term.key)
-        joined = Matched(distance, reference, known)
         outcome.terms[term.key] = reduced(term, joined, scales, _sum_over_processes)
     return outcome
 
@@ -175,7 +176,8 @@ def attached(observations: list[Observation]) -> Tensor:
         observations: The student's observed calls.
     """
     # The sum over no rows is zero even where an output is infinite, as masked logits are.
-    return torch.stack([seen.y[:0].float().sum() for seen in observations]).sum()
+    nothing = [seen.y[:0].float().sum() for seen in observations]
+    return nothing[0] if len(nothing) == 1 else torch.stack(nothing).sum()
 
 
 def _sum_over_processes(total: Tensor) -> Tensor:
@@ -204,14 +206,14 @@ def _match_one(
     policy: Policy,
     draws: Draws,
     outcome: Outcome,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> Matched:
     cotangents = tangents = None
     if term.needs_cotangents:
         cotangents = draws.cotangents(index, term, student.value, target)
     if term.needs_tangents:
         ready = seen.tangents
         tangents = ready if ready is not None else draws.tangents(index, term, seen.x)
-    with kept_gathered(seen.module):
+    with kept_gathered(seen.module) if policy.sharded else nullcontext():
         matched = match(
             term,
             student,
@@ -222,4 +224,14 @@ def _match_one(
         )
     if term.order == 2 and matched.vanishes:
         outcome.zero_curvature.append(term.key)
-    return matched.distance, matched.reference, matched.known
+    return matched
+
+
+def _joined(parts: list[Matched]) -> Matched:
+    def cat(numbers: list[Tensor | None]) -> Tensor | None:
+        there = [part for part in numbers if part is not None]
+        return torch.cat(there, dim=1) if there else None
+
+    distance = torch.cat([part.distance for part in parts], dim=1)
+    reference, known = cat([p.reference for p in parts]), cat([p.known for p in parts])
+    return Matched(distance, reference, known)

@@ -25,6 +25,8 @@ class Policy:
         compiled: Whether something in the step is compiled.
         inner_precision: In which precision the derivative is taken; None for the student's own.
         mixed_step: Whether the step itself runs in that precision already.
+        recurrent: Whether the module has recurrent layers.
+        sharded: Whether parts of the module are sharded over processes.
     """
 
     teacher: Teacher
@@ -38,6 +40,8 @@ class Policy:
     compiled: bool
     inner_precision: InnerPrecision | None = None
     mixed_step: bool = False
+    recurrent: bool = True
+    sharded: bool = True
 
     @property
     def pushed(self) -> int | None:

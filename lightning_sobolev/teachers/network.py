@@ -46,7 +46,8 @@ class NetworkTeacher:
         """Return the jet of ``on(network)`` at ``x``; one forward pass."""
         del batch
         # A train() on a module that happens to hold the network must not change the target.
-        self.network.eval()
+        if any(module.training for module in self.network.modules()):
+            self.network.eval()
         parameter = next(self.network.parameters(), x)
         dtype = parameter.dtype
 
