@@ -9,7 +9,7 @@ of :math:`\ell_j(0, \cdot)`, or 1. The module is usable without a Trainer (Fabri
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -19,7 +19,10 @@ from torch import Tensor
 from lightning_sobolev._types import Jet
 from lightning_sobolev.functional.derivatives import TapeJet
 from lightning_sobolev.functional.discrepancies import DISCREPANCIES
+from lightning_sobolev.scales import RunningScales
 from lightning_sobolev.spec import SobolevTerm
+
+__all__ = ["Matched", "RunningScales", "match", "projected", "reduced", "weighted_sum"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,51 +31,17 @@ class Matched:
 
     Args:
         distance: Discrepancy between student and target.
-        reference: Discrepancy between zero and the target.
-        known: Which (projection, row) pairs have any known target entry.
+        reference: Discrepancy between zero and the target; None where no scale is taken.
+        known: Which (projection, row) pairs have any known target entry; None for all of them.
         vanishes: Whether the student's side of an order-2 term is exactly zero everywhere.
         skipped: Rows that were left out because the target is not finite there.
     """
 
     distance: Float[Tensor, "proj batch"]
-    reference: Float[Tensor, "proj batch"]
-    known: Bool[Tensor, "proj batch"]
+    reference: Float[Tensor, "proj batch"] | None
+    known: Bool[Tensor, "proj batch"] | None = None
     vanishes: bool = False
     skipped: int = 0
-
-
-@dataclass(slots=True)
-class RunningScales:
-    """Running mean of each term's reference: plain at first, exponential after ``memory`` batches.
-
-    Args:
-        memory: Batches after which old ones begin to fade.
-        state: Mean and number of batches seen, by term.
-    """
-
-    memory: int = 100
-    state: dict[str, tuple[Tensor, int]] = field(default_factory=dict)
-
-    def update(self, key: str, batch_mean: Tensor) -> Tensor:
-        """Take in one batch's mean.
-
-        Returns:
-            The new scale.
-
-        Raises:
-            ValueError: If the targets were zero from the first batch on: nothing to divide by.
-        """
-        mean, count = self.state.get(key, (torch.zeros_like(batch_mean), 0))
-        count += 1
-        mean = mean.to(batch_mean) + (batch_mean - mean.to(batch_mean)) / min(count, self.memory)
-        # Looking at the value waits for the device: only where a constant target can show itself.
-        if count == 1 and not float(mean) > 0.0:
-            raise ValueError(
-                f"the target of term {key!r} must not vanish when normalize='target', got a mean "
-                f"of {float(mean)}; use normalize='none' if a zero derivative is what you teach"
-            )
-        self.state[key] = (mean.detach(), count)
-        return mean.detach()
 
 
 def match(
@@ -104,23 +73,45 @@ def match(
     """
     ours = projected(term, student, cotangents, tangents)
     theirs = _aligned(term, ours, _answer(term, student, target, cotangents, tangents)).detach()
-    known = ~theirs.isnan() if allows_unknown else torch.ones_like(theirs, dtype=torch.bool)
-    bad_rows = (known & ~theirs.isfinite()).transpose(0, 1).flatten(1).any(1)
+    known, skipped = (~theirs.isnan() if allows_unknown else None), 0
+    # A finite sum is one pass over the numbers; only one that is not needs a second look.
+    if not math.isfinite(float(theirs.sum())):
+        known, skipped = _finite_rows(term, theirs, known, non_finite)
+    pairs = None
+    if known is not None:
+        pairs = known.flatten(2).any(-1) if known.ndim > 2 else known
+        theirs = torch.where(known, theirs, 0.0)
+        # where() before the distance keeps the gradient of unknown entries exactly zero.
+        ours = torch.where(known, ours, 0.0)
+    distance = DISCREPANCIES[term.discrepancy]
+    vanishes = term.order == 2 and (known is None or bool(known.any())) and not bool(ours.any())
+    is_scaled = term.normalize == "target"
+    reference = distance(torch.zeros_like(theirs), theirs) if is_scaled else None
+    return Matched(distance(ours, theirs), reference, pairs, vanishes, skipped)
+
+
+def _finite_rows(
+    term: SobolevTerm,
+    theirs: Float[Tensor, "proj batch *d"],
+    known: Bool[Tensor, "proj batch *d"] | None,
+    non_finite: str,
+) -> tuple[Bool[Tensor, "proj batch *d"] | None, int]:
+    """Return what is known when rows with a target that is not finite are left out, and how many.
+
+    Raises:
+        ValueError: If there are such rows and they are not to be left out.
+    """
+    seen = torch.ones_like(theirs, dtype=torch.bool) if known is None else known
+    bad_rows = (seen & ~theirs.isfinite()).transpose(0, 1).flatten(1).any(1)
     skipped = int(bad_rows.sum())
-    if skipped and non_finite == "raise":
+    if not skipped:  # finite numbers whose sum is too large
+        return known, 0
+    if non_finite == "raise":
         raise ValueError(
             f"the teacher's answer for term {term.key!r} must be finite, got NaN or Inf in "
             f"{skipped} of {len(bad_rows)} rows; non_finite='skip' leaves such rows out"
         )
-    known = known & ~bad_rows.reshape(1, -1, *[1] * (known.ndim - 2))
-    theirs = torch.where(known, theirs, 0.0)
-    # where() before the distance keeps the gradient of unknown entries exactly zero.
-    ours = torch.where(known, ours, 0.0)
-    distance = DISCREPANCIES[term.discrepancy]
-    pairs = known.flatten(2).any(-1) if known.ndim > 2 else known
-    vanishes = term.order == 2 and bool(known.any()) and not bool(ours.any())
-    reference = distance(torch.zeros_like(theirs), theirs)
-    return Matched(distance(ours, theirs), reference, pairs, vanishes, skipped)
+    return seen & ~bad_rows.reshape(1, -1, *[1] * (seen.ndim - 2)), skipped
 
 
 def reduced(
@@ -143,11 +134,12 @@ def reduced(
     Raises:
         ValueError: If the target is too large to be a scale.
     """
-    known = matched.known.to(matched.distance.dtype)
-    mean = (matched.distance * known).sum() / known.sum().clamp_min(1.0)
+    total, count = _known_sum(matched.distance, matched.known)
+    mean = total / count.clamp_min(1.0)
     if term.normalize == "none":
         return mean
-    totals = torch.stack([(matched.reference * known).sum(), known.sum()])
+    assert matched.reference is not None
+    totals = torch.stack(_known_sum(matched.reference, matched.known))
     totals = sum_over_processes(totals.detach())
     energy, count = totals.tolist()
     if not count > 0.0:
@@ -160,9 +152,17 @@ def reduced(
     return mean / scales.update(term.key, totals[0] / totals[1])
 
 
+def _known_sum(numbers: Tensor, known: Tensor | None) -> tuple[Tensor, Tensor]:
+    if known is None:
+        return numbers.sum(), numbers.new_full((), numbers.numel())
+    weights = known.to(numbers.dtype)
+    return (numbers * weights).sum(), weights.sum()
+
+
 def weighted_sum(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
     """Sum the named terms with their weights, the last step of a loss."""
-    return torch.stack([weights[key] * term for key, term in terms.items()]).sum()
+    parts = [weights[key] * term for key, term in terms.items()]
+    return parts[0] if len(parts) == 1 else torch.stack(parts).sum()
 
 
 def projected(

@@ -202,7 +202,7 @@ class SobolevTerm:
         Raises:
             ValueError: If a schedule answers with something else than a finite number >= 0.
         """
-        if not isinstance(self.weight, Schedule):
+        if isinstance(self.weight, int | float):
             return float(self.weight)
         weight = self.weight.at(step)
         _require(_is_weight(weight), f"weight of {self.key} at step {step}", "finite, >= 0", weight)

@@ -77,7 +77,7 @@ def test_the_target_carries_no_graph(gradients):
 
 def test_order_0_matches_the_value(gradients):
     jets = [TabulatedJet((3,), value=g) for g in gradients]
-    term = SobolevTerm(order=0, normalize="none")
+    term = SobolevTerm(order=0)
     matched = match(term, *jets)
     expected = (gradients[0] - gradients[1]).square().sum(-1)[None]
     assert_close(matched.distance, expected)
@@ -186,6 +186,14 @@ def test_a_target_without_derivative_is_no_scale():
     text = r"target of term 'a' must not vanish when normalize='target', got a mean of 0.0"
     with pytest.raises(ValueError, match=text):
         RunningScales().update("a", torch.tensor(0.0))
+
+
+def test_a_target_whose_sum_overflows_is_finite_all_the_same():
+    large = torch.full((2, 3), 2e38)
+    jets = [TabulatedJet((3,), value=torch.zeros(2, 3)), TabulatedJet((3,), value=large)]
+    matched = match(SobolevTerm(order=0, discrepancy="l1", normalize="none"), *jets)
+    assert matched.known is None
+    assert matched.reference is None
 
 
 def matched_of(distance, reference, known=True):

@@ -77,8 +77,7 @@ class TapeJet:
         r"""Pull cotangents back: row :math:`(p, b)` is :math:`u_{pb}^\top J(x_b)`."""
         _check_shape("cotangents", cotangents, self._y)
         with _recording():
-            rows = [self._pull(_usable(u), self._create_graph) for u in cotangents]
-            return torch.stack(rows)
+            return _stacked([self._pull(_usable(u), self._create_graph) for u in cotangents])
 
     def jvp(self, tangents: Float[Tensor, "proj batch *in"]) -> Float[Tensor, "proj batch *out"]:
         r"""Push tangents forward: row :math:`(p, b)` is :math:`J(x_b) v_{pb}`."""
@@ -88,7 +87,7 @@ class TapeJet:
                 dummy = torch.zeros_like(self._y).requires_grad_()
                 self._transposed = dummy, self._pull(dummy, create_graph=True)
             dummy, row = self._transposed
-            return torch.stack([self._grad(row, dummy, _usable(v)) for v in tangents])
+            return _stacked([self._grad(row, dummy, _usable(v)) for v in tangents])
 
     def hvp(
         self,
@@ -112,7 +111,7 @@ class TapeJet:
             for u, v in zip(cotangents, tangents, strict=True):
                 row = self._pull(_usable(u), create_graph=True)
                 rows.append(self._grad(row, self._x, _usable(v)))
-            return torch.stack(rows)
+            return _stacked(rows)
 
     def _pull(self, cotangent: Tensor, create_graph: bool) -> Tensor:
         (row,) = torch.autograd.grad(
@@ -191,7 +190,7 @@ class FuncJet:
         _check_shape("cotangents", cotangents, self._y)
         if self._pullback is None:
             _, self._pullback, _ = self._vjp()
-        return torch.stack([self._pullback(u)[0] for u in cotangents])
+        return _stacked([self._pullback(u)[0] for u in cotangents])
 
     def jvp(self, tangents: Float[Tensor, "proj batch *in"]) -> Float[Tensor, "proj batch *out"]:
         r"""Push tangents forward: row :math:`(p, b)` is :math:`J(x_b) v_{pb}`."""
@@ -202,7 +201,7 @@ class FuncJet:
             return self._jvp(tangents)[1]
         pullback = self._pullback
         push = torch.func.vjp(lambda u: pullback(u)[0], torch.zeros_like(self._y))[1]
-        return torch.stack([push(v)[0] for v in tangents])
+        return _stacked([push(v)[0] for v in tangents])
 
     def hvp(
         self,
@@ -227,7 +226,7 @@ class FuncJet:
         for u, v in zip(cotangents, tangents, strict=True):
             pull_row = torch.func.vjp(lambda x, u=u: self._vjp(x)[1](u)[0], self._x)[1]
             rows.append(pull_row(v)[0])
-        return torch.stack(rows)
+        return _stacked(rows)
 
     def _on_clone(self, x: Tensor) -> Any:
         return self._fn(x.clone())  # a forward that writes in place must not reach the leaf
@@ -266,7 +265,7 @@ def tape_jet(fn: BatchFn, x: Float[Tensor, "batch *in"], *, create_graph: bool =
         The jet at ``x``.
     """
     with _recording():
-        leaf = x.detach().clone().requires_grad_()
+        leaf = (x.clone() if x.is_inference() else x.detach()).requires_grad_()
         # a forward that writes in place must not reach the leaf
         return TapeJet(fn(leaf.clone()), leaf, create_graph=create_graph)
 
@@ -431,6 +430,11 @@ def _jet(fn: BatchFn, x: Tensor, engine: str) -> Jet:
             f"fn must keep the batch axis: expected [{len(x)}, *out], got {list(jet.value.shape)}"
         )
     return jet
+
+
+def _stacked(rows: list[Tensor]) -> Tensor:
+    # stack() copies; a single row, the usual case, only needs its axis
+    return rows[0].unsqueeze(0) if len(rows) == 1 else torch.stack(rows)
 
 
 def _recording() -> AbstractContextManager[Any]:

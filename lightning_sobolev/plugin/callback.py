@@ -19,6 +19,7 @@ from lightning_sobolev.plugin.observation import Observation
 from lightning_sobolev.plugin.observe import Call
 from lightning_sobolev.plugin.outcome import Reporter
 from lightning_sobolev.plugin.policy import Policy
+from lightning_sobolev.plugin.protect import has_recurrent, sharded_parts
 from lightning_sobolev.plugin.select import Wrt, parse_wrt
 from lightning_sobolev.spec import SobolevSpec
 from lightning_sobolev.teachers import NetworkTeacher
@@ -153,6 +154,8 @@ class SobolevCallback(Callback):
             inner_precision=self._inner_precision,
             mixed_step=trainer.precision == self._inner_precision,
             non_finite=self._non_finite,
+            recurrent=has_recurrent(pl_module),
+            sharded=bool(sharded_parts(pl_module)),
         )
         found = findings.scan(self._student(pl_module), self._policy)
         findings.report(found, self._policy, chosen=self._engine == "auto")

@@ -1,7 +1,7 @@
 """One callback's part in one training step: observe, ask the teacher, sum the terms."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -59,7 +59,9 @@ class StepPart:
     def watching(self) -> Iterator[None]:
         """Surround the user's step, and the evaluation of the terms, with the remedies."""
         policy = self._policy
-        remedies = protected(self._root, exact_norms=policy.exact_norms, compiled=policy.compiled)
+        remedies = protected(
+            exact_norms=policy.exact_norms, compiled=policy.compiled, recurrent=policy.recurrent
+        )
         with remedies, self._observer.watching(), explained():
             yield
 
@@ -134,20 +136,19 @@ def evaluate(
     for index, term in enumerate(policy.spec.terms):
         if weights[term.key] == 0.0:
             continue
-        matched = []
+        matched: list[Matched] = []
         for number, seen in enumerate(observations):
             where = (number, term.rows)
             if where not in jets:
                 jets[where] = _jets(seen, term.rows, batch, policy, draws)
             matched.append(_match_one(index, term, *jets[where], policy, draws, outcome))
-        distance, reference, known = (torch.cat(part, dim=1) for part in zip(*matched, strict=True))
-        if policy.teacher.allows_unknown:
-            skipped = outcome.skipped.get(term.key, 0)
-            outcome.unknown[term.key] = float((~known).all(0).sum()) - skipped
-        may_be_blind = policy.teacher.allows_unknown or policy.non_finite == "skip"
-        if may_be_blind and not bool(known.any()):
-            outcome.blind.append(term.key)
-        joined = Matched(distance, reference, known)
+        joined = matched[0] if len(matched) == 1 else _joined(matched)
+        if joined.known is not None:
+            if policy.teacher.allows_unknown:
+                skipped = outcome.skipped.get(term.key, 0)
+                outcome.unknown[term.key] = float((~joined.known).all(0).sum()) - skipped
+            if not bool(joined.known.any()):
+                outcome.blind.append(term.key)
         outcome.terms[term.key] = reduced(term, joined, scales, _sum_over_processes)
     return outcome
 
@@ -162,7 +163,8 @@ def attached(observations: list[Observation]) -> Tensor:
         observations: The student's observed calls.
     """
     # The sum over no rows is zero even where an output is infinite, as masked logits are.
-    return torch.stack([seen.y[:0].float().sum() for seen in observations]).sum()
+    nothing = [seen.y[:0].float().sum() for seen in observations]
+    return nothing[0] if len(nothing) == 1 else torch.stack(nothing).sum()
 
 
 def _sum_over_processes(total: Tensor) -> Tensor:
@@ -193,14 +195,14 @@ def _match_one(
     policy: Policy,
     draws: Draws,
     outcome: Outcome,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> Matched:
     cotangents = tangents = None
     if term.needs_cotangents:
         cotangents = draws.cotangents(index, term, student.value, target)
     if term.needs_tangents:
         ready = seen.tangents
         tangents = ready if ready is not None else draws.tangents(index, term, seen.x)
-    with kept_gathered(seen.module):
+    with kept_gathered(seen.module) if policy.sharded else nullcontext():
         matched = match(
             term,
             student,
@@ -214,4 +216,15 @@ def _match_one(
         outcome.skipped[term.key] = outcome.skipped.get(term.key, 0) + matched.skipped
     if term.order == 2 and matched.vanishes:
         outcome.zero_curvature.append(term.key)
-    return matched.distance, matched.reference, matched.known
+    return matched
+
+
+def _joined(parts: list[Matched]) -> Matched:
+    distance = torch.cat([part.distance for part in parts], dim=1)
+    references = [part.reference for part in parts if part.reference is not None]
+    known = None
+    if any(part.known is not None for part in parts):
+        whole = [torch.ones_like(part.distance, dtype=torch.bool) for part in parts]
+        pairs = zip(parts, whole, strict=True)
+        known = torch.cat([every if p.known is None else p.known for p, every in pairs], dim=1)
+    return Matched(distance, torch.cat(references, dim=1) if references else None, known)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lightning_sobolev.plugin import log_keys
 from lightning_sobolev.plugin.observation import Observation
+from lightning_sobolev.plugin.step_log import log_step
 
 
 @dataclass
@@ -38,7 +39,7 @@ class Reporter:
     def log(self, module: LightningModule, outcome: Outcome, size: int) -> None:
         """Log the terms and counts of one step, and warn where a term teaches nothing."""
         for key, value in outcome.terms.items():
-            module.log(log_keys.term("train", key), value.detach(), batch_size=size)
+            log_step(module, log_keys.term("train", key), value.detach(), size)
         for key, rows in outcome.unknown.items():
             module.log(log_keys.unknown_rows("train", key), rows, batch_size=size)
         for key, count in outcome.skipped.items():

@@ -28,6 +28,8 @@ class Policy:
         inner_precision: In which precision the derivative is taken; None for the student's own.
         mixed_step: Whether the step itself runs in that precision already.
         non_finite: What happens to rows whose target is NaN or Inf.
+        recurrent: Whether the module has recurrent layers.
+        sharded: Whether parts of the module are sharded over processes.
     """
 
     teacher: Teacher
@@ -42,6 +44,8 @@ class Policy:
     inner_precision: InnerPrecision | None = None
     mixed_step: bool = False
     non_finite: Literal["raise", "skip"] = "raise"
+    recurrent: bool = True
+    sharded: bool = True
 
     @property
     def pushed(self) -> int | None:

@@ -20,14 +20,14 @@ from torch.overrides import TorchFunctionMode
 
 
 @contextmanager
-def protected(module: nn.Module, *, exact_norms: bool, compiled: bool) -> Iterator[None]:
+def protected(*, exact_norms: bool, compiled: bool, recurrent: bool) -> Iterator[None]:
     """Run the student's forward and its derivatives on operations that can be differentiated twice.
 
     Args:
-        module: The student, searched for recurrent layers.
         exact_norms: Write norms out; needed for tangents and at order 2.
         compiled: Whether something in the step is compiled; it then runs eager, since
             aot_autograd supports no double backward.
+        recurrent: Whether cuDNN is to be off.
 
     Yields:
         Nothing.
@@ -36,7 +36,7 @@ def protected(module: nn.Module, *, exact_norms: bool, compiled: bool) -> Iterat
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         if compiled:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
-        if any(isinstance(m, nn.RNNBase) for m in module.modules()):
+        if recurrent:
             stack.enter_context(torch.backends.cudnn.flags(enabled=False))
         if exact_norms:
             stack.enter_context(ExactNorms())
@@ -184,6 +184,11 @@ def explained() -> Iterator[None]:
         if not hints or isinstance(error, ExplainedError):
             raise
         raise ExplainedError(f"{hints[0]} (torch says: {error})") from error
+
+
+def has_recurrent(module: nn.Module) -> bool:
+    """Whether a recurrent layer is among the module's parts."""
+    return any(isinstance(part, nn.RNNBase) for part in module.modules())
 
 
 def sharded_parts(module: nn.Module) -> list[FSDPModule]:

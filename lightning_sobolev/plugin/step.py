@@ -17,6 +17,7 @@ from torch.autograd.graph import Node
 from lightning_sobolev.plugin import log_keys
 from lightning_sobolev.plugin.protect import explained
 from lightning_sobolev.plugin.shadow import Passing, Shadow
+from lightning_sobolev.plugin.step_log import log_step
 
 _SHADOWED = ("training_step", "manual_backward", "backward")
 
@@ -155,7 +156,7 @@ class ObservedStep:
 
     def _log_total(self, size: int) -> None:
         total = torch.stack(self._totals).sum()
-        self._module.log(log_keys.total("train"), total, batch_size=size)
+        log_step(self._module, log_keys.total("train"), total, size)
 
     def _find_batch(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if "dataloader_iter" in kwargs or (args and hasattr(args[0], "__next__")):

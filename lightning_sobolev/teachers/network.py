@@ -76,7 +76,8 @@ class NetworkTeacher:
         if ask is None:
             raise ValueError("takes='call' needs call=, which a SobolevCallback gives, got None")
         # A train() on a module that happens to hold the network must not change the target.
-        self.network.eval()
+        if any(module.training for module in self.network.modules()):
+            self.network.eval()
         parameter = next(self.network.parameters(), x)
         dtype = parameter.dtype
 

@@ -1,0 +1,38 @@
+"""Logging at every step without what ``LightningModule.log`` does again at every step.
+
+Note [cost of a logged number]
+    ``self.log`` validates its arguments, walks its metadata and moves a metric to the device it is
+    on already. With three numbers a step this was a third of the time of a small network's step
+    (measured). It does so here for the first batch of an epoch, where it also resets what the last
+    epoch left; afterwards the metric that it registered takes the value directly.
+"""
+
+from typing import Any
+
+from lightning.pytorch import LightningModule
+from torch import Tensor
+
+_HOOK = "training_step"
+
+
+def log_step(module: LightningModule, name: str, value: Tensor, batch_size: int) -> None:
+    """Log a scalar of a training step, as ``module.log(name, value, batch_size=...)`` does.
+
+    Args:
+        module: The module that is trained, inside its training step.
+        name: Key in the log.
+        value: The scalar, detached.
+        batch_size: Rows it stands for.
+    """
+    results: Any = getattr(module._trainer, "_results", None)
+    metric = results.get(f"{_HOOK}.{name}") if isinstance(results, dict) else None
+    # What is not as expected, in some other release of Lightning, takes the documented way.
+    known = metric is not None and hasattr(results, "update_metrics")
+    if known and _is_later_batch(module) and type(module).log is LightningModule.log:
+        results.update_metrics(f"{_HOOK}.{name}", value, batch_size)
+    else:
+        module.log(name, value, batch_size=batch_size)
+
+
+def _is_later_batch(module: LightningModule) -> bool:
+    return module.trainer.fit_loop.epoch_loop.batch_idx > 0

@@ -1,0 +1,1 @@
+"""What a step costs, side by side with other ways of writing it."""

@@ -1,0 +1,68 @@
+"""Every way of training that is compared, by name."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+
+from lightning_sobolev.plugin import SobolevCallback
+from lightning_sobolev.spec import SobolevSpec, SobolevTerm
+from lightning_sobolev.tasks.benchmark import rivals
+from lightning_sobolev.tasks.benchmark.rivals import ByHand, Student
+from lightning_sobolev.tasks.benchmark.workloads import Workload
+
+Built = tuple[Student, list[pl.Callback]]
+Objective = Literal["plain", "distillation", "derivative", "rows", "cached"]
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way of training.
+
+    Args:
+        title: What tables call it.
+        objective: What it computes, which decides the arithmetic limit that it is compared with.
+        build: From a workload to a module and the callbacks it is trained with.
+    """
+
+    title: str
+    objective: Objective
+    build: Callable[[Workload], Built]
+
+
+def _by_hand(step: rivals.Step, only_parameters: bool = False) -> Callable[[Workload], Built]:
+    return lambda workload: (ByHand(workload, step, only_parameters=only_parameters), [])
+
+
+def ours(workload: Workload, *, rows: float = 1.0, projections: int = 1, **options: Any) -> Built:
+    """Return a student that observes one forward, and the callback that brings all its loss.
+
+    Args:
+        workload: What is trained.
+        rows: Share of the batch on which derivatives are matched.
+        projections: Directions a step.
+        options: Of the callback.
+    """
+    student = Student(workload)
+    derivative = SobolevTerm(rows=rows, num_projections=projections, normalize="none")
+    spec = SobolevSpec(terms=[SobolevTerm(order=0, normalize="none"), derivative], on=workload.on)
+    callback = SobolevCallback(student.teacher, spec, module="net", doctor=False, **options)
+    return student, [callback]
+
+
+METHODS = {
+    "plain": Method("plain training", "plain", _by_hand(rivals.plain)),
+    "distillation": Method("plain distillation", "distillation", _by_hand(rivals.distillation)),
+    "as_usual": Method("by hand, as usual", "derivative", _by_hand(rivals.as_usual)),
+    "at_best": Method("by hand, at its best", "derivative", _by_hand(rivals.at_best, True)),
+    "over_outputs": Method("loop over outputs", "derivative", _by_hand(rivals.over_outputs, True)),
+    "by_jacrev": Method("vmap(jacrev)", "derivative", _by_hand(rivals.by_jacrev, True)),
+    "tape": Method("callback, tape", "derivative", partial(ours, engine="tape")),
+    "func": Method("callback, func", "derivative", partial(ours, engine="func")),
+    "rows": Method("callback, rows=0.25", "rows", partial(ours, rows=0.25)),
+    "bf16": Method(
+        "callback, bf16 inner pass", "derivative", partial(ours, inner_precision="bf16-mixed")
+    ),
+}
