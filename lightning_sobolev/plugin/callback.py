@@ -13,6 +13,7 @@ from lightning_sobolev.draws import Draws
 from lightning_sobolev.objective import RunningScales, weighted_sum
 from lightning_sobolev.plugin import doctor, findings, step
 from lightning_sobolev.plugin.checks import check_modules, check_strategy, is_compiled
+from lightning_sobolev.plugin.cost import Cost, CostMeter
 from lightning_sobolev.plugin.matching import Policy, StepPart, evaluate
 from lightning_sobolev.plugin.observation import Observation
 from lightning_sobolev.plugin.observe import Call
@@ -55,7 +56,8 @@ class SobolevCallback(Callback):
         output: Key path of the matched tensor in the student's output; None for the first.
         seed: Seed of the projections; ranks differ, resumed runs continue.
         doctor: Whether to check, before the first update, that the parameter gradient of the
-            terms agrees with finite differences on this very student.
+            terms agrees with finite differences on this very student, and to measure behind it
+            what they cost (time and memory, see ``cost``).
         non_finite: ``"raise"`` refuses a teacher's answer with NaN or Inf; ``"skip"`` leaves such
             rows out of the term, counts them in the log, and says so once.
 
@@ -108,7 +110,7 @@ class SobolevCallback(Callback):
         self._policy: Policy | None = None
         self._trainer: Trainer | None = None
         self._examined = False
-        self._reporter = Reporter()
+        self._reporter, self._meter = Reporter(), CostMeter()
 
     @property
     @override
@@ -150,6 +152,12 @@ class SobolevCallback(Callback):
         step.install(pl_module, self)
 
     @override
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Measure what the terms cost, once, where the step's own graph is gone."""
+        if self._policy is not None:
+            self._meter.measure(self._policy, trainer.precision_plugin.train_step_context)
+
+    @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Restore the module."""
         self._leave(pl_module)
@@ -171,6 +179,11 @@ class SobolevCallback(Callback):
         self._counter = int(state_dict["counter"])
         saved = state_dict["scales"]
         self._scales.state = {k: (s["mean"], int(s["count"])) for k, s in saved.items()}
+
+    @property
+    def cost(self) -> Cost | None:
+        """What the doctor measured on the first batch; None before, and without a doctor."""
+        return self._meter.cost
 
     @property
     def term_keys(self) -> list[str]:
@@ -203,6 +216,7 @@ class SobolevCallback(Callback):
             self._reporter.check_finite(outcome, seen, global_step, scaled=scaled is not None)
             if not self._examined:
                 doctor.examine(seen[0], self._policy, draws)
+                self._meter.keep(seen[0], batch, draws)
                 self._examined = True
         loss = self._attached(seen)
         if outcome.terms:
