@@ -15,6 +15,7 @@ from lightning_sobolev.objective import Matched, RunningScales, match, reduced
 from lightning_sobolev.plugin.observation import Observation, Probe
 from lightning_sobolev.plugin.observe import Call, Observer
 from lightning_sobolev.plugin.outcome import Outcome
+from lightning_sobolev.plugin.precision import in_single
 from lightning_sobolev.plugin.protect import batch_norm_aside, explained, kept_gathered, protected
 from lightning_sobolev.plugin.select import Wrt
 from lightning_sobolev.spec import SobolevSpec, SobolevTerm
@@ -37,6 +38,8 @@ class Policy:
             eval mode.
         compiled: Whether something in the step is compiled.
         non_finite: What happens to rows whose target is NaN or Inf.
+        precision: Of the derivatives: ``"float32"`` or ``"step"``.
+        half: Whether the trainer's steps run in half precision.
     """
 
     teacher: Teacher
@@ -49,6 +52,8 @@ class Policy:
     batch_norm: str
     compiled: bool
     non_finite: Literal["raise", "skip"] = "raise"
+    precision: str = "float32"
+    half: bool = False
 
     @property
     def pushed(self) -> int | None:
@@ -131,7 +136,8 @@ def make_probe(policy: Policy, draws: Draws) -> Probe:
         index = policy.pushed
         return None if index is None else draws.tangents(index, policy.spec.terms[index], x)
 
-    return Probe(policy.wrt, policy.output, policy.spec.output_map, policy.engine, tangents)
+    on, precise = policy.spec.output_map, policy.precision == "float32"
+    return Probe(policy.wrt, policy.output, on, policy.engine, tangents, precise)
 
 
 def make_forward(module: nn.Module, policy: Policy) -> Callable[..., Any]:
@@ -142,13 +148,13 @@ def make_forward(module: nn.Module, policy: Policy) -> Callable[..., Any]:
         policy: Whether batch norms are held in eval mode.
 
     Returns:
-        Calls the module without moving its running statistics. Each call enters eval mode anew:
-        the func engine may call once more while it differentiates.
+        Calls the module in at least float32, without moving its running statistics. Each call
+        enters eval mode anew: the func engine may call once more while it differentiates.
     """
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         with batch_norm_aside(module, evaluate=policy.batch_norm == "eval"):
-            return module(*args, **kwargs)
+            return in_single(module)(*args, **kwargs)
 
     return forward
 
@@ -203,7 +209,7 @@ def _jets(
     seen: Observation, fraction: float, batch: Any, policy: Policy, draws: Draws
 ) -> tuple[Observation, Jet, Jet]:
     rows = None if fraction == 1.0 else draws.rows(fraction, seen.size).to(seen.x.device)
-    if rows is not None or policy.batch_norm == "eval":
+    if rows is not None or policy.batch_norm == "eval" or seen.coarse:
         batch = batch if rows is None else _paths.take_rows(batch, rows, seen.size)
         seen = seen.again(rows, make_forward(seen.module, policy), make_probe(policy, draws))
     x, on, teacher = seen.x.detach(), policy.spec.output_map, policy.teacher

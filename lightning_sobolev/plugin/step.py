@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.graph import Node
 
 from lightning_sobolev.plugin import log_keys
-from lightning_sobolev.plugin.protect import explained
+from lightning_sobolev.plugin.protect import explained, kept_gathered
 from lightning_sobolev.plugin.shadow import Passing, Shadow
 
 _SHADOWED = ("training_step", "manual_backward", "backward")
@@ -126,7 +126,7 @@ class ObservedStep:
             hidden = {id(leaf) for leaf in leaves}
             others = [v for v in _leaf_variables(loss) if id(v) not in hidden]
             kwargs.update({"inputs": others} if others else {})  # torch refuses an empty list
-        with explained():
+        with explained(), kept_gathered(self._module, to_the_end=True):
             self._original("backward")(loss, *args, **kwargs)
 
     def _with_terms(self, output: Any) -> Any:
