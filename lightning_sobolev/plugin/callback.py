@@ -12,7 +12,12 @@ from lightning_sobolev._types import Teacher
 from lightning_sobolev.draws import Draws
 from lightning_sobolev.objective import RunningScales, weighted_sum
 from lightning_sobolev.plugin import doctor, findings, step
-from lightning_sobolev.plugin.checks import check_modules, check_strategy, is_compiled
+from lightning_sobolev.plugin.checks import (
+    check_choices,
+    check_modules,
+    check_strategy,
+    is_compiled,
+)
 from lightning_sobolev.plugin.cost import Cost, CostMeter
 from lightning_sobolev.plugin.matching import Policy, StepPart, evaluate
 from lightning_sobolev.plugin.observation import Observation
@@ -95,12 +100,10 @@ class SobolevCallback(Callback):
         spec = SobolevSpec() if spec is None else spec
         if not isinstance(spec, SobolevSpec):
             raise ValueError(f"spec must be a SobolevSpec, got {type(spec).__name__}")
-        _check("engine", engine in ("auto", "tape", "func"), "'auto', 'tape' or 'func'", engine)
-        _check("batch_norm", batch_norm in ("train", "eval"), "'train' or 'eval'", batch_norm)
-        _check("non_finite", non_finite in ("raise", "skip"), "'raise' or 'skip'", non_finite)
-        _check("precision", precision in ("float32", "step"), "'float32' or 'step'", precision)
-        call_ok = isinstance(call, int) or call in ("first", "all")
-        _check("call", call_ok, "'first', 'all' or an index", call)
+        check_choices(
+            call=call, engine=engine, batch_norm=batch_norm, non_finite=non_finite,
+            precision=precision,
+        )  # fmt: skip
         if output is not None:
             _paths.parse(output)
         self.teacher: Teacher = teacher
@@ -242,11 +245,6 @@ class SobolevCallback(Callback):
     def _leave(self, module: LightningModule) -> None:
         step.uninstall(module, self)
         self._trainer, self._policy = None, None
-
-
-def _check(name: str, condition: bool, expected: str, got: object) -> None:
-    if not condition:
-        raise ValueError(f"{name} must be {expected}, got {got!r}")
 
 
 def _sum_over_processes(total: Tensor) -> Tensor:

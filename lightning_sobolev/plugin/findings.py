@@ -86,6 +86,11 @@ def _batch_norm_remark(layer: nn.modules.batchnorm._BatchNorm, policy: Policy) -
                 "track_running_stats=False; use batch_norm='train'"
             )
         return None
+    if isinstance(layer, nn.SyncBatchNorm):
+        raise ValueError(
+            "nn.SyncBatchNorm in train mode cannot be differentiated twice: its kernels have no "
+            "second derivative; use batch_norm='eval', or nn.BatchNorm for statistics by process"
+        )
     if policy.engine == "func" and layer.track_running_stats:
         raise ValueError(
             "engine='func' cannot run batch norm in train mode (it writes its statistics in "

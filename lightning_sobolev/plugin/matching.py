@@ -34,8 +34,7 @@ class Policy:
         output: Path of the output.
         call: Which call counts.
         engine: ``"tape"`` or ``"func"``.
-        batch_norm: ``"eval"`` evaluates the derivative in a second forward with batch norms in
-            eval mode.
+        batch_norm: ``"eval"``: derivatives in a second forward with batch norms in eval mode.
         compiled: Whether something in the step is compiled.
         non_finite: What happens to rows whose target is NaN or Inf.
         precision: Of the derivatives: ``"float32"`` or ``"step"``.
@@ -141,20 +140,20 @@ def make_probe(policy: Policy, draws: Draws) -> Probe:
 
 
 def make_forward(module: nn.Module, policy: Policy) -> Callable[..., Any]:
-    """Say how the student is called for the derivative alone.
+    """Say how the student is called for the derivative alone, in at least float32.
 
     Args:
-        module: The observed module.
+        module: The observed module; its running statistics stay.
         policy: Whether batch norms are held in eval mode.
 
     Returns:
-        Calls the module in at least float32, without moving its running statistics. Each call
-        enters eval mode anew: the func engine may call once more while it differentiates.
+        Calls it. Enters eval mode anew each time: the func engine may call once more later.
     """
+    call = in_single(module)
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         with batch_norm_aside(module, evaluate=policy.batch_norm == "eval"):
-            return in_single(module)(*args, **kwargs)
+            return call(*args, **kwargs)
 
     return forward
 

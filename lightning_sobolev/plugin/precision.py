@@ -48,14 +48,15 @@ def in_single(module: nn.Module) -> Callable[..., Any]:
     Returns:
         Calls it. To be used outside autocast.
     """
+    state = _half_state(module) if _is_whole(module) else {}
+    # Once: the gradients of several calls are summed before they are rounded.
+    copies = {name: tensor.float() for name, tensor in state.items()}
 
     def call(*args: Any, **kwargs: Any) -> Any:
         args, kwargs = widened(module, args), widened(module, kwargs)
-        state = _half_state(module) if _is_whole(module) else {}
-        if not state:
+        if not copies:
             return module(*args, **kwargs)
         with _default_dtype(torch.float32):  # half-precision trainers make it theirs
-            copies = {name: tensor.float() for name, tensor in state.items()}
             return functional_call(module, copies, args, kwargs)
 
     return call

@@ -1,4 +1,4 @@
-"""Several processes, refused strategies, other precisions."""
+"""Strategies that are refused, and what a strategy needs of every step."""
 
 from types import SimpleNamespace
 
@@ -6,12 +6,11 @@ import pytest
 import torch
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy
 from torch.testing import assert_close
-from torch.utils.data import DataLoader
 
-from lightning_sobolev import SobolevCallback, SobolevSpec, SobolevTerm
+from lightning_sobolev import SobolevCallback
 from lightning_sobolev.plugin.checks import check_strategy
 from tests.plugin._students import Regressor, mlp
-from tests.plugin._trainers import fit, points, weights
+from tests.plugin._trainers import fit, points
 
 
 class DerivativeAlone(Regressor):
@@ -36,25 +35,11 @@ def test_strategies_without_double_backward_are_refused():
     check_strategy(stub(DDPStrategy()))
 
 
-@pytest.mark.parametrize("engine", ["tape", "func"])
-@pytest.mark.parametrize("side", ["cotangent", "tangent"])
-def test_the_inner_derivative_under_mixed_precision(side, engine):
-    spec = SobolevSpec(terms=[SobolevTerm(side=side, weight=0.1)])
-    mixed, single = Regressor(mlp().float()), Regressor(mlp().float())
-    data = DataLoader([tuple(part.float() for part in row) for row in points().dataset], 8)
-    for module, precision in ((mixed, "bf16-mixed"), (single, "32-true")):
-        used = SobolevCallback(mlp(seed=7).float(), spec, engine=engine)
-        fit(module, data, used, precision=precision)
-    assert_close(weights(mixed), weights(single), rtol=0.05, atol=0.02)
-    assert (weights(single) - weights(Regressor(mlp().float()))).norm() > 0.1
-
-
-def test_a_teacher_in_another_precision():
-    module = Regressor()
-    fit(module, points(), SobolevCallback(mlp(seed=7).float()))
-    reference = Regressor()
-    fit(reference, points(), SobolevCallback(mlp(seed=7)))
-    assert_close(weights(module), weights(reference), rtol=1e-4, atol=1e-5)
+def test_refused_strategies_of_the_other_import_name():
+    other = pytest.importorskip("pytorch_lightning")
+    with pytest.raises(ValueError, match="strategy: FSDPStrategy does not support double"):
+        check_strategy(stub(other.strategies.FSDPStrategy()))
+    check_strategy(stub(other.strategies.DDPStrategy()))
 
 
 def test_gradients_reach_every_parameter_of_a_student_without_a_loss():
