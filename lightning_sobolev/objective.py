@@ -71,8 +71,9 @@ def match(
     Raises:
         ValueError: If the shapes of student and target differ, or the target is not finite.
     """
-    ours = projected(term, student, cotangents, tangents)
+    ours = _at_least_single(projected(term, student, cotangents, tangents))
     theirs = _aligned(term, ours, _answer(term, student, target, cotangents, tangents)).detach()
+    theirs = _at_least_single(theirs)
     known, skipped = (~theirs.isnan() if allows_unknown else None), 0
     # A finite sum is one pass over the numbers; only one that is not needs a second look.
     if not math.isfinite(float(theirs.sum())):
@@ -224,6 +225,11 @@ def _aligned(term: SobolevTerm, ours: Tensor, theirs: Tensor) -> Tensor:
             f"{list(ours.shape[1:])} from the student and {list(theirs.shape[1:])} from the teacher"
         )
     return theirs.reshape(ours.shape)
+
+
+def _at_least_single(rows: Tensor) -> Tensor:
+    # Squares of half-precision rows overflow and underflow.
+    return rows.to(torch.promote_types(rows.dtype, torch.float32))
 
 
 def _without_ones(shape: Sequence[int]) -> tuple[int, ...]:

@@ -1,9 +1,14 @@
 """Fixtures that every test may ask for."""
 
 import zlib
+from pathlib import Path
 
 import pytest
 import torch
+
+from tests._compatibility import write_tables
+
+ROWS = pytest.StashKey[list]()
 
 
 class SeededGenerator(torch.Generator):
@@ -28,3 +33,35 @@ def float64():
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(before)
+
+
+def pytest_addoption(parser):
+    """Let a run of the tests write the tables of a page."""
+    parser.addoption(
+        "--write-compatibility",
+        metavar="PAGE",
+        help="replace those tables of PAGE whose rows this run has measured",
+    )
+
+
+@pytest.fixture
+def deviation(request):
+    """Measure how far a result is from its reference; a row of docs/compatibility.md."""
+    config = request.config
+    if config.stash.get(ROWS, None) is None:
+        config.stash[ROWS] = []
+
+    def measure(table, *columns, found, expected):
+        distance = float((found - expected).norm() / expected.norm())
+        test = request.node.nodeid.split("[")[0]
+        config.stash[ROWS].append((table, *columns, distance, test))
+        return distance
+
+    return measure
+
+
+def pytest_sessionfinish(session):
+    """Write what was measured."""
+    page = session.config.getoption("--write-compatibility")
+    if page is not None:
+        write_tables(Path(page), session.config.stash.get(ROWS, []))

@@ -10,10 +10,16 @@ from typing_extensions import override
 from lightning_sobolev import _paths
 from lightning_sobolev._types import Teacher
 from lightning_sobolev.draws import Draws
-from lightning_sobolev.functional.precision import InnerPrecision, check_inner_precision
+from lightning_sobolev.functional.precision import InnerPrecision
 from lightning_sobolev.objective import RunningScales, weighted_sum
 from lightning_sobolev.plugin import doctor, findings, step
-from lightning_sobolev.plugin.checks import check_modules, check_strategy, is_compiled
+from lightning_sobolev.plugin.checks import (
+    check_choices,
+    check_modules,
+    check_strategy,
+    is_compiled,
+)
+from lightning_sobolev.plugin.cost import Cost, CostMeter
 from lightning_sobolev.plugin.matching import StepPart, attached, evaluate
 from lightning_sobolev.plugin.observation import Observation
 from lightning_sobolev.plugin.observe import Call
@@ -56,13 +62,14 @@ class SobolevCallback(Callback):
             derivatives in a second forward with batch norms in eval mode, where rows are
             independent.
         output: Key path of the matched tensor in the student's output; None for the first.
-        inner_precision: ``"bf16-mixed"`` calls the student for the derivative under bfloat16
-            autocast, in a forward of its own unless the trainer's precision is that already; None
-            takes what the step's forward has, and its own precision elsewhere. The teacher
-            always answers in its own.
+        inner_precision: In which precision the student's derivatives are taken. ``"float32"``: at
+            least that; a step in half precision gets a second forward for it. ``"step"``: from the
+            step's own forward, with its digits. ``"bf16-mixed"``: under bfloat16 autocast, in a
+            second forward unless the step runs so. The teacher keeps its own precision.
         seed: Seed of the projections; ranks differ, resumed runs continue.
         doctor: Whether to check, before the first update, that the parameter gradient of the
-            terms agrees with finite differences on this very student.
+            terms agrees with finite differences on this very student, and to measure behind it
+            what they cost (time and memory, see ``cost``).
         non_finite: ``"raise"`` refuses a teacher's answer with NaN or Inf; ``"skip"`` leaves such
             rows out of the term, counts them in the log, and says so once.
 
@@ -85,7 +92,7 @@ class SobolevCallback(Callback):
         engine: Literal["auto", "tape", "func"] = "auto",
         batch_norm: Literal["train", "eval"] = "train",
         output: str | int | None = None,
-        inner_precision: InnerPrecision | None = None,
+        inner_precision: InnerPrecision = "float32",
         seed: int = 0,
         doctor: bool = True,
         non_finite: Literal["raise", "skip"] = "raise",
@@ -98,12 +105,10 @@ class SobolevCallback(Callback):
         spec = SobolevSpec() if spec is None else spec
         if not isinstance(spec, SobolevSpec):
             raise ValueError(f"spec must be a SobolevSpec, got {type(spec).__name__}")
-        _check("engine", engine in ("auto", "tape", "func"), "'auto', 'tape' or 'func'", engine)
-        _check("batch_norm", batch_norm in ("train", "eval"), "'train' or 'eval'", batch_norm)
-        _check("non_finite", non_finite in ("raise", "skip"), "'raise' or 'skip'", non_finite)
-        call_ok = isinstance(call, int) or call in ("first", "all")
-        _check("call", call_ok, "'first', 'all' or an index", call)
-        check_inner_precision(inner_precision)
+        check_choices(
+            call=call, engine=engine, batch_norm=batch_norm, non_finite=non_finite,
+            inner_precision=inner_precision,
+        )  # fmt: skip
         if output is not None:
             _paths.parse(output)
         self.teacher: Teacher = teacher
@@ -117,7 +122,7 @@ class SobolevCallback(Callback):
         self._policy: Policy | None = None
         self._trainer: Trainer | None = None
         self._examined = False
-        self._reporter = Reporter()
+        self._reporter, self._meter = Reporter(), CostMeter()
 
     @property
     @override
@@ -156,11 +161,18 @@ class SobolevCallback(Callback):
             non_finite=self._non_finite,
             recurrent=has_recurrent(pl_module),
             sharded=bool(sharded_parts(pl_module)),
+            half="16" in str(trainer.precision),
         )
         found = findings.scan(self._student(pl_module), self._policy)
         findings.report(found, self._policy, chosen=self._engine == "auto")
         self._examined = not self._doctor
         step.install(pl_module, self)
+
+    @override
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Measure what the terms cost, once, where the step's own graph is gone."""
+        if self._policy is not None:
+            self._meter.measure(self._policy, trainer.precision_plugin.train_step_context)
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -184,6 +196,11 @@ class SobolevCallback(Callback):
         self._counter = int(state_dict["counter"])
         saved = state_dict["scales"]
         self._scales.state = {k: (s["mean"], int(s["count"])) for k, s in saved.items()}
+
+    @property
+    def cost(self) -> Cost | None:
+        """What the doctor measured on the first batch; None before, and without a doctor."""
+        return self._meter.cost
 
     @property
     def term_keys(self) -> list[str]:
@@ -214,6 +231,7 @@ class SobolevCallback(Callback):
             self._reporter.check_finite(outcome, seen, global_step, scaled=scaled is not None)
             if not self._examined:
                 doctor.examine(seen[0], self._policy, draws)
+                self._meter.keep(seen[0], batch, draws)
                 self._examined = True
         loss = attached(seen)
         if outcome.terms:
@@ -227,8 +245,3 @@ class SobolevCallback(Callback):
     def _leave(self, module: LightningModule) -> None:
         step.uninstall(module, self)
         self._trainer, self._policy = None, None
-
-
-def _check(name: str, condition: bool, expected: str, got: object) -> None:
-    if not condition:
-        raise ValueError(f"{name} must be {expected}, got {got!r}")

@@ -1,13 +1,45 @@
 """What is refused before any work is lost."""
 
+from typing import get_args
+
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from torch import nn
 
 from lightning_sobolev._types import Teacher
 from lightning_sobolev.functional.precision import InnerPrecision
 from lightning_sobolev.teachers import NetworkTeacher
+
+_NO_DOUBLE_BACKWARD = {
+    "FSDPStrategy": "torch's FullyShardedDataParallel says so itself",
+    "DeepSpeedStrategy": "its engine takes over the backward pass; not verified here",
+}
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "call": ("first", "all"),
+    "engine": ("auto", "tape", "func"),
+    "batch_norm": ("train", "eval"),
+    "non_finite": ("raise", "skip"),
+    "inner_precision": get_args(InnerPrecision),
+}
+
+
+def check_choices(call: str | int, **given: str) -> None:
+    """Refuse words that a callback does not know.
+
+    Args:
+        call: Which call counts; may be an index.
+        **given: Other options by name.
+
+    Raises:
+        ValueError: If one is none of its choices.
+    """
+    if not isinstance(call, int) and call not in CHOICES["call"]:
+        raise ValueError(f"call must be 'first', 'all' or an index, got {call!r}")
+    for name, word in given.items():
+        *most, last = map(repr, CHOICES[name])
+        if word not in CHOICES[name]:
+            raise ValueError(f"{name} must be {', '.join(most)} or {last}, got {word!r}")
 
 
 def check_strategy(trainer: Trainer) -> None:
@@ -19,19 +51,21 @@ def check_strategy(trainer: Trainer) -> None:
     Raises:
         ValueError: If its strategy is one of them.
     """
-    if isinstance(trainer.strategy, FSDPStrategy | DeepSpeedStrategy):
-        name = type(trainer.strategy).__name__
-        raise ValueError(
-            f"strategy: {name} does not support double backward, which a derivative term needs; "
-            "use ModelParallelStrategy with torch's fully_shard (FSDP2), or DDPStrategy"
-        )
+    # By name: pytorch_lightning has classes of its own.
+    for name in (kind.__name__ for kind in type(trainer.strategy).__mro__):
+        if name in _NO_DOUBLE_BACKWARD:
+            raise ValueError(
+                f"strategy: {name} does not support double backward, which a derivative term "
+                f"needs ({_NO_DOUBLE_BACKWARD[name]}); use ModelParallelStrategy with torch's "
+                "fully_shard (FSDP2), or DDPStrategy"
+            )
 
 
 def check_modules(
     module: LightningModule,
     teacher: Teacher,
     target: str | None,
-    inner_precision: InnerPrecision | None = None,
+    inner_precision: InnerPrecision = "float32",
 ) -> None:
     """Refuse a student that is not there, is its own teacher, or ignores the inner precision.
 
@@ -49,7 +83,7 @@ def check_modules(
     if target is not None and target not in names:
         raise ValueError(f"module must name a submodule, one of {names}, got {target!r}")
     is_double = any(parameter.dtype == torch.float64 for parameter in module.parameters())
-    if inner_precision is not None and is_double:
+    if inner_precision == "bf16-mixed" and is_double:
         raise ValueError(
             f"inner_precision={inner_precision!r} needs a student in float32, got one in float64, "
             "which autocast leaves alone"

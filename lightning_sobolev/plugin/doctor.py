@@ -10,6 +10,9 @@ with central differences along the gradient and along random directions. A wrong
 
 import copy
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
@@ -19,7 +22,7 @@ from lightning_sobolev import _paths
 from lightning_sobolev.draws import Draws
 from lightning_sobolev.objective import projected
 from lightning_sobolev.plugin.matching import make_forward, make_probe
-from lightning_sobolev.plugin.observation import Observation, observed_call
+from lightning_sobolev.plugin.observation import Observation, Probe, observed_call
 from lightning_sobolev.plugin.policy import Policy
 from lightning_sobolev.plugin.protect import sharded_parts
 from lightning_sobolev.spec import SobolevTerm
@@ -59,6 +62,12 @@ def examine(seen: Observation, policy: Policy, draws: Draws) -> None:
         why = "computes in its own precision" if not curvature.is_double else "is not deterministic"
         warnings.warn(f"Sobolev doctor: finite differences skipped: student {why}", stacklevel=2)
         return
+    if curvature.couples_rows():
+        warnings.warn(
+            "Sobolev doctor: rows of the student are coupled: an output depends on another row's "
+            "input, so the derivative that is matched for a row is not its own",
+            stacklevel=2,
+        )
     deviation = curvature.disagreement()
     if not deviation <= TOLERANCE:
         raise ValueError(
@@ -92,19 +101,33 @@ class _Curvature:
             torch.manual_seed(0)
             for name, buffer in self._module.named_buffers():
                 buffer.copy_(self._buffers[name])
-        with torch.random.fork_rng(devices=[]), torch.enable_grad():
-            torch.manual_seed(0)
+        with _same_random_numbers():
             return self._value()
 
-    def _value(self) -> Tensor:
+    def _observed(self, probe: Probe) -> Observation:
         point = self._x.detach().clone().requires_grad_()
-        forward, probe = (
-            make_forward(self._module, self._policy),
-            make_probe(self._policy, self._draws),
-        )
+        forward = make_forward(self._module, self._policy)
         seen, _ = observed_call(self._module, forward, self._inputs, self._seen.place, point, probe)
+        return seen
+
+    def couples_rows(self) -> bool:
+        """Whether an output depends on another row's input; of batch norm it is known and said."""
+        modules = self._module.modules()
+        if any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in modules):
+            return False
+        with _same_random_numbers():
+            seen = self._observed(replace(make_probe(self._policy, self._draws), engine="tape"))
+            row = torch.randn(seen.y[0].shape, dtype=seen.y.dtype)
+            (found,) = torch.autograd.grad((seen.y[0] * row).sum(), seen.x, allow_unused=True)
+        if found is None:
+            return False
+        sizes = found.abs().reshape(len(found), -1).amax(1)
+        return bool((sizes[1:] > 1e-9 * sizes[0]).any())
+
+    def _value(self) -> Tensor:
+        seen = self._observed(make_probe(self._policy, self._draws))
         self.is_double = seen.y.dtype == torch.float64
-        jet, total = seen.jet(), point.new_zeros(())
+        jet, total = seen.jet(), seen.x.new_zeros(())
         for index, term in enumerate(self._policy.spec.terms):
             if term.order == 0:
                 continue
@@ -168,6 +191,13 @@ class _Curvature:
         with torch.no_grad():
             for parameter, direction in zip(self._parameters, unit, strict=True):
                 parameter.add_(direction, alpha=amount)
+
+
+@contextmanager
+def _same_random_numbers() -> Iterator[None]:
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        torch.manual_seed(0)
+        yield
 
 
 def _length(vectors: list[Tensor]) -> float:

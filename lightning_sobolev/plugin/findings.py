@@ -6,6 +6,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
 from lightning_sobolev.plugin.policy import Policy
+from lightning_sobolev.plugin.protect import sharded_parts
 
 _NORMS = (nn.LayerNorm, nn.modules.batchnorm._NormBase)
 _DROPOUTS = (nn.modules.dropout._DropoutNd,)
@@ -37,8 +38,13 @@ def scan(student: nn.Module, policy: Policy) -> list[Finding]:
         The findings, one for each kind of layer and remark.
 
     Raises:
-        ValueError: If a layer cannot work with the engine that was asked for.
+        ValueError: If the student or a layer cannot work with the engine that was asked for.
     """
+    if policy.engine == "func" and sharded_parts(student):
+        raise ValueError(
+            "engine='func' cannot run a student split by fully_shard, whose gathering of the "
+            "parameters it does not see (wrong gradients at order 2); use engine='tape'"
+        )
     findings: dict[tuple[str, str], Finding] = {}
     for name, layer in student.named_modules():
         remark = _remark(layer, policy)
@@ -67,6 +73,8 @@ def _remark(layer: nn.Module, policy: Policy) -> str | None:
 def _calls_again(policy: Policy) -> bool:
     if policy.again or any(term.rows < 1.0 for term in policy.spec.terms):
         return True
+    if policy.half and policy.inner_precision == "float32":
+        return True
     return policy.engine == "func" and policy.spec.max_order == 2
 
 
@@ -78,6 +86,11 @@ def _batch_norm_remark(layer: nn.modules.batchnorm._BatchNorm, policy: Policy) -
                 "track_running_stats=False; use batch_norm='train'"
             )
         return None
+    if isinstance(layer, nn.SyncBatchNorm):
+        raise ValueError(
+            "nn.SyncBatchNorm in train mode cannot be differentiated twice: its kernels have no "
+            "second derivative; use batch_norm='eval', or nn.BatchNorm for statistics by process"
+        )
     if policy.engine == "func" and layer.track_running_stats:
         raise ValueError(
             "engine='func' cannot run batch norm in train mode (it writes its statistics in "
@@ -100,5 +113,10 @@ def report(findings: list[Finding], policy: Policy, chosen: bool) -> None:
     if chosen:
         eager = "; compiled parts of the step run eager meanwhile" if policy.compiled else ""
         rank_zero_info(f"Sobolev: engine='tape', which reuses the step's own forward{eager}")
+    if policy.half and policy.inner_precision == "float32":
+        rank_zero_info(
+            "Sobolev: derivatives are taken in a second forward in float32; inner_precision='step' "
+            "takes them from the step's own"
+        )
     for found in findings:
         rank_zero_info(f"Sobolev doctor: {found.name} ({found.kind}): {found.remark}")

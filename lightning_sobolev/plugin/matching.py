@@ -17,6 +17,7 @@ from lightning_sobolev.plugin.observation import Observation, Probe
 from lightning_sobolev.plugin.observe import Observer
 from lightning_sobolev.plugin.outcome import Outcome
 from lightning_sobolev.plugin.policy import Policy
+from lightning_sobolev.plugin.precision import in_single
 from lightning_sobolev.plugin.protect import batch_norm_aside, explained, kept_gathered, protected
 from lightning_sobolev.spec import SobolevTerm
 from lightning_sobolev.teachers import NetworkTeacher
@@ -86,25 +87,26 @@ def make_probe(policy: Policy, draws: Draws) -> Probe:
         index = policy.pushed
         return None if index is None else draws.tangents(index, policy.spec.terms[index], x)
 
-    return Probe(policy.wrt, policy.output, policy.spec.output_map, policy.engine, tangents)
+    on, precise = policy.spec.output_map, policy.inner_precision == "float32"
+    return Probe(policy.wrt, policy.output, on, policy.engine, tangents, precise)
 
 
 def make_forward(module: nn.Module, policy: Policy) -> Callable[..., Any]:
-    """Say how the student is called for the derivative alone.
+    """Say how the student is called for the derivative alone, in at least float32.
 
     Args:
-        module: The observed module.
+        module: The observed module; its running statistics stay.
         policy: Whether batch norms are held in eval mode, and the precision.
 
     Returns:
-        Calls the module without moving its running statistics. Each call enters eval mode anew:
-        the func engine may call once more while it differentiates.
+        Calls it. Enters eval mode anew each time: the func engine may call once more later.
     """
+    call = in_single(module)
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         aside = batch_norm_aside(module, evaluate=policy.batch_norm == "eval")
         with aside, inner_autocast(device, policy.inner_precision):
-            return module(*args, **kwargs)
+            return call(*args, **kwargs)
 
     device = next((p.device.type for p in module.parameters()), "cpu")
     return forward
@@ -117,6 +119,7 @@ def evaluate(
     draws: Draws,
     weights: dict[str, float],
     scales: RunningScales,
+    sum_over_processes: Callable[[Tensor], Tensor] | None = None,
 ) -> Outcome:
     """Evaluate every term with a weight, averaged over the observations.
 
@@ -127,6 +130,7 @@ def evaluate(
         draws: Random choices of the step.
         weights: Weight of each term at this step; a term of weight 0 costs nothing.
         scales: Running scales, changed in place.
+        sum_over_processes: Sums a small vector over processes; None asks torch.distributed.
 
     Returns:
         The unweighted terms and what there is to report.
@@ -149,7 +153,9 @@ def evaluate(
                 outcome.unknown[term.key] = float((~joined.known).all(0).sum()) - skipped
             if not bool(joined.known.any()):
                 outcome.blind.append(term.key)
-        outcome.terms[term.key] = reduced(term, joined, scales, _sum_over_processes)
+        outcome.terms[term.key] = reduced(
+            term, joined, scales, sum_over_processes or _sum_over_processes
+        )
     return outcome
 
 
@@ -177,7 +183,7 @@ def _jets(
     seen: Observation, fraction: float, batch: Any, policy: Policy, draws: Draws
 ) -> tuple[Observation, Jet, Jet]:
     rows = None if fraction == 1.0 else draws.rows(fraction, seen.size).to(seen.x.device)
-    if rows is not None or policy.again:
+    if rows is not None or policy.again or seen.coarse:
         batch = batch if rows is None else _paths.take_rows(batch, rows, seen.size)
         seen = seen.again(rows, make_forward(seen.module, policy), make_probe(policy, draws))
     x, on, teacher = seen.x.detach(), policy.spec.output_map, policy.teacher

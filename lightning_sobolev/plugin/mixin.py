@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch import Callback
 
 from lightning_sobolev.plugin.callback import SobolevCallback
 
@@ -27,8 +27,9 @@ class SobolevMixin:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        order = cls.__mro__
-        if LightningModule in order and order.index(LightningModule) < order.index(SobolevMixin):
+        # By name: pytorch_lightning has a LightningModule of its own.
+        order = [kind.__name__ for kind in cls.__mro__[1:]]
+        if "LightningModule" in order[: order.index("SobolevMixin")]:
             raise TypeError(
                 f"{cls.__name__} must list SobolevMixin before LightningModule, got the reverse: "
                 "its callbacks would be passed over in silence"

@@ -1,15 +1,15 @@
 """One observed call: where it was made, with what, and its jet."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from lightning_sobolev import _paths
 from lightning_sobolev._types import BatchFn, Jet
 from lightning_sobolev.functional.derivatives import FuncJet, TapeJet
+from lightning_sobolev.plugin.precision import mapped, runs_in_half, widened
 from lightning_sobolev.plugin.select import Inputs, Place, Wrt, select_output
 
 
@@ -24,6 +24,7 @@ class Probe:
         on: Output map.
         engine: ``"tape"`` or ``"func"``.
         tangents: For forward mode: draws the tangents once the input is known.
+        precise: Whether a call in half precision is to be looked at, not differentiated.
     """
 
     wrt: Wrt
@@ -31,10 +32,7 @@ class Probe:
     on: BatchFn
     engine: str
     tangents: Callable[[Tensor], Tensor | None]
-
-    def mapped(self, y: Tensor, x: Tensor) -> Tensor:
-        """Apply the output map in the precision of the input, if the output has less of it."""
-        return self.on(y.to(torch.promote_types(y.dtype, x.dtype)))
+    precise: bool = False
 
 
 @dataclass(eq=False)
@@ -50,6 +48,7 @@ class Observation:
         y: The matched output, before the output map.
         tangents: The directions that were pushed through the forward itself, if any.
         pushed: The jet of the func engine, which exists as soon as the call is over.
+        coarse: Whether the call ran in half precision and a precise one is wanted.
     """
 
     module: nn.Module
@@ -60,6 +59,7 @@ class Observation:
     y: Tensor
     tangents: Tensor | None = None
     pushed: FuncJet | None = None
+    coarse: bool = False
 
     @property
     def size(self) -> int:
@@ -68,11 +68,9 @@ class Observation:
 
     def jet(self) -> Jet:
         """The jet of ``on(module)`` at the observed input; no further forward pass."""
-        return (
-            self.pushed
-            if self.pushed is not None
-            else TapeJet(self.probe.mapped(self.y, self.x), self.x)
-        )
+        if self.pushed is not None:
+            return self.pushed
+        return TapeJet(mapped(self.probe.on, self.y, self.x), self.x)
 
     def call(self, network: nn.Module, point: Tensor) -> Any:
         """Call another network as the student was called.
@@ -94,7 +92,7 @@ class Observation:
     def again(
         self, rows: Tensor | None, forward: Callable[..., Any], probe: Probe
     ) -> "Observation":
-        """Evaluate the module once more.
+        """Evaluate the module once more, in at least float32.
 
         Args:
             rows: Row numbers, or None for all rows.
@@ -107,6 +105,7 @@ class Observation:
         x, inputs = self.x, self.inputs
         if rows is not None:
             x, inputs = x[rows], _paths.take_rows(inputs, rows, self.size)
+        x, probe = widened(self.module, x), replace(probe, precise=False)
         # x[rows] of our own leaf would hang the second graph below the first one.
         point = x if self._is_intermediate else x.detach().requires_grad_()
         seen, _ = observed_call(self.module, forward, inputs, self.place, point, probe)
@@ -143,16 +142,17 @@ def observed_call(
         filled = place.fill(inputs, point)
         return forward(*filled["args"], **filled["kwargs"])
 
-    if probe.engine == "tape":
+    coarse = probe.precise and runs_in_half(module, x.device)
+    if probe.engine == "tape" or coarse:
         # A clone is passed on: a forward that writes in place must not change the leaf.
         result = run(x.clone())
         y = _with_rows(select_output(result, probe.output), x)
-        return Observation(module, inputs, place, probe, x, y), result
+        return Observation(module, inputs, place, probe, x, y, coarse=coarse), result
 
     def run_func(point: Tensor) -> tuple[Tensor, tuple[Any, Tensor]]:
         result = run(point)
         y = _with_rows(select_output(result, probe.output), x)
-        return probe.mapped(y, x), (result, y)
+        return mapped(probe.on, y, x), (result, y)
 
     tangents = probe.tangents(x)
     jet = FuncJet(run_func, x, tangents=tangents, has_aux=True)

@@ -25,8 +25,9 @@ class Policy:
         batch_norm: ``"eval"`` evaluates the derivative in a second forward with batch norms in
             eval mode.
         compiled: Whether something in the step is compiled.
-        inner_precision: In which precision the derivative is taken; None for the student's own.
+        inner_precision: In which precision the derivative is taken; see ``InnerPrecision``.
         mixed_step: Whether the step itself runs in that precision already.
+        half: Whether the trainer's steps run in half precision.
         non_finite: What happens to rows whose target is NaN or Inf.
         recurrent: Whether the module has recurrent layers.
         sharded: Whether parts of the module are sharded over processes.
@@ -41,8 +42,9 @@ class Policy:
     engine: str
     batch_norm: str
     compiled: bool
-    inner_precision: InnerPrecision | None = None
+    inner_precision: InnerPrecision = "float32"
     mixed_step: bool = False
+    half: bool = False
     non_finite: Literal["raise", "skip"] = "raise"
     recurrent: bool = True
     sharded: bool = True
@@ -58,7 +60,7 @@ class Policy:
     @property
     def again(self) -> bool:
         """Whether even a term on all rows is evaluated by a forward of its own."""
-        elsewise = self.inner_precision is not None and not self.mixed_step
+        elsewise = self.inner_precision == "bf16-mixed" and not self.mixed_step
         return self.batch_norm == "eval" or elsewise
 
     @property

@@ -197,15 +197,16 @@ def sharded_parts(module: nn.Module) -> list[FSDPModule]:
 
 
 @contextmanager
-def kept_gathered(module: nn.Module) -> Iterator[None]:
-    """Keep FSDP2 parameters gathered through the inner backward pass.
+def kept_gathered(module: nn.Module, *, to_the_end: bool = False) -> Iterator[None]:
+    """Keep FSDP2 parameters gathered through a backward pass.
 
     Without this the inner pass reshards what the outer one needs ("setStorage ... out of bounds",
-    measured; ``reshard_after_forward=False`` does not help). The parameters stay gathered until
-    the outer backward pass.
+    measured; ``reshard_after_forward=False`` does not help), and the outer pass through one of
+    several forwards what it needs for the others.
 
     Args:
         module: The module whose ``fully_shard``-ed parts are kept.
+        to_the_end: Whether this is the outer pass, after which nobody needs them any more.
 
     Yields:
         Nothing.
@@ -218,6 +219,8 @@ def kept_gathered(module: nn.Module) -> Iterator[None]:
     finally:
         for part in sharded:
             part.set_reshard_after_backward(True, recurse=False)
+            if to_the_end:  # else the next forward would use them as they were before the update
+                part.reshard()
 
 
 @contextmanager

@@ -83,7 +83,8 @@ class NetworkTeacher:
 
         def answer(point: Tensor) -> Tensor:
             with torch.autocast(point.device.type, enabled=False):
-                return on(self._select(ask(self.network, point.to(dtype)))).to(x.dtype)
+                y = self._select(ask(self.network, point.to(dtype)))
+                return on(y.to(torch.promote_types(y.dtype, x.dtype))).to(x.dtype)
 
         return tape_jet(answer, x)
 

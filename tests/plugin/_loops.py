@@ -6,29 +6,38 @@ from torch.nn.functional import mse_loss
 from lightning_sobolev.draws import Draws
 
 
-def train_by_hand(net, teacher, batches, term, *, seed=0, lr=0.05, accumulate=1):
-    """Run plain SGD on value loss + term; directions alone come from the package."""
+def train_by_hand(net, teacher, batches, term, *, seed=0, lr=0.05, accumulate=1, ranks=1):
+    """Run plain SGD on value loss + term; directions alone come from the package.
+
+    With several ranks each has its rows of the batch and its own directions.
+    """
     optimizer = torch.optim.SGD(net.parameters(), lr=lr)
     references = []
     for number, (x, target) in enumerate(batches):
-        draws = Draws(seed, 0, number)
-        x = x.clone().requires_grad_()
-        y = net(x)
-        loss = mse_loss(y, target)
-        if term.rows < 1.0:
-            x = x.detach()[draws.rows(term.rows, len(x))].requires_grad_()
-            y = net(x)
-        u = draws.cotangents(0, term, y)
-        v = draws.tangents(0, term, x)
-        theirs = _derivative(term, teacher(x), x, u, v).detach()
-        distance = (_derivative(term, y, x, u, v) - theirs).square().flatten(2).sum(-1).mean()
-        references.append(theirs.square().flatten(2).sum(-1).mean())
+        loss = mse_loss(net(x), target)
+        parts = [
+            _compared(net, teacher, x[rank::ranks], term, Draws(seed, rank, number))
+            for rank in range(ranks)
+        ]
+        distance, reference = (torch.stack(values).mean() for values in zip(*parts, strict=True))
+        references.append(reference)
         if term.normalize == "target":
             distance = distance / torch.stack(references).mean()
         ((loss + term.weight * distance) / accumulate).backward()
         if (number + 1) % accumulate == 0:
             optimizer.step()
             optimizer.zero_grad()
+
+
+def _compared(net, teacher, x, term, draws):
+    """Return the mean squares of the difference and of the target's derivative."""
+    x = (x if term.rows == 1.0 else x[draws.rows(term.rows, len(x))]).clone().requires_grad_()
+    y = net(x)
+    u = draws.cotangents(0, term, y)
+    v = draws.tangents(0, term, x)
+    theirs = _derivative(term, teacher(x), x, u, v).detach()
+    errors = _derivative(term, y, x, u, v) - theirs
+    return tuple(d.square().flatten(2).sum(-1).mean() for d in (errors, theirs))
 
 
 def _derivative(term, y, x, cotangents, tangents):

@@ -8,6 +8,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from lightning_sobolev import SobolevCallback, SobolevSpec, SobolevTerm
+from tests.plugin._ordinary import ORDINARY, SMOOTH, Last
 from tests.plugin._students import Regressor, mlp
 from tests.plugin._trainers import as_loader, fit, points, weights
 
@@ -27,58 +28,11 @@ def fits(net, shape=(4, 3), term=VJP, **options):
     return module
 
 
-class Last(nn.Module):
-    def __init__(self, rnn):
-        super().__init__()
-        self.rnn = rnn
-
-    def forward(self, x):
-        return self.rnn(x)[0][:, -1]
-
-
-class Attention(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.attention = nn.MultiheadAttention(6, 2, batch_first=True)
-
-    def forward(self, x):
-        return self.attention(x, x, x, need_weights=False)[0].mean(1)
-
-
-ORDINARY = {
-    "relu mlp": (lambda: mlp(activation=nn.ReLU), (4, 3)),
-    "deep tanh mlp": (lambda: nn.Sequential(mlp(3, 8), nn.Tanh(), mlp(8, 8), mlp(8, 2)), (4, 3)),
-    "silu and softplus": (lambda: nn.Sequential(mlp(3, 4, activation=nn.SiLU), nn.Softplus(),
-                                                nn.Linear(4, 2)), (4, 3)),
-    "dropout": (lambda: nn.Sequential(mlp(3, 8), nn.Dropout(0.5), nn.Linear(8, 2)), (4, 3)),
-    "layer norm": (lambda: nn.Sequential(nn.Linear(3, 6), nn.LayerNorm(6), mlp(6, 2)), (4, 3)),
-    "rms norm": (lambda: nn.Sequential(nn.Linear(3, 6), nn.RMSNorm(6), mlp(6, 2)), (4, 3)),
-    "group norm": (lambda: nn.Sequential(nn.Conv1d(2, 4, 3), nn.GroupNorm(2, 4), nn.GELU(),
-                                         nn.Flatten(), nn.Linear(16, 2)), (4, 2, 6)),
-    "batch norm": (lambda: nn.Sequential(nn.Linear(3, 6), nn.BatchNorm1d(6), mlp(6, 2)), (4, 3)),
-    "spectral norm": (lambda: nn.Sequential(nn.utils.parametrizations.spectral_norm(
-        nn.Linear(3, 6)), nn.Tanh(), nn.Linear(6, 2)), (4, 3)),
-    "weight norm": (lambda: nn.Sequential(nn.utils.parametrizations.weight_norm(
-        nn.Linear(3, 6)), nn.Tanh(), nn.Linear(6, 2)), (4, 3)),
-    "convolutions": (lambda: nn.Sequential(nn.Conv2d(1, 3, 3), nn.LeakyReLU(), nn.MaxPool2d(2),
-                                           nn.Flatten(), nn.Linear(12, 2)), (4, 1, 6, 6)),
-    "upsampling": (lambda: nn.Sequential(nn.ConvTranspose2d(1, 2, 2, 2), nn.ELU(),
-                                         nn.AvgPool2d(2), nn.Flatten()), (4, 1, 3, 3)),
-    "gru": (lambda: Last(nn.GRU(3, 4, batch_first=True)), (3, 4, 3)),
-    "lstm": (lambda: Last(nn.LSTM(3, 4, batch_first=True)), (3, 4, 3)),
-    "attention": (Attention, (3, 4, 6)),
-}  # fmt: skip
-
-
 @pytest.mark.parametrize("term", [VJP, JVP], ids=["cotangent", "tangent"])
 @pytest.mark.parametrize("name", ORDINARY)
 def test_ordinary_students_pass(name, term):
     make, shape = ORDINARY[name]
     fits(make(), shape, term)
-
-
-SMOOTH = ["deep tanh mlp", "silu and softplus", "dropout", "layer norm", "group norm", "batch norm",
-          "spectral norm", "lstm", "attention"]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", SMOOTH)

@@ -8,7 +8,6 @@ from torch import nn
 from torch.testing import assert_close
 
 from lightning_sobolev import SobolevCallback, SobolevSpec, SobolevTerm
-from lightning_sobolev.functional.precision import check_inner_precision
 from lightning_sobolev.functional.projections import draw
 from tests.plugin._students import Regressor, Silent
 from tests.plugin._trainers import fit, fit_one_step
@@ -59,10 +58,10 @@ def gradient(dtype, precision, engine="tape", **term):
 def test_the_gradient_is_that_of_float64_to_the_digits_of_bfloat16(term, engine, monkeypatch):
     # Directions are drawn in float32 for either: a draw depends on its type.
     monkeypatch.setattr("lightning_sobolev.draws.draw", drawn_in_single)
-    exact = gradient(torch.float64, None, engine, **term)
+    exact = gradient(torch.float64, "float32", engine, **term)
     errors = [
         float((gradient(torch.float32, precision, engine, **term) - exact).norm() / exact.norm())
-        for precision in (None, LOW)
+        for precision in ("float32", LOW)
     ]
     assert errors[0] < 1e-5
     assert 1e-4 < errors[1] < 5e-2  # eight bits: 0.4 % an operation
@@ -92,7 +91,7 @@ def test_a_mixed_step_is_not_evaluated_again():
 def test_without_it_a_fraction_of_the_rows_is_evaluated_in_full():
     module, teacher = Regressor(convolutions()), convolutions(7)
     ours, theirs = Types(module.net[0]), Types(teacher[0])
-    fit_one_step(module, batch(), callback(teacher, None, **HALF_ROWS), precision=LOW)
+    fit_one_step(module, batch(), callback(teacher, "float32", **HALF_ROWS), precision=LOW)
     assert ours.seen == [torch.bfloat16, torch.float32]
     assert theirs.seen == [torch.float32]
 
@@ -115,7 +114,7 @@ def test_the_output_map_is_applied_in_the_precision_of_the_input():
 def test_it_trains_as_well():
     data = [batch()] * 30
     ends = []
-    for precision in (None, LOW):
+    for precision in ("float32", LOW):
         module = Silent(convolutions(), lr=0.05)
         taught = callback(convolutions(7), precision)
         used = fit(module, torch.utils.data.DataLoader(data, batch_size=None), taught, **SINGLE)
@@ -133,9 +132,7 @@ def test_the_doctor_looks_at_the_float64_copy_all_the_same(recwarn):
 
 
 def test_other_precisions_are_refused():
-    with pytest.raises(ValueError, match="inner_precision must be None or 'bf16-mixed', got '16'"):
-        check_inner_precision("16")
-    with pytest.raises(ValueError, match="inner_precision must be None"):
+    with pytest.raises(ValueError, match="'float32', 'step' or 'bf16-mixed', got '16-mixed'"):
         SobolevCallback(convolutions(), inner_precision="16-mixed")
 
 

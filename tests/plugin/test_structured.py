@@ -17,6 +17,7 @@ from lightning_sobolev import (
     SobolevTerm,
 )
 from tests.plugin._loops import train_by_hand
+from tests.plugin._ordinary import Fourier
 from tests.plugin._refusals import refuses
 from tests.plugin._students import Regressor, mlp
 from tests.plugin._trainers import as_loader, fit, points, weights
@@ -333,16 +334,3 @@ def test_complex_inside_is_no_obstacle():
     """Fourier layers: real in, real out, complex parameters."""
     module = Regressor(Fourier())
     fit(module, points(), SobolevCallback(mlp(seed=7)))
-
-
-class Fourier(nn.Module):
-    def __init__(self):
-        super().__init__()
-        generator = torch.Generator().manual_seed(0)
-        self.lift, self.out = mlp(3, 8), mlp(8, 2)
-        weight = torch.randn(5, 5, dtype=torch.complex128, generator=generator)
-        self.weight = nn.Parameter(0.3 * weight)
-
-    def forward(self, x):
-        spectrum = torch.fft.rfft(self.lift(x)) @ self.weight
-        return self.out(torch.fft.irfft(spectrum, n=8).tanh())

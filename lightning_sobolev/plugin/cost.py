@@ -1,0 +1,206 @@
+"""What the chosen matching costs on the user's own student: measured, not promised.
+
+Forward and backward pass of a copy of the observed module run once as they are and once with the
+terms, on the first batch, behind the step and outside its remedies: fused kernels that the terms
+do without count for the plain side.
+"""
+
+import copy
+import time
+import weakref
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+
+from lightning_sobolev import _paths
+from lightning_sobolev.draws import Draws
+from lightning_sobolev.objective import RunningScales, weighted_sum
+from lightning_sobolev.plugin.matching import evaluate, make_probe
+from lightning_sobolev.plugin.observation import Observation, observed_call
+from lightning_sobolev.plugin.policy import Policy
+from lightning_sobolev.plugin.protect import protected, sharded_parts
+from lightning_sobolev.plugin.select import select_output
+
+_ROUNDS = 10
+_ENOUGH_SECONDS = 0.03
+"""Rounds end here: a slow student is measured once, a quick one until its best time shows."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Forward and backward of the observed module, without and with the terms.
+
+    Args:
+        plain_seconds: Time without the terms; on a CPU that of all its threads.
+        matched_seconds: Time with them; the teacher's own passes are part of it.
+        plain_bytes: Peak of the tensors that were made, without the terms.
+        matched_bytes: The same with them.
+    """
+
+    plain_seconds: float
+    matched_seconds: float
+    plain_bytes: int
+    matched_bytes: int
+
+    def __str__(self) -> str:
+        times = self.matched_seconds / self.plain_seconds
+        memory = self.matched_bytes / self.plain_bytes
+        return (
+            f"{times:.1f} times the time ({1e3 * self.matched_seconds:.3g} ms instead of "
+            f"{1e3 * self.plain_seconds:.3g}) and {memory:.1f} times the memory "
+            f"({1e-6 * self.matched_bytes:.3g} MB instead of {1e-6 * self.plain_bytes:.3g})"
+        )
+
+
+class CostMeter:
+    """Keeps what a step observed and measures when the step is over and its graph is gone."""
+
+    def __init__(self) -> None:
+        self.cost: Cost | None = None
+        self._kept: tuple[Observation, Any, Draws] | None = None
+
+    def keep(self, seen: Observation, batch: Any, draws: Draws) -> None:
+        """Keep a call's arguments without their graph."""
+        inputs = _paths.map_tensors(seen.inputs, Tensor.detach)
+        bare = replace(seen, inputs=inputs, x=seen.x.detach(), y=seen.y.detach(), pushed=None)
+        self._kept = (bare, batch, draws)
+
+    @rank_zero_only
+    def measure(self, policy: Policy, precision: Callable[[], AbstractContextManager[Any]]) -> None:
+        """Measure once and say what came out; a student that cannot be measured is said to be.
+
+        Args:
+            policy: What is matched.
+            precision: The context in which the trainer runs its steps.
+        """
+        kept, self._kept = self._kept, None
+        if kept is None or sharded_parts(kept[0].module):
+            return
+        try:
+            with precision():
+                self.cost = measure(*kept, policy)
+        except (RuntimeError, TypeError, ValueError) as problem:  # memory may be short, for one
+            rank_zero_info(f"Sobolev doctor: the cost was not measured: {problem}")
+            return
+        rank_zero_info(f"Sobolev doctor: with the terms the student takes {self.cost}")
+
+
+def measure(seen: Observation, batch: Any, draws: Draws, policy: Policy) -> Cost:
+    """Measure what the terms of one step add.
+
+    Args:
+        seen: An observed call; the module is copied.
+        batch: The batch, for teachers that read it.
+        draws: Random choices of the step.
+        policy: What is matched.
+
+    Returns:
+        The least time of up to ten rounds, and the peak of one.
+    """
+    original: nn.Module = getattr(seen.module, "_orig_mod", seen.module)
+    module = copy.deepcopy(original)
+    device = seen.x.device
+    devices = [device] if device.type == "cuda" else []
+
+    def plain() -> None:
+        _run(replace(seen, module=module), None, draws, policy)
+
+    def matched() -> None:
+        _run(replace(seen, module=module), (batch,), draws, policy)
+
+    with torch.random.fork_rng(devices=devices), torch.enable_grad():
+        peaks = [_peak(work) for work in (plain, matched)]  # warms up, too
+        rounds: list[list[float]] = []
+        while len(rounds) < _ROUNDS and sum(map(sum, rounds)) < _ENOUGH_SECONDS:
+            rounds.append([_seconds(work, device) for work in (plain, matched)])
+    seconds = [min(times) for times in zip(*rounds, strict=True)]
+    return Cost(seconds[0], seconds[1], peaks[0], peaks[1])
+
+
+def _run(seen: Observation, batch: tuple[Any] | None, draws: Draws, policy: Policy) -> None:
+    parameters = [p for p in seen.module.parameters() if p.requires_grad]
+    if batch is None:
+        filled = seen.place.fill(seen.inputs, seen.x)
+        result = seen.module(*filled["args"], **filled["kwargs"])
+        y = select_output(result, seen.probe.output)
+        torch.autograd.grad(y.float().square().mean(), parameters, allow_unused=True)
+        return
+    # A schedule may begin at zero, where a term costs nothing yet.
+    weights = {term.key: float(term.weight != 0.0) for term in policy.spec.terms}
+    probe = make_probe(policy, draws)
+    if policy.only_again:
+        probe = replace(probe, engine="tape")
+    point = seen.x.clone().requires_grad_()
+    remedies = protected(
+        exact_norms=policy.exact_norms, compiled=policy.compiled, recurrent=policy.recurrent
+    )
+    with remedies:
+        now, _ = observed_call(seen.module, seen.module, seen.inputs, seen.place, point, probe)
+        with torch.autocast(point.device.type, enabled=False):
+            outcome = evaluate(
+                [now], batch[0], policy, draws, weights, RunningScales(), lambda total: total
+            )
+        loss = now.y.float().square().mean()
+        if outcome.terms:
+            loss = loss + weighted_sum(outcome.terms, weights)
+    torch.autograd.grad(loss, parameters, allow_unused=True)
+
+
+def _seconds(work: Callable[[], None], device: torch.device) -> float:
+    # Processor time does not count what other processes of a busy machine took.
+    clock = time.process_time if device.type == "cpu" else time.perf_counter
+    _wait_for(device)
+    started = clock()
+    work()
+    _wait_for(device)
+    return clock() - started
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _peak(work: Callable[[], None]) -> int:
+    memory = PeakMemory()
+    with memory:
+        work()
+    return memory.peak
+
+
+class PeakMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the bytes of all tensors that are made while it is entered, the same on any device."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.current = self.peak = 0
+        self._alive: dict[int, weakref.finalize[Any, Any]] = {}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run the operation and take in what it made."""
+        del types
+        result = func(*args, **(kwargs or {}))
+        tree_map_only(Tensor, self._take_in, result)
+        return result
+
+    def _take_in(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        address = storage._cdata
+        if address in self._alive:
+            return
+        self.current += storage.nbytes()
+        self.peak = max(self.peak, self.current)
+        self._alive[address] = weakref.finalize(storage, self._free, address, storage.nbytes())
+
+    def _free(self, address: int, size: int) -> None:
+        self._alive.pop(address, None)
+        self.current -= size

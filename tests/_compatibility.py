@@ -1,0 +1,34 @@
+"""Writes the tables of docs/compatibility.md from what the tests measured."""
+
+import re
+
+HEADS = {
+    "strategies": ("strategy", "precision", "engine", "deviation", "test"),
+    "precisions": ("precision", "derivatives in", "matched", "engine", "deviation", "test"),
+    "layers": ("student", "matched", "engine", "deviation", "test"),
+}
+
+
+def write_tables(page, rows):
+    """Replace the tables of ``page`` for which there are rows, between their marks.
+
+    Args:
+        page: A Markdown file with ``<!-- NAME -->`` and ``<!-- end of NAME -->``.
+        rows: (table, columns, relative deviation, test), in any order.
+    """
+    text = page.read_text()
+    for name in dict.fromkeys(row[0] for row in rows):
+        lines = [_line(row[1:]) for row in rows if row[0] == name]
+        head = [" | ".join(HEADS[name]), "|".join("---" for _ in HEADS[name])]
+        table = "\n".join(f"| {line} |" for line in [*head, *lines])
+        marks = rf"(<!-- {name} -->\n).*?(\n<!-- end of {name} -->)"
+        text, found = re.subn(marks, lambda m, t=table: m[1] + t + m[2], text, flags=re.DOTALL)
+        assert found == 1, f"{page} must have one place for the table {name!r}, got {found}"
+    page.write_text(text)
+
+
+def _line(row):
+    *columns, deviation, test = row
+    path, name = test.split("::")
+    size = "0" if deviation == 0.0 else f"{deviation:.0e}"
+    return " | ".join([*columns, size, f"`{path.removeprefix('tests/')}::{name}`"])
