@@ -1,16 +1,28 @@
 """A training that was stopped anywhere goes on bit for bit as if it had not been."""
 
+import random
+import shutil
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import lightning.pytorch as L
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn.functional import mse_loss
 
-from lightning_sobolev import BatchTeacher, Cosine, SobolevCallback, SobolevSpec, SobolevTerm
+from lightning_sobolev import (
+    BatchTeacher,
+    Cosine,
+    KeepGenerators,
+    SobolevCallback,
+    SobolevSpec,
+    SobolevTerm,
+)
 from lightning_sobolev.data import LandscapeDataModule
 from lightning_sobolev.tasks.saving import SaveLast
 from tests.plugin._trainers import trainer, weights
@@ -27,11 +39,13 @@ SPEC = SobolevSpec(
 class Fits(L.LightningModule):
     """Momentum and a schedule of the learning rate: both have a memory."""
 
-    def __init__(self):
+    def __init__(self, dropout):
         super().__init__()
         with torch.random.fork_rng():
             torch.manual_seed(1)
-            self.net = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 1))
+            self.net = nn.Sequential(
+                nn.Linear(2, 8), nn.Dropout(dropout), nn.Tanh(), nn.Linear(8, 1)
+            )
 
     def training_step(self, batch, batch_idx):
         return mse_loss(self.net(batch["x"])[:, 0], batch["y"])
@@ -73,9 +87,9 @@ def data():
     return LandscapeDataModule("booth", 20, batch_size=8, steps_per_epoch=STEPS_PER_EPOCH)
 
 
-def train(folder, *others, resume=False, every=1000, **options):
+def train(folder, *others, resume=False, every=1000, dropout=0.0, **options):
     folder.mkdir(exist_ok=True)
-    module = Fits()
+    module = Fits(dropout)
     matching = SobolevCallback(BatchTeacher("dydx", hessian="hessian"), SPEC, module="net")
     used = trainer(
         matching,
@@ -121,6 +135,38 @@ def test_every_checkpoint_of_a_run_leads_to_the_same_end(straight, tmp_path):
         assert torch.equal(found, straight[0]), f"resumed behind step {step}"
 
 
+def test_with_the_global_generators_dropout_goes_on_too(tmp_path):
+    """In the middle of an epoch and between two; without them the masks are others."""
+    torch.manual_seed(5)
+    options = {"dropout": 0.5, "default_root_dir": tmp_path}
+    expected, _, _ = train(tmp_path, KeepGenerators(), SaveAfter(), **options)
+    found = {}
+    for step in (2, 3, 4):
+        for keep in ([KeepGenerators()], []):
+            torch.manual_seed(6)
+            folder = tmp_path / f"{step}-{len(keep)}"
+            shutil.copytree(tmp_path / str(step), folder)
+            with nullcontext() if keep else pytest.warns(UserWarning, match="KeepGenerators"):
+                found[step, bool(keep)] = train(folder, *keep, resume=True, dropout=0.5)[0]
+    assert [torch.equal(w, expected) for w in found.values()] == [True, False] * 3
+
+
+def test_every_global_generator_is_set_back():
+    def draws():
+        return torch.rand(1).item(), random.random(), np.random.rand(), np.random.randn()
+
+    used = KeepGenerators()
+    np.random.randn()  # leaves the second of a pair for the next time
+    state = used.state_dict()
+    before = draws()
+    used.load_state_dict(state)
+    process = SimpleNamespace(world_size=1, global_rank=0)
+    used.on_train_batch_start(process, None, batch=None, batch_idx=3)
+    assert draws() == before
+    used.on_train_batch_start(process, None, batch=None, batch_idx=4)
+    assert draws() != before
+
+
 def run_and_kill(folder, moment, number):
     """In a process of its own, which kills itself."""
     command = [sys.executable, "-m", "tests.tasks._killed", str(folder), moment, str(number)]
@@ -151,7 +197,7 @@ def test_kill_9_at_any_moment(moment, number, straight, tmp_path):
 
 
 def plain(folder, resume=False):
-    module = Fits()
+    module = Fits(0.0)
     used = trainer(SaveLast(folder), max_epochs=1, precision="32-true", enable_checkpointing=True)
     path = folder / "last.ckpt" if resume else None
     used.fit(module, data(), ckpt_path=path, weights_only=True)
@@ -164,7 +210,7 @@ def test_a_checkpoint_made_with_the_plugin_is_gone_on_from_without_it(tmp_path):
     with pytest.warns(UserWarning, match="Please add the following callbacks: .*SobolevCallback"):
         module, used = plain(tmp_path, resume=True)
     assert used.global_step == STEPS_PER_EPOCH
-    loaded = Fits.load_from_checkpoint(tmp_path / "last.ckpt", weights_only=True)
+    loaded = Fits.load_from_checkpoint(tmp_path / "last.ckpt", weights_only=True, dropout=0.0)
     assert torch.equal(weights(loaded), weights(module))
 
 
