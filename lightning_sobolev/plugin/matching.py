@@ -119,7 +119,7 @@ def evaluate(
     draws: Draws,
     weights: dict[str, float],
     scales: RunningScales,
-    sum_over_processes: Callable[[Tensor], Tensor] | None = None,
+    sum_over_processes: Callable[[Tensor], Tensor],
 ) -> Outcome:
     """Evaluate every term with a weight, averaged over the observations.
 
@@ -130,7 +130,7 @@ def evaluate(
         draws: Random choices of the step.
         weights: Weight of each term at this step; a term of weight 0 costs nothing.
         scales: Running scales, changed in place.
-        sum_over_processes: Sums a small vector over processes; None asks torch.distributed.
+        sum_over_processes: Sums a small vector over processes.
 
     Returns:
         The unweighted terms and what there is to report.
@@ -153,9 +153,7 @@ def evaluate(
                 outcome.unknown[term.key] = float((~joined.known).all(0).sum()) - skipped
             if not bool(joined.known.any()):
                 outcome.blind.append(term.key)
-        outcome.terms[term.key] = reduced(
-            term, joined, scales, sum_over_processes or _sum_over_processes
-        )
+        outcome.terms[term.key] = reduced(term, joined, scales, sum_over_processes)
     return outcome
 
 
@@ -171,12 +169,6 @@ def attached(observations: list[Observation]) -> Tensor:
     # The sum over no rows is zero even where an output is infinite, as masked logits are.
     nothing = [seen.y[:0].float().sum() for seen in observations]
     return nothing[0] if len(nothing) == 1 else torch.stack(nothing).sum()
-
-
-def _sum_over_processes(total: Tensor) -> Tensor:
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.all_reduce(total)
-    return total
 
 
 def _jets(
