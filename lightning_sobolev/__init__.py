@@ -6,13 +6,22 @@ Teach a network a target's derivatives with respect to its input, beside the tar
 
 from lightning_sobolev.plugin import KeepGenerators, SobolevCallback, SobolevMixin
 from lightning_sobolev.spec import Constant, Cosine, Linear, SobolevSpec, SobolevTerm, Step
-from lightning_sobolev.teachers import AnalyticTeacher, BatchTeacher, NetworkTeacher
+from lightning_sobolev.teachers import (
+    AnalyticTeacher,
+    BatchTeacher,
+    CachedTeacher,
+    CacheSettings,
+    NetworkTeacher,
+    cache_answers,
+)
 
 __version__ = "0.1.0"
 
 __all__ = [
     "AnalyticTeacher",
     "BatchTeacher",
+    "CacheSettings",
+    "CachedTeacher",
     "Constant",
     "Cosine",
     "KeepGenerators",
@@ -24,4 +33,5 @@ __all__ = [
     "SobolevTerm",
     "Step",
     "__version__",
+    "cache_answers",
 ]

@@ -42,6 +42,15 @@ class Jet(Protocol):
 
 
 @runtime_checkable
+class DrawnJet(Jet, Protocol):
+    """A jet that knows its derivatives along directions of its own alone."""
+
+    def drawn(self, term: Any, counter: int) -> Float[Tensor, "proj batch *rest"]:
+        """Return the directions for step number ``counter``."""
+        ...
+
+
+@runtime_checkable
 class Teacher(Protocol):
     """Answers at any points with the target's jet."""
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_sobolev._types import Jet
+from lightning_sobolev._types import DrawnJet, Jet
 from lightning_sobolev.functional.fisher import FISHER, fisher
 from lightning_sobolev.functional.projections import draw, generator_for
 from lightning_sobolev.spec import SobolevTerm
@@ -36,11 +36,15 @@ class Draws:
             index: Number of the term.
             term: Says how directions are drawn.
             y: An output, for shape, type and device.
-            target: Whose value is the log-probabilities of a ``fisher`` projection; ``y`` if None.
+            target: Whose value is the log-probabilities of a ``fisher`` projection, ``y`` if None;
+                or who has directions of its own.
 
         Returns:
             ``[proj, batch, *out]``.
         """
+        if isinstance(target, DrawnJet):
+            drawn = target.drawn(term, self.counter)
+            return drawn.reshape(len(drawn), *y.shape)
         if term.projection == FISHER:
             log_probs = (y if target is None else target.value).reshape(y.shape).to(y.dtype)
             count = term.num_projections or 1
@@ -48,8 +52,22 @@ class Draws:
             return fisher(log_probs, num_projections=count, generator=generator)
         return self._draw(index, _COTANGENT, term, y)
 
-    def tangents(self, index: int, term: SobolevTerm, x: Tensor) -> Tensor:
-        """Directions in input space for term number ``index`` at inputs like ``x``."""
+    def tangents(
+        self, index: int, term: SobolevTerm, x: Tensor, target: Jet | None = None
+    ) -> Tensor:
+        """Draw directions in input space for term number ``index`` at inputs like ``x``.
+
+        Args:
+            index: Number of the term.
+            term: Says how directions are drawn.
+            x: An input, for shape, type and device.
+            target: Asked first, if it has directions of its own.
+
+        Returns:
+            ``[proj, batch, *in]``.
+        """
+        if isinstance(target, DrawnJet):
+            return target.drawn(term, self.counter)
         return self._draw(index, _TANGENT, term, x)
 
     def _draw(self, index: int, what: int, term: SobolevTerm, like: Tensor) -> Tensor:

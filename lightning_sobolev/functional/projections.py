@@ -7,7 +7,7 @@ unit vector on the sphere in C dimensions alone would give :math:`|J|_F^2 / C`.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -140,9 +140,11 @@ def counter_draw(
         choice = _bits(keys, torch.zeros_like(index[:1])) % size
         flat = torch.zeros(len(index), size, dtype=torch.float64, device=index.device)
         flat.scatter_(1, choice, math.sqrt(size))
+    elif kind == "rademacher" or (kind == "sphere" and size == 1):
+        flat = _signs(keys, size)
     else:
-        counters = torch.arange(2 * size, device=index.device)
-        flat = _COUNTER_DRAWS[kind](_bits(keys, counters))
+        normals = _normals(_bits(keys, torch.arange(2 * size, device=index.device)))
+        flat = _on_sphere(normals) if kind == "sphere" else normals
     return flat.reshape(len(index), *rest).to(torch.get_default_dtype() if dtype is None else dtype)
 
 
@@ -203,24 +205,22 @@ def _on_sphere(normals: Tensor) -> Tensor:
 
 def _bits(keys: Int[Tensor, "batch 1"], counters: Int[Tensor, " count"]) -> Tensor:
     """Return 53 random bits for each key and counter."""
-    return shifted(mix(keys + counters * signed(GOLDEN)), 11)
+    return shifted(_words(keys, counters), 11)
 
 
-def _signs(bits: Int[Tensor, "batch two_size"]) -> Tensor:
-    return ((bits[:, ::2] & 1) * 2 - 1).double()
+def _words(keys: Int[Tensor, "batch 1"], counters: Int[Tensor, " count"]) -> Tensor:
+    return mix(keys + counters * signed(GOLDEN))
+
+
+def _signs(keys: Int[Tensor, "batch 1"], size: int) -> Float[Tensor, "batch size"]:
+    # Every bit of a word is a sign, eight at a time from a table: a direction in the space of
+    # pictures has tens of thousands of them.
+    words = _words(keys, torch.arange(-(-size // 64), device=keys.device))
+    octets = torch.arange(256, device=keys.device)
+    table = ((octets[:, None] >> torch.arange(8, device=keys.device)) & 1) * 2.0 - 1.0
+    return table[words.view(torch.uint8).int()].flatten(1)[:, :size]
 
 
 def _normals(bits: Int[Tensor, "batch two_size"]) -> Tensor:
     radius = torch.sqrt(-2 * torch.log((bits[:, ::2] + 1).double() * 2.0**-53))
     return radius * torch.cos(bits[:, 1::2].double() * (2.0**-52 * torch.pi))
-
-
-def _sphere(bits: Int[Tensor, "batch two_size"]) -> Tensor:
-    return _signs(bits) if bits.shape[1] == 2 else _on_sphere(_normals(bits))
-
-
-_COUNTER_DRAWS: dict[str, Callable[[Tensor], Tensor]] = {
-    "sphere": _sphere,
-    "gaussian": _normals,
-    "rademacher": _signs,
-}

@@ -210,7 +210,7 @@ class SobolevCallback(Callback):
         """Names under which the terms are logged."""
         return [term.key for term in self.spec.terms]
 
-    def begin(self, module: LightningModule) -> StepPart:
+    def begin(self, module: LightningModule, batch: Any) -> StepPart:
         """Begin the part in one training step; called by the shadowed step."""
         assert self._policy is not None
         draws = Draws(self.seed, module.global_rank, self._progress.counter)
@@ -219,7 +219,7 @@ class SobolevCallback(Callback):
         def finish(observations: list[Observation], batch: Any) -> Tensor:
             return self._finish(module, observations, batch, draws)
 
-        return StepPart(module, self._policy, draws, finish)
+        return StepPart(module, self._policy, draws, finish, batch)
 
     def _finish(
         self, module: LightningModule, seen: list[Observation], batch: Any, draws: Draws

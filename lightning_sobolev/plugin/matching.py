@@ -20,7 +20,7 @@ from lightning_sobolev.plugin.policy import Policy
 from lightning_sobolev.plugin.precision import in_single
 from lightning_sobolev.plugin.protect import batch_norm_aside, explained, kept_gathered, protected
 from lightning_sobolev.spec import SobolevTerm
-from lightning_sobolev.teachers import NetworkTeacher
+from lightning_sobolev.teachers import CachedTeacher, NetworkTeacher
 
 
 class StepPart:
@@ -31,6 +31,7 @@ class StepPart:
         policy: What is matched.
         draws: Random choices of this step.
         finish: Called with the observations and the batch; evaluates, logs, and returns the loss.
+        batch: What the step was given.
     """
 
     def __init__(
@@ -39,9 +40,10 @@ class StepPart:
         policy: Policy,
         draws: Draws,
         finish: Callable[[list[Observation], Any], Tensor],
+        batch: Any = None,
     ) -> None:
         self._root, self._policy, self._finish = root, policy, finish
-        probe = make_probe(policy, draws)
+        probe = make_probe(policy, draws, batch)
         if policy.only_again:  # the step's own forward is then looked at, not differentiated
             probe = replace(probe, engine="tape")
         self._observer = Observer(root, policy.module, probe, policy.call)
@@ -72,20 +74,25 @@ class StepPart:
             return self._finish(self._observer.chosen(), batch)
 
 
-def make_probe(policy: Policy, draws: Draws) -> Probe:
+def make_probe(policy: Policy, draws: Draws, batch: Any = None) -> Probe:
     """Say how the student's call is observed.
 
     Args:
         policy: What is matched.
         draws: Random choices of the step.
+        batch: For teachers that read it and say which tangents they know.
 
     Returns:
         The probe. It pushes tangents through the forward itself when forward mode is all there is.
     """
 
     def tangents(x: Tensor) -> Tensor | None:
-        index = policy.pushed
-        return None if index is None else draws.tangents(index, policy.spec.terms[index], x)
+        index, teacher = policy.pushed, policy.teacher
+        if index is None:
+            return None
+        is_asked = batch is not None and isinstance(teacher, CachedTeacher)
+        target = teacher.at(x.detach(), policy.spec.output_map, batch) if is_asked else None
+        return draws.tangents(index, policy.spec.terms[index], x, target)
 
     on, precise = policy.spec.output_map, policy.inner_precision == "float32"
     return Probe(policy.wrt, policy.output, on, policy.engine, tangents, precise)
@@ -177,7 +184,7 @@ def _jets(
     rows = None if fraction == 1.0 else draws.rows(fraction, seen.size).to(seen.x.device)
     if rows is not None or policy.again or seen.coarse:
         batch = batch if rows is None else _paths.take_rows(batch, rows, seen.size)
-        seen = seen.again(rows, make_forward(seen.module, policy), make_probe(policy, draws))
+        seen = seen.again(rows, make_forward(seen.module, policy), make_probe(policy, draws, batch))
     x, on, teacher = seen.x.detach(), policy.spec.output_map, policy.teacher
     if isinstance(teacher, NetworkTeacher) and teacher.takes == "call":
         return seen, seen.jet(), teacher.at(x, on, batch, call=seen.call)
@@ -199,7 +206,7 @@ def _match_one(
         cotangents = draws.cotangents(index, term, student.value, target)
     if term.needs_tangents:
         ready = seen.tangents
-        tangents = ready if ready is not None else draws.tangents(index, term, seen.x)
+        tangents = ready if ready is not None else draws.tangents(index, term, seen.x, target)
     with kept_gathered(seen.module) if policy.sharded else nullcontext():
         matched = match(
             term,

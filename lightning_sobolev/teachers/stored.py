@@ -1,0 +1,211 @@
+"""Files of a cache of answers: shards that are written whole or not at all.
+
+A cache is a folder of
+
+- ``cache.json``: format, identity (what decides every byte), number of samples and rows of a shard;
+- ``shard-N.npy``: one record per sample, see :meth:`CacheSettings.record`;
+- ``shard-N.json``: the checksum of the former, written after it.
+"""
+
+import hashlib
+import json
+import os
+import secrets
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from lightning_sobolev.functional.projections import PROJECTIONS
+
+FORMAT_VERSION = 1
+CACHE_FILE = "cache.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheSettings:
+    """What is stored of each sample.
+
+    Args:
+        side: ``"tangent"`` stores J v, as many numbers as there are outputs; ``"cotangent"`` stores
+            the row u^T J, as many as there are inputs.
+        projection: Law of the directions; no basis for tangents of many inputs.
+        num_draws: Directions for each sample, between which training alternates.
+        seed: Of the directions.
+        on: Name of the output map.
+        dtype: In which derivatives are stored, ``"float16"`` beside a factor for each row.
+        shard_size: Samples in a file.
+
+    Raises:
+        ValueError: If a field is out of its range.
+    """
+
+    side: Literal["cotangent", "tangent"] = "cotangent"
+    projection: str = "sphere"
+    num_draws: int = 1
+    seed: int = 0
+    on: str = "identity"
+    dtype: Literal["float32", "float16"] = "float32"
+    shard_size: int = 4096
+
+    def __post_init__(self) -> None:
+        choices = {"side": ("cotangent", "tangent"), "projection": PROJECTIONS}
+        choices |= {"on": ("identity", "log_softmax", "softmax"), "dtype": ("float32", "float16")}
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
+        for name in ("num_draws", "shard_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+    def record(self, in_shape: tuple[int, ...], out_shape: tuple[int, ...]) -> np.dtype:
+        """Return the type of one sample's record.
+
+        Args:
+            in_shape: Of one input.
+            out_shape: Of one output.
+        """
+        projected = in_shape if self.side == "cotangent" else out_shape
+        return np.dtype(
+            [
+                ("value", "<f4", out_shape),
+                (
+                    "derivative",
+                    "<f2" if self.dtype == "float16" else "<f4",
+                    (self.num_draws, *projected),
+                ),
+                ("scale", "<f4", (self.num_draws,)),
+                ("mark", "<f8"),
+            ]
+        )
+
+
+def shard_name(number: int) -> str:
+    """Return the name of a shard's array."""
+    return f"shard-{number:05d}.npy"
+
+
+def write_shard(folder: Path, number: int, records: np.ndarray) -> None:
+    """Write one shard, then its checksum, each under its name only when complete.
+
+    Args:
+        folder: The cache.
+        number: Of the shard.
+        records: One per sample.
+    """
+    path = folder / shard_name(number)
+    writing = path.with_suffix(f".{secrets.token_hex(4)}")
+    with writing.open("wb") as file:
+        np.save(file, records, allow_pickle=False)
+    os.replace(writing, path)
+    write_json(path.with_suffix(".json"), {"sha256": sha256_of(path), "samples": len(records)})
+
+
+def is_written(folder: Path, number: int) -> bool:
+    """Whether a shard is complete."""
+    path = folder / shard_name(number)
+    return path.is_file() and path.with_suffix(".json").is_file()
+
+
+def open_shard(folder: Path, number: int, *, verify: bool) -> np.ndarray:
+    """Map a shard into memory.
+
+    Args:
+        folder: The cache.
+        number: Of the shard.
+        verify: Whether to compare its checksum; about 1 s per GB.
+
+    Returns:
+        The records.
+
+    Raises:
+        ValueError: If the bytes are not those that were written.
+    """
+    path = folder / shard_name(number)
+    expected = json.loads(path.with_suffix(".json").read_text())["sha256"]
+    if verify and sha256_of(path) != expected:
+        raise ValueError(f"{path} must have the checksum {expected[:12]}..., but was changed")
+    records: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+    return records
+
+
+def sha256_of(path: Path) -> str:
+    """Return the digest of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a JSON object whole or not at all."""
+    writing = path.with_suffix(f".{secrets.token_hex(4)}")
+    writing.write_text(json.dumps(content, indent=1))
+    os.replace(writing, path)
+
+
+def claim(folder: Path, content: dict[str, Any]) -> None:
+    """Make the folder that of one cache, or find that it is already.
+
+    Args:
+        folder: The cache.
+        content: Of ``cache.json``.
+
+    Raises:
+        ValueError: If another cache is there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if (folder / CACHE_FILE).is_file():
+        found = read_header(folder)
+        if differing := sorted(key for key in content if found.get(key) != content[key]):
+            raise ValueError(
+                f"folder must be empty or hold the same cache, got {folder} with another "
+                f"{', '.join(differing)}: choose another folder or delete this one"
+            )
+        return
+    write_json(folder / CACHE_FILE, content)
+
+
+def read_header(folder: Path) -> dict[str, Any]:
+    """Read ``cache.json``.
+
+    Args:
+        folder: The cache.
+
+    Returns:
+        Its content.
+
+    Raises:
+        ValueError: If there is none of this format.
+    """
+    path = folder / CACHE_FILE
+    if not path.is_file():
+        raise ValueError(f"folder must hold a cache, got {folder} without {CACHE_FILE}")
+    content: dict[str, Any] = json.loads(path.read_text())
+    if content.get("format") != FORMAT_VERSION:
+        raise ValueError(f"{path} must have format {FORMAT_VERSION}, got {content.get('format')}")
+    return content
+
+
+def header(
+    settings: CacheSettings,
+    *,
+    teacher: str,
+    num_samples: int,
+    in_shape: tuple[int, ...],
+    out_shape: tuple[int, ...],
+) -> dict[str, Any]:
+    """Gather what decides every byte of a cache.
+
+    Args:
+        settings: What is stored.
+        teacher: What identifies the teacher.
+        num_samples: Samples of the data set.
+        in_shape: Of one input.
+        out_shape: Of one output.
+
+    Returns:
+        The content of ``cache.json``.
+    """
+    shapes = {"in_shape": list(in_shape), "out_shape": list(out_shape)}
+    common = {"format": FORMAT_VERSION, "teacher": teacher, "num_samples": num_samples}
+    return {**common, **shapes, **asdict(settings)}
