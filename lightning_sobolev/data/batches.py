@@ -5,7 +5,7 @@ steps instead of one pass: with twenty rows, one pass would be a single step, an
 around an epoch would cost more than the step.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from jaxtyping import Int
@@ -120,16 +120,37 @@ class TableLoader(DataLoader[dict[str, Tensor]]):
     Args:
         table: What is served.
         rows: Yields the row numbers of whole batches.
+        processed: Says how many batches of the epoch have been trained on. Without it every batch
+            that was given counts, also one whose step was broken off.
     """
 
-    def __init__(self, table: Table, rows: ShuffledRows | OrderedRows) -> None:
+    def __init__(
+        self,
+        table: Table,
+        rows: ShuffledRows | OrderedRows,
+        processed: Callable[[], int] | None = None,
+    ) -> None:
         super().__init__(table, sampler=rows, batch_size=None)
         self._rows = rows
+        self._processed = processed
+        self._before_epoch = 0
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:  # type: ignore[override]
+        # A generator: this runs at the first batch, when the trainer has begun to count anew.
+        self._note_beginning()
+        yield from super().__iter__()
 
     def state_dict(self) -> dict[str, int]:
-        """Return how many batches were given, over all epochs."""
-        return {"given": self._rows.given}
+        """Return how many batches need not be given again, over all epochs."""
+        if self._processed is None:
+            return {"given": self._rows.given}
+        return {"given": self._before_epoch + self._processed()}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go on after the batches that were given."""
         self._rows.given = state["given"]
+        self._note_beginning()
+
+    def _note_beginning(self) -> None:
+        if self._processed is not None:
+            self._before_epoch = self._rows.given - self._processed()

@@ -1,7 +1,7 @@
 """Points of a classical test function with exact values and gradients."""
 
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import lightning.pytorch as pl
 import torch
@@ -152,7 +152,11 @@ class LandscapeDataModule(pl.LightningDataModule):
         rows = ShuffledRows(
             self.num_points, self.batch_size, self.steps_per_epoch, seed=self.seed, **self._share()
         )
-        return TableLoader(self.train_points, rows)
+        trainer: Any = self.trainer
+        if trainer is None:
+            return TableLoader(self.train_points, rows)
+        loop = trainer.fit_loop.epoch_loop
+        return TableLoader(self.train_points, rows, lambda: loop.batch_progress.current.processed)
 
     def test_dataloader(self) -> TableLoader:
         """Return every test point once."""

@@ -1,6 +1,7 @@
 """The Lightning side: one observed forward, entered by a callback or a mixin."""
 
 from lightning_sobolev.plugin.callback import SobolevCallback
+from lightning_sobolev.plugin.generators import KeepGenerators
 from lightning_sobolev.plugin.mixin import SobolevMixin
 
-__all__ = ["SobolevCallback", "SobolevMixin"]
+__all__ = ["KeepGenerators", "SobolevCallback", "SobolevMixin"]

@@ -9,7 +9,7 @@ from typing_extensions import override
 
 from lightning_sobolev._types import Teacher
 from lightning_sobolev.draws import Draws
-from lightning_sobolev.objective import RunningScales, weighted_sum
+from lightning_sobolev.objective import weighted_sum
 from lightning_sobolev.plugin import checks, doctor, findings, step
 from lightning_sobolev.plugin.cost import Cost, CostMeter
 from lightning_sobolev.plugin.matching import Policy, StepPart, evaluate
@@ -17,9 +17,10 @@ from lightning_sobolev.plugin.observation import Observation
 from lightning_sobolev.plugin.observe import Call
 from lightning_sobolev.plugin.order import ahead_of_finders
 from lightning_sobolev.plugin.outcome import Reporter
+from lightning_sobolev.plugin.progress import Progress, sum_over_processes
 from lightning_sobolev.plugin.select import Wrt, parse_wrt
 from lightning_sobolev.spec import SobolevSpec
-from lightning_sobolev.teachers import NetworkTeacher
+from lightning_sobolev.teachers import AnalyticTeacher, BatchTeacher, NetworkTeacher
 
 
 class SobolevCallback(Callback):
@@ -72,7 +73,8 @@ class SobolevCallback(Callback):
 
     def __init__(
         self,
-        teacher: Teacher | nn.Module,
+        # By name beside their protocol: LightningCLI takes no class for one that has attributes.
+        teacher: Teacher | NetworkTeacher | BatchTeacher | AnalyticTeacher | nn.Module,
         spec: SobolevSpec | None = None,
         *,
         module: str | None = None,
@@ -100,8 +102,7 @@ class SobolevCallback(Callback):
         self._module, self._wrt, self._output, self._call = module, parse_wrt(wrt), output, call
         self._engine, self._batch_norm, self._doctor = engine, batch_norm, doctor
         self._non_finite, self._precision = non_finite, precision
-        self._counter = 0
-        self._scales = RunningScales()
+        self._progress = Progress()
         self._policy: Policy | None = None
         self._trainer: Trainer | None = None
         self._examined = False
@@ -150,6 +151,11 @@ class SobolevCallback(Callback):
         step.install(pl_module, self)
 
     @override
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Remember where a step began that may be broken off."""
+        self._progress.begin_batch()
+
+    @override
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Measure what the terms cost, once, where the step's own graph is gone."""
         if self._policy is not None:
@@ -165,18 +171,16 @@ class SobolevCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         """Restore the module; Lightning does not call teardown after a crash."""
+        self._progress.take_back(trainer)
         self._leave(pl_module)
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        scales = {k: {"mean": mean, "count": n} for k, (mean, n) in self._scales.state.items()}
-        return {"counter": self._counter, "scales": scales}
+        return self._progress.state_dict()
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._counter = int(state_dict["counter"])
-        saved = state_dict["scales"]
-        self._scales.state = {k: (s["mean"], int(s["count"])) for k, s in saved.items()}
+        self._progress.load_state_dict(state_dict)
 
     @property
     def cost(self) -> Cost | None:
@@ -191,8 +195,8 @@ class SobolevCallback(Callback):
     def begin(self, module: LightningModule) -> StepPart:
         """Begin the part in one training step; called by the shadowed step."""
         assert self._policy is not None
-        draws = Draws(self.seed, module.global_rank, self._counter)
-        self._counter += 1
+        draws = Draws(self.seed, module.global_rank, self._progress.counter)
+        self._progress.counter += 1
 
         def finish(observations: list[Observation], batch: Any) -> Tensor:
             return self._finish(module, observations, batch, draws)
@@ -207,8 +211,9 @@ class SobolevCallback(Callback):
         weights = {term.key: term.weight_at(global_step) for term in self.spec.terms}
         with torch.autocast(seen[0].x.device.type, enabled=False):
             # What cannot be evaluated at all says so itself, before the doctor looks at it.
+            scales = self._progress.scales
             outcome = evaluate(
-                seen, batch, self._policy, draws, weights, self._scales, _sum_over_processes
+                seen, batch, self._policy, draws, weights, scales, sum_over_processes
             )
             scaled = getattr(getattr(self._trainer, "precision_plugin", None), "scaler", None)
             self._reporter.check_finite(outcome, seen, global_step, scaled=scaled is not None)
@@ -234,9 +239,3 @@ class SobolevCallback(Callback):
     def _leave(self, module: LightningModule) -> None:
         step.uninstall(module, self)
         self._trainer, self._policy = None, None
-
-
-def _sum_over_processes(total: Tensor) -> Tensor:
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.all_reduce(total)
-    return total

@@ -68,6 +68,13 @@ def examine(seen: Observation, policy: Policy, draws: Draws) -> None:
             stacklevel=2,
         )
     deviation = curvature.disagreement()
+    if not deviation <= TOLERANCE and curvature.disagreement(plain=True) > TOLERANCE:
+        warnings.warn(
+            "Sobolev doctor: finite differences say nothing here: they disagree with the "
+            "gradient of the student's own value, too (a detach, a straight-through estimator?)",
+            stacklevel=2,
+        )
+        return
     if not deviation <= TOLERANCE:
         raise ValueError(
             "doctor: the parameter gradient of the derivative term must agree with finite "
@@ -92,7 +99,7 @@ class _Curvature:
         self._buffers = {n: b.clone() for n, b in self._module.named_buffers()}
         self._parameters = [p for p in self._module.parameters() if p.requires_grad]
         self._directions: dict[int, Tensor] = {}
-        self.is_double = True
+        self.is_double, self._plain = True, False
 
     def value(self) -> Tensor:
         """Evaluate g; always from the same buffers and random numbers."""
@@ -126,6 +133,8 @@ class _Curvature:
     def _value(self) -> Tensor:
         seen = self._observed(make_probe(self._policy, self._draws))
         self.is_double = seen.y.dtype == torch.float64
+        if self._plain:
+            return seen.y.square().mean()
         jet, total = seen.jet(), seen.x.new_zeros(())
         for index, term in enumerate(self._policy.spec.terms):
             if term.order == 0:
@@ -143,8 +152,17 @@ class _Curvature:
             self._directions[index] = self._draws.cotangents(index, term, y.detach())
         return self._directions[index]
 
-    def disagreement(self) -> float:
-        """Largest relative deviation over directions, each at its best step size."""
+    def disagreement(self, *, plain: bool = False) -> float:
+        """Compare the parameter gradient with central differences.
+
+        Args:
+            plain: Whether to look at the value, with no derivative in it: what disagrees even
+                there was written so.
+
+        Returns:
+            Largest relative deviation over directions, each at its best step size.
+        """
+        self._plain = plain
         parameters = self._parameters
         value = self.value()
         if not parameters or not value.requires_grad:

@@ -155,6 +155,7 @@ _HINTS = {
     ),
     "saved tensor hooks": "activation checkpointing works with engine='tape' only",
     "torch.utils.checkpoint": "activation checkpointing works with engine='tape' only",
+    "override the setup_context": "this autograd.Function works with engine='tape' only",
     "would mutate a captured Tensor": "batch norm in train mode works with engine='tape' only",
     "forward AD": "this layer has no forward mode; use engine='tape'",
     "mkldnn_rnn_layer": "this layer has no forward mode; use engine='tape'",

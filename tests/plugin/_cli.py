@@ -1,7 +1,7 @@
 """What a YAML file for LightningCLI names by class_path."""
 
 import lightning.pytorch as L
-from torch import nn
+from torch import Tensor, nn
 
 from tests.plugin._students import mlp
 from tests.plugin._trainers import points
@@ -21,3 +21,7 @@ class Teacher(nn.Module):
 class Data(L.LightningDataModule):
     def train_dataloader(self):
         return points()
+
+
+def bowl(x: Tensor) -> Tensor:
+    return x.square().sum(1)

@@ -6,6 +6,7 @@ from pathlib import Path
 import lightning.pytorch as L
 import pytest
 import torch
+from jsonargparse import ArgumentParser
 from lightning.pytorch.cli import LightningCLI
 from torch.nn.functional import mse_loss
 from torch.testing import assert_close
@@ -24,11 +25,12 @@ def block(language, mark):
     return found
 
 
+# Of LightningCLI's own calls.
+@pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning")
 def test_lightning_cli_builds_callback_and_spec_from_yaml(tmp_path, monkeypatch):
-    text = block("yaml", "SobolevCallback").replace(
-        "my_project.Teacher", "tests.plugin._cli.Teacher"
-    )
-    text = text.replace("my_project.Student", "tests.plugin._students.Regressor")
+    text = block("yaml", "SobolevCallback")
+    for mine, theirs in {"Teacher": "_cli.Teacher", "Student": "_students.Regressor"}.items():
+        text = text.replace(f"my_project.{mine}", f"tests.plugin.{theirs}")
     config = tmp_path / "config.yaml"
     config.write_text(f"{text}data:\n  class_path: tests.plugin._cli.Data\n")
     monkeypatch.setattr("sys.argv", ["train.py", "fit", "--config", str(config)])
@@ -40,6 +42,25 @@ def test_lightning_cli_builds_callback_and_spec_from_yaml(tmp_path, monkeypatch)
     spec = SobolevSpec(terms=terms, on="log_softmax")
     fit(expected, points(), SobolevCallback(mlp(seed=7), spec, module="net"))
     assert_close(weights(cli.model), weights(expected), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "teacher",
+    [
+        {"class_path": "lightning_sobolev.BatchTeacher", "init_args": {"jacobian": "forces"}},
+        {
+            "class_path": "lightning_sobolev.AnalyticTeacher",
+            "init_args": {"value": "tests.plugin._cli.bowl"},
+        },
+        {"class_path": "torch.nn.Linear", "init_args": {"in_features": 2, "out_features": 1}},
+    ],
+)
+def test_every_kind_of_teacher_has_a_class_path(teacher):
+    parser = ArgumentParser()
+    parser.add_class_arguments(SobolevCallback, "callback")
+    built = parser.instantiate(parser.parse_object({"callback": {"teacher": teacher}})).callback
+    name = teacher["class_path"].rpartition(".")[2]
+    assert name in (type(built.teacher).__name__, type(vars(built.teacher).get("network")).__name__)
 
 
 def test_fabric_users_write_the_objective_into_their_loop():

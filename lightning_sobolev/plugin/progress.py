@@ -1,0 +1,54 @@
+"""What a callback must remember so that a resumed run goes on exactly."""
+
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor
+
+from lightning_sobolev.objective import RunningScales
+
+
+class Progress:
+    """The number of draws so far and the running scales; a step that is broken off leaves none."""
+
+    def __init__(self) -> None:
+        self.counter = 0
+        self.scales = RunningScales()
+        self._before: dict[str, Any] | None = None
+
+    def begin_batch(self) -> None:
+        """Remember where a step begins that may be broken off."""
+        self._before = self.state_dict()
+
+    def take_back(self, trainer: Trainer) -> None:
+        """Forget the step that an exception broke off: what is saved now shall not count it.
+
+        Args:
+            trainer: Knows whether a step is under way.
+        """
+        progress: Any = trainer.fit_loop.epoch_loop.batch_progress.current
+        if progress.ready > progress.processed and self._before is not None:
+            self.load_state_dict(self._before)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return plain values and tensors.
+
+        Returns:
+            The counter, and mean and number of batches of each term's scale.
+        """
+        scales = {k: {"mean": mean, "count": n} for k, (mean, n) in self.scales.state.items()}
+        return {"counter": self.counter, "scales": scales}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` said."""
+        self.counter = int(state["counter"])
+        saved = state["scales"]
+        self.scales.state = {k: (s["mean"], int(s["count"])) for k, s in saved.items()}
+
+
+def sum_over_processes(total: Tensor) -> Tensor:
+    """Sum over processes, in place, so that all of them use one scale."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(total)
+    return total
