@@ -7,29 +7,23 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lightning_sobolev import _paths
 from lightning_sobolev._types import Teacher
 from lightning_sobolev.draws import Draws
 from lightning_sobolev.functional.precision import InnerPrecision
 from lightning_sobolev.objective import weighted_sum
-from lightning_sobolev.plugin import doctor, findings, step
-from lightning_sobolev.plugin.checks import (
-    check_choices,
-    check_modules,
-    check_strategy,
-    is_compiled,
-)
+from lightning_sobolev.plugin import checks, doctor, findings, step
 from lightning_sobolev.plugin.cost import Cost, CostMeter
 from lightning_sobolev.plugin.matching import StepPart, attached, evaluate
 from lightning_sobolev.plugin.observation import Observation
 from lightning_sobolev.plugin.observe import Call
+from lightning_sobolev.plugin.order import ahead_of_finders
 from lightning_sobolev.plugin.outcome import Reporter
 from lightning_sobolev.plugin.policy import Policy
 from lightning_sobolev.plugin.progress import Progress, sum_over_processes
 from lightning_sobolev.plugin.protect import has_recurrent, sharded_parts
 from lightning_sobolev.plugin.select import Wrt, parse_wrt
 from lightning_sobolev.spec import SobolevSpec
-from lightning_sobolev.teachers import NetworkTeacher
+from lightning_sobolev.teachers import AnalyticTeacher, BatchTeacher, NetworkTeacher
 
 
 class SobolevCallback(Callback):
@@ -84,7 +78,8 @@ class SobolevCallback(Callback):
 
     def __init__(
         self,
-        teacher: Teacher | nn.Module,
+        # By name beside their protocol: LightningCLI takes no class for one that has attributes.
+        teacher: Teacher | NetworkTeacher | BatchTeacher | AnalyticTeacher | nn.Module,
         spec: SobolevSpec | None = None,
         *,
         module: str | None = None,
@@ -99,20 +94,14 @@ class SobolevCallback(Callback):
         non_finite: Literal["raise", "skip"] = "raise",
     ) -> None:
         super().__init__()
-        if isinstance(teacher, nn.Module):
-            teacher = NetworkTeacher(teacher, output=output)
-        if not hasattr(teacher, "at"):
-            raise ValueError(f"teacher must be a Teacher or a module, got {type(teacher).__name__}")
         spec = SobolevSpec() if spec is None else spec
         if not isinstance(spec, SobolevSpec):
             raise ValueError(f"spec must be a SobolevSpec, got {type(spec).__name__}")
-        check_choices(
+        checks.check_choices(
             call=call, engine=engine, batch_norm=batch_norm, non_finite=non_finite,
             inner_precision=inner_precision,
         )  # fmt: skip
-        if output is not None:
-            _paths.parse(output)
-        self.teacher: Teacher = teacher
+        self.teacher = checks.as_teacher(teacher, output)
         self.spec = spec
         self.seed = seed
         self._module, self._wrt, self._output, self._call = module, parse_wrt(wrt), output, call
@@ -133,7 +122,8 @@ class SobolevCallback(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse a strategy that cannot work, before it does anything."""
         if stage == "fit":
-            check_strategy(trainer)
+            checks.check_strategy(trainer)
+            ahead_of_finders(trainer, self)
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -141,7 +131,7 @@ class SobolevCallback(Callback):
 
         Not in setup: a model that is built in ``configure_model`` does not exist there yet.
         """
-        check_modules(pl_module, self.teacher, self._module, self._inner_precision)
+        checks.check_modules(pl_module, self.teacher, self._module, self._inner_precision)
         if isinstance(self.teacher, NetworkTeacher):
             self.teacher.to(pl_module.device)  # the trainer moves no callback
         self._trainer = trainer
@@ -155,7 +145,7 @@ class SobolevCallback(Callback):
             call=self._call,
             engine=engine,
             batch_norm=self._batch_norm,
-            compiled=is_compiled(pl_module),
+            compiled=checks.is_compiled(pl_module),
             inner_precision=self._inner_precision,
             mixed_step=trainer.precision == self._inner_precision,
             non_finite=self._non_finite,

@@ -6,6 +6,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 
+from lightning_sobolev import _paths
 from lightning_sobolev._types import Teacher
 from lightning_sobolev.functional.precision import InnerPrecision
 from lightning_sobolev.teachers import NetworkTeacher
@@ -40,6 +41,28 @@ def check_choices(call: str | int, **given: str) -> None:
         *most, last = map(repr, CHOICES[name])
         if word not in CHOICES[name]:
             raise ValueError(f"{name} must be {', '.join(most)} or {last}, got {word!r}")
+
+
+def as_teacher(teacher: object, output: str | int | None) -> Teacher:
+    """Wrap a module in a :class:`NetworkTeacher`; refuse what is neither.
+
+    Args:
+        teacher: A teacher or a module.
+        output: Key path of the matched tensor in what the module returns.
+
+    Returns:
+        The teacher.
+
+    Raises:
+        ValueError: If it is no teacher, or ``output`` is no key path.
+    """
+    if output is not None:
+        _paths.parse(output)
+    if isinstance(teacher, nn.Module):
+        return NetworkTeacher(teacher, output=output)
+    if not isinstance(teacher, Teacher):
+        raise ValueError(f"teacher must be a Teacher or a module, got {type(teacher).__name__}")
+    return teacher
 
 
 def check_strategy(trainer: Trainer) -> None:
