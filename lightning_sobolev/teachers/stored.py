@@ -136,8 +136,8 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a JSON object whole or not at all."""
+def write_json(path: Path, content: Any) -> None:
+    """Write what JSON can say, whole or not at all."""
     writing = path.with_suffix(f".{secrets.token_hex(4)}")
     writing.write_text(json.dumps(content, indent=1))
     os.replace(writing, path)

@@ -20,8 +20,6 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.module_tracker import ModuleTracker
 
-from lightning_sobolev.tasks.benchmark.workloads import Workload
-
 
 def counted(step: Callable[[], None]) -> int:
     """Count the operations that ``step`` does, by torch's own counter.
@@ -122,8 +120,3 @@ def limits(
         "rows": distillation + rows * (derivative - distillation),
         "cached": derivative - 2 * teacher,
     }
-
-
-def is_linear(workload: Workload) -> bool:
-    """Whether the output map of a workload is linear."""
-    return workload.on == "identity"

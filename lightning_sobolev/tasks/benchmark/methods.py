@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -12,6 +13,12 @@ from lightning_sobolev.spec import SobolevSpec, SobolevTerm
 from lightning_sobolev.tasks.benchmark import rivals
 from lightning_sobolev.tasks.benchmark.rivals import ByHand, Student
 from lightning_sobolev.tasks.benchmark.workloads import Workload
+from lightning_sobolev.teachers import (
+    CachedTeacher,
+    CacheSettings,
+    NetworkTeacher,
+    cache_answers,
+)
 
 Built = tuple[Student, list[pl.Callback]]
 Objective = Literal["plain", "distillation", "derivative", "rows", "cached"]
@@ -24,32 +31,61 @@ class Method:
     Args:
         title: What tables call it.
         objective: What it computes, which decides the arithmetic limit that it is compared with.
-        build: From a workload to a module and the callbacks it is trained with.
+        build: From a workload, and a folder for files, to a module and its callbacks.
     """
 
     title: str
     objective: Objective
-    build: Callable[[Workload], Built]
+    build: Callable[[Workload, Path], Built]
 
 
-def _by_hand(step: rivals.Step, only_parameters: bool = False) -> Callable[[Workload], Built]:
-    return lambda workload: (ByHand(workload, step, only_parameters=only_parameters), [])
+def _by_hand(step: rivals.Step, only_parameters: bool = False) -> Callable[..., Built]:
+    return lambda workload, _: (ByHand(workload, step, only_parameters=only_parameters), [])
 
 
-def ours(workload: Workload, *, rows: float = 1.0, projections: int = 1, **options: Any) -> Built:
+def ours(
+    workload: Workload,
+    folder: Path | None = None,
+    *,
+    rows: float = 1.0,
+    projections: int = 1,
+    **options: Any,
+) -> Built:
     """Return a student that observes one forward, and the callback that brings all its loss.
 
     Args:
         workload: What is trained.
+        folder: Not used.
         rows: Share of the batch on which derivatives are matched.
         projections: Directions a step.
         options: Of the callback.
     """
+    del folder
     student = Student(workload)
     derivative = SobolevTerm(rows=rows, num_projections=projections, normalize="none")
     spec = SobolevSpec(terms=[SobolevTerm(order=0, normalize="none"), derivative], on=workload.on)
     callback = SobolevCallback(student.teacher, spec, module="net", doctor=False, **options)
     return student, [callback]
+
+
+def cached(workload: Workload, folder: Path, *, side: Literal["cotangent", "tangent"]) -> Built:
+    """Return a student of a cached teacher.
+
+    Args:
+        workload: What is trained.
+        folder: Where the cache goes.
+        side: What is stored.
+    """
+    student, x = Student(workload), workload.batch()["x"]
+    projection = "rademacher" if side == "tangent" else "sphere"
+    settings = CacheSettings(side=side, projection=projection, on=workload.on, num_draws=2)
+    place = folder / f"{workload.name}-{side}"
+    cache_answers(NetworkTeacher(student.teacher), lambda i: x[i], len(x), place, settings)
+    derivative = SobolevTerm(side=side, projection=projection, normalize="none")
+    spec = SobolevSpec(terms=[SobolevTerm(order=0, normalize="none"), derivative], on=workload.on)
+    engine: Literal["func", "tape"] = "func" if side == "tangent" else "tape"
+    teacher = CachedTeacher(place)
+    return student, [SobolevCallback(teacher, spec, module="net", engine=engine, doctor=False)]
 
 
 METHODS = {
@@ -65,4 +101,6 @@ METHODS = {
     "bf16": Method(
         "callback, bf16 inner pass", "derivative", partial(ours, inner_precision="bf16-mixed")
     ),
+    "cached_vjp": Method("cached teacher, rows", "cached", partial(cached, side="cotangent")),
+    "cached_jvp": Method("cached teacher, columns", "cached", partial(cached, side="tangent")),
 }

@@ -103,7 +103,7 @@ def distillation(net: Net, teacher: Net, batch: dict[str, Tensor]) -> Tensor:
 
 def as_usual(net: Net, teacher: Net, batch: dict[str, Tensor]) -> Tensor:
     """One leaf for both networks, and a backward pass that reaches it."""
-    x = batch["x"].requires_grad_()
+    x = batch["x"].detach().requires_grad_()
     y, target = net(x), teacher(x)
     u = _directions(y)
     ours = torch.autograd.grad(y, x, u, create_graph=True)[0]

@@ -1,0 +1,144 @@
+"""Table and charts of what was measured."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning_sobolev.tasks.benchmark.growing import read_growth
+from lightning_sobolev.tasks.benchmark.methods import METHODS
+
+Row = dict[str, Any]
+_HEAD = (
+    "| method | ms a step | to plain | to distillation | to best by hand | to the limit | "
+    "peak MB | GFLOP |"
+)
+_INTRO = """# Speed of a step
+
+Made by `python scripts/benchmark.py`; `conf/benchmark.yaml` lists what can be set. Medians over rounds
+in which all methods take turns in one process; ratios are medians of each round's own, with
+quartiles. *To plain*: the student alone, values from the batch. *To distillation*: a teacher asked
+for values. *To the limit*: the row's time, divided by that of plain distillation times the fewest
+floating-point operations that do the row's work over those of plain distillation. *Peak*: allocated
+during a step beyond what is held between steps.
+"""
+
+
+def write_table(path: Path, rows: Sequence[Row]) -> Path:
+    """Write all rows as Markdown, whole or not at all.
+
+    Args:
+        path: The file.
+        rows: From ``speed.json``.
+
+    Returns:
+        The file.
+    """
+    lines = [_INTRO]
+    for name in dict.fromkeys(_workload(row) for row in rows):
+        own = [row for row in rows if _workload(row) == name]
+        settings = own[0].get("settings", {})
+        lines += [f"## {name}", ""]
+        lines += [_conditions(own[0]["device"], settings), ""]
+        lines += [_HEAD, "|" + "---|" * 8]
+        lines += [_line(row) for row in own if "refused" not in row]
+        lines += [""]
+        lines += [f"- {_title(r)}: not possible ({r['refused']})" for r in own if "refused" in r]
+        lines += [f"![{name}](speed_{name}.png)", ""]
+    growth = read_growth(path.with_name("speed_growth.json"))
+    if growth:
+        lines += [
+            "## Growth",
+            "",
+            "| axis | method | sizes | fitted exponent |",
+            "|---|---|---|---|",
+        ]
+        lines += [
+            f"| {g['axis']} | {g['method']} | {', '.join(map(str, g['sizes']))} "
+            f"| {g['exponent']:.2f} |"
+            for g in growth
+        ]
+        lines += ["", "![growth](speed_growth.png)"]
+    writing = path.with_suffix(".writing")
+    writing.write_text("\n".join(lines).rstrip() + "\n")
+    os.replace(writing, path)
+    return path
+
+
+def save_charts(folder: Path, rows: Sequence[Row]) -> list[Path]:
+    """Draw a bar chart for each workload, and the growth where it was measured.
+
+    Args:
+        folder: Where the pictures go.
+        rows: From ``speed.json``.
+
+    Returns:
+        The files.
+    """
+    from matplotlib.figure import Figure
+
+    paths = []
+    for name in dict.fromkeys(_workload(row) for row in rows):
+        own = [row for row in rows if _workload(row) == name and "refused" not in row]
+        figure = Figure(figsize=(7.0, 0.4 * len(own) + 1.2), layout="constrained")
+        axes = figure.subplots()
+        ratios = [row["ratio_to_distillation"] for row in own]
+        colors = ["C0" if row["method"] in _HAND else "C2" for row in own]
+        bars = axes.barh([_title(row) for row in own], ratios, color=colors)
+        axes.bar_label(bars, [f"{ratio:.2f}" for ratio in ratios], padding=3, fontsize="small")
+        axes.invert_yaxis()
+        axes.set(xlabel="time of a step, plain distillation = 1", title=name)
+        axes.margins(x=0.12)
+        paths.append(folder / f"speed_{name}.png")
+        figure.savefig(paths[-1], dpi=110)
+    return paths + _save_growth(folder)
+
+
+_HAND = ("plain", "distillation", "as_usual", "at_best", "over_outputs", "by_jacrev")
+
+
+def _save_growth(folder: Path) -> list[Path]:
+    from matplotlib.figure import Figure
+
+    growth = read_growth(folder / "speed_growth.json")
+    if not growth:
+        return []
+    figure = Figure(figsize=(11.0, 2.8), layout="constrained")
+    axes_names = list(dict.fromkeys(g["axis"] for g in growth))
+    for axes, name in zip(figure.subplots(1, len(axes_names)), axes_names, strict=True):
+        for points in (g for g in growth if g["axis"] == name):
+            label = f"{points['method']}: {points['exponent']:.2f}"
+            milliseconds = [1e3 * s for s in points["seconds"]]
+            axes.loglog(points["sizes"], milliseconds, "o-", label=label)
+        axes.set(xlabel=name, ylabel="ms a step")
+        axes.legend(fontsize="small", title="exponent")
+        axes.grid(alpha=0.3)
+    path = folder / "speed_growth.png"
+    figure.savefig(path, dpi=110)
+    return [path]
+
+
+def _workload(row: Row) -> str:
+    return f"{row['network']}-{row['batch']}"
+
+
+def _title(row: Row) -> str:
+    return METHODS[row["method"]].title
+
+
+def _conditions(device: str, settings: Row) -> str:
+    clocks = {"cpu": "seconds of processor time", "wall": "seconds on the clock"}
+    clock = clocks.get(settings.get("clock", ""), "seconds")
+    threads, torch = settings.get("threads"), settings.get("torch")
+    return f"Device {device}, {threads} thread(s) of torch {torch}, {clock}."
+
+
+def _line(row: Row) -> str:
+    def ratio(key: str) -> str:
+        low, high = row[f"{key}_quartiles"]
+        return f"{row[key]:.2f} ({low:.2f} to {high:.2f})"
+
+    keys = ("ratio_to_plain", "ratio_to_distillation", "ratio_to_best_by_hand", "ratio_to_limit")
+    cells = [_title(row), f"{1e3 * row['median_seconds']:.3g}", *map(ratio, keys)]
+    cells += [f"{row['peak_bytes'] / 1e6:.3g}", f"{row['flops'] / 1e9:.3g}"]
+    return "| " + " | ".join(cells) + " |"
