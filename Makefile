@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup fmt check test slow doctest docs
+.PHONY: help setup fmt check test slow doctest docs compatibility thirdparty
 
 help:     ## Show the targets
 	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/: +##/\t/'
@@ -15,5 +15,13 @@ slow:     ## The tests that take minutes
 	python -m pytest -m "slow or atari_long"
 doctest:  ## The examples in docstrings
 	python -m pytest --doctest-modules lightning_sobolev -q
+compatibility: ## Measure the tables of docs/compatibility.md anew
+	python -m pytest -m "slow or not slow" tests/plugin/test_processes.py tests/plugin/test_precision.py \
+	  tests/plugin/test_unchanged_modules.py --write-compatibility docs/compatibility.md
+thirdparty: ## Teach modules of published packages, in an environment of their own
+	python -m venv .thirdparty
+	.thirdparty/bin/pip install -c constraints.txt -e . pytest -r tests/third_party/requirements.txt
+	.thirdparty/bin/python -m pytest -m third_party tests/third_party \
+	  --write-compatibility docs/compatibility.md
 docs:     ## The documentation, warnings as errors
 	python -m sphinx -W -q -b html docs docs/_build/html

@@ -5,6 +5,7 @@ import re
 HEADS = {
     "strategies": ("strategy", "precision", "engine", "deviation", "test"),
     "precisions": ("precision", "derivatives in", "matched", "engine", "deviation", "test"),
+    "published": ("module", "matched", "deviation", "test"),
     "layers": ("student", "matched", "engine", "deviation", "test"),
 }
 

@@ -119,15 +119,16 @@ def slopes(scalar, parameters, gradient, step=1e-6):
             values.append(scalar())
         parameter.data.copy_(start)
         found = (values[0] - values[1]) / (2 * step)
-        pairs.append(((gradient[name] * direction).sum(), found.detach()))
+        # torch's gradient in a complex parameter is the one of this real inner product.
+        pairs.append(((gradient[name].conj() * direction).real.sum(), found.detach()))
     return tuple(torch.stack(column) for column in zip(*pairs, strict=True))
 
 
-def compare(case, term, engine="tape", around=nullcontext, **changes):
+def compare(case, term, engine="tape", around=nullcontext, step=1e-6, **changes):
     """Return slopes of the term along one direction per parameter: trained, by differences."""
     gradient = trained_gradient(case, term, engine, **changes)
     references = []
     with around():
         term_value(case, term, references)
         parameters = dict(case.module.named_parameters())
-        return slopes(lambda: term_value(case, term, references), parameters, gradient)
+        return slopes(lambda: term_value(case, term, references), parameters, gradient, step)

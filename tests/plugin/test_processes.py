@@ -58,9 +58,9 @@ def test_two_processes_train_as_one_in_every_mode(tmp_path, deviation):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("start", ["spawn", "fork", "popen"])
+@pytest.mark.parametrize("start", ["spawn", "fork"])
 def test_processes_that_lightning_starts_itself_train_as_one(start, deviation):
-    """``ddp_spawn``, ``ddp_fork`` (which is also ``ddp_notebook``), and ``ddp_popen``."""
+    """``ddp_spawn`` and ``ddp_fork``, which is also ``ddp_notebook``."""
     case = Case(strategy=lambda: DDPStrategy(start_method=start))
     found, expected = train(case, devices=2), train(case)
     name = f"ddp, start_method={start}"
