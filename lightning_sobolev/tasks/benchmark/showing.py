@@ -15,8 +15,8 @@ _HEAD = (
 )
 _INTRO = """# Speed of a step
 
-Made by `python scripts/benchmark.py`; `conf/benchmark.yaml` lists what can be set. Medians over rounds
-in which all methods take turns in one process; ratios are medians of each round's own, with
+Made by `python scripts/benchmark.py`; `conf/benchmark.yaml` lists what can be set. Medians over
+rounds in which all methods take turns in one process; ratios are medians of each round's own, with
 quartiles. *To plain*: the student alone, values from the batch. *To distillation*: a teacher asked
 for values. *To the limit*: the row's time, divided by that of plain distillation times the fewest
 floating-point operations that do the row's work over those of plain distillation. *Peak*: allocated
