@@ -1,6 +1,7 @@
 """The random choices of one step: directions and rows, never a hidden generator."""
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -42,9 +43,8 @@ class Draws:
         Returns:
             ``[proj, batch, *out]``.
         """
-        if isinstance(target, DrawnJet):
-            drawn = target.drawn(term, self.counter)
-            return drawn.reshape(len(drawn), *y.shape)
+        if (own := self._own(term, target)) is not None:
+            return own.reshape(len(own), *y.shape)
         if term.projection == FISHER:
             log_probs = (y if target is None else target.value).reshape(y.shape).to(y.dtype)
             count = term.num_projections or 1
@@ -66,9 +66,15 @@ class Draws:
         Returns:
             ``[proj, batch, *in]``.
         """
-        if isinstance(target, DrawnJet):
-            return target.drawn(term, self.counter)
+        if (own := self._own(term, target)) is not None:
+            return own
         return self._draw(index, _TANGENT, term, x)
+
+    def _own(self, term: SobolevTerm, target: Jet | None) -> Tensor | None:
+        # isinstance() with a protocol looks up all of its methods, which shows in small steps.
+        return (
+            cast(DrawnJet, target).drawn(term, self.counter) if hasattr(target, "drawn") else None
+        )
 
     def _draw(self, index: int, what: int, term: SobolevTerm, like: Tensor) -> Tensor:
         return draw(

@@ -135,8 +135,11 @@ def reduced(
     Raises:
         ValueError: If the target is too large to be a scale.
     """
-    total, count = _known_sum(matched.distance, matched.known)
-    mean = total / count.clamp_min(1.0)
+    if matched.known is None:
+        mean = matched.distance.mean()
+    else:
+        total, count = _known_sum(matched.distance, matched.known)
+        mean = total / count.clamp_min(1.0)
     if term.normalize == "none":
         return mean
     assert matched.reference is not None

@@ -140,6 +140,7 @@ class SobolevTerm:
             a student without any derivative; ``"none"`` is the raw form of the paper.
         rows: Fraction of the batch on which the term is evaluated. Below 1 it is evaluated by a
             second forward of these rows, whose dropout masks are its own.
+        every_n_steps: Evaluates the term in every n-th step alone, n times as heavy.
         name: Key in the log; ``order_1`` and so on when None.
 
     Raises:
@@ -154,30 +155,31 @@ class SobolevTerm:
     discrepancy: str = "squared"
     normalize: Literal["target", "none"] = "target"
     rows: float = 1.0
+    every_n_steps: int = 1
     name: str | None = None
 
     def __post_init__(self) -> None:
         _require(self.order in (0, 1, 2), "order", "0, 1 or 2", self.order)
         weight_ok = _is_weight(self.weight) or isinstance(self.weight, Schedule)
         _require(weight_ok, "weight", "a finite number >= 0 or a schedule", self.weight)
-        _require(
-            self.side in ("cotangent", "tangent"), "side", "'cotangent' or 'tangent'", self.side
-        )
-        laws = (*PROJECTIONS, FISHER)
-        _require(self.projection in laws, "projection", f"one of {laws}", self.projection)
+        is_side = self.side in ("cotangent", "tangent")
+        _require(is_side, "side", "'cotangent' or 'tangent'", self.side)
+        law, laws = self.projection, (*PROJECTIONS, FISHER)
+        _require(law in laws, "projection", f"one of {laws}", law)
         count = self.num_projections
         counts = count is None or (isinstance(count, int) and count >= 1)
         _require(counts, "num_projections", "at least 1 or None", count)
-        exact = count is not None or self.projection == "basis"
-        _require(exact, "projection", "'basis' when num_projections is None", self.projection)
-        fits = self.projection != FISHER or (self.order == 1 and self.side == "cotangent")
-        _require(fits, "projection", "'fisher' with order 1 and cotangents only", self.projection)
+        exact = count is not None or law == "basis"
+        _require(exact, "projection", "'basis' when num_projections is None", law)
+        fits = law != FISHER or (self.order == 1 and self.side == "cotangent")
+        _require(fits, "projection", "'fisher' with order 1 and cotangents only", law)
         known = tuple(DISCREPANCIES)
         _require(self.discrepancy in known, "discrepancy", f"one of {known}", self.discrepancy)
-        normal = self.normalize in ("target", "none")
-        _require(normal, "normalize", "'target' or 'none'", self.normalize)
+        scale = self.normalize
+        _require(scale in ("target", "none"), "normalize", "'target' or 'none'", scale)
         rows_ok = isinstance(self.rows, int | float) and 0.0 < self.rows <= 1.0
         _require(rows_ok, "rows", "in (0, 1]", self.rows)
+        _require(self.every_n_steps >= 1, "every_n_steps", "at least 1", self.every_n_steps)
         # The sum of all terms is logged beside them under this name.
         _require(self.name not in ("", "total"), "name", "a word other than 'total'", self.name)
 
@@ -197,16 +199,15 @@ class SobolevTerm:
         return self.order == 2 or (self.order == 1 and self.side == "tangent")
 
     def weight_at(self, step: int) -> float:
-        """Return the weight at a global step.
+        """Return the weight at a global step; 0 where ``every_n_steps`` leaves the term out.
 
         Raises:
             ValueError: If a schedule answers with something else than a finite number >= 0.
         """
-        if isinstance(self.weight, int | float):
-            return float(self.weight)
-        weight = self.weight.at(step)
+        given = self.weight
+        weight = given if isinstance(given, int | float) else given.at(step)
         _require(_is_weight(weight), f"weight of {self.key} at step {step}", "finite, >= 0", weight)
-        return float(weight)
+        return 0.0 if step % self.every_n_steps else float(weight) * self.every_n_steps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -232,10 +233,8 @@ class SobolevSpec:
             _require(isinstance(term, SobolevTerm), "terms", "SobolevTerm objects", term)
         keys = [term.key for term in self.terms]
         _require(len(set(keys)) == len(keys), "terms", "named differently (set name=...)", keys)
-        if any(term.projection == FISHER for term in self.terms):
-            _require(
-                self.on == "log_softmax", "on", "'log_softmax' for a fisher projection", self.on
-            )
+        fits = self.on == "log_softmax" or all(t.projection != FISHER for t in self.terms)
+        _require(fits, "on", "'log_softmax' for a fisher projection", self.on)
         known = callable(self.on) or self.on in OUTPUT_MAPS
         _require(known, "on", f"one of {tuple(OUTPUT_MAPS)} or a callable", self.on)
 

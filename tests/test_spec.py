@@ -26,6 +26,7 @@ from lightning_sobolev.spec import Schedule
         ("discrepancy", "l7", r"discrepancy must be one of \('squared', .*, got 'l7'"),
         ("normalize", "student", r"normalize must be 'target' or 'none', got 'student'"),
         ("rows", 0.0, r"rows must be in \(0, 1\], got 0.0"),
+        ("every_n_steps", 0, "every_n_steps must be at least 1, got 0"),
         ("rows", 1.5, r"rows must be in \(0, 1\], got 1.5"),
         ("rows", "half", r"rows must be in \(0, 1\], got 'half'"),
         ("name", "total", r"name must be a word other than 'total', got 'total'"),

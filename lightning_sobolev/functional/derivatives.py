@@ -22,7 +22,7 @@ Note [projections run in a loop]
 """
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any, Literal, get_args
 
 import torch
@@ -438,6 +438,8 @@ def _stacked(rows: list[Tensor]) -> Tensor:
 
 
 def _recording() -> AbstractContextManager[Any]:
+    if torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
+        return nullcontext()  # a training step: the modes are as they should be
     modes = ExitStack()
     modes.enter_context(torch.inference_mode(False))
     modes.enter_context(torch.enable_grad())

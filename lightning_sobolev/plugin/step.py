@@ -225,5 +225,17 @@ def _reaches(loss: Tensor, outputs: list[Tensor]) -> bool:
 
 
 def _leaf_variables(loss: Tensor) -> list[Tensor]:
-    variables = (getattr(node, "variable", None) for node in _nodes([loss.grad_fn]))
-    return [variable for variable in variables if variable is not None]
+    # Every node is visited at every step: no generator, no set of all nodes beforehand.
+    stack, seen, found = [loss.grad_fn], {loss.grad_fn}, []
+    while stack:
+        node = stack.pop()
+        if node is None:
+            continue
+        if (variable := getattr(node, "variable", None)) is not None:
+            found.append(variable)
+            continue
+        for child, _ in node.next_functions:
+            if child not in seen:
+                seen.add(child)
+                stack.append(child)
+    return found

@@ -15,10 +15,12 @@ from lightning_sobolev.atari import NatureCNN, agents, make_environments, save_a
 from lightning_sobolev.tasks.run import build_trainer
 
 CONF = config_folder()
-# train_teacher.yaml and its group stand for themselves: see test_teacher_training.py.
+# train_teacher.yaml, its group and benchmark.yaml stand for themselves and have tests of their own.
 ALL = sorted(path.relative_to(CONF).with_suffix("") for path in CONF.glob("**/*.yaml"))
 FILES = [
-    file for file in ALL if str(file) != "train_teacher" and str(file.parent) != "teacher_training"
+    file
+    for file in ALL
+    if str(file) not in ("train_teacher", "benchmark") and str(file.parent) != "teacher_training"
 ]
 # Files that only make sense in one experiment; the others are tried in the cheapest one.
 HOMES = {

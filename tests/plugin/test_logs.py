@@ -79,6 +79,17 @@ def test_under_accumulation_the_schedule_counts_updates():
     assert found == pytest.approx([1.0, 1.0, 3.0, 3.0])
 
 
+def test_every_third_step_carries_the_weight_of_three():
+    teacher, log = CountsCalls(), Log()
+    spec = SobolevSpec(terms=[SobolevTerm(weight=Linear(1.0, 0.0, steps=8), every_n_steps=3)])
+    used = SobolevCallback(teacher, spec, doctor=False)
+    fit(Regressor(lr=1e-3), points(size=64), used, log)
+    assert teacher.calls == 3
+    for number in range(8):
+        expected = 3 * (1.0 - number / 8) * log.of("order_1")[number] if number % 3 == 0 else 0.0
+        assert log.of("total")[number] == pytest.approx(expected)
+
+
 def test_a_weight_of_zero_asks_no_teacher_and_teaches_nothing():
     teacher, plain, module = CountsCalls(), Regressor(), Regressor()
     spec = SobolevSpec(terms=[SobolevTerm(weight=0.0)])

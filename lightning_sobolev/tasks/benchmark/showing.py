@@ -1,5 +1,6 @@
 """Table and charts of what was measured."""
 
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,8 +16,8 @@ _HEAD = (
 )
 _INTRO = """# Speed of a step
 
-Made by `python scripts/benchmark.py`; `conf/benchmark.yaml` lists what can be set. Medians over rounds
-in which all methods take turns in one process; ratios are medians of each round's own, with
+Made by `python scripts/benchmark.py`; `conf/benchmark.yaml` lists what can be set. Medians over
+rounds in which all methods take turns in one process; ratios are medians of each round's own, with
 quartiles. *To plain*: the student alone, values from the batch. *To distillation*: a teacher asked
 for values. *To the limit*: the row's time, divided by that of plain distillation times the fewest
 floating-point operations that do the row's work over those of plain distillation. *Peak*: allocated
@@ -45,6 +46,7 @@ def write_table(path: Path, rows: Sequence[Row]) -> Path:
         lines += [""]
         lines += [f"- {_title(r)}: not possible ({r['refused']})" for r in own if "refused" in r]
         lines += [f"![{name}](speed_{name}.png)", ""]
+    lines += _scatter(path.with_name("speed_scatter.json"))
     growth = read_growth(path.with_name("speed_growth.json"))
     if growth:
         lines += [
@@ -116,6 +118,28 @@ def _save_growth(folder: Path) -> list[Path]:
     path = folder / "speed_growth.png"
     figure.savefig(path, dpi=110)
     return [path]
+
+
+def _scatter(path: Path) -> list[str]:
+    if not path.is_file():
+        return []
+    rows: list[Row] = json.loads(path.read_text())
+    lines = [
+        "## Scatter of the gradient over draws",
+        "",
+        "Derivative term of Nature-CNN, batch 16, six outputs; variance relative to the squared "
+        "mean gradient. All estimate the same gradient.",
+        "",
+        "| directions a step | variance | ms | variance x ms |",
+        "|---|---|---|---|",
+    ]
+    for row in rows:
+        variance, milliseconds = row["variance"], 1e3 * row["seconds"]
+        lines += [
+            f"| {row['estimator']} | {variance:.2g} | {milliseconds:.0f} "
+            f"| {variance * milliseconds:.2g} |"
+        ]
+    return [*lines, ""]
 
 
 def _workload(row: Row) -> str:
