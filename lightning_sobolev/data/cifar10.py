@@ -5,8 +5,9 @@ whatever its author put into it. Source: Krizhevsky 2009, Learning Multiple Laye
 Tiny Images.
 """
 
-import shutil
+import os
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from jaxtyping import Int, UInt8
@@ -26,14 +27,17 @@ def _fetch(folder: Path) -> None:
 
     names = list(CIFAR10.checksums)
     members = [f"cifar-10-batches-bin/{name}" for name in names]
-    found = pooch.retrieve(
-        _URL,
-        known_hash=f"sha256:{_ARCHIVE_SHA256}",
-        path=folder,
-        processor=pooch.Untar(members=members),
-    )
-    for path in map(Path, found):
-        shutil.move(path, folder / path.name)
+    folder.mkdir(parents=True, exist_ok=True)
+    # the archive is as large as what comes out of it, and is not needed afterwards
+    with TemporaryDirectory(dir=folder) as near:
+        found = pooch.retrieve(
+            _URL,
+            known_hash=f"sha256:{_ARCHIVE_SHA256}",
+            path=near,
+            processor=pooch.Untar(members=members),
+        )
+        for path in map(Path, found):
+            os.replace(path, folder / path.name)
 
 
 CIFAR10 = ImageFiles(
