@@ -239,6 +239,7 @@ class SobolevCallback(Callback):
 
     def _leave(self, module: LightningModule) -> None:
         step.uninstall(module, self)
+        self._meter.forget()
         self._trainer, self._policy = None, None
 
 
