@@ -119,7 +119,8 @@ def slopes(scalar, parameters, gradient, step=1e-6):
             values.append(scalar())
         parameter.data.copy_(start)
         found = (values[0] - values[1]) / (2 * step)
-        pairs.append(((gradient[name] * direction).sum(), found.detach()))
+        # the real inner product, for complex parameters too
+        pairs.append(((gradient[name].conj() * direction).real.sum(), found.detach()))
     return tuple(torch.stack(column) for column in zip(*pairs, strict=True))
 
 
