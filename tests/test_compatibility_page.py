@@ -13,7 +13,7 @@ PAGE = TESTS.parent / "docs" / "compatibility.md"
 
 
 def table(name, text):
-    (found,) = re.findall(rf"<!-- {name} -->\n(.*?)\n<!-- end of {name} -->", text, re.DOTALL)
+    (found,) = re.findall(rf"<!-- {name} -->\n(.*?)<!-- end of {name} -->", text, re.DOTALL)
     return [
         [cell.strip() for cell in line.strip("|").split(" | ")] for line in found.splitlines()[2:]
     ]
@@ -21,7 +21,7 @@ def table(name, text):
 
 def test_every_test_that_the_page_names_exists():
     named = re.findall(r"`([\w/]+\.py)::(\w+)`", PAGE.read_text())
-    assert len(named) > 100
+    assert len(named) > 50
     for path, name in set(named):
         assert f"def {name}(" in (TESTS / path).read_text(), f"{path}::{name}"
 
@@ -43,9 +43,9 @@ def test_a_run_replaces_what_it_measured_and_nothing_else(tmp_path):
     page = tmp_path / "page.md"
     marks = [f"<!-- {name} -->\nold {name}\n<!-- end of {name} -->\n" for name in HEADS]
     page.write_text("".join(marks))
-    row = ("layers", "lstm", "vjp", "tape", 1.26e-9, "tests/plugin/test_x.py::test_y")
-    write_tables(page, [row])
+    rows = [("layers", "lstm", "tape", d, "tests/plugin/test_x.py::test_y") for d in (1.26e-9, 0.0)]
+    write_tables(page, rows)
     text = page.read_text()
-    assert table("layers", text) == [["lstm", "vjp", "tape", "1e-09", "`plugin/test_x.py::test_y`"]]
+    assert table("layers", text) == [["lstm", "tape", "1e-09", "`plugin/test_x.py::test_y`"]]
     assert "old strategies" in text
     assert "old layers" not in text
