@@ -44,18 +44,27 @@ class RecordingWriter:
         self._picture_bytes = size[0] * size[1]
         # written, not mapped: the pages of a map would count as this process's memory
         self._file = (self._writing / "frames.npy").open("wb")
-        shape = (1 + num_states, *size)
+        try:
+            self._start = self._begin((1 + num_states, *size))
+        except OSError:
+            self.__exit__()
+            raise
+
+    def _begin(self, shape: tuple[int, ...]) -> int:
         header = {"descr": "|u1", "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(self._file, header)
-        self._start = self._file.tell()
+        start = self._file.tell()
         self._file.write(bytes(self._picture_bytes))
+        return start
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
-        shutil.rmtree(self._writing, ignore_errors=True)
+        try:
+            self._file.close()  # may have to write, and find the disk full
+        finally:
+            shutil.rmtree(self._writing, ignore_errors=True)
 
     def put(
         self,

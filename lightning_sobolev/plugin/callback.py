@@ -238,4 +238,5 @@ class SobolevCallback(Callback):
 
     def _leave(self, module: LightningModule) -> None:
         step.uninstall(module, self)
+        self._meter.forget()
         self._trainer, self._policy = None, None

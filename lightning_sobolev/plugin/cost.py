@@ -71,6 +71,10 @@ class CostMeter:
         bare = replace(seen, inputs=inputs, x=seen.x.detach(), y=seen.y.detach(), pushed=None)
         self._kept = (bare, batch, draws)
 
+    def forget(self) -> None:
+        """Drop what was kept: the step did not come to its end."""
+        self._kept = None
+
     @rank_zero_only
     def measure(self, policy: Policy, precision: Callable[[], AbstractContextManager[Any]]) -> None:
         """Measure once and say what came out; a student that cannot be measured is said to be.

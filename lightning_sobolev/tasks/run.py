@@ -22,6 +22,7 @@ from rich.console import Console
 
 from lightning_sobolev.tasks.finished import FinishedRun, StartingRun, write_metrics
 from lightning_sobolev.tasks.pictures import save_curves
+from lightning_sobolev.tasks.saving import whole_checkpoint
 from lightning_sobolev.tasks.sharding import whole
 from lightning_sobolev.tasks.summary import matched, summary_table
 from lightning_sobolev.tasks.threads import one_thread
@@ -136,21 +137,21 @@ def checkpoint_to_resume(ckpt: str | None, folder: Path) -> Path | None:
         Its path, or None for a fresh start.
 
     Raises:
-        ValueError: If there is no such file.
+        ValueError: If there is no such file, or it is damaged.
     """
     if ckpt is None:
         return None
     if ckpt != "last":
         if not Path(ckpt).is_file():
             raise ValueError(f"ckpt must be 'last' or an existing file, got {ckpt!r}")
-        return Path(ckpt)
+        return whole_checkpoint(Path(ckpt))
     if (folder / LAST).is_file():
-        return folder / LAST
+        return whole_checkpoint(folder / LAST)
     found = sorted(folder.parent.glob(f"*/{LAST}"), key=lambda path: path.stat().st_mtime)
     if not found:
         raise ValueError(f"ckpt=last needs an earlier run's {LAST} below {folder.parent}, got none")
     log.info("going on from %s", found[-1])
-    return found[-1]
+    return whole_checkpoint(found[-1])
 
 
 def build_trainer(cfg: DictConfig) -> pl.Trainer:

@@ -1,12 +1,16 @@
 """One checkpoint from which an interrupted run goes on."""
 
+import logging
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
+
+log = logging.getLogger(__name__)
 
 
 class SaveLast(Checkpoint):
@@ -51,17 +55,61 @@ class SaveLast(Checkpoint):
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
-        """Save what training has come to, whatever ended it."""
+        """Save what training has come to, whatever ended it; its cause stays the error.
+
+        Not with several processes: the others may be anywhere, or gone, and would be waited for.
+        """
         del pl_module, exception
-        if trainer.state.fn == TrainerFn.FITTING and trainer.global_step > 0:
+        is_new = trainer.global_step not in (0, self._saved_step)
+        if trainer.state.fn != TrainerFn.FITTING or not is_new:
+            return
+        if trainer.world_size > 1:
+            log.warning("step %d is not saved: %s", trainer.global_step, self._standing())
+            return
+        try:
             self._save(trainer)
+        except OSError as error:
+            log.warning("%s", error)
 
     def _save(self, trainer: pl.Trainer) -> None:
         # Under gradient accumulation several batches end at the same step.
         if trainer.global_step == self._saved_step:
             return
+        standing = self._standing()
         self._saved_step = trainer.global_step
         writing = self.path.with_suffix(".writing")
-        trainer.save_checkpoint(writing)
+        try:
+            trainer.save_checkpoint(writing)
+        except OSError as error:
+            text = f"step {trainer.global_step} could not be saved ({error}); {standing}"
+            raise OSError(error.errno, text) from error
         if trainer.is_global_zero:
             os.replace(writing, self.path)
+
+    def _standing(self) -> str:
+        step = self._saved_step
+        return f"{self.path} holds step {step}" if step >= 0 else "nothing was saved in this run"
+
+
+def whole_checkpoint(path: Path) -> Path:
+    """Check that a checkpoint was written to its end and is what was written.
+
+    Costs one pass over the file.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The same path.
+
+    Raises:
+        ValueError: If it is cut short or damaged.
+    """
+    try:
+        with zipfile.ZipFile(path) as file:  # torch's format; every part has a checksum
+            damaged = file.testzip()
+    except (OSError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"ckpt must be a whole checkpoint, got {path}: {error}") from error
+    if damaged is not None:
+        raise ValueError(f"ckpt must be a whole checkpoint, got {path}: {damaged} is damaged")
+    return path

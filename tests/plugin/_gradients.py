@@ -119,7 +119,7 @@ def slopes(scalar, parameters, gradient, step=1e-6):
             values.append(scalar())
         parameter.data.copy_(start)
         found = (values[0] - values[1]) / (2 * step)
-        # torch's gradient in a complex parameter is the one of this real inner product.
+        # the real inner product, for complex parameters too
         pairs.append(((gradient[name].conj() * direction).real.sum(), found.detach()))
     return tuple(torch.stack(column) for column in zip(*pairs, strict=True))
 

@@ -1,11 +1,14 @@
 """A training that was stopped anywhere goes on bit for bit as if it had not been."""
 
+import itertools
 import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
 from contextlib import nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 
 import lightning.pytorch as L
@@ -83,11 +86,11 @@ class Interrupt(L.Callback):
 MOMENTS = ["before the step", "before the backward", "after the backward", "after the step"]
 
 
-def data():
+def points():
     return LandscapeDataModule("booth", 20, batch_size=8, steps_per_epoch=STEPS_PER_EPOCH)
 
 
-def train(folder, *others, resume=False, every=1000, dropout=0.0, **options):
+def train(folder, *others, resume=False, every=1000, dropout=0.0, data=None, **options):
     folder.mkdir(exist_ok=True)
     module = Fits(dropout)
     matching = SobolevCallback(BatchTeacher("dydx", hessian="hessian"), SPEC, module="net")
@@ -97,7 +100,8 @@ def train(folder, *others, resume=False, every=1000, dropout=0.0, **options):
         SaveLast(folder, every_n_steps=every),
         **{"max_epochs": EPOCHS, "precision": "32-true", "enable_checkpointing": True, **options},
     )
-    used.fit(module, data(), ckpt_path=folder / "last.ckpt" if resume else None, weights_only=True)
+    path = folder / "last.ckpt" if resume else None
+    used.fit(module, points() if data is None else data, ckpt_path=path, weights_only=True)
     return weights(module), matching.state_dict(), used.global_step
 
 
@@ -200,7 +204,7 @@ def plain(folder, resume=False):
     module = Fits(0.0)
     used = trainer(SaveLast(folder), max_epochs=1, precision="32-true", enable_checkpointing=True)
     path = folder / "last.ckpt" if resume else None
-    used.fit(module, data(), ckpt_path=path, weights_only=True)
+    used.fit(module, points(), ckpt_path=path, weights_only=True)
     return module, used
 
 
@@ -221,3 +225,33 @@ def test_a_checkpoint_made_without_the_plugin_is_gone_on_from_with_it(tmp_path):
     # it begins to draw and to measure its scales where it is added
     assert state["counter"] == STEPS_PER_EPOCH * (EPOCHS - 1)
     assert state["scales"]["order_1"]["count"] == STEPS_PER_EPOCH * (EPOCHS - 1)
+
+
+# The loader that the documentation shows
+
+
+def documented_loader():
+    text = (Path(__file__).parents[2] / "docs" / "reliability.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    names = {"torch": torch, "itertools": itertools}
+    exec(code, names)
+    return names["Resumable"]
+
+
+class OwnData(L.LightningDataModule):
+    def train_dataloader(self):
+        rows = [{name: column[i] for name, column in TABLE.items()} for i in range(15)]
+        sampler = torch.utils.data.DistributedSampler(rows, num_replicas=1, rank=0, seed=3)
+        return documented_loader()(rows, batch_size=5, sampler=sampler, trainer=self.trainer)
+
+
+TABLE = points().train_points.columns
+
+
+@pytest.mark.parametrize(("moment", "number"), [("before the backward", 4), ("after the step", 6)])
+def test_the_documented_loader_resumes_exactly(moment, number, tmp_path):
+    expected, _, _ = train(tmp_path, data=OwnData())
+    with pytest.raises(SystemExit):
+        train(tmp_path, Interrupt(moment, number), data=OwnData())
+    found, _, _ = train(tmp_path, resume=True, data=OwnData())
+    assert torch.equal(found, expected)

@@ -1,0 +1,26 @@
+"""Every entry of the table of layers in the documentation."""
+
+import pytest
+
+from tests.plugin._gradients import TERMS
+from tests.plugin._layer_table import COLUMNS, REFUSED, deviation, is_zero
+from tests.plugin._ordinary import ORDINARY
+from tests.plugin.test_doctor_examination import fits
+
+ENTRIES = [(name, *column) for name in ORDINARY for column in COLUMNS]
+MEASURED = [e for e in ENTRIES if e not in REFUSED and not is_zero(*e[:2])]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "kind", "engine"), MEASURED)
+def test_trained_gradients_agree_with_finite_differences(name, kind, engine):
+    assert deviation(name, kind, engine) < 1e-5
+
+
+@pytest.mark.parametrize(("name", "kind", "engine"), REFUSED)
+def test_what_an_engine_cannot_do_is_refused(name, kind, engine):
+    make, shape = ORDINARY[name]
+    with pytest.raises(
+        ValueError, match=r"engine='func' (cannot run batch norm|has no forward mode)"
+    ):
+        fits(make(), shape, TERMS[kind], engine=engine)

@@ -1,0 +1,96 @@
+"""Nothing piles up while training runs, and a crash leaves no graph behind."""
+
+import gc
+from pathlib import Path
+
+import lightning.pytorch as L
+import pytest
+import torch
+
+from lightning_sobolev import SobolevCallback, SobolevSpec, SobolevTerm
+from tests.plugin._students import ManualRegressor, Regressor, mlp
+from tests.plugin._trainers import fit, points
+
+SPEC = SobolevSpec(
+    terms=[SobolevTerm(), SobolevTerm(order=2, weight=0.01), SobolevTerm(rows=0.5, name="part")]
+)
+PAGE_KB = 4
+
+
+def live_tensors(where=lambda _: True):
+    gc.collect()
+    # The type and not isinstance: some objects answer for others, with a warning.
+    return sum(issubclass(type(one), torch.Tensor) and where(one) for one in gc.get_objects())
+
+
+class Counts(L.Callback):
+    """Tensors that are alive, and resident memory in kB, every so many steps."""
+
+    def __init__(self, every):
+        self.every, self.tensors, self.resident = every, [], []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if batch_idx % self.every == 0:
+            self.tensors.append(live_tensors())
+            pages = int(Path("/proc/self/statm").read_text().split()[1])
+            self.resident.append(PAGE_KB * pages)
+
+
+@pytest.mark.parametrize("module", [Regressor, ManualRegressor])
+@pytest.mark.parametrize("engine", ["tape", "func"])
+def test_no_tensor_outlives_its_step(engine, module):
+    counts = Counts(every=3)
+    used = SobolevCallback(mlp(seed=7), SPEC, engine=engine)
+    fit(module(lr=0.001), points(8 * 8), used, counts)
+    assert len(set(counts.tensors[1:])) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["tape", "func"])
+def test_memory_does_not_grow_in_500_steps(engine):
+    counts = Counts(every=50)
+    fit(
+        Regressor(lr=0.001),
+        points(8 * 500),
+        SobolevCallback(mlp(seed=7), SPEC, engine=engine),
+        counts,
+    )
+    assert len(set(counts.tensors[1:])) == 1
+    assert max(counts.resident[2:]) - counts.resident[2] < 1000
+
+
+class Breaks(Regressor):
+    """Fails behind the observed forward, at a chosen batch."""
+
+    def __init__(self, number):
+        super().__init__()
+        self.number = number
+
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        if batch_idx == self.number:
+            raise KeyError("a fault of the step itself")
+        return loss
+
+
+class BreaksLater(Breaks):
+    """Fails when the terms are in the loss already."""
+
+    def training_step(self, batch, batch_idx):
+        return Regressor.training_step(self, batch, batch_idx)
+
+    def on_before_backward(self, loss):
+        if self.trainer.global_step == self.number:
+            raise KeyError("a fault behind the step")
+
+
+@pytest.mark.parametrize("number", [0, 2])
+@pytest.mark.parametrize("step", [Breaks, BreaksLater])
+@pytest.mark.parametrize("engine", ["tape", "func"])
+def test_a_crash_leaves_no_graph(engine, step, number):
+    before = live_tensors(lambda tensor: tensor.grad_fn is not None)
+    module, used = step(number), SobolevCallback(mlp(seed=7), SPEC, engine=engine)
+    with pytest.raises(KeyError, match="a fault"):
+        fit(module, points(), used)
+    assert live_tensors(lambda tensor: tensor.grad_fn is not None) == before
+    assert used._meter._kept is None

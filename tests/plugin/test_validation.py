@@ -1,0 +1,80 @@
+"""Derivatives where Lightning turns gradients off: no setting of the Trainer is touched."""
+
+import pytest
+import torch
+from torch.nn.functional import mse_loss
+from torch.testing import assert_close
+
+from lightning_sobolev import NetworkTeacher, SobolevCallback
+from lightning_sobolev.functional.derivatives import hvp, jacobian, value_and_jvp, value_and_vjp
+from lightning_sobolev.metrics import DerivativeNMSE
+from tests.plugin._students import Regressor, mlp
+from tests.plugin._trainers import points, trainer
+
+TEACHER = mlp(seed=7)
+
+
+def rows(network, x, kind, engine):
+    """One derivative of a network along all ones."""
+    u, v = torch.ones(1, len(x), 2, dtype=x.dtype), torch.ones(1, *x.shape, dtype=x.dtype)
+    if kind == "cotangent":
+        return value_and_vjp(network, x, u, engine=engine)[1]
+    if kind == "tangent":
+        return value_and_jvp(network, x, v, engine=engine)[1]
+    if kind == "order 2":
+        return hvp(network, x, u, v, engine=engine)
+    return jacobian(network, x, engine=engine)[None]
+
+
+class Measures(Regressor):
+    """Reports how well a derivative is matched, in every stage."""
+
+    def __init__(self, kind, engine):
+        super().__init__()
+        self.kind, self.engine = kind, engine
+        self.nmse = DerivativeNMSE()
+        self.modes = set()
+
+    def validation_step(self, batch, batch_idx):
+        x, y = batch
+        self.modes.add(torch.is_inference_mode_enabled())
+        assert not torch.is_grad_enabled()
+        ours = rows(self.net, x, self.kind, self.engine)
+        theirs = NetworkTeacher(TEACHER).at(x, on=lambda out: out)
+        if self.kind == "cotangent":
+            found = theirs.vjp(torch.ones(1, len(x), 2, dtype=x.dtype))
+            assert_close(found, rows(TEACHER, x, self.kind, self.engine))
+        self.nmse(ours, rows(TEACHER, x, self.kind, self.engine))
+        self.log("nmse", self.nmse)
+        self.log("loss", mse_loss(self.net(x), y))
+
+    test_step = validation_step
+
+
+@pytest.mark.parametrize("engine", ["tape", "func"])
+@pytest.mark.parametrize("kind", ["cotangent", "tangent", "order 2", "jacobian"])
+def test_derivative_metrics_in_validate_test_and_fit(kind, engine):
+    module = Measures(kind, engine)
+    data = points()
+    used = trainer(SobolevCallback(TEACHER), limit_train_batches=1, num_sanity_val_steps=0)
+    used.fit(module, data, data)
+    in_fit = used.callback_metrics["nmse"].clone()
+    (validated,) = used.validate(module, data, verbose=False)
+    (tested,) = used.test(module, data, verbose=False)
+    assert module.modes == {True, False}  # validate and test run under inference mode, fit not
+    x = data.dataset.tensors[0]
+    theirs = rows(TEACHER, x, kind, engine)
+    error = (rows(module.net, x, kind, engine) - theirs).square().sum()
+    expected = (error / theirs.square().sum()).detach()
+    for found in (in_fit, validated["nmse"], tested["nmse"]):
+        assert_close(float(found), float(expected), rtol=1e-6, atol=0)
+
+
+def test_training_goes_on_behind_a_validation_under_inference_mode():
+    """What was made there must not be met again by autograd."""
+    module, data = Measures("cotangent", "tape"), points()
+    used = SobolevCallback(TEACHER)
+    for _ in range(2):
+        trainer(used).validate(module, data, verbose=False)
+        trainer(used).fit(module, data, data)
+    assert used.state_dict()["counter"] == 6
