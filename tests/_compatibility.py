@@ -6,7 +6,6 @@ HEADS = {
     "strategies": ("strategy", "precision", "engine", "deviation", "test"),
     "precisions": ("precision", "derivatives in", "engine", "deviation", "test"),
     "published": ("module", "deviation", "test"),
-    "layers": ("student", "engine", "deviation", "test"),
 }
 
 

@@ -43,9 +43,9 @@ def test_a_run_replaces_what_it_measured_and_nothing_else(tmp_path):
     page = tmp_path / "page.md"
     marks = [f"<!-- {name} -->\nold {name}\n<!-- end of {name} -->\n" for name in HEADS]
     page.write_text("".join(marks))
-    rows = [("layers", "lstm", "tape", d, "tests/plugin/test_x.py::test_y") for d in (1.26e-9, 0.0)]
+    rows = [("published", "lstm", d, "tests/plugin/test_x.py::test_y") for d in (1.26e-9, 0.0)]
     write_tables(page, rows)
     text = page.read_text()
-    assert table("layers", text) == [["lstm", "tape", "1e-09", "`plugin/test_x.py::test_y`"]]
+    assert table("published", text) == [["lstm", "1e-09", "`plugin/test_x.py::test_y`"]]
     assert "old strategies" in text
-    assert "old layers" not in text
+    assert "old published" not in text
