@@ -17,7 +17,7 @@ doctest:  ## The examples in docstrings
 	python -m pytest --doctest-modules lightning_sobolev -q
 compatibility: ## Measure the tables of docs/compatibility.md anew
 	python -m pytest -m "slow or not slow" tests/plugin/test_processes.py tests/plugin/test_precision.py \
-	  tests/plugin/test_unchanged_modules.py --write-compatibility docs/compatibility.md
+	  --write-compatibility docs/compatibility.md
 thirdparty: ## Teach modules of published packages, in an environment of their own
 	python -m venv .thirdparty
 	.thirdparty/bin/pip install -c constraints.txt -e . pytest -r tests/third_party/requirements.txt

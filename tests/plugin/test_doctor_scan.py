@@ -50,6 +50,7 @@ def test_layers_that_need_a_remedy_are_named(layer, options, text):
         (nn.LayerNorm(4), {}),
         (nn.InstanceNorm1d(4), {}),
         (nn.BatchNorm1d(4), {"batch_norm": "eval"}),
+        (nn.SyncBatchNorm(4), {"batch_norm": "eval"}),
         (nn.BatchNorm1d(4).eval(), {}),
         (nn.BatchNorm1d(4).eval(), {"engine": "func"}),
         (nn.Dropout(0.1), {}),
@@ -65,6 +66,7 @@ def test_layers_that_need_nothing_are_not_named(layer, options):
     [
         (nn.BatchNorm1d(4), {"engine": "func"}, "engine='func' cannot run batch norm in train"),
         (nn.LSTM(4, 4), {"engine": "func", "term": JVP}, "no forward mode for nn.LSTM"),
+        (nn.SyncBatchNorm(4), {}, "cannot be differentiated twice.*use batch_norm='eval'"),
         (
             nn.BatchNorm1d(4, track_running_stats=False),
             {"batch_norm": "eval"},

@@ -21,8 +21,15 @@ TERMS = {
     "vjp, half the rows": SobolevTerm(**EVERY, rows=0.5),
 }
 NET, TEACHER = mlp(outputs=4, width=16), mlp(outputs=4, seed=7)
+QUICK = [("tape", "vjp"), ("tape", "order 2"), ("func", "jvp")]
 (BATCH,) = points(size=8, outputs=4)
 MIXED = ["32-true", "bf16-mixed", "16-mixed"]
+# Every run of the tests tries those; the others are slow.
+WAYS = [
+    pytest.param(engine, kind, marks=() if (engine, kind) in QUICK else pytest.mark.slow)
+    for engine in ("tape", "func")
+    for kind in TERMS
+]
 HALF = {"bf16-true": torch.bfloat16, "16-true": torch.float16}
 
 
@@ -55,13 +62,12 @@ def distance(found, expected):
     return float((found - expected).norm() / expected.norm())
 
 
-@pytest.mark.parametrize("kind", TERMS)
-@pytest.mark.parametrize("engine", ["tape", "func"])
+@pytest.mark.parametrize(("engine", "kind"), WAYS)
 @pytest.mark.parametrize("precision", MIXED)
 def test_derivatives_of_a_mixed_step_have_the_digits_of_float32(precision, engine, kind, deviation):
     expected = gradient(Silent(NET), TEACHER, TERMS[kind], "64-true")
     found = gradient(Silent(NET), TEACHER, TERMS[kind], precision, engine=engine)
-    row = ("precisions", precision, "float32", kind, engine)
+    row = ("precisions", precision, "float32", engine)
     assert deviation(*row, found=found, expected=expected) < 1e-6
 
 
@@ -73,8 +79,7 @@ def exact_in_half(request, monkeypatch):
     return Silent(copy.deepcopy(NET).to(dtype).double())
 
 
-@pytest.mark.parametrize("kind", TERMS)
-@pytest.mark.parametrize("engine", ["tape", "func"])
+@pytest.mark.parametrize(("engine", "kind"), WAYS)
 @pytest.mark.parametrize("precision", HALF)
 def test_derivatives_of_a_half_step_lose_one_rounding(
     precision, engine, kind, exact_in_half, deviation
@@ -82,7 +87,7 @@ def test_derivatives_of_a_half_step_lose_one_rounding(
     """The parameters are half, and so is their gradient; nothing before it is."""
     expected = gradient(exact_in_half, TEACHER, TERMS[kind], "64-true")
     found = gradient(exact_in_half, TEACHER, TERMS[kind], precision, engine=engine)
-    row = ("precisions", precision, "float32", kind, engine)
+    row = ("precisions", precision, "float32", engine)
     once = expected.to(HALF[precision]).double()
     assert deviation(*row, found=found, expected=expected) < 1.5 * distance(once, expected)
 
@@ -92,7 +97,7 @@ def test_derivatives_of_a_half_step_lose_one_rounding(
 def test_the_steps_own_derivatives_have_the_steps_digits(precision, kind, deviation):
     expected = gradient(Silent(NET), TEACHER, TERMS[kind], "64-true")
     found = gradient(Silent(NET), TEACHER, TERMS[kind], precision, inner_precision="step")
-    row = ("precisions", precision, "the step's", kind, "tape")
+    row = ("precisions", precision, "the step's", "tape")
     error = deviation(*row, found=found, expected=expected)
     assert 1e-4 < error < (0.04 if "bf16" in precision else 0.01)
 

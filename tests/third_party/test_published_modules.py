@@ -32,6 +32,6 @@ def test_a_published_module_is_taught_as_it_is(name, kind, deviation):
     # Finer steps would drown in the rounding of float32.
     step, close = (2e-3, 1e-2) if name.startswith(COMPUTE_IN_SINGLE) else (1e-6, 1e-5)
     found, expected = compare(case, TERMS[kind], step=step)
-    deviation("published", name, kind, found=found, expected=expected)
+    deviation("published", name, found=found, expected=expected)
     assert_close(found, expected, rtol=close, atol=close / 100)
     assert expected.abs().max() > 1e-6
