@@ -2,7 +2,7 @@
 
 Note [cost of a logged number]
     ``self.log`` validates its arguments, walks its metadata and moves a metric to the device it is
-    on already. With three numbers a step this was a third of the time of a small network's step
+    on already. With three numbers a step this was a fifth of the time of a small network's step
     (measured). It does so here for the first batch of an epoch, where it also resets what the last
     epoch left; afterwards the metric that it registered takes the value directly.
 """
