@@ -192,4 +192,3 @@ ORDINARY = {
 }  # fmt: skip
 
 PIECEWISE_LINEAR = ("relu mlp", "convolutions", "residual network")
-SMOOTH = [name for name in ORDINARY if name not in PIECEWISE_LINEAR]

@@ -84,8 +84,7 @@ class BreaksLater(Breaks):
             raise KeyError("a fault behind the step")
 
 
-@pytest.mark.parametrize("number", [0, 2])
-@pytest.mark.parametrize("step", [Breaks, BreaksLater])
+@pytest.mark.parametrize(("step", "number"), [(Breaks, 0), (BreaksLater, 2)])
 @pytest.mark.parametrize("engine", ["tape", "func"])
 def test_a_crash_leaves_no_graph(engine, step, number):
     before = live_tensors(lambda tensor: tensor.grad_fn is not None)

@@ -21,7 +21,6 @@ from tests.plugin._students import Silent, mlp
 from tests.plugin._trainers import as_loader, fit
 
 DISAGREES = r"must agree with finite differences to 1%, got a deviation of"
-NO_SECOND = "this operation has no second derivative"
 VJP, JVP, CURVED = SobolevTerm(), SobolevTerm(side="tangent"), SobolevTerm(order=2)
 TERMS = {"cotangent": VJP, "tangent": JVP, "order 2": CURVED}
 
@@ -120,10 +119,11 @@ LOUD = {
         ORDINARY["attention"][0], (3, 4, 6), fused_attention, "no second derivative|no forward",
         MATH, EVERY),
     "TransformerEncoderLayer": Trap(
-        encoder, (3, 4, 6), fused_attention, "no second derivative|no forward", MATH, EVERY),
+        encoder, (3, 4, 6), fused_attention, "no second derivative|no forward", MATH, EVERY,
+        ("tape",)),
     "functional attention": Trap(
         lambda: Calls(attends), (3, 6), fused_attention, "no second derivative|no forward", None,
-        EVERY),
+        EVERY, ("tape",)),
 }  # fmt: skip
 
 
