@@ -178,7 +178,7 @@ ROUNDED = {
         ("ddp", "func", Shared, DDPStrategy),
         (_BY_LAYER, "tape", lambda: Sharded(True, True), _split),
     ]
-    for precision in ("32-true", "bf16-mixed")
+    for precision in ("32-true", "bf16-mixed", "bf16-true")
 }
 """By strategy, engine and precision: near one process in float64."""
 
