@@ -29,7 +29,7 @@ def half_trained(x: Tensor, y: Tensor, generator: torch.Generator) -> nn.Sequent
     for _ in range(300):
         rows = torch.randint(0, len(y), (BATCH,), generator=generator)
         optimizer.zero_grad()
-        cross_entropy(net(x[rows]), y[rows]).backward()
+        cross_entropy(net(x[rows]), y[rows]).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     return net.requires_grad_(False)
 
@@ -63,7 +63,7 @@ def teach(
             terms, speak(model, kind, h, y, create_graph=True), truth(above, h, y), RunningScales()
         )
         optimizer.zero_grad()
-        weighted_sum(found, {term.key: term.weight_at(0) for term in terms}).backward()
+        weighted_sum(found, {term.key: term.weight_at(0) for term in terms}).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
         if step in (steps // 8, steps):
