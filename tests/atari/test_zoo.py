@@ -34,16 +34,28 @@ def test_pong_comes_with_the_package():
     assert not network.training
 
 
-def test_the_card_of_pong_says_what_a_user_needs():
+def test_there_is_an_agent_for_every_game():
+    assert agents() == ("breakout", "pong", "space_invaders")
+
+
+def test_actions_of_pong_that_do_the_same_are_named():
     _, card = load_agent("pong")
-    actions = make_environments(AtariSettings(**card["environment"]), seed=0).action_meanings
-    assert tuple(card["actions"]) == actions
-    merged = {frozenset(actions[i] for i in group) for group in card["same_actions"]}
+    merged = {frozenset(card["actions"][i] for i in group) for group in card["same_actions"]}
     assert merged == {
         frozenset({"NOOP", "FIRE"}),
         frozenset({"RIGHT", "RIGHTFIRE"}),
         frozenset({"LEFT", "LEFTFIRE"}),
     }
+
+
+@pytest.mark.parametrize("name", agents())
+def test_a_card_says_what_a_user_needs(name):
+    _, card = load_agent(name)
+    settings = AtariSettings(**card["environment"])
+    assert settings.game == name
+    assert tuple(card["actions"]) == make_environments(settings, seed=0).action_meanings
+    weights = files("lightning_sobolev.atari") / "zoo" / f"{name}.safetensors"
+    assert len(weights.read_bytes()) < 4 * 2**20
     for way in ("sampled", "greedy"):
         assert card["returns"][way]["num_episodes"] == 30
         assert card["returns"][way]["standard_error"] > 0

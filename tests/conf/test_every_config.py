@@ -11,7 +11,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from omegaconf import DictConfig
 
 from lightning_sobolev._conf import config_folder
-from lightning_sobolev.atari import NatureCNN, agents, make_environments, save_agent
+from lightning_sobolev.atari import NatureCNN, make_environments
 from lightning_sobolev.tasks.run import build_trainer
 
 CONF = config_folder()
@@ -82,14 +82,7 @@ def overrides_for(file: Path, sources: dict[str, list[str]]) -> list[str]:
 
 def composed(overrides: list[str], run_dir: Path) -> DictConfig:
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("train", [*overrides, f"run_dir={run_dir}", "progress=false"])
-    agent = (cfg.get("teacher") or {}).get("agent")
-    if isinstance(agent, str) and agent not in agents():
-        # Not every teacher is shipped: one that has learned nothing stands in for it.
-        cfg.teacher.agent = str(run_dir / f"{agent}.safetensors")
-        settings = instantiate(cfg.env.settings)
-        save_agent(cfg.teacher.agent, NatureCNN(cfg.env.num_actions), settings)
-    return cfg
+        return compose("train", [*overrides, f"run_dir={run_dir}", "progress=false"])
 
 
 @pytest.mark.parametrize("file", FILES, ids=str)
