@@ -20,9 +20,9 @@ Made by `python scripts/benchmark.py`; `conf/benchmark.yaml` lists what can be s
 rounds in which all methods take turns in one process; ratios are medians of each round's own, with
 quartiles. *To plain*: the student alone, values from the batch. *To distillation*: a teacher asked
 for values. *To the limit*: the row's time, divided by that of plain distillation times the fewest
-floating-point operations that do the row's work over those of plain distillation; below 1 where much
-of the time is not in counted operations. *Peak*: allocated during a step beyond what is held between
-steps.
+floating-point operations that do the row's work over those of plain distillation; below 1 where
+much of the time is not in counted operations. *Peak*: allocated during a step beyond what is held
+between steps.
 """
 
 
