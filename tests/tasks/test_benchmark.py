@@ -1,6 +1,7 @@
 """What the benchmark compares does the same work, and its counts are right."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -167,3 +168,10 @@ def test_a_network_that_a_method_cannot_train_is_said_so(tmp_path):
 def test_unknown_names_are_refused(override, text, tmp_path):
     with pytest.raises(ValueError, match=text):
         run_benchmark(composed(override, f"out={Path(tmp_path)}"))
+
+
+def test_the_forward_of_an_encoder_is_counted_without_gradients_too():
+    workload = replace(WORKLOADS["transformer-64"], batch_size=2)
+    counts = [contestant(name, workload).flops() for name in ("plain", "distillation")]
+    # Three passes, less the gradient in the input, and the teacher's one.
+    assert counts[1] / counts[0] == pytest.approx(4 / 3, abs=0.05)

@@ -33,8 +33,15 @@ def counted(step: Callable[[], None]) -> int:
     counter = FlopCounterMode(display=False)
     # Its hooks on modules refuse autograd.grad; which module an operation belongs to is not asked.
     counter.mod_tracker = _NoModules()
-    with counter:
-        step()
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(
+        False
+    )  # a whole encoder layer in one uncounted operation
+    try:
+        with counter:
+            step()
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
     return int(counter.get_total_flops())
 
 
