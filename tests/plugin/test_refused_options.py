@@ -86,7 +86,7 @@ def test_options_that_do_not_fit_the_module(options, text):
         ({"spec": "order1"}, r"spec must be a SobolevSpec, got str"),
         ({"engine": "jax"}, r"engine must be 'auto', 'tape' or 'func', got 'jax'"),
         ({"batch_norm": "off"}, r"batch_norm must be 'train' or 'eval', got 'off'"),
-        ({"precision": "16"}, r"precision must be 'float32' or 'step', got '16'"),
+        ({"inner_precision": "16"}, r"must be 'float32', 'step' or 'bf16-mixed', got '16'"),
         ({"call": "last"}, r"call must be 'first', 'all' or an index, got 'last'"),
         ({"call": "an index"}, r"call must be 'first', 'all' or an index"),
         ({"wrt": "a..b"}, r"a key path must look like 'a.b.0', got 'a..b'"),
