@@ -3,12 +3,16 @@
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lightning_sobolev.tasks.figures import telling_apart
 from lightning_sobolev.tasks.history import CURVES, read_curves
 from lightning_sobolev.tasks.layouts import Layout
 from lightning_sobolev.tasks.probes import draw_kinds
 from lightning_sobolev.tasks.records import Cell, Record, StoredRun, write_csv
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _ENTRIES = ("measure", "step", "seconds", "value")
 
@@ -58,8 +62,7 @@ def _draw(path: Path, layout: Layout, records: Sequence[Record]) -> Path:
             lines.setdefault(tuple(record[key] for key in layout.keys), []).append(record)
     groups = {tuple(run[0][key] for key in layout.groups) for run in lines.values()}
     varies = telling_apart(layout, groups)
-    figure = Figure(figsize=(9.0, 3.6), layout="constrained")
-    colors: dict[str, str] = {}
+    figure, colors = Figure(figsize=(11.0, 3.6), layout="constrained"), dict[str, str]()
     for axes, unit in zip(figure.subplots(1, 2, sharey=True), ("step", "seconds"), strict=True):
         for run in lines.values():
             label = ", ".join(str(run[0][key]) for key in varies)
@@ -75,6 +78,12 @@ def _draw(path: Path, layout: Layout, records: Sequence[Record]) -> Path:
         axes.set(xlabel=unit, title=str(measure), xscale="log", yscale="log")
         axes.grid(alpha=0.3)
     if varies:
-        figure.axes[0].legend(fontsize="small", title=", ".join(varies))
+        _add_legend(figure, ", ".join(varies))
     figure.savefig(path, dpi=120)
     return path
+
+
+def _add_legend(figure: "Figure", title: str) -> None:
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    # beside the curves: with many groups it would lie on them
+    figure.legend(handles, labels, fontsize="small", title=title, loc="outside right upper")
