@@ -201,9 +201,8 @@ def sharded_parts(module: nn.Module) -> list[FSDPModule]:
 def kept_gathered(module: nn.Module, *, to_the_end: bool = False) -> Iterator[None]:
     """Keep FSDP2 parameters gathered through a backward pass.
 
-    Without this the inner pass reshards what the outer one needs ("setStorage ... out of bounds",
-    measured; ``reshard_after_forward=False`` does not help), and the outer pass through one of
-    several forwards what it needs for the others.
+    Without this the inner pass reshards what the outer one needs ("setStorage ... out of bounds";
+    ``reshard_after_forward=False`` does not help), and the outer pass what other forwards need.
 
     Args:
         module: The module whose ``fully_shard``-ed parts are kept.
@@ -212,13 +211,12 @@ def kept_gathered(module: nn.Module, *, to_the_end: bool = False) -> Iterator[No
     Yields:
         Nothing.
     """
-    sharded = sharded_parts(module)
-    for part in sharded:
+    for part in sharded_parts(module):
         part.set_reshard_after_backward(False, recurse=False)
     try:
         yield
     finally:
-        for part in sharded:
+        for part in sharded_parts(module):
             part.set_reshard_after_backward(True, recurse=False)
             if to_the_end:  # else the next forward would use them as they were before the update
                 part.reshard()
