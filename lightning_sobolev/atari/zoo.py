@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 
 from lightning_sobolev.atari.environments import AtariSettings
@@ -141,7 +141,7 @@ def save_agent(
             for key, value in weights.items()
         }
     writing = path.with_name(path.name + ".writing")
-    save_file(weights, writing)
+    writing.write_bytes(save(weights))  # save_file would leave a file that others may not read
     os.replace(writing, path)
     card: Card = {
         "network": name,

@@ -68,6 +68,11 @@ def examine(seen: Observation, policy: Policy, draws: Draws) -> None:
             "input, so the derivative that is matched for a row is not its own",
             stacklevel=2,
         )
+    _judge(curvature)
+
+
+def _judge(curvature: "_Curvature") -> None:
+    """Say how far the gradient is from finite differences, or refuse it."""
     deviation = curvature.disagreement()
     if not deviation <= TOLERANCE and curvature.disagreement(plain=True) > TOLERANCE:
         warnings.warn(

@@ -63,6 +63,10 @@ def test_a_card_says_what_a_user_needs(name):
     assert card["trained"]
 
 
+def test_whoever_reads_the_card_may_read_the_weights(stored):
+    assert stored.stat().st_mode == stored.with_suffix(".json").stat().st_mode
+
+
 def test_what_is_stored_is_read_back(stored, small_teacher):
     network, card = load_agent(stored)
     for name, weight in small_teacher().state_dict().items():
