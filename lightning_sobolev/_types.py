@@ -52,7 +52,13 @@ class DrawnJet(Jet, Protocol):
 
 @runtime_checkable
 class Teacher(Protocol):
-    """Answers at any points with the target's jet."""
+    """Answers at any points with the target's jet.
+
+    Two more attributes are looked up and need not be there: ``takes = "call"`` asks for a keyword
+    argument ``call`` of :meth:`at`, which calls a network as the student was called;
+    ``has_directions = True`` says that jets are a :class:`DrawnJet`, of which the directions are
+    asked before the student runs.
+    """
 
     allows_unknown: bool
     """Whether NaN in an answer means "not known" (masked out) rather than an error."""

@@ -20,7 +20,6 @@ from lightning_sobolev.plugin.policy import Policy
 from lightning_sobolev.plugin.precision import in_single
 from lightning_sobolev.plugin.protect import batch_norm_aside, explained, kept_gathered, protected
 from lightning_sobolev.spec import SobolevTerm
-from lightning_sobolev.teachers import CachedTeacher, NetworkTeacher
 
 
 class StepPart:
@@ -90,7 +89,7 @@ def make_probe(policy: Policy, draws: Draws, batch: Any = None) -> Probe:
         index, teacher = policy.pushed, policy.teacher
         if index is None:
             return None
-        is_asked = batch is not None and isinstance(teacher, CachedTeacher)
+        is_asked = batch is not None and getattr(teacher, "has_directions", False)
         target = teacher.at(x.detach(), policy.spec.output_map, batch) if is_asked else None
         return draws.tangents(index, policy.spec.terms[index], x, target)
 
@@ -186,9 +185,8 @@ def _jets(
         batch = batch if rows is None else _paths.take_rows(batch, rows, seen.size)
         seen = seen.again(rows, make_forward(seen.module, policy), make_probe(policy, draws, batch))
     x, on, teacher = seen.x.detach(), policy.spec.output_map, policy.teacher
-    if isinstance(teacher, NetworkTeacher) and teacher.takes == "call":
-        return seen, seen.jet(), teacher.at(x, on, batch, call=seen.call)
-    return seen, seen.jet(), teacher.at(x, on, batch)
+    more = {"call": seen.call} if getattr(teacher, "takes", "input") == "call" else {}
+    return seen, seen.jet(), teacher.at(x, on, batch, **more)
 
 
 def _match_one(

@@ -143,6 +143,7 @@ class CachedTeacher:
     """
 
     allows_unknown = False
+    has_directions = True
 
     def __init__(
         self, folder: str | Path, index: str | int = "index", *, verify: bool = True

@@ -132,6 +132,20 @@ def test_a_student_that_diverged_is_told_from_a_broken_derivative(engine):
         fit(Diverges(), points(), SobolevCallback(mlp(seed=7), engine=engine))
 
 
+class LosesItself(Regressor):
+    """Its own loss is no number in the second step."""
+
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        return loss * torch.nan if batch_idx == 1 else loss
+
+
+def test_a_loss_of_the_step_itself_is_told_from_a_term_one_step_later():
+    text = r"must be finite, got nan at step 2: the student's own output is not finite"
+    with pytest.raises(FloatingPointError, match=text):
+        fit(LosesItself(), points(), SobolevCallback(mlp(seed=7)))
+
+
 class Rooted(nn.Module):
     """A distance: its derivative is not defined where it vanishes."""
 
