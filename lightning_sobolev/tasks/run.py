@@ -22,7 +22,7 @@ from rich.console import Console
 
 from lightning_sobolev.tasks.finished import FinishedRun, StartingRun, write_metrics
 from lightning_sobolev.tasks.pictures import save_curves
-from lightning_sobolev.tasks.saving import whole_checkpoint
+from lightning_sobolev.tasks.saving import best_weights, whole_checkpoint
 from lightning_sobolev.tasks.sharding import whole
 from lightning_sobolev.tasks.summary import matched, summary_table
 from lightning_sobolev.tasks.threads import one_thread
@@ -65,7 +65,10 @@ def run(cfg: DictConfig) -> dict[str, float | str]:
     }
     if (states := getattr(datamodule, "num_train_states", None)) is not None:
         metrics["train_states"] = states
-    metrics |= trainer.test(module, datamodule=datamodule, verbose=False)[0]
+    tested = best_weights(trainer)
+    metrics |= trainer.test(
+        module, datamodule=datamodule, ckpt_path=tested, weights_only=True, verbose=False
+    )[0]
     module = whole(module, lambda: instantiate(cfg.task.module))
     if not trainer.is_global_zero:
         return {}

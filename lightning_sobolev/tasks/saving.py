@@ -1,4 +1,4 @@
-"""One checkpoint from which an interrupted run goes on."""
+"""Checkpoints: the one from which an interrupted run goes on, and the one that is tested."""
 
 import logging
 import os
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
 log = logging.getLogger(__name__)
@@ -89,6 +89,20 @@ class SaveLast(Checkpoint):
     def _standing(self) -> str:
         step = self._saved_step
         return f"{self.path} holds step {step}" if step >= 0 else "nothing was saved in this run"
+
+
+def best_weights(trainer: pl.Trainer) -> Path | None:
+    """Return the checkpoint of the best validation.
+
+    Args:
+        trainer: A trainer that has trained.
+
+    Returns:
+        The file; None where no callback keeps one, and the last weights are all there is.
+    """
+    keepers = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
+    paths = [Path(keeper.best_model_path) for keeper in keepers if keeper.best_model_path]
+    return paths[0] if paths else None
 
 
 def whole_checkpoint(path: Path) -> Path:
