@@ -4,8 +4,14 @@ Teach a network a target's derivatives with respect to its input, beside the tar
 (Czarnecki et al. 2017, Sobolev Training for Neural Networks, arXiv:1706.04859).
 """
 
-from lightning_sobolev.plugin import KeepGenerators, SobolevCallback, SobolevMixin
+from lightning_sobolev.plugin import (
+    KeepGenerators,
+    SobolevCallback,
+    SobolevMixin,
+    StandardUnits,
+)
 from lightning_sobolev.spec import Constant, Cosine, Linear, SobolevSpec, SobolevTerm, Step
+from lightning_sobolev.standardization import Standardized, Standardizer
 from lightning_sobolev.teachers import (
     AnalyticTeacher,
     BatchTeacher,
@@ -31,6 +37,9 @@ __all__ = [
     "SobolevMixin",
     "SobolevSpec",
     "SobolevTerm",
+    "StandardUnits",
+    "Standardized",
+    "Standardizer",
     "Step",
     "__version__",
     "cache_answers",
