@@ -11,7 +11,7 @@ from lightning_sobolev.plugin.callback import SobolevCallback
 from lightning_sobolev.plugin.order import ahead_of_finders
 from lightning_sobolev.plugin.shadow import Shadow
 from lightning_sobolev.standardization import Standardized
-from lightning_sobolev.teachers import BatchTeacher
+from lightning_sobolev.teachers import BatchTeacher, DirectionalTeacher
 
 _HOOK = "on_after_batch_transfer"
 Where = str | int | None
@@ -158,7 +158,9 @@ def _check_teachers(trainer: Trainer) -> None:
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     for callback in callbacks:
         teacher = getattr(callback, "teacher", None)
-        if isinstance(callback, SobolevCallback) and not isinstance(teacher, BatchTeacher):
+        if isinstance(callback, SobolevCallback) and not isinstance(
+            teacher, BatchTeacher | DirectionalTeacher
+        ):
             raise ValueError(
                 "StandardUnits converts what the batch holds, but a "
                 f"{type(teacher).__name__} would be asked in standardized units and answer in its "
