@@ -4,13 +4,28 @@ Teach a network a target's derivatives with respect to its input, beside the tar
 (Czarnecki et al. 2017, Sobolev Training for Neural Networks, arXiv:1706.04859).
 """
 
-from lightning_sobolev.plugin import KeepGenerators, SobolevCallback, SobolevMixin
-from lightning_sobolev.spec import Constant, Cosine, Linear, SobolevSpec, SobolevTerm, Step
+from lightning_sobolev.balance import Balanced
+from lightning_sobolev.plugin import (
+    KeepGenerators,
+    SobolevCallback,
+    SobolevMixin,
+    StandardUnits,
+)
+from lightning_sobolev.spec import (
+    Constant,
+    Cosine,
+    Linear,
+    SobolevSpec,
+    SobolevTerm,
+    Step,
+)
+from lightning_sobolev.standardization import Standardized, Standardizer
 from lightning_sobolev.teachers import (
     AnalyticTeacher,
     BatchTeacher,
     CachedTeacher,
     CacheSettings,
+    DirectionalTeacher,
     NetworkTeacher,
     cache_answers,
 )
@@ -19,11 +34,13 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AnalyticTeacher",
+    "Balanced",
     "BatchTeacher",
     "CacheSettings",
     "CachedTeacher",
     "Constant",
     "Cosine",
+    "DirectionalTeacher",
     "KeepGenerators",
     "Linear",
     "NetworkTeacher",
@@ -31,6 +48,9 @@ __all__ = [
     "SobolevMixin",
     "SobolevSpec",
     "SobolevTerm",
+    "StandardUnits",
+    "Standardized",
+    "Standardizer",
     "Step",
     "__version__",
     "cache_answers",

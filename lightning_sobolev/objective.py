@@ -19,7 +19,7 @@ from torch import Tensor
 from lightning_sobolev._types import Jet
 from lightning_sobolev.functional.derivatives import TapeJet
 from lightning_sobolev.functional.discrepancies import DISCREPANCIES
-from lightning_sobolev.scales import RunningScales
+from lightning_sobolev.scales import RunningScales, by_element
 from lightning_sobolev.spec import SobolevTerm
 
 __all__ = ["Matched", "RunningScales", "match", "projected", "reduced", "weighted_sum"]
@@ -30,15 +30,16 @@ class Matched:
     """One term before reduction.
 
     Args:
-        distance: Discrepancy between student and target.
+        distance: Discrepancy between student and target; of every element by itself where each has
+            its own scale.
         reference: Discrepancy between zero and the target; None where no scale is taken.
         known: Which (projection, row) pairs have any known target entry; None for all of them.
         vanishes: Whether the student's side of an order-2 term is exactly zero everywhere.
         skipped: Rows that were left out because the target is not finite there.
     """
 
-    distance: Float[Tensor, "proj batch"]
-    reference: Float[Tensor, "proj batch"] | None
+    distance: Float[Tensor, "proj batch ..."]
+    reference: Float[Tensor, "proj batch ..."] | None
     known: Bool[Tensor, "proj batch"] | None = None
     vanishes: bool = False
     skipped: int = 0
@@ -85,8 +86,10 @@ def match(
         # where() before the distance keeps the gradient of unknown entries exactly zero.
         ours = torch.where(known, ours, 0.0)
     distance = DISCREPANCIES[term.discrepancy]
+    if term.normalize == "elements":
+        distance = _squares
     vanishes = term.order == 2 and (known is None or bool(known.any())) and not bool(ours.any())
-    is_scaled = term.normalize == "target"
+    is_scaled = term.normalize != "none"
     reference = distance(torch.zeros_like(theirs), theirs) if is_scaled else None
     return Matched(distance(ours, theirs), reference, pairs, vanishes, skipped)
 
@@ -135,32 +138,36 @@ def reduced(
     Raises:
         ValueError: If the target is too large to be a scale.
     """
-    if matched.known is None:
-        mean = matched.distance.mean()
-    else:
-        total, count = _known_sum(matched.distance, matched.known)
-        mean = total / count.clamp_min(1.0)
+    total, count = _known_sum(matched.distance, matched.known)
+    mean = total / count.clamp_min(1.0)
     if term.normalize == "none":
         return mean
     assert matched.reference is not None
-    totals = torch.stack(_known_sum(matched.reference, matched.known))
-    totals = sum_over_processes(totals.detach())
-    energy, count = totals.tolist()
-    if not count > 0.0:
-        return mean  # nothing is known in this batch: the mean is zero and the scale stays
+    energies, rows = _known_sum(matched.reference, matched.known)
+    totals = sum_over_processes(torch.cat([energies.reshape(-1), rows[None]]).detach())
+    energy, known = float(totals[:-1].sum()), float(totals[-1])
+    if not known > 0.0:
+        return mean.sum()  # nothing is known in this batch: zero, and the scale stays
     if not math.isfinite(energy):  # one such batch would make the term zero for good
         raise ValueError(
             f"the target of term {term.key!r} must be small enough to be squared in "
             f"{mean.dtype}, got a sum of {energy}; rescale it or use normalize='none'"
         )
-    return mean / scales.update(term.key, totals[0] / totals[1])
+    scale = scales.update(term.key, (totals[:-1] / totals[-1]).reshape(mean.shape))
+    return by_element(mean, scale) if term.normalize == "elements" else mean / scale
 
 
 def _known_sum(numbers: Tensor, known: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Sum over known (projection, row) pairs; elements stay apart."""
     if known is None:
-        return numbers.sum(), numbers.new_full((), numbers.numel())
+        return numbers.sum((0, 1)), numbers.new_full((), numbers.shape[:2].numel())
     weights = known.to(numbers.dtype)
-    return (numbers * weights).sum(), weights.sum()
+    return torch.einsum("pb,pb...->...", weights, numbers), weights.sum()
+
+
+def _squares(student: Tensor, target: Tensor) -> Float[Tensor, "proj batch elements"]:
+    # An unknown element is zero on both sides, in the error and in its scale.
+    return (student - target).square().reshape(*student.shape[:2], -1)
 
 
 def weighted_sum(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:

@@ -127,7 +127,8 @@ class SobolevTerm:
     Args:
         order: 0 matches the value, 1 the Jacobian, 2 the Hessian of a projected output.
         weight: Factor of the term, or a schedule of it over the global step. It means the same
-            for every projection, number of projections and batch size.
+            for every projection, number of projections and batch size; see also
+            :class:`~lightning_sobolev.Balanced`.
         side: For order 1: ``"cotangent"`` matches :math:`u^\top J` with ``u`` in output space (one
             backward pass), ``"tangent"`` matches :math:`J v` with ``v`` in input space. Order 2
             always draws both and matches :math:`\nabla^2 \langle u, f \rangle v`.
@@ -137,7 +138,9 @@ class SobolevTerm:
         discrepancy: Distance of an example: squared, l1, huber or cosine.
         normalize: ``"target"`` divides by the running mean of the discrepancy between zero and
             the target (for squared: the mean square of the target), so that 1.0 is the score of
-            a student without any derivative; ``"none"`` is the raw form of the paper.
+            a student without any derivative; ``"elements"`` does so for every element of the row by
+            itself: with cotangents every input counts alike, with tangents every output;
+            ``"none"`` is the raw form of the paper.
         rows: Fraction of the batch on which the term is evaluated. Below 1 it is evaluated by a
             second forward of these rows, whose dropout masks are its own.
         every_n_steps: Evaluates the term in every n-th step alone, n times as heavy.
@@ -153,7 +156,7 @@ class SobolevTerm:
     projection: str = "sphere"
     num_projections: int | None = 1
     discrepancy: str = "squared"
-    normalize: Literal["target", "none"] = "target"
+    normalize: Literal["target", "elements", "none"] = "target"
     rows: float = 1.0
     every_n_steps: int = 1
     name: str | None = None
@@ -176,7 +179,10 @@ class SobolevTerm:
         known = tuple(DISCREPANCIES)
         _require(self.discrepancy in known, "discrepancy", f"one of {known}", self.discrepancy)
         scale = self.normalize
-        _require(scale in ("target", "none"), "normalize", "'target' or 'none'", scale)
+        scales = ("target", "elements", "none")
+        _require(scale in scales, "normalize", f"one of {scales}", scale)
+        fits = scale != "elements" or self.discrepancy == "squared"
+        _require(fits, "discrepancy", "'squared' with normalize='elements'", self.discrepancy)
         rows_ok = isinstance(self.rows, int | float) and 0.0 < self.rows <= 1.0
         _require(rows_ok, "rows", "in (0, 1]", self.rows)
         _require(self.every_n_steps >= 1, "every_n_steps", "at least 1", self.every_n_steps)

@@ -183,7 +183,7 @@ def test_terms_keep_their_scales_apart():
 
 
 def test_a_target_without_derivative_is_no_scale():
-    text = r"target of term 'a' must not vanish when normalize='target', got a mean of 0.0"
+    text = r"target of term 'a' must not vanish when it is normalized, got a mean of 0.0"
     with pytest.raises(ValueError, match=text):
         RunningScales().update("a", torch.tensor(0.0))
 

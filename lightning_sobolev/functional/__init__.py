@@ -21,6 +21,11 @@ from lightning_sobolev.functional.discrepancies import (
     reverse_kl,
     squared,
 )
+from lightning_sobolev.functional.estimates import (
+    Estimate,
+    central_differences,
+    neighbor_derivatives,
+)
 from lightning_sobolev.functional.landscapes import LANDSCAPES, Landscape, landscape
 from lightning_sobolev.functional.projections import (
     PROJECTIONS,
@@ -34,9 +39,11 @@ __all__ = [
     "LANDSCAPES",
     "POLICY_LOSSES",
     "PROJECTIONS",
+    "Estimate",
     "FuncJet",
     "Landscape",
     "TapeJet",
+    "central_differences",
     "cosine",
     "counter_draw",
     "cross_entropy",
@@ -49,6 +56,7 @@ __all__ = [
     "kl",
     "l1",
     "landscape",
+    "neighbor_derivatives",
     "reverse_kl",
     "squared",
     "tape_jet",

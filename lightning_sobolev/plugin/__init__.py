@@ -3,5 +3,6 @@
 from lightning_sobolev.plugin.callback import SobolevCallback
 from lightning_sobolev.plugin.generators import KeepGenerators
 from lightning_sobolev.plugin.mixin import SobolevMixin
+from lightning_sobolev.plugin.standard_units import StandardUnits
 
-__all__ = ["KeepGenerators", "SobolevCallback", "SobolevMixin"]
+__all__ = ["KeepGenerators", "SobolevCallback", "SobolevMixin", "StandardUnits"]

@@ -206,13 +206,18 @@ class SobolevCallback(Callback):
         draws = Draws(self.seed, module.global_rank, self._progress.counter)
         self._progress.counter += 1
 
-        def finish(observations: list[Observation], batch: Any) -> Tensor:
-            return self._finish(module, observations, batch, draws)
+        def finish(observations: list[Observation], batch: Any, value_loss: Tensor) -> Tensor:
+            return self._finish(module, observations, batch, draws, value_loss)
 
         return StepPart(module, self._policy, draws, finish, batch)
 
     def _finish(
-        self, module: LightningModule, seen: list[Observation], batch: Any, draws: Draws
+        self,
+        module: LightningModule,
+        seen: list[Observation],
+        batch: Any,
+        draws: Draws,
+        value_loss: Tensor,
     ) -> Tensor:
         assert self._policy is not None
         global_step = self._trainer.global_step if self._trainer is not None else 0
@@ -229,7 +234,12 @@ class SobolevCallback(Callback):
                 doctor.examine(seen[0], self._policy, draws)
                 self._meter.keep(seen[0], batch, draws)
                 self._examined = True
+            weights = self._progress.balance.weights(
+                outcome.terms, self.spec.terms, global_step, value_loss,
+                list(module.parameters()), sum_over_processes,
+            )  # fmt: skip
         loss = attached(seen)
+        self._reporter.log_weights(module, self.spec, weights, seen[0].size)
         if outcome.terms:
             loss = loss + weighted_sum(outcome.terms, weights)
         self._reporter.log(module, outcome, seen[0].size)

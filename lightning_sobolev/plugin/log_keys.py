@@ -13,6 +13,11 @@ def total(stage: str) -> str:
     return f"{stage}/{PREFIX}/total"
 
 
+def weight(stage: str, key: str) -> str:
+    """The weight that a balanced term has at present."""
+    return f"{stage}/{PREFIX}/{key}_weight"
+
+
 def unknown_rows(stage: str, key: str) -> str:
     """Rows of the batch in which the target of a term has no known entry."""
     return f"{stage}/{PREFIX}/{key}_unknown_rows"

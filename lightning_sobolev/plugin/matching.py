@@ -29,7 +29,8 @@ class StepPart:
         root: The LightningModule.
         policy: What is matched.
         draws: Random choices of this step.
-        finish: Called with the observations and the batch; evaluates, logs, and returns the loss.
+        finish: Called with the observations, the batch and the loss so far; evaluates, logs, and
+            returns the weighted sum.
         batch: What the step was given.
     """
 
@@ -38,7 +39,7 @@ class StepPart:
         root: nn.Module,
         policy: Policy,
         draws: Draws,
-        finish: Callable[[list[Observation], Any], Tensor],
+        finish: Callable[[list[Observation], Any, Tensor], Tensor],
         batch: Any = None,
     ) -> None:
         self._root, self._policy, self._finish = root, policy, finish
@@ -67,10 +68,10 @@ class StepPart:
         with remedies, self._observer.watching(), explained():
             yield
 
-    def loss(self, batch: Any) -> Tensor:
+    def loss(self, batch: Any, value_loss: Tensor) -> Tensor:
         """Return the weighted sum of the terms; logs them."""
         with self._observer.paused():
-            return self._finish(self._observer.chosen(), batch)
+            return self._finish(self._observer.chosen(), batch, value_loss)
 
 
 def make_probe(policy: Policy, draws: Draws, batch: Any = None) -> Probe:
@@ -227,7 +228,7 @@ def _joined(parts: list[Matched]) -> Matched:
     references = [part.reference for part in parts if part.reference is not None]
     known = None
     if any(part.known is not None for part in parts):
-        whole = [torch.ones_like(part.distance, dtype=torch.bool) for part in parts]
+        whole = [part.distance.new_ones(part.distance.shape[:2]).bool() for part in parts]
         pairs = zip(parts, whole, strict=True)
         known = torch.cat([every if p.known is None else p.known for p, every in pairs], dim=1)
     return Matched(distance, torch.cat(references, dim=1) if references else None, known)

@@ -6,9 +6,11 @@ from dataclasses import dataclass, field
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
+from lightning_sobolev.balance import Balanced
 from lightning_sobolev.plugin import log_keys
 from lightning_sobolev.plugin.observation import Observation
 from lightning_sobolev.plugin.step_log import log_step
+from lightning_sobolev.spec import SobolevSpec
 
 
 @dataclass
@@ -57,6 +59,15 @@ class Reporter:
                 "with piecewise-linear activations (ReLU and its kin) an order-2 term trains "
                 "nothing. Use a smooth activation: tanh, SiLU, GELU, softplus"
             )
+
+    def log_weights(
+        self, module: LightningModule, spec: SobolevSpec, weights: dict[str, float], size: int
+    ) -> None:
+        """Log the weights that nobody set."""
+        for term in spec.terms:
+            if isinstance(term.weight, Balanced):
+                weight = weights[term.key]
+                module.log(log_keys.weight("train", term.key), weight, batch_size=size)
 
     def check_finite(
         self, outcome: Outcome, seen: list[Observation], step: int, *, scaled: bool

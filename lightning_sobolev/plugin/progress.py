@@ -6,6 +6,7 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
+from lightning_sobolev.balance import RunningBalance
 from lightning_sobolev.objective import RunningScales
 
 
@@ -15,6 +16,7 @@ class Progress:
     def __init__(self) -> None:
         self.counter = 0
         self.scales = RunningScales()
+        self.balance = RunningBalance()
         self._before: dict[str, Any] | None = None
 
     def begin_batch(self) -> None:
@@ -35,14 +37,16 @@ class Progress:
         """Return plain values and tensors.
 
         Returns:
-            The counter, and mean and number of batches of each term's scale.
+            The counter, mean and number of batches of each term's scale, and balanced weights.
         """
         scales = {k: {"mean": mean, "count": n} for k, (mean, n) in self.scales.state.items()}
-        return {"counter": self.counter, "scales": scales}
+        weights = dict(self.balance.state)
+        return {"counter": self.counter, "scales": scales, "balance": weights}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what :meth:`state_dict` said."""
         self.counter = int(state["counter"])
+        self.balance.state = dict(state.get("balance", {}))  # older checkpoints have none
         saved = state["scales"]
         self.scales.state = {k: (s["mean"], int(s["count"])) for k, s in saved.items()}
 

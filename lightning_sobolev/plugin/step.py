@@ -39,8 +39,8 @@ class Part(Protocol):
         """Surround the user's step."""
         ...
 
-    def loss(self, batch: Any) -> Tensor:
-        """Return the weighted sum of the terms; logs each of them."""
+    def loss(self, batch: Any, value_loss: Tensor) -> Tensor:
+        """Return the weighted sum of the terms beside the given loss; logs each of them."""
         ...
 
 
@@ -113,7 +113,7 @@ class ObservedStep:
                 continue
             outputs = [y for _, y in part.observed]
             if _reaches(loss, outputs):
-                loss = loss + self._loss_of(part)
+                loss = loss + self._loss_of(part, loss)
         self._original("manual_backward")(loss, *args, **kwargs)
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
@@ -144,13 +144,14 @@ class ObservedStep:
         loss = output.get("loss") if isinstance(output, Mapping) else output
         if not isinstance(loss, Tensor):
             return output  # None skips the batch; anything else is Lightning's to refuse
+        value_loss = loss
         for part in self._pending:
-            loss = loss + self._loss_of(part)
+            loss = loss + self._loss_of(part, value_loss)
         return {**output, "loss": loss} if isinstance(output, Mapping) else loss
 
-    def _loss_of(self, part: Part) -> Tensor:
+    def _loss_of(self, part: Part, value_loss: Tensor) -> Tensor:
         self._used.add(id(part))
-        value = part.loss(self._batch)
+        value = part.loss(self._batch, value_loss)
         self._totals.append(value.detach())
         self._leaves += [x for x, _ in part.observed if x.is_leaf]
         return value

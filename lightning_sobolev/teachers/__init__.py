@@ -3,6 +3,7 @@
 from lightning_sobolev.teachers.analytic import AnalyticTeacher
 from lightning_sobolev.teachers.cached import CachedTeacher
 from lightning_sobolev.teachers.caching import cache_answers
+from lightning_sobolev.teachers.directional import DirectionalTeacher
 from lightning_sobolev.teachers.network import NetworkTeacher
 from lightning_sobolev.teachers.stored import CacheSettings
 from lightning_sobolev.teachers.tabulated import BatchTeacher, TabulatedJet
@@ -12,6 +13,7 @@ __all__ = [
     "BatchTeacher",
     "CacheSettings",
     "CachedTeacher",
+    "DirectionalTeacher",
     "NetworkTeacher",
     "TabulatedJet",
     "cache_answers",

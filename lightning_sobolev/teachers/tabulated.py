@@ -154,17 +154,34 @@ class BatchTeacher:
         del on
         if batch is None:
             raise ValueError("BatchTeacher needs the batch, but training_step was given none")
-        arrays = {name: _lookup(name, path, x, batch) for name, path in self._paths.items()}
+        arrays = {name: lookup(name, path, x, batch) for name, path in self._paths.items()}
         if self._parts:
-            parts = [_lookup("jacobian", path, x, batch) for path in self._parts]
+            parts = [lookup("jacobian", path, x, batch) for path in self._parts]
             arrays["jacobian"] = _joined([part for part in parts if part is not None], x)
         return TabulatedJet(x.shape[1:], source="the batch", **arrays)
 
 
-def _lookup(name: str, path: _paths.Path | None, x: Tensor, batch: Any) -> Tensor | None:
+def lookup(
+    name: str, path: _paths.Path | None, x: Tensor, batch: Any, teacher: str = "BatchTeacher"
+) -> Tensor | None:
+    """Return the array of a teacher that stands in the batch, in the type and place of ``x``.
+
+    Args:
+        name: What the array is.
+        path: Where it stands; None for one that is not given.
+        x: Points with as many rows.
+        batch: The batch.
+        teacher: Who asks, for error messages.
+
+    Returns:
+        The array, or None.
+
+    Raises:
+        ValueError: If it is missing or has another number of rows.
+    """
     if path is None:
         return None
-    array = _paths.get(batch, path, f"BatchTeacher({name}={'.'.join(map(str, path))!r})")
+    array = _paths.get(batch, path, f"{teacher}({name}={'.'.join(map(str, path))!r})")
     if not isinstance(array, Tensor) or array.ndim == 0 or array.shape[0] != x.shape[0]:
         raise ValueError(
             f"{name} in the batch must be a tensor with {x.shape[0]} rows, "

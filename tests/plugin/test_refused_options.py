@@ -47,7 +47,7 @@ def jacobian(x):
         (
             AnalyticTeacher(lambda x: 0.0 * x[:, :2]),
             {},
-            r"the target of term 'order_1' must not vanish when normalize='target', got a mean",
+            r"the target of term 'order_1' must not vanish when it is normalized, got a mean",
         ),
         (
             AnalyticTeacher(lambda x: torch.ones(len(x), 2).double()),

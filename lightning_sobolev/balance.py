@@ -1,0 +1,135 @@
+r"""Weights that follow the lengths of parameter gradients.
+
+A term of weight w pulls the parameters with :math:`w \lVert\nabla_\theta \text{term}\rVert`, the
+value loss with :math:`\lVert\nabla_\theta L\rVert`. With
+
+.. math:: w \leftarrow m\,w + (1 - m)\, r\,
+    \frac{\lVert\nabla_\theta L\rVert}{\lVert\nabla_\theta \text{term}\rVert}
+
+the two stay in the ratio r, in whatever units either is measured.
+
+Source:
+    Wang, Teng and Perdikaris 2021, Understanding and mitigating gradient flow pathologies in
+    physics-informed neural networks (arXiv:2001.04536), algorithm 1; with L2 norms in the place of
+    its maximum and mean.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lightning_sobolev.spec import SobolevTerm
+
+
+@dataclass(frozen=True, slots=True)
+class Balanced:
+    """A weight that keeps a term's parameter gradient ``ratio`` times as long as the value loss's.
+
+    It is measured again every few steps, at the cost of one more backward pass of the value loss
+    and one of the term each time, and needs no tuning to units. As the value loss comes to rest
+    the weight falls with it.
+
+    Args:
+        ratio: Length of the weighted term's gradient in units of that of the value loss.
+        every_n_steps: Steps between two measurements.
+        memory: Share of the old weight that a measurement keeps.
+
+    Raises:
+        ValueError: If a field is out of its range.
+
+    Source:
+        Wang, Teng and Perdikaris 2021, Understanding and mitigating gradient flow pathologies in
+        physics-informed neural networks (arXiv:2001.04536).
+    """
+
+    ratio: float = 1.0
+    every_n_steps: int = 10
+    memory: float = 0.9
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.ratio < math.inf:
+            raise ValueError(f"ratio must be a finite number > 0, got {self.ratio}")
+        if self.every_n_steps < 1:
+            raise ValueError(f"every_n_steps must be at least 1, got {self.every_n_steps}")
+        if not 0.0 <= self.memory < 1.0:
+            raise ValueError(f"memory must be in [0, 1), got {self.memory}")
+
+    def at(self, step: int) -> float:
+        """Return ``ratio``, the weight of a term that was not measured yet."""
+        del step
+        return self.ratio
+
+
+@dataclass(slots=True)
+class RunningBalance:
+    """The present weight of every balanced term.
+
+    Args:
+        state: Weight by term; a term that was not measured yet is not in it.
+    """
+
+    state: dict[str, float] = field(default_factory=dict)
+
+    def weights(
+        self,
+        terms: Mapping[str, Tensor],
+        spec: Sequence[SobolevTerm],
+        step: int,
+        value_loss: Tensor,
+        parameters: Sequence[Tensor],
+        sum_over_processes: Callable[[Tensor], Tensor] = lambda total: total,
+    ) -> dict[str, float]:
+        """Return every term's weight at a step; measure those that are balanced and due.
+
+        Args:
+            terms: Unweighted terms of this step, with their graphs.
+            spec: The terms' settings.
+            step: The global step.
+            value_loss: The loss without derivative terms.
+            parameters: Those of the model.
+            sum_over_processes: Sums a small vector over processes, so that all use one weight.
+
+        Returns:
+            Weights by term.
+        """
+        weights = {}
+        for term in spec:
+            weights[term.key] = term.weight_at(step)
+            if not isinstance(term.weight, Balanced) or term.key not in terms:
+                continue
+            # every_n_steps of the term itself multiplies what it weighs.
+            share = weights[term.key] / term.weight.ratio
+            if term.key not in self.state or step % term.weight.every_n_steps == 0:
+                pair = (value_loss, share * terms[term.key])
+                norms = sum_over_processes(_gradient_squares(pair, parameters)).sqrt()
+                self._move(term.key, term.weight, *norms.tolist())
+            weights[term.key] = share * self.state.get(term.key, term.weight.ratio)
+        return weights
+
+    def _move(self, key: str, balanced: Balanced, value: float, derivative: float) -> None:
+        if not derivative > 0.0:  # nothing is known in this batch, or nothing is left to learn
+            return
+        found = balanced.ratio * value / derivative
+        before = self.state.get(key, found)
+        self.state[key] = balanced.memory * before + (1.0 - balanced.memory) * found
+
+
+def _gradient_squares(
+    losses: Sequence[Tensor], parameters: Sequence[Tensor]
+) -> Float[Tensor, " losses"]:
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    return torch.stack([_gradient_square(loss, trained) for loss in losses])
+
+
+def _gradient_square(loss: Tensor, parameters: list[Tensor]) -> Tensor:
+    zero = torch.zeros((), device=loss.device)
+    if not loss.requires_grad:
+        return zero
+    # The graph is needed once more, by the step's own backward.
+    found = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+    squares = [gradient.float().square().sum() for gradient in found if gradient is not None]
+    return torch.stack([zero, *squares]).sum()

@@ -1,0 +1,110 @@
+import lightning.pytorch as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch.nn.functional import mse_loss
+from torch.testing import assert_close
+
+from lightning_sobolev import Balanced, SobolevCallback, SobolevSpec, SobolevTerm
+from lightning_sobolev.balance import RunningBalance
+from tests.plugin._students import ManualRegressor, Regressor, mlp
+from tests.plugin._trainers import fit, points, trainer, weights
+
+EXACT = {"projection": "basis", "num_projections": None, "normalize": "none"}
+
+
+def norm(loss, net):
+    found = torch.autograd.grad(loss, list(net.parameters()), retain_graph=True, allow_unused=True)
+    return torch.cat([g.flatten() for g in found if g is not None]).norm()
+
+
+def losses(net, teacher, x, y):
+    def jacobian(f):
+        return torch.func.vmap(torch.func.jacrev(lambda row: f(row[None])[0]))(x)
+
+    difference = jacobian(net) - jacobian(teacher)
+    return mse_loss(net(x), y), difference.square().sum((1, 2)).mean()
+
+
+@pytest.mark.parametrize("student", [Regressor, ManualRegressor])
+def test_the_weighted_gradient_is_ratio_times_as_long_as_that_of_the_values(student):
+    data, teacher, net = points(batch_size=24), mlp(seed=7), mlp()
+    value, derivative = losses(net, teacher, *next(iter(data)))
+    weight = float(2.5 * norm(value, net) / norm(derivative, net))
+    balanced = SobolevTerm(weight=Balanced(ratio=2.5), **EXACT)
+    fixed = SobolevTerm(weight=weight, **EXACT)
+    ends = []
+    for term in (balanced, fixed):
+        module = student(mlp())
+        own = SobolevCallback(teacher, SobolevSpec(terms=[term]))
+        used = fit(module, data, own)
+        ends.append(weights(module))
+    assert_close(ends[0], ends[1])
+    assert "train/sobolev/order_1_weight" not in used.callback_metrics
+
+
+def test_the_weight_is_logged():
+    own = SobolevCallback(mlp(seed=7), SobolevSpec(terms=[SobolevTerm(weight=Balanced())]))
+    used = fit(Regressor(), points(), own)
+    (state,) = own.state_dict()["balance"].values()
+    assert 0.0 < float(used.callback_metrics["train/sobolev/order_1_weight"]) < 1e6
+    assert state > 0.0
+
+
+def test_units_of_the_term_do_not_matter():
+    ends = []
+    for factor in (1.0, 1e6):
+        spec = SobolevSpec(
+            terms=[SobolevTerm(weight=Balanced(), **EXACT)], on=lambda y, f=factor: f * y
+        )
+        module = Regressor()
+        fit(module, points(), SobolevCallback(mlp(seed=7), spec, doctor=False))
+        ends.append(weights(module))
+    assert_close(ends[0], ends[1])
+
+
+def test_measurements_are_averaged_and_made_when_due():
+    w = torch.ones((), requires_grad=True)
+    term = SobolevTerm(weight=Balanced(every_n_steps=2, memory=0.75), normalize="none")
+    balance, seen = RunningBalance(), []
+    for step in range(4):
+        slope = 3.0 + step
+        found = balance.weights({term.key: w}, [term], step, slope * w, [w])
+        seen.append(found[term.key])
+    assert seen == pytest.approx([3.0, 3.0, 3.5, 3.5])
+
+
+def test_a_term_without_gradient_leaves_the_weight_alone():
+    w = torch.ones((), requires_grad=True)
+    term, balance = SobolevTerm(weight=Balanced(0.5)), RunningBalance()
+    found = balance.weights({term.key: 0.0 * w}, [term], 0, w, [w])
+    assert found == {"order_1": 0.5}
+    assert balance.state == {}
+
+
+class Adam(Regressor):
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.parameters(), lr=0.01)
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
+    def parts():
+        term = SobolevTerm(weight=Balanced(every_n_steps=2))
+        saving = ModelCheckpoint(tmp_path, save_top_k=-1, every_n_epochs=1)
+        return Adam(), [SobolevCallback(mlp(seed=7), SobolevSpec(terms=[term])), saving]
+
+    options = {"enable_checkpointing": True, "max_epochs": 4}
+    module, callbacks = parts()
+    fit(module, points(), *callbacks, **options)
+    (middle,) = tmp_path.glob("epoch=1-*.ckpt")
+    again, callbacks = parts()
+    resumed: L.Trainer = trainer(*callbacks, **options)
+    resumed.fit(again, points(), ckpt_path=middle)
+    assert_close(weights(again), weights(module), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("wrong", [{"ratio": 0.0}, {"every_n_steps": 0}, {"memory": 1.0}])
+def test_what_balances_nothing_is_refused(wrong):
+    (name,) = wrong
+    with pytest.raises(ValueError, match=name):
+        Balanced(**wrong)
