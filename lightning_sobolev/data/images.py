@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
+from lightning_sobolev.data.atari_frames import atari_frames
 from lightning_sobolev.data.batches import OrderedRows, ShuffledRows, Table, TableLoader
 from lightning_sobolev.data.cifar10 import cifar10
 from lightning_sobolev.data.fashion_mnist import fashion_mnist
@@ -18,6 +19,7 @@ from lightning_sobolev.functional.projections import generator_for
 IMAGES: Mapping[str, Callable[..., ImageSet]] = {
     "fashion_mnist": fashion_mnist,
     "cifar10": cifar10,
+    "atari_frames": atari_frames,
 }
 _SPLIT, _AUGMENTATION = 1, 2
 _EVALUATED_AT_ONCE = 500
@@ -68,16 +70,16 @@ class ImageTable(Table):
 
 
 class ImageDataModule(pl.LightningDataModule):
-    """Fashion-MNIST or CIFAR-10 with a validation split.
+    """Fashion-MNIST, CIFAR-10 or Atari frames with a validation split.
 
     A batch is ``{"x": [batch, channels, height, width], "y": [batch]}``; an epoch is one pass over
     the training pictures, without what is left after the last full batch. Which pictures validate
     does not depend on the seed.
 
     Args:
-        images: ``"fashion_mnist"`` or ``"cifar10"``.
+        images: ``"fashion_mnist"``, ``"cifar10"`` or ``"atari_frames"``.
         root: Folder with the published files; None looks in the system and in the user's cache.
-        download: Whether files that are nowhere may be downloaded.
+        download: Whether files that are nowhere may be downloaded, or recorded.
         batch_size: Pictures of a training batch.
         num_validation: Pictures that are taken out of the training set.
         num_train: Training pictures that are used; all that are left when None.

@@ -109,26 +109,32 @@ def take_step(
     backward(losses.mean())
     if kind.message == "nothing":
         return step
-    arrived = _arrived(inputs[-1], losses)
+    arrived = arrived_at(inputs[-1], losses)
     for cut in range(len(sections) - 1, 0, -1):
         if kind.message == "model":
             graph = kind.model == "loss" and kind.matches_derivative
             said = speak(models[cut - 1], kind, inputs[cut], y, create_graph=graph)
-            step.terms[cut] = _teach(kind, matching, said, arrived, scales[cut - 1], backward)
+            step.terms[cut] = teach(kind, matching, said, arrived, scales[cut - 1], backward)
             step.said[cut] = said.detach()
         message = step.said.get(cut, arrived)
         backward(outputs[cut - 1], message.gradient / len(x))
         if cut > 1:
-            arrived = _arrived(inputs[cut - 1], message.value)
+            arrived = arrived_at(inputs[cut - 1], message.value)
     return step
 
 
-def _arrived(h: Tensor, value: Tensor | None) -> Message:
+def arrived_at(h: Float[Tensor, "batch *in"], value: Float[Tensor, " batch"] | None) -> Message:
+    """Return what arrived at an activation with a backward pass of a mean over the batch.
+
+    Args:
+        h: The activation, a leaf with its gradient.
+        value: The losses of which it is the gradient, where they are known.
+    """
     assert h.grad is not None
     return Message(h.grad * len(h), value).detach()
 
 
-def _teach(
+def teach(
     kind: Kind,
     matching: Matching,
     said: Message,
@@ -136,6 +142,19 @@ def _teach(
     scales: RunningScales,
     backward: Backward,
 ) -> dict[str, Tensor]:
+    """Add the gradients of what a model is taught to its parameters.
+
+    Args:
+        kind: What the model answers with, and learns.
+        matching: Weights.
+        said: Its message, with a graph to its parameters.
+        target: What it should have said.
+        scales: Running state of the normalisation, changed in place.
+        backward: Runs the backward pass.
+
+    Returns:
+        The terms, unweighted, by name.
+    """
     terms = matching.terms(kind)
     found = compare(terms, said, target, scales)
     loss = weighted_sum(found, {t.key: t.weight_at(0) for t in terms}) if found else None
