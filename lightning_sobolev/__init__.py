@@ -6,6 +6,7 @@ Teach a network a target's derivatives with respect to its input, beside the tar
 
 from lightning_sobolev.balance import Balanced
 from lightning_sobolev.plugin import (
+    HarmCheck,
     KeepGenerators,
     SobolevCallback,
     SobolevMixin,
@@ -41,6 +42,7 @@ __all__ = [
     "Constant",
     "Cosine",
     "DirectionalTeacher",
+    "HarmCheck",
     "KeepGenerators",
     "Linear",
     "NetworkTeacher",

@@ -3,37 +3,87 @@
     python scripts/known_derivatives.py balance --out docs/results/balance.csv
     python scripts/known_derivatives.py noise --out docs/results/noise.csv
 
-A plain loop over the package's objective: small networks, full batches, everything in
-standardized units, the same points, steps and seeds for every method.
+All runs of a study are trained side by side, as slices of one stacked network: a slice sees what a
+run with SobolevCallback would see (a test compares the two). Full batches, two tanh layers of 64,
+everything in standardized units; points, first weights and steps are the same for every method.
 """
 
 import argparse
 import csv
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import cosine_similarity, mse_loss
 
 from lightning_sobolev import Balanced, Cosine, SobolevTerm, Standardizer
-from lightning_sobolev.balance import RunningBalance
-from lightning_sobolev.draws import Draws
-from lightning_sobolev.functional import LANDSCAPES, landscape, tape_jet
-from lightning_sobolev.objective import RunningScales, match, reduced, weighted_sum
-from lightning_sobolev.teachers import TabulatedJet
+from lightning_sobolev.functional import LANDSCAPES, landscape
 
-STEPS = 2000
-METHODS: Mapping[str, SobolevTerm | None] = {
-    "none": None,
+STEPS, LR, LOOK = 2000, 3e-3, 50
+METHODS = {
+    "none": SobolevTerm(weight=0.0),
     "constant_0.1": SobolevTerm(weight=0.1),
     "constant_1": SobolevTerm(weight=1.0),
     "fading_1": SobolevTerm(weight=Cosine(1.0, 0.0, STEPS)),
-    "balanced_1": SobolevTerm(weight=Balanced()),
+    "balanced_0.1": SobolevTerm(weight=Balanced(0.1)),
+    "balanced_1": SobolevTerm(weight=Balanced(1.0)),
     "elements_1": SobolevTerm(weight=1.0, normalize="elements"),
 }
 Points = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run.
+
+    Args:
+        function: The test function.
+        num_points: Training points; as many others are held out for validation.
+        method: Key of :data:`METHODS`.
+        noise: Added to every derivative, in units of the root mean square of its column.
+        seed: Of the points, the noise and the first weights.
+    """
+
+    function: str
+    num_points: int
+    method: str
+    noise: float
+    seed: int
+
+
+class Stack(nn.Module):
+    """As many independent networks as there are seeds, each begun as ``nn.Linear`` begins."""
+
+    def __init__(self, seeds: Sequence[int]) -> None:
+        super().__init__()
+        single = {seed: first_weights(seed) for seed in set(seeds)}
+        chosen = [single[seed] for seed in seeds]
+        self.weights = nn.ParameterList(torch.stack(each) for each in zip(*chosen, strict=True))
+
+    def forward(self, x: Float[Tensor, "runs rows 2"]) -> Float[Tensor, "runs rows"]:
+        """Evaluate every network at its own rows."""
+        hidden = x
+        for place in range(0, len(self.weights), 2):
+            hidden = torch.baddbmm(self.weights[place + 1], hidden, self.weights[place].mT)
+            hidden = hidden.tanh() if place + 2 < len(self.weights) else hidden
+        return hidden[..., 0]
+
+
+def bare_network(seed: int) -> nn.Sequential:
+    """Return one network."""
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Linear(2, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 1)
+    )
+
+
+def first_weights(seed: int) -> list[Tensor]:
+    """Return weights ``[out, in]`` and biases ``[1, out]`` of one network in turn."""
+    found = [parameter.detach() for parameter in bare_network(seed).parameters()]
+    return [each if each.ndim == 2 else each[None] for each in found]
 
 
 def draw_points(function: str, size: int, seed: int) -> Points:
@@ -43,6 +93,19 @@ def draw_points(function: str, size: int, seed: int) -> Points:
     unit = torch.rand(size, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     x = low + (high - low) * unit
     return {"x": x, "y": f.value(x), "dydx": f.gradient(x)}
+
+
+def data_of(cell: Cell) -> tuple[Points, Points, Points]:
+    """Return training, validation and test points in the units of the training points."""
+    known = draw_points(cell.function, cell.num_points, cell.seed)
+    units = Standardizer.fit(known["x"], known["y"])
+    generator = torch.Generator().manual_seed(10_000 + cell.seed)
+    noise = torch.randn(known["dydx"].shape, generator=generator, dtype=torch.float64)
+    size = known["dydx"].square().mean(0).sqrt()
+    known["dydx"] = known["dydx"] + cell.noise * size * noise
+    held_out = draw_points(cell.function, cell.num_points, 1_000 + cell.seed)
+    truth = draw_points(cell.function, 1024, 999_999)
+    return (in_units(known, units), in_units(held_out, units), in_units(truth, units))
 
 
 def in_units(points: Points, units: Standardizer) -> Points:
@@ -55,110 +118,128 @@ def in_units(points: Points, units: Standardizer) -> Points:
     return {name: column.float() for name, column in columns.items()}
 
 
-def with_noise(points: Points, level: float, seed: int) -> Points:
-    """Add to every derivative noise of ``level`` times the root mean square of its column."""
-    generator = torch.Generator().manual_seed(10_000 + seed)
-    dydx = points["dydx"]
-    noise = torch.randn(dydx.shape, generator=generator, dtype=dydx.dtype)
-    return {**points, "dydx": dydx + level * dydx.square().mean(0).sqrt() * noise}
+def losses(
+    net: Stack, points: Points, factors: Float[Tensor, "runs 1 2"]
+) -> tuple[Float[Tensor, " runs"], Float[Tensor, " runs"]]:
+    """Return every run's value loss and its derivative term, unweighted."""
+    x = points["x"].requires_grad_()
+    y = net(x)
+    (slopes,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+    term = (factors * (slopes - points["dydx"]).square()).sum(2).mean(1)
+    return (y - points["y"]).square().mean(1), term
 
 
-class Network(nn.Module):
-    """Two tanh layers of 64."""
+def factors_of(cells: Sequence[Cell], dydx: Tensor) -> Float[Tensor, "runs 1 2"]:
+    """Return what each squared error is multiplied by: the term's scale."""
+    squares = dydx.square().mean(1, keepdim=True)
+    whole = 1.0 / squares.sum(2, keepdim=True).expand_as(squares)
+    floor = 1e-4 * squares.mean(2, keepdim=True)
+    each = 0.5 / torch.maximum(squares, floor)
+    by_element = torch.tensor([METHODS[c.method].normalize == "elements" for c in cells])
+    return torch.where(by_element[:, None, None], each, whole)
 
-    def __init__(self, seed: int) -> None:
-        super().__init__()
-        torch.manual_seed(seed)
-        self.layers = nn.Sequential(
-            nn.Linear(2, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 1)
+
+class Weights:
+    """The weight of every run at every step."""
+
+    def __init__(self, cells: Sequence[Cell]) -> None:
+        self._terms = [METHODS[cell.method] for cell in cells]
+        self._ratios = torch.tensor(
+            [t.weight.ratio if isinstance(t.weight, Balanced) else 0.0 for t in self._terms]
         )
+        self._balanced: Tensor | None = None
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return ``[batch]``."""
-        values: Tensor = self.layers(x)
-        return values[:, 0]
+    def at(self, step: int, value: Tensor, term: Tensor, net: Stack) -> Float[Tensor, " runs"]:
+        """Return the weights; measure the balanced ones where they are due."""
+        settings = Balanced()
+        if step % settings.every_n_steps == 0:
+            norms = [gradients(loss, net).norm(dim=1) for loss in (value, term)]
+            found = self._ratios * norms[0] / norms[1]
+            old = found if self._balanced is None else self._balanced
+            self._balanced = settings.memory * old + (1 - settings.memory) * found
+        assert self._balanced is not None
+        fixed = torch.tensor([term.weight_at(step) for term in self._terms])
+        return torch.where(self._ratios > 0, self._balanced, fixed)
 
 
-def train(
-    method: str, points: Points, held_out: Points, seed: int, steps: int = STEPS
-) -> tuple[Network, dict[str, float]]:
-    """Fit a network; say what can be seen during the run without the truth."""
-    net, term = Network(seed), METHODS[method]
-    optimizer = torch.optim.Adam(net.parameters(), lr=3e-3)
+def gradients(loss: Float[Tensor, " runs"], net: Stack) -> Float[Tensor, "runs parameters"]:
+    """Return every run's parameter gradient."""
+    found = torch.autograd.grad(
+        loss.sum(), list(net.weights), retain_graph=True, materialize_grads=True
+    )
+    return torch.cat([gradient.flatten(1) for gradient in found], 1)
+
+
+def stacked(tables: Iterable[Points]) -> Points:
+    """Put the points of all runs into one table."""
+    listed = list(tables)
+    return {name: torch.stack([table[name] for table in listed]) for name in listed[0]}
+
+
+def train(cells: Sequence[Cell], known: Points, held_out: Points, steps: int) -> tuple[Stack, dict]:
+    """Fit all runs; return the networks and what can be seen without the truth."""
+    net, weights = Stack([cell.seed for cell in cells]), Weights(cells)
+    optimizer = torch.optim.Adam(net.parameters(), lr=LR)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    scales, balance = RunningScales(), RunningBalance()
-    history: list[tuple[float, float]] = []
+    factors = factors_of(cells, known["dydx"])
+    seen: list[tuple[Tensor, Tensor]] = []
     for step in range(steps):
-        jet = tape_jet(net, points["x"], create_graph=True)
-        loss = mse_loss(jet.value, points["y"])
-        if term is not None:
-            target = TabulatedJet((2,), jacobian=points["dydx"])
-            draws = Draws(seed, 0, step).cotangents(0, term, jet.value)
-            parts = {term.key: reduced(term, match(term, jet, target, cotangents=draws), scales)}
-            if step % 50 == 0:
-                history.append(alignment(net, parts[term.key], held_out))
-            parameters = list(net.parameters())
-            weights = balance.weights(parts, [term], step, loss, parameters)
-            loss = loss + weighted_sum(parts, weights)
+        value, term = losses(net, known, factors)
+        if step % LOOK == 0:
+            outside = (net(held_out["x"]) - held_out["y"]).square().mean(1)
+            pair = [gradients(loss, net) for loss in (outside, term)]
+            seen.append((outside.detach(), torch.cosine_similarity(pair[0], pair[1], dim=1)))
+        total = value + weights.at(step, value, term, net) * term
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        total.sum().backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
     with torch.no_grad():
-        final = float(mse_loss(net(held_out["x"]), held_out["y"]))
-    half = len(history) // 2
-    early, late = (sum(c for _, c in part) for part in (history[:half], history[half:]))
-    seen = {
+        final = (net(held_out["x"]) - held_out["y"]).square().mean(1)
+    errors, cosines = (torch.stack(each) for each in zip(*seen, strict=True))
+    half = len(cosines) // 2
+    signs = {
         "validation_mse": final,
-        "validation_rise": final / min([final, *(value for value, _ in history)]),
-        "early_cosine": early / max(half, 1),
-        "late_cosine": late / max(len(history) - half, 1),
+        "validation_rise": final / torch.minimum(final, errors.amin(0)),
+        "early_cosine": cosines[:half].mean(0),
+        "late_cosine": cosines[half:].mean(0),
     }
-    return net, seen
+    return net, signs
 
 
-def alignment(net: Network, term: Tensor, held_out: Points) -> tuple[float, float]:
-    """Return a held-out value loss, and the cosine of its gradient to that of the term."""
-    value = mse_loss(net(held_out["x"]), held_out["y"])
-    parameters = list(net.parameters())
-    flat = []
-    for loss in (value, term):
-        found = torch.autograd.grad(
-            loss, parameters, retain_graph=True, allow_unused=True, materialize_grads=True
-        )
-        flat.append(torch.cat([gradient.flatten() for gradient in found]))
-    return float(value.detach()), float(cosine_similarity(flat[0], flat[1], dim=0))
+def study(cells: Sequence[Cell], steps: int) -> list[dict]:
+    """Train cells of one number of points and return their rows."""
+    tables = [data_of(cell) for cell in cells]
+    known, held_out, truth = (stacked(each) for each in zip(*tables, strict=True))
+    net, signs = train(cells, known, held_out, steps)
+    x = truth["x"].requires_grad_()
+    y = net(x)
+    (slopes,) = torch.autograd.grad(y.sum(), x)
+    slopes_off = (slopes - truth["dydx"]).square().sum((1, 2))
+    columns = {
+        "test_value_nmse": (y.detach() - truth["y"]).square().mean(1)
+        / truth["y"].var(1, correction=0),
+        "test_derivative_nmse": slopes_off / truth["dydx"].square().sum((1, 2)),
+        **signs,
+    }
+    rows = []
+    for index, cell in enumerate(cells):
+        numbers = {name: float(f"{float(column[index]):.4g}") for name, column in columns.items()}
+        rows.append({**vars(cell), **numbers})
+    return rows
 
 
-def judged(net: Network, truth: Points) -> dict[str, float]:
-    """Return normalized squared errors of value and derivative."""
-    jet = tape_jet(net, truth["x"])
-    slopes = jet.vjp(torch.ones_like(jet.value)[None])[0].detach()
-    value = mse_loss(jet.value.detach(), truth["y"]) / truth["y"].var(correction=0)
-    derivative = (slopes - truth["dydx"]).square().sum() / truth["dydx"].square().sum()
-    return {"test_value_nmse": float(value), "test_derivative_nmse": float(derivative)}
-
-
-def run(function: str, size: int, method: str, noise: float, seed: int, steps: int) -> dict:
-    """Train one cell and return its row."""
-    points = draw_points(function, size, seed)
-    units = Standardizer.fit(points["x"], points["y"])
-    known = in_units(with_noise(points, noise, seed), units)
-    held_out = in_units(draw_points(function, size, 1_000 + seed), units)
-    net, seen = train(method, known, held_out, seed, steps)
-    truth = in_units(draw_points(function, 4096, 999_999), units)
-    cell = {"function": function, "num_points": size, "method": method, "noise": noise}
-    return {**cell, "seed": seed, **judged(net, truth), **seen}
-
-
-def cells(study: str) -> Iterable[tuple[str, int, str, float, int]]:
-    """Return what is compared: function, points, method, noise, seed."""
-    if study == "balance":
-        return itertools.product(LANDSCAPES, (20, 100), METHODS, (0.0,), range(3))
-    functions = ("booth", "rosenbrock", "styblinski_tang")
-    plain = itertools.product(functions, (100,), ("none",), (0.0,), range(3))
-    methods, levels = ("constant_1", "fading_1"), (0.0, 0.03, 0.1, 0.3, 1.0)
-    return [*plain, *itertools.product(functions, (100,), methods, levels, range(3))]
+def cells_of(name: str) -> list[list[Cell]]:
+    """Return the cells of a study, those that are trained side by side together."""
+    seeds = range(5)
+    if name == "balance":
+        names = itertools.product(LANDSCAPES, METHODS, seeds)
+        every = [(function, method, seed) for function, method, seed in names]
+        return [[Cell(f, size, m, 0.0, s) for f, m, s in every] for size in (20, 100)]
+    functions, levels = ("booth", "rosenbrock", "styblinski_tang"), (0.0, 0.03, 0.1, 0.3, 1.0)
+    plain = itertools.product(functions, ("none",), (0.0,), seeds)
+    taught = itertools.product(functions, ("constant_1", "fading_1"), levels, seeds)
+    return [[Cell(f, 100, m, level, s) for f, m, level, s in (*plain, *taught)]]
 
 
 def main() -> None:
@@ -167,14 +248,12 @@ def main() -> None:
     parser.add_argument("study", choices=("balance", "noise"))
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=STEPS)
-    parser.add_argument("--points", type=int, help="only cells with this number of points")
     options = parser.parse_args()
     torch.set_num_threads(1)
     rows = []
-    for cell in cells(options.study):
-        if options.points in (None, cell[1]):
-            rows.append(run(*cell, options.steps))
-            print(rows[-1], flush=True)
+    for cells in cells_of(options.study):
+        rows += study(cells, options.steps)
+        print(f"{len(rows)} runs", flush=True)
     unfinished = options.out.with_suffix(".tmp")
     with unfinished.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))

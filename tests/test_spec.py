@@ -24,7 +24,7 @@ from lightning_sobolev.spec import Schedule
         ("num_projections", "all", r"num_projections must be at least 1 or None, got 'all'"),
         ("num_projections", None, r"projection must be 'basis' when num_projections is None"),
         ("discrepancy", "l7", r"discrepancy must be one of \('squared', .*, got 'l7'"),
-        ("normalize", "student", r"normalize must be 'target' or 'none', got 'student'"),
+        ("normalize", "student", r"normalize must be one of .*'elements', 'none'.*, got 'student'"),
         ("rows", 0.0, r"rows must be in \(0, 1\], got 0.0"),
         ("every_n_steps", 0, "every_n_steps must be at least 1, got 0"),
         ("rows", 1.5, r"rows must be in \(0, 1\], got 1.5"),

@@ -2,7 +2,8 @@
 
 from lightning_sobolev.plugin.callback import SobolevCallback
 from lightning_sobolev.plugin.generators import KeepGenerators
+from lightning_sobolev.plugin.harm import HarmCheck
 from lightning_sobolev.plugin.mixin import SobolevMixin
 from lightning_sobolev.plugin.standard_units import StandardUnits
 
-__all__ = ["KeepGenerators", "SobolevCallback", "SobolevMixin", "StandardUnits"]
+__all__ = ["HarmCheck", "KeepGenerators", "SobolevCallback", "SobolevMixin", "StandardUnits"]

@@ -18,6 +18,11 @@ def weight(stage: str, key: str) -> str:
     return f"{stage}/{PREFIX}/{key}_weight"
 
 
+def harm_ratio(stage: str) -> str:
+    """Value loss over that of a twin trained without derivative terms."""
+    return f"{stage}/{PREFIX}/harm_ratio"
+
+
 def unknown_rows(stage: str, key: str) -> str:
     """Rows of the batch in which the target of a term has no known entry."""
     return f"{stage}/{PREFIX}/{key}_unknown_rows"
