@@ -4,7 +4,7 @@ Teach a network a target's derivatives with respect to its input, beside the tar
 (Czarnecki et al. 2017, Sobolev Training for Neural Networks, arXiv:1706.04859).
 """
 
-from lightning_sobolev.plugin import KeepGenerators, SobolevCallback, SobolevMixin
+from lightning_sobolev.plugin import CompileSettings, KeepGenerators, SobolevCallback, SobolevMixin
 from lightning_sobolev.spec import Constant, Cosine, Linear, SobolevSpec, SobolevTerm, Step
 from lightning_sobolev.teachers import (
     AnalyticTeacher,
@@ -22,6 +22,7 @@ __all__ = [
     "BatchTeacher",
     "CacheSettings",
     "CachedTeacher",
+    "CompileSettings",
     "Constant",
     "Cosine",
     "KeepGenerators",
