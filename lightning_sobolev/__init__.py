@@ -6,6 +6,7 @@ Teach a network a target's derivatives with respect to its input, beside the tar
 
 from lightning_sobolev.balance import Balanced
 from lightning_sobolev.plugin import (
+    CompileSettings,
     HarmCheck,
     KeepGenerators,
     SobolevCallback,
@@ -39,6 +40,7 @@ __all__ = [
     "BatchTeacher",
     "CacheSettings",
     "CachedTeacher",
+    "CompileSettings",
     "Constant",
     "Cosine",
     "DirectionalTeacher",

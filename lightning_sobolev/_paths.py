@@ -58,7 +58,9 @@ def put(tree: Any, path: Path, value: Any) -> Any:
         return dataclasses.replace(tree, **{str(key): put(getattr(tree, str(key)), rest, value)})
     if isinstance(tree, Mapping):
         # A copy keeps what a constructor may not: the default factory, a subclass's own state.
-        changed = copy.copy(tree) if isinstance(tree, MutableMapping) else dict(tree)
+        # Except that of a plain dict, which a compiler does not follow.
+        plain = type(tree) is dict or not isinstance(tree, MutableMapping)
+        changed = dict(tree) if plain else copy.copy(tree)
         changed[key] = put(tree[key], rest, value)
         return changed
     items = list(tree)

@@ -31,7 +31,7 @@ class RunningScales:
         mean, count = self.state.get(key, (torch.zeros_like(batch_mean), 0))
         count += 1
         mean = mean.to(batch_mean) + (batch_mean - mean.to(batch_mean)) / min(count, self.memory)
-        # Looking at the value waits for the device: only where a constant target can show itself.
+        # Looking at a number makes everybody wait: only where a constant target can show itself.
         if count == 1 and not float(mean.sum()) > 0.0:
             raise ValueError(
                 f"the target of term {key!r} must not vanish when it is normalized, "

@@ -60,7 +60,7 @@ class AtariFrames:
 
     games: tuple[str, ...] = (
         "assault",
-                "beam_rider",
+        "beam_rider",
         "carnival",
         "centipede",
         "demon_attack",
@@ -116,7 +116,9 @@ def atari_frames(
     folder = (Path(root) if root is not None else cache_folder()) / "atari-frames"
     if not (folder / _INDEX).is_file():
         if not download:
-            raise ValueError(f"the Atari frames must be in {folder}, got none: data.download is off")
+            raise ValueError(
+                f"the Atari frames must be in {folder}, got none: data.download is off"
+            )
         record(folder, settings)
     index = json.loads((folder / _INDEX).read_text())
     expected = _as_stored(settings)

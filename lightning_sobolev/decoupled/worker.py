@@ -191,7 +191,9 @@ class Worker:
 
     def _said(self, number: int, output: Tensor, y: Tensor) -> Message:
         if self.model is None:
-            raise ValueError(f"a section without a model must get a gradient, got none for {number}")
+            raise ValueError(
+                f"a section without a model must get a gradient, got none for {number}"
+            )
         return speak(self.model.module, self.kind, output, y).detach()
 
     def learn(self, target: Target) -> bool:

@@ -12,6 +12,8 @@ from lightning_sobolev.draws import Draws
 from lightning_sobolev.functional.precision import InnerPrecision
 from lightning_sobolev.objective import weighted_sum
 from lightning_sobolev.plugin import checks, doctor, findings, step
+from lightning_sobolev.plugin.compiled import Compiler, StepCompiler
+from lightning_sobolev.plugin.compiling import CompileSettings
 from lightning_sobolev.plugin.cost import Cost, CostMeter
 from lightning_sobolev.plugin.matching import StepPart, attached, evaluate
 from lightning_sobolev.plugin.observation import Observation
@@ -22,6 +24,7 @@ from lightning_sobolev.plugin.policy import Policy
 from lightning_sobolev.plugin.progress import Progress, sum_over_processes
 from lightning_sobolev.plugin.protect import has_recurrent, sharded_parts
 from lightning_sobolev.plugin.select import Wrt, parse_wrt
+from lightning_sobolev.readings import Readings
 from lightning_sobolev.spec import SobolevSpec
 from lightning_sobolev.teachers import AnalyticTeacher, BatchTeacher, NetworkTeacher
 
@@ -67,6 +70,9 @@ class SobolevCallback(Callback):
             what they cost (time and memory, see ``cost``).
         non_finite: ``"raise"`` refuses a teacher's answer with NaN or Inf; ``"skip"`` leaves such
             rows out of the term, counts them in the log, and says so once.
+        compile: Compiles the student's call together with derivatives and terms (``engine="func"``,
+            which it implies); settings instead of True say how. None: with ``engine="func"``, if
+            the module is compiled.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -92,6 +98,7 @@ class SobolevCallback(Callback):
         seed: int = 0,
         doctor: bool = True,
         non_finite: Literal["raise", "skip"] = "raise",
+        compile: CompileSettings | bool | None = None,
     ) -> None:
         super().__init__()
         spec = SobolevSpec() if spec is None else spec
@@ -107,11 +114,14 @@ class SobolevCallback(Callback):
         self._module, self._wrt, self._output, self._call = module, parse_wrt(wrt), output, call
         self._engine, self._batch_norm, self._doctor = engine, batch_norm, doctor
         self._inner_precision, self._non_finite = inner_precision, non_finite
+        self._compile = checks.as_compile_settings(compile, engine)
         self._progress = Progress()
         self._policy: Policy | None = None
         self._trainer: Trainer | None = None
         self._examined = False
-        self._reporter, self._meter = Reporter(), CostMeter()
+        self._readings, self._meter = Readings(), CostMeter()
+        self._reporter = Reporter(self._readings.later)
+        self._compiler: Compiler | None = None
 
     @property
     @override
@@ -132,10 +142,13 @@ class SobolevCallback(Callback):
         Not in setup: a model that is built in ``configure_model`` does not exist there yet.
         """
         checks.check_modules(pl_module, self.teacher, self._module, self._inner_precision)
+        compiled = checks.is_compiled(pl_module)
+        compile = checks.chosen_compile(self._compile, pl_module, compiled)
         if isinstance(self.teacher, NetworkTeacher):
             self.teacher.to(pl_module.device)  # the trainer moves no callback
         self._trainer = trainer
-        engine = "tape" if self._engine == "auto" else self._engine
+        engine = "func" if compile is not None else self._engine
+        engine = "tape" if engine == "auto" else engine
         self._policy = Policy(
             teacher=self.teacher,
             spec=self.spec,
@@ -145,14 +158,16 @@ class SobolevCallback(Callback):
             call=self._call,
             engine=engine,
             batch_norm=self._batch_norm,
-            compiled=checks.is_compiled(pl_module),
+            compiled=compiled,
             inner_precision=self._inner_precision,
             mixed_step=trainer.precision == self._inner_precision,
             non_finite=self._non_finite,
             recurrent=has_recurrent(pl_module),
             sharded=bool(sharded_parts(pl_module)),
             half="16" in str(trainer.precision),
+            compile=compile,
         )
+        self._compiler = Compiler(pl_module, self._policy) if compile is not None else None
         found = findings.scan(self._student(pl_module), self._policy)
         findings.report(found, self._policy, chosen=self._engine == "auto")
         self._examined = not self._doctor
@@ -161,7 +176,13 @@ class SobolevCallback(Callback):
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Remember where a step began that may be broken off."""
+        self._readings.flush()
         self._progress.begin_batch()
+
+    @override
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look at the last step's numbers."""
+        self._readings.flush()
 
     @override
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
@@ -180,6 +201,7 @@ class SobolevCallback(Callback):
     ) -> None:
         """Restore the module; Lightning does not call teardown after a crash."""
         self._progress.take_back(trainer)
+        self._readings.forget()
         self._leave(pl_module)
 
     @override
@@ -205,11 +227,16 @@ class SobolevCallback(Callback):
         assert self._policy is not None
         draws = Draws(self.seed, module.global_rank, self._progress.counter)
         self._progress.counter += 1
+        global_step = self._trainer.global_step if self._trainer is not None else 0
+        weights = {term.key: term.weight_at(global_step) for term in self.spec.terms}
+        compiled = None
+        if self._compiler is not None:
+            compiled = StepCompiler(self._compiler, self._policy, draws, weights)
 
         def finish(observations: list[Observation], batch: Any, value_loss: Tensor) -> Tensor:
-            return self._finish(module, observations, batch, draws, value_loss)
+            return self._finish(module, observations, batch, draws, weights, compiled, value_loss)
 
-        return StepPart(module, self._policy, draws, finish, batch)
+        return StepPart(module, self._policy, draws, finish, batch, compiled)
 
     def _finish(
         self,
@@ -217,25 +244,28 @@ class SobolevCallback(Callback):
         seen: list[Observation],
         batch: Any,
         draws: Draws,
+        weights: dict[str, float],
+        compiled: StepCompiler | None,
         value_loss: Tensor,
     ) -> Tensor:
         assert self._policy is not None
-        global_step = self._trainer.global_step if self._trainer is not None else 0
-        weights = {term.key: term.weight_at(global_step) for term in self.spec.terms}
+        step, read = self._trainer.global_step if self._trainer is not None else 0, self._readings
         with torch.autocast(seen[0].x.device.type, enabled=False):
             # What cannot be evaluated at all says so itself, before the doctor looks at it.
             scales = self._progress.scales
             outcome = evaluate(
-                seen, batch, self._policy, draws, weights, scales, sum_over_processes
-            )
+                seen, batch, self._policy, draws, weights, scales, sum_over_processes,
+                read.later, compiled,
+            )  # fmt: skip
             scaled = getattr(getattr(self._trainer, "precision_plugin", None), "scaler", None)
-            self._reporter.check_finite(outcome, seen, global_step, scaled=scaled is not None)
+            self._reporter.check_finite(outcome, seen, step, scaled=scaled is not None)
             if not self._examined:
                 doctor.examine(seen[0], self._policy, draws)
-                self._meter.keep(seen[0], batch, draws)
+                if compiled is None:  # a copy would have to be compiled, too
+                    self._meter.keep(seen[0], batch, draws)
                 self._examined = True
             weights = self._progress.balance.weights(
-                outcome.terms, self.spec.terms, global_step, value_loss,
+                outcome.terms, self.spec.terms, step, value_loss,
                 list(module.parameters()), sum_over_processes,
             )  # fmt: skip
         loss = attached(seen)
@@ -251,4 +281,4 @@ class SobolevCallback(Callback):
     def _leave(self, module: LightningModule) -> None:
         step.uninstall(module, self)
         self._meter.forget()
-        self._trainer, self._policy = None, None
+        self._trainer, self._policy, self._compiler = None, None, None

@@ -10,15 +10,18 @@ from torch import Tensor, nn
 
 from lightning_sobolev import _paths
 from lightning_sobolev._types import Jet
+from lightning_sobolev.compared import Matched, check_target
 from lightning_sobolev.draws import Draws
 from lightning_sobolev.functional.precision import inner_autocast
-from lightning_sobolev.objective import Matched, RunningScales, match, reduced
-from lightning_sobolev.plugin.observation import Observation, Probe
+from lightning_sobolev.objective import RunningScales, match, reduced
+from lightning_sobolev.plugin.compiled import StepCompiler
+from lightning_sobolev.plugin.observation import CompiledCall, Observation, Probe
 from lightning_sobolev.plugin.observe import Observer
 from lightning_sobolev.plugin.outcome import Outcome
 from lightning_sobolev.plugin.policy import Policy
 from lightning_sobolev.plugin.precision import in_single
 from lightning_sobolev.plugin.protect import batch_norm_aside, explained, kept_gathered, protected
+from lightning_sobolev.readings import Reader, at_once
 from lightning_sobolev.spec import SobolevTerm
 
 
@@ -32,6 +35,7 @@ class StepPart:
         finish: Called with the observations, the batch and the loss so far; evaluates, logs, and
             returns the weighted sum.
         batch: What the step was given.
+        compiled: Compiles the call of the student, or None.
     """
 
     def __init__(
@@ -41,9 +45,13 @@ class StepPart:
         draws: Draws,
         finish: Callable[[list[Observation], Any, Tensor], Tensor],
         batch: Any = None,
+        compiled: StepCompiler | None = None,
     ) -> None:
         self._root, self._policy, self._finish = root, policy, finish
-        probe = make_probe(policy, draws, batch)
+        call = None
+        if compiled is not None and not policy.only_again:
+            call = compiled.call(rows=1.0, again=False, batch=batch)
+        probe = make_probe(policy, draws, batch, call)
         if policy.only_again:  # the step's own forward is then looked at, not differentiated
             probe = replace(probe, engine="tape")
         self._observer = Observer(root, policy.module, probe, policy.call)
@@ -74,13 +82,16 @@ class StepPart:
             return self._finish(self._observer.chosen(), batch, value_loss)
 
 
-def make_probe(policy: Policy, draws: Draws, batch: Any = None) -> Probe:
+def make_probe(
+    policy: Policy, draws: Draws, batch: Any = None, compiled: CompiledCall | None = None
+) -> Probe:
     """Say how the student's call is observed.
 
     Args:
         policy: What is matched.
         draws: Random choices of the step.
         batch: For teachers that read it and say which tangents they know.
+        compiled: Calls the module by a compiled function.
 
     Returns:
         The probe. It pushes tangents through the forward itself when forward mode is all there is.
@@ -95,7 +106,8 @@ def make_probe(policy: Policy, draws: Draws, batch: Any = None) -> Probe:
         return draws.tangents(index, policy.spec.terms[index], x, target)
 
     on, precise = policy.spec.output_map, policy.inner_precision == "float32"
-    return Probe(policy.wrt, policy.output, on, policy.engine, tangents, precise)
+    engine = policy.engine if policy.compile is None else "tape"  # should it not compile
+    return Probe(policy.wrt, policy.output, on, engine, tangents, precise, compiled)
 
 
 def make_forward(module: nn.Module, policy: Policy) -> Callable[..., Any]:
@@ -127,6 +139,8 @@ def evaluate(
     weights: dict[str, float],
     scales: RunningScales,
     sum_over_processes: Callable[[Tensor], Tensor],
+    read: Reader = at_once,
+    compiled: StepCompiler | None = None,
 ) -> Outcome:
     """Evaluate every term with a weight, averaged over the observations.
 
@@ -138,12 +152,14 @@ def evaluate(
         weights: Weight of each term at this step; a term of weight 0 costs nothing.
         scales: Running scales, changed in place.
         sum_over_processes: Sums a small vector over processes.
+        read: When numbers are looked at.
+        compiled: Compiles the derivative's own calls of the student, or None.
 
     Returns:
         The unweighted terms and what there is to report.
     """
     outcome = Outcome()
-    jets: dict[tuple[int, float], tuple[Observation, Jet, Jet]] = {}
+    jets: dict[tuple[int, float], tuple[Observation, Jet | None, Jet | None]] = {}
     for index, term in enumerate(policy.spec.terms):
         if weights[term.key] == 0.0:
             continue
@@ -151,16 +167,11 @@ def evaluate(
         for number, seen in enumerate(observations):
             where = (number, term.rows)
             if where not in jets:
-                jets[where] = _jets(seen, term.rows, batch, policy, draws)
-            matched.append(_match_one(index, term, *jets[where], policy, draws, outcome))
+                jets[where] = _jets(seen, term.rows, batch, policy, draws, compiled)
+            matched.append(_match_one(index, term, *jets[where], policy, draws, read))
         joined = matched[0] if len(matched) == 1 else _joined(matched)
-        if joined.known is not None:
-            if policy.teacher.allows_unknown:
-                skipped = outcome.skipped.get(term.key, 0)
-                outcome.unknown[term.key] = float((~joined.known).all(0).sum()) - skipped
-            if not bool(joined.known.any()):
-                outcome.blind.append(term.key)
-        outcome.terms[term.key] = reduced(term, joined, scales, sum_over_processes)
+        outcome.take_in(term.key, joined, counts_unknown=policy.teacher.allows_unknown)
+        outcome.terms[term.key] = reduced(term, joined, scales, sum_over_processes, read)
     return outcome
 
 
@@ -179,12 +190,23 @@ def attached(observations: list[Observation]) -> Tensor:
 
 
 def _jets(
-    seen: Observation, fraction: float, batch: Any, policy: Policy, draws: Draws
-) -> tuple[Observation, Jet, Jet]:
+    seen: Observation,
+    fraction: float,
+    batch: Any,
+    policy: Policy,
+    draws: Draws,
+    compiled: StepCompiler | None,
+) -> tuple[Observation, Jet | None, Jet | None]:
     rows = None if fraction == 1.0 else draws.rows(fraction, seen.size).to(seen.x.device)
     if rows is not None or policy.again or seen.coarse:
         batch = batch if rows is None else _paths.take_rows(batch, rows, seen.size)
-        seen = seen.again(rows, make_forward(seen.module, policy), make_probe(policy, draws, batch))
+        call = None
+        if compiled is not None:
+            call = compiled.call(rows=fraction, again=True, batch=batch)
+        probe = make_probe(policy, draws, batch, call)
+        seen = seen.again(rows, make_forward(seen.module, policy), probe)
+    if seen.matched is not None:
+        return seen, None, None
     x, on, teacher = seen.x.detach(), policy.spec.output_map, policy.teacher
     more = {"call": seen.call} if getattr(teacher, "takes", "input") == "call" else {}
     return seen, seen.jet(), teacher.at(x, on, batch, **more)
@@ -194,12 +216,20 @@ def _match_one(
     index: int,
     term: SobolevTerm,
     seen: Observation,
-    student: Jet,
-    target: Jet,
+    student: Jet | None,
+    target: Jet | None,
     policy: Policy,
     draws: Draws,
-    outcome: Outcome,
+    read: Reader,
 ) -> Matched:
+    if seen.matched is not None:
+        matched, unknown = seen.matched[index], policy.teacher.allows_unknown
+        assert matched.total is not None
+        if policy.non_finite == "raise":
+            read(matched.total, lambda total: check_target(term, total, None, unknown))
+        return matched
+    assert student is not None
+    assert target is not None
     cotangents = tangents = None
     if term.needs_cotangents:
         cotangents = draws.cotangents(index, term, student.value, target)
@@ -207,7 +237,7 @@ def _match_one(
         ready = seen.tangents
         tangents = ready if ready is not None else draws.tangents(index, term, seen.x, target)
     with kept_gathered(seen.module) if policy.sharded else nullcontext():
-        matched = match(
+        return match(
             term,
             student,
             target,
@@ -215,12 +245,8 @@ def _match_one(
             tangents=tangents,
             allows_unknown=policy.teacher.allows_unknown,
             non_finite=policy.non_finite,
+            read=read,
         )
-    if policy.non_finite == "skip":
-        outcome.skipped[term.key] = outcome.skipped.get(term.key, 0) + matched.skipped
-    if term.order == 2 and matched.vanishes:
-        outcome.zero_curvature.append(term.key)
-    return matched
 
 
 def _joined(parts: list[Matched]) -> Matched:
@@ -231,4 +257,12 @@ def _joined(parts: list[Matched]) -> Matched:
         whole = [part.distance.new_ones(part.distance.shape[:2]).bool() for part in parts]
         pairs = zip(parts, whole, strict=True)
         known = torch.cat([every if p.known is None else p.known for p, every in pairs], dim=1)
-    return Matched(distance, torch.cat(references, dim=1) if references else None, known)
+    skipped = [part.skipped for part in parts if part.skipped is not None]
+    flat = [part.vanishes for part in parts if part.vanishes is not None]
+    return Matched(
+        distance,
+        torch.cat(references, dim=1) if references else None,
+        known,
+        torch.stack(flat).any() if flat else None,
+        torch.stack(skipped).sum() if skipped else None,
+    )

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from lightning_sobolev import _paths
 from lightning_sobolev._types import BatchFn, Jet
+from lightning_sobolev.compared import Matched
 from lightning_sobolev.functional.derivatives import FuncJet, TapeJet
 from lightning_sobolev.plugin.precision import mapped, runs_in_half, widened
 from lightning_sobolev.plugin.select import Inputs, Place, Wrt, select_output
@@ -25,6 +26,7 @@ class Probe:
         engine: ``"tape"`` or ``"func"``.
         tangents: For forward mode: draws the tangents once the input is known.
         precise: Whether a call in half precision is to be looked at, not differentiated.
+        compiled: Calls the module by a compiled function that evaluates terms, too.
     """
 
     wrt: Wrt
@@ -33,6 +35,11 @@ class Probe:
     engine: str
     tangents: Callable[[Tensor], Tensor | None]
     precise: bool = False
+    compiled: "CompiledCall | None" = None
+
+
+CompiledCall = Callable[[nn.Module, Inputs, Place, Tensor, Probe], "tuple[Observation, Any] | None"]
+"""Observes a call; None where it does not compile and the tape may stand in."""
 
 
 @dataclass(eq=False)
@@ -49,6 +56,7 @@ class Observation:
         tangents: The directions that were pushed through the forward itself, if any.
         pushed: The jet of the func engine, which exists as soon as the call is over.
         coarse: Whether the call ran in half precision and a precise one is wanted.
+        matched: Terms that the call evaluated itself, by number.
     """
 
     module: nn.Module
@@ -60,6 +68,7 @@ class Observation:
     tangents: Tensor | None = None
     pushed: FuncJet | None = None
     coarse: bool = False
+    matched: dict[int, Matched] | None = None
 
     @property
     def size(self) -> int:
@@ -143,15 +152,19 @@ def observed_call(
         return forward(*filled["args"], **filled["kwargs"])
 
     coarse = probe.precise and runs_in_half(module, x.device)
+    if probe.compiled is not None and not coarse:
+        found = probe.compiled(module, inputs, place, x, probe)
+        if found is not None:
+            return found
     if probe.engine == "tape" or coarse:
         # A clone is passed on: a forward that writes in place must not change the leaf.
         result = run(x.clone())
-        y = _with_rows(select_output(result, probe.output), x)
+        y = with_rows(select_output(result, probe.output), x)
         return Observation(module, inputs, place, probe, x, y, coarse=coarse), result
 
     def run_func(point: Tensor) -> tuple[Tensor, tuple[Any, Tensor]]:
         result = run(point)
-        y = _with_rows(select_output(result, probe.output), x)
+        y = with_rows(select_output(result, probe.output), x)
         return mapped(probe.on, y, x), (result, y)
 
     tangents = probe.tangents(x)
@@ -160,7 +173,12 @@ def observed_call(
     return Observation(module, inputs, place, probe, x, y, tangents, jet), result
 
 
-def _with_rows(y: Tensor, x: Tensor) -> Tensor:
+def with_rows(y: Tensor, x: Tensor) -> Tensor:
+    """Return ``y``, one row for each row of ``x``.
+
+    Raises:
+        ValueError: If it has others.
+    """
     if y.shape[:1] != x.shape[:1]:
         raise ValueError(
             f"output: the observed module must give one row for each of its {x.shape[0]} input "

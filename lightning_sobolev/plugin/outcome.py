@@ -1,15 +1,19 @@
 """What came of one step's terms, and how it is told: logged, warned of once, or refused."""
 
+import math
 import warnings
 from dataclasses import dataclass, field
+from functools import partial
 
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from lightning_sobolev.balance import Balanced
+from lightning_sobolev.compared import Matched
 from lightning_sobolev.plugin import log_keys
 from lightning_sobolev.plugin.observation import Observation
 from lightning_sobolev.plugin.step_log import log_step
+from lightning_sobolev.readings import Reader, at_once
 from lightning_sobolev.spec import SobolevSpec
 
 
@@ -21,43 +25,64 @@ class Outcome:
         terms: Unweighted scalars by key.
         unknown: Rows without any known target entry, by key; only for teachers that allow them.
         skipped: Rows whose target is not finite, by key; only where they may be left out.
-        blind: Keys of terms for which nothing at all is known.
-        zero_curvature: Keys of order-2 terms in which the student had no second derivative at all.
+        sighted: Whether anything at all is known for a term, by key; not where everything is.
+        flat: Whether the student had no second derivative at all, by key of an order-2 term.
     """
 
     terms: dict[str, Tensor] = field(default_factory=dict)
-    unknown: dict[str, float] = field(default_factory=dict)
-    skipped: dict[str, int] = field(default_factory=dict)
-    blind: list[str] = field(default_factory=list)
-    zero_curvature: list[str] = field(default_factory=list)
+    unknown: dict[str, Tensor] = field(default_factory=dict)
+    skipped: dict[str, Tensor] = field(default_factory=dict)
+    sighted: dict[str, Tensor] = field(default_factory=dict)
+    flat: dict[str, Tensor] = field(default_factory=dict)
+
+    def take_in(self, key: str, matched: Matched, *, counts_unknown: bool) -> None:
+        """Note what there is to say about a term beside its size.
+
+        Args:
+            key: Of the term.
+            matched: The term before it was reduced.
+            counts_unknown: Whether rows may be unknown.
+        """
+        if matched.skipped is not None:
+            self.skipped[key] = matched.skipped
+        if matched.vanishes is not None:
+            self.flat[key] = matched.vanishes
+        if matched.known is None:
+            return
+        self.sighted[key] = matched.known.any()
+        if counts_unknown:
+            unknown = (~matched.known).all(0).sum()
+            self.unknown[key] = unknown if matched.skipped is None else unknown - matched.skipped
 
 
 class Reporter:
     """Tells what came of each step; a warning is given once."""
 
-    def __init__(self) -> None:
+    def __init__(self, read: Reader = at_once) -> None:
         self._warned: set[str] = set()
+        self._read = read
 
     def log(self, module: LightningModule, outcome: Outcome, size: int) -> None:
         """Log the terms and counts of one step, and warn where a term teaches nothing."""
         for key, value in outcome.terms.items():
             log_step(module, log_keys.term("train", key), value.detach(), size)
         for key, rows in outcome.unknown.items():
-            module.log(log_keys.unknown_rows("train", key), rows, batch_size=size)
+            module.log(log_keys.unknown_rows("train", key), rows.float(), batch_size=size)
         for key, count in outcome.skipped.items():
-            module.log(log_keys.skipped_rows("train", key), float(count), batch_size=size)
-            if count:
-                self._warn_once(
-                    f"term {key!r}: rows whose target is NaN or Inf are left out; counted in "
-                    f"{log_keys.skipped_rows('train', key)}"
-                )
-        for key in outcome.blind:
-            self._warn_once(f"term {key!r}: no row of this batch has a known target")
-        for key in outcome.zero_curvature:
-            self._warn_once(
+            name = log_keys.skipped_rows("train", key)
+            module.log(name, count.float(), batch_size=size)
+            self._warn_if(
+                count,
+                f"term {key!r}: rows whose target is NaN or Inf are left out; counted in {name}",
+            )
+        for key, sighted in outcome.sighted.items():
+            self._warn_if(~sighted, f"term {key!r}: no row of this batch has a known target")
+        for key, flat in outcome.flat.items():
+            self._warn_if(
+                flat,
                 f"term {key!r}: the student's second derivative is exactly zero on this batch; "
                 "with piecewise-linear activations (ReLU and its kin) an order-2 term trains "
-                "nothing. Use a smooth activation: tanh, SiLU, GELU, softplus"
+                "nothing. Use a smooth activation: tanh, SiLU, GELU, softplus",
             )
 
     def log_weights(
@@ -72,7 +97,10 @@ class Reporter:
     def check_finite(
         self, outcome: Outcome, seen: list[Observation], step: int, *, scaled: bool
     ) -> None:
-        """Refuse terms that are not numbers before they reach the weights.
+        """Refuse terms that are not numbers.
+
+        Before they reach the weights, on a CPU; one step later where a look at a number would
+        make the device wait.
 
         Args:
             outcome: The terms.
@@ -84,15 +112,25 @@ class Reporter:
             FloatingPointError: If a term is NaN or Inf; the text names the term and the culprit.
         """
         # The targets are finite: they were checked when they came.
-        broken = [key for key, value in outcome.terms.items() if not bool(value.isfinite())]
-        if not broken:
+        outputs = [observation.y.detach() for observation in seen]
+        for key, value in outcome.terms.items():
+            self._read(value, partial(self._judge, key, outputs, step, scaled))
+
+    def _judge(
+        self, key: str, outputs: list[Tensor], step: int, scaled: bool, number: float
+    ) -> None:
+        if math.isfinite(number):
             return
-        output_is_finite = all(bool(observation.y.isfinite().all()) for observation in seen)
-        text = f"term {broken[0]!r} must be finite, got {float(outcome.terms[broken[0]].detach())}"
+        output_is_finite = all(bool(y.isfinite().all()) for y in outputs)
+        text = f"term {key!r} must be finite, got {number}"
         if scaled:
             self._warn_once(f"{text}; the gradient scaler skips such steps")
             return
         raise FloatingPointError(f"{text} at step {step}: {_CULPRITS[output_is_finite]}")
+
+    def _warn_if(self, condition: Tensor, text: str) -> None:
+        if text not in self._warned:  # what was said once is not looked at again
+            self._read(condition, lambda number: self._warn_once(text) if number else None)
 
     def _warn_once(self, text: str) -> None:
         if text not in self._warned:

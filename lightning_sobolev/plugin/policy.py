@@ -5,6 +5,7 @@ from typing import Literal
 
 from lightning_sobolev._types import Teacher
 from lightning_sobolev.functional.precision import InnerPrecision
+from lightning_sobolev.plugin.compiling import CompileSettings
 from lightning_sobolev.plugin.observe import Call
 from lightning_sobolev.plugin.select import Wrt
 from lightning_sobolev.spec import SobolevSpec
@@ -31,6 +32,7 @@ class Policy:
         non_finite: What happens to rows whose target is NaN or Inf.
         recurrent: Whether the module has recurrent layers.
         sharded: Whether parts of the module are sharded over processes.
+        compile: How the observed call is compiled; None for not at all.
     """
 
     teacher: Teacher
@@ -48,6 +50,7 @@ class Policy:
     non_finite: Literal["raise", "skip"] = "raise"
     recurrent: bool = True
     sharded: bool = True
+    compile: CompileSettings | None = None
 
     @property
     def pushed(self) -> int | None:
@@ -55,7 +58,8 @@ class Policy:
         terms = self.spec.terms
         tangents = [i for i, t in enumerate(terms) if t.order == 1 and t.side == "tangent"]
         alone = len(tangents) == 1 and not any(t.needs_cotangents for t in terms)
-        return tangents[0] if alone and self.engine == "func" else None
+        pushes = self.engine == "func" and self.compile is None
+        return tangents[0] if alone and pushes else None
 
     @property
     def again(self) -> bool:

@@ -28,12 +28,12 @@ def runs_in_half(module: nn.Module, device: torch.device) -> bool:
     """Whether a call made here and now has fewer digits than float32, and could have them."""
     if torch.is_autocast_enabled(device.type):
         return torch.get_autocast_dtype(device.type) in _HALF
-    return bool(_half_state(module)) and _is_whole(module)
+    return bool(half_state(module)) and _is_whole(module)
 
 
 def widened(module: nn.Module, tree: Any) -> Any:
     """Return ``tree`` with its half-precision tensors in float32, if the module can take them."""
-    if _half_state(module) and not _is_whole(module):
+    if half_state(module) and not _is_whole(module):
         return tree
     return _paths.map_tensors(tree, lambda t: t.float() if t.dtype in _HALF else t)
 
@@ -48,7 +48,7 @@ def in_single(module: nn.Module) -> Callable[..., Any]:
     Returns:
         Calls it. To be used outside autocast.
     """
-    state = _half_state(module) if _is_whole(module) else {}
+    state = half_state(module) if _is_whole(module) else {}
     # Once: the gradients of several calls are summed before they are rounded.
     copies = {name: tensor.float() for name, tensor in state.items()}
 
@@ -68,7 +68,8 @@ def mapped(on: BatchFn, y: Tensor, x: Tensor) -> Tensor:
         return on(y.to(torch.promote_types(y.dtype, x.dtype)))
 
 
-def _half_state(module: nn.Module) -> dict[str, Tensor]:
+def half_state(module: nn.Module) -> dict[str, Tensor]:
+    """Return the module's parameters and buffers in half precision by name."""
     named = chain(module.named_parameters(), module.named_buffers())
     return {name: tensor for name, tensor in named if tensor.dtype in _HALF}
 

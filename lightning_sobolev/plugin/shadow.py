@@ -7,7 +7,8 @@ methods bound to the COPY, and a pickled module carries nothing of ours.
 import copy
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from types import MethodType
 from typing import Any
 
@@ -67,6 +68,37 @@ class Passing:
 
     def __reduce__(self) -> tuple[type["Passing"], tuple[()]]:
         return Passing, ()
+
+
+@contextmanager
+def bare(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Take off what stands in for ``forward``, so that a compiler sees what the user wrote.
+
+    Args:
+        modules: Whose ``forward`` may be shadowed.
+
+    Yields:
+        Nothing.
+    """
+    taken = []
+    for module in modules:
+        shadow, hooks = vars(module).pop("forward", None), module._forward_hooks
+        passing = {key: hook for key, hook in hooks.items() if isinstance(hook, Passing)}
+        for key in passing:
+            del hooks[key]
+        taken.append((module, shadow, passing))
+        while isinstance(shadow, Shadow):
+            shadow = shadow._earlier
+        if shadow is not None:
+            vars(module)["forward"] = shadow
+    try:
+        yield
+    finally:
+        for module, shadow, passing in reversed(taken):
+            vars(module).pop("forward", None)
+            if shadow is not None:
+                vars(module)["forward"] = shadow
+            module._forward_hooks.update(passing)
 
 
 def _same(value: Any) -> Any:

@@ -12,6 +12,10 @@ from lightning_sobolev._types import BatchFn, Jet
 from lightning_sobolev.functional.derivatives import tape_jet
 
 
+def _with_the_input_alone(network: nn.Module, point: Tensor) -> Any:
+    return network(point)
+
+
 class NetworkTeacher:
     """A frozen network that answers with its value and its derivatives at x.
 
@@ -75,18 +79,36 @@ class NetworkTeacher:
         ask = _with_the_input_alone if self.takes == "input" else call
         if ask is None:
             raise ValueError("takes='call' needs call=, which a SobolevCallback gives, got None")
+        return tape_jet(self.function(on, x.dtype, ask), x)
+
+    def function(
+        self,
+        on: BatchFn,
+        dtype: torch.dtype,
+        ask: Callable[[nn.Module, Tensor], Any] = _with_the_input_alone,
+    ) -> BatchFn:
+        """Return ``on(network)`` as a function.
+
+        Args:
+            on: Output map.
+            dtype: Of the result.
+            ask: Calls the network.
+
+        Returns:
+            The function.
+        """
         # A train() on a module that happens to hold the network must not change the target.
         if any(module.training for module in self.network.modules()):
             self.network.eval()
-        parameter = next(self.network.parameters(), x)
-        dtype = parameter.dtype
+        parameter = next(self.network.parameters(), None)
+        own = dtype if parameter is None else parameter.dtype
 
         def answer(point: Tensor) -> Tensor:
             with torch.autocast(point.device.type, enabled=False):
-                y = self._select(ask(self.network, point.to(dtype)))
-                return on(y.to(torch.promote_types(y.dtype, x.dtype))).to(x.dtype)
+                y = self._select(ask(self.network, point.to(own)))
+                return on(y.to(torch.promote_types(y.dtype, dtype))).to(dtype)
 
-        return tape_jet(answer, x)
+        return answer
 
     def _select(self, output: Any) -> Tensor:
         path = self._output if self._output is not None else _paths.first_float(output)
@@ -101,7 +123,3 @@ class NetworkTeacher:
                 f"the teacher's output must be a tensor, got {_paths.describe(selected)}"
             )
         return selected
-
-
-def _with_the_input_alone(network: nn.Module, point: Tensor) -> Any:
-    return network(point)

@@ -1,9 +1,6 @@
-import copy
 import os
 import signal
 import time
-from functools import partial
-from itertools import islice
 
 import pytest
 import torch

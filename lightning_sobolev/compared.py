@@ -1,0 +1,145 @@
+"""What student and teacher said, compared: no number is looked at, so it compiles whole."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from lightning_sobolev.functional.discrepancies import DISCREPANCIES
+from lightning_sobolev.spec import SobolevTerm
+
+
+@dataclass(frozen=True, slots=True)
+class Matched:
+    """One term before reduction.
+
+    Args:
+        distance: Discrepancy between student and target; of every element by itself where each has
+            its own scale.
+        reference: Discrepancy between zero and the target; None where no scale is taken.
+        known: Which (projection, row) pairs have any known target entry; None for all of them.
+        vanishes: Whether the student's side of an order-2 term is exactly zero everywhere.
+        skipped: Rows that were left out because the target is not finite there; None where such
+            rows are an error.
+        total: Sum of what is known of the target: not finite where a number is not.
+    """
+
+    distance: Float[Tensor, "proj batch ..."]
+    reference: Float[Tensor, "proj batch ..."] | None
+    known: Bool[Tensor, "proj batch"] | None = None
+    vanishes: Bool[Tensor, ""] | None = None
+    skipped: Tensor | None = None
+    total: Float[Tensor, ""] | None = None
+
+
+def compare(
+    term: SobolevTerm,
+    ours: Float[Tensor, "proj batch ..."],
+    theirs: Float[Tensor, "proj batch ..."],
+    *,
+    allows_unknown: bool = False,
+    non_finite: Literal["raise", "skip"] = "raise",
+) -> Matched:
+    """Compare what student and teacher said; looks at no number, so it compiles whole.
+
+    Args:
+        term: By which discrepancy.
+        ours: The student's, with a graph.
+        theirs: The teacher's.
+        allows_unknown: Whether NaN in the target masks the entry.
+        non_finite: Whether a row whose target is NaN or Inf is left out.
+
+    Returns:
+        Distances that still have their projection and batch axes.
+    """
+    ours = _at_least_single(ours)
+    theirs = _at_least_single(_aligned(term, ours, theirs).detach())
+    known, skipped = (~theirs.isnan() if allows_unknown else None), None
+    if non_finite == "skip":
+        known, skipped = _finite_rows(theirs, known)
+    pairs = None
+    if known is not None:
+        pairs = known.flatten(2).any(-1) if known.ndim > 2 else known
+        theirs = torch.where(known, theirs, 0.0)
+        # where() before the distance keeps the gradient of unknown entries exactly zero.
+        ours = torch.where(known, ours, 0.0)
+    distance = DISCREPANCIES[term.discrepancy]
+    if term.normalize == "elements":
+        distance = _squares
+    vanishes = None
+    if term.order == 2:
+        vanishes = ~ours.detach().any()
+        vanishes = vanishes if known is None else vanishes & known.any()
+    is_scaled = term.normalize != "none"
+    reference = distance(torch.zeros_like(theirs), theirs) if is_scaled else None
+    # A finite sum is one pass over the numbers; only one that is not needs a second look.
+    return Matched(distance(ours, theirs), reference, pairs, vanishes, skipped, theirs.sum())
+
+
+def _squares(student: Tensor, target: Tensor) -> Float[Tensor, "proj batch elements"]:
+    # An unknown element is zero on both sides, in the error and in its scale.
+    return (student - target).square().reshape(*student.shape[:2], -1)
+
+
+def check_target(
+    term: SobolevTerm, total: float, theirs: Tensor | None, allows_unknown: bool
+) -> None:
+    """Refuse a teacher's answer that holds NaN or Inf.
+
+    Args:
+        term: The term.
+        total: Sum of what is known.
+        theirs: The answer, for a second look; None where it is gone.
+        allows_unknown: Whether NaN means unknown.
+
+    Raises:
+        ValueError: If it does.
+    """
+    if math.isfinite(total):
+        return
+    where = "some rows"
+    if theirs is not None:
+        known = ~theirs.isnan() if allows_unknown else None
+        count = int(_finite_rows(_at_least_single(theirs), known)[1])
+        if not count:  # finite numbers whose sum is too large
+            return
+        where = f"{count} of {theirs.shape[1]} rows"
+    raise ValueError(
+        f"the teacher's answer for term {term.key!r} must be finite, got NaN or Inf in {where}; "
+        "non_finite='skip' leaves such rows out"
+    )
+
+
+def _finite_rows(
+    theirs: Float[Tensor, "proj batch *d"], known: Bool[Tensor, "proj batch *d"] | None
+) -> tuple[Bool[Tensor, "proj batch *d"], Tensor]:
+    """Return what is known when rows with a target that is not finite are left out, and how many."""
+    seen = torch.ones_like(theirs, dtype=torch.bool) if known is None else known
+    bad_rows = (seen & ~theirs.isfinite()).transpose(0, 1).flatten(1).any(1)
+    return seen & ~bad_rows.reshape(1, -1, *[1] * (seen.ndim - 2)), bad_rows.sum()
+
+
+def _aligned(term: SobolevTerm, ours: Tensor, theirs: Tensor) -> Tensor:
+    # Only axes of length one may differ: a [batch, 1] output against a [batch] target would
+    # broadcast to [batch, batch].
+    if ours.shape == theirs.shape:
+        return theirs
+    if without_ones(ours.shape[1:]) != without_ones(theirs.shape[1:]):
+        raise ValueError(
+            f"student and teacher must agree in shape for term {term.key!r}, got "
+            f"{list(ours.shape[1:])} from the student and {list(theirs.shape[1:])} from the teacher"
+        )
+    return theirs.reshape(ours.shape)
+
+
+def _at_least_single(rows: Tensor) -> Tensor:
+    # Squares of half-precision rows overflow and underflow.
+    return rows.to(torch.promote_types(rows.dtype, torch.float32))
+
+
+def without_ones(shape: Sequence[int]) -> tuple[int, ...]:
+    return (shape[0], *(size for size in shape[1:] if size != 1))

@@ -1,0 +1,90 @@
+r"""Value, derivatives and terms in one function that ``torch.compile`` takes whole.
+
+A compiled network cannot be differentiated twice from outside. What is compiled is therefore the
+whole of it: the student's forward, its projected derivatives through ``torch.func``, the frozen
+teacher's, and the distances of every term; one ordinary backward pass remains outside.
+
+Note [forward mode by transposition]
+    Columns J v are taken as the transpose of the pullback, :class:`FuncJet` without ``tangents``.
+    The row that is pulled back on the way is not needed for the result and the compiler drops it:
+    what remains is the linearised forward pass. ``torch.func.jvp`` itself is refused by inductor
+    for parameters without tangents, and by fake tensors for norms.
+
+Note [norms]
+    :class:`FuncJet` says which norms must be written out where columns are trained on.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor
+
+from lightning_sobolev._types import BatchFn
+from lightning_sobolev.compared import Matched, compare
+from lightning_sobolev.functional.derivatives import FuncJet
+from lightning_sobolev.objective import answer, projected
+from lightning_sobolev.spec import SobolevTerm
+
+Directions = tuple[Tensor | None, Tensor | None]
+"""Cotangents and tangents of one term, where it needs them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Joint:
+    """What one evaluation gives.
+
+    Args:
+        aux: What the student's function returned beside its value.
+        value: The student's value.
+        matched: For each term, the distances with their axes.
+    """
+
+    aux: Any
+    value: Tensor
+    matched: dict[int, Matched]
+
+
+def value_and_matched(
+    student: Callable[[Tensor], tuple[Tensor, Any]],
+    x: Tensor,
+    terms: Mapping[int, SobolevTerm],
+    directions: Mapping[int, Directions],
+    targets: BatchFn | Mapping[int, Tensor],
+    *,
+    allows_unknown: bool = False,
+    non_finite: Literal["raise", "skip"] = "raise",
+) -> Joint:
+    """Evaluate a student and compare it with its teacher.
+
+    One forward pass of the student and, for each projection, the passes of
+    :class:`~lightning_sobolev.functional.derivatives.FuncJet`; the same for a teacher that is
+    given as a function. Assumes row independence. Looks at no number and draws none.
+
+    Args:
+        student: Maps x to the value that is compared and anything else.
+        x: Points of evaluation. Need not require grad.
+        terms: What is compared, by number.
+        directions: For each term.
+        targets: The teacher as a function, or what it said for each term.
+        allows_unknown: Whether NaN in a target means unknown.
+        non_finite: Whether rows with a target that is not finite are left out.
+
+    Returns:
+        The value and the distances, differentiable in the student's parameters.
+    """
+    jet = FuncJet(student, x, has_aux=True)
+    teacher = None if isinstance(targets, Mapping) else FuncJet(targets, x.detach())
+    matched = {}
+    for index, term in terms.items():
+        u, v = directions[index]
+        if isinstance(targets, Mapping):
+            theirs = targets[index]
+        else:
+            assert teacher is not None
+            theirs = answer(term, jet, teacher, u, v)
+        ours = projected(term, jet, u, v)
+        matched[index] = compare(
+            term, ours, theirs, allows_unknown=allows_unknown, non_finite=non_finite
+        )
+    return Joint(jet.aux, jet.value, matched)

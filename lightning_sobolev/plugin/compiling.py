@@ -1,0 +1,201 @@
+"""A function that is compiled when first called, and believed only if it agrees with itself."""
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch._dynamo.utils import counters
+
+from lightning_sobolev.joint import Joint
+from lightning_sobolev.plugin.protect import ExplainedError
+
+TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-3}
+"""Largest relative deviation of compiled from eager numbers; a compiler may reorder sums."""
+
+_HALF_TOLERANCE = 5e-2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompileSettings:
+    """How the observed call is compiled.
+
+    Args:
+        backend: Of ``torch.compile``.
+        mode: Of ``torch.compile``, for inductor.
+        dynamic: Of ``torch.compile``; False compiles one graph for each shape of the batch.
+        uncompilable: ``"raise"`` refuses a student that cannot be compiled whole; ``"tape"`` warns
+            and goes on with the tape engine.
+        tolerance: How far compiled and eager numbers may differ on the first batch, relatively;
+            None for 1e-9 in float64, 1e-3 in float32 and 5e-2 under autocast.
+
+    Raises:
+        ValueError: If ``uncompilable`` is neither or the tolerance is not positive.
+    """
+
+    backend: str = "inductor"
+    mode: str | None = None
+    dynamic: bool | None = False
+    uncompilable: Literal["raise", "tape"] = "raise"
+    tolerance: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.uncompilable not in ("raise", "tape"):
+            raise ValueError(f"uncompilable must be 'raise' or 'tape', got {self.uncompilable!r}")
+        if self.tolerance is not None and not self.tolerance > 0.0:
+            raise ValueError(f"tolerance must be positive, got {self.tolerance}")
+
+    def options(self) -> dict[str, Any]:
+        """Return the arguments of ``torch.compile``."""
+        found: dict[str, Any] = {"backend": self.backend, "dynamic": self.dynamic}
+        if self.backend == "inductor":
+            # Torch's own generators: the masks of dropout are those of the eager step.
+            chosen = torch._inductor.list_mode_options(self.mode) if self.mode else {}
+            found["options"] = {**chosen, "fallback_random": True}
+        return {**found, "fullgraph": True}
+
+
+class GivenUp(Exception):
+    """The function does not compile, and something else may stand in."""
+
+
+class CompiledFunction:
+    """Compiles when first called, compares with the eager function, counts its graphs.
+
+    Args:
+        eager: The function; gives a :class:`~lightning_sobolev.joint.Joint`.
+        settings: How it is compiled.
+        module: Whose parameters the gradients are compared in.
+        names: Of the terms, by number.
+        nested: Whether the call is made where compiled code is told to run eager.
+    """
+
+    def __init__(
+        self,
+        eager: Callable[..., Joint],
+        settings: CompileSettings,
+        module: nn.Module,
+        names: Mapping[int, str],
+        *,
+        nested: bool,
+    ) -> None:
+        self.eager, self._settings, self._module, self._names = eager, settings, module, names
+        self._nested, self._warned = nested, False
+        self._compiled: Callable[..., Joint] | None = None
+        self._shapes: set[Any] = set()
+        self.graphs = 0
+
+    def __call__(self, shape: Any, *arguments: Any) -> Joint:
+        """Evaluate; ``shape`` is what a new graph may be compiled for.
+
+        Raises:
+            ValueError: If the compiled function disagrees with the eager one.
+        """
+        self._shapes.add(shape)
+        if self._compiled is None:
+            with same_random_numbers(arguments[0].device):
+                expected = self.eager(*arguments)  # what fails here fails without a compiler, too
+            self._compiled = torch.compile(self.eager, **self._settings.options())
+            with same_random_numbers(arguments[0].device):
+                found = self._call(self._compiled, arguments)
+            self._check(found, expected)
+        return self._call(self._compiled, arguments)
+
+    def _call(self, compiled: Callable[..., Joint], arguments: tuple[Any, ...]) -> Joint:
+        before = counters["stats"]["unique_graphs"]
+        try:
+            with _compiling(self._nested):
+                return compiled(*arguments)
+        except RuntimeError as error:  # torch._dynamo's own errors are of this kind
+            self._refuse(error)
+            raise GivenUp from error
+        finally:
+            self.graphs += counters["stats"]["unique_graphs"] - before
+            self._tell_of_more_graphs()
+
+    def _tell_of_more_graphs(self) -> None:
+        if self.graphs > len(self._shapes) and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"compile: {self.graphs} graphs for {len(self._shapes)} shapes of the input: "
+                "something else changes between steps; TORCH_LOGS=recompiles says what",
+                stacklevel=2,
+            )
+
+    def _refuse(self, error: RuntimeError) -> None:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        why = "; ".join(lines[:2]) or type(error).__name__
+        if self._settings.uncompilable == "raise":
+            raise ExplainedError(
+                "compile: torch.compile does not take the student's call and its derivatives as "
+                "one graph; CompileSettings(uncompilable='tape') goes on without a compiler, and "
+                f"compile=False runs engine='func' as it is (torch says: {why})"
+            ) from error
+        warnings.warn(f"compile: given up for engine='tape' (torch says: {why})", stacklevel=2)
+
+    def _check(self, found: Joint, expected: Joint) -> None:
+        dtype = torch.promote_types(found.aux[1].dtype, torch.bfloat16)
+        tolerance = self._settings.tolerance or TOLERANCES.get(dtype, _HALF_TOLERANCE)
+        for index, name in self._names.items():
+            pair = [float(j.matched[index].distance.detach().nanmean()) for j in (found, expected)]
+            _require_near(f"term {name!r}", *pair, tolerance)
+        sizes = [_gradient(joint, self._module) for joint in (found, expected)]
+        if not sizes[0].numel():
+            return
+        apart = float((sizes[0] - sizes[1]).norm())
+        norms = [float(size.norm()) for size in sizes]
+        if not apart <= tolerance * max(norms):
+            raise ValueError(
+                "compile: the parameter gradient must agree with the eager one to "
+                f"{tolerance:.0e}, got norms {norms[0]:.9g} compiled and {norms[1]:.9g} eager, "
+                f"{apart:.3g} apart; compile=False trains without a compiler"
+            )
+
+
+def _require_near(name: str, compiled: float, eager: float, tolerance: float) -> None:
+    if compiled != compiled and eager != eager:
+        return  # both are no number: that is the user's to see, and not the compiler's fault
+    if not abs(compiled - eager) <= tolerance * max(abs(compiled), abs(eager)):
+        raise ValueError(
+            f"compile: {name} must agree with the eager one to {tolerance:.0e}, got "
+            f"{compiled:.9g} compiled and {eager:.9g} eager; compile=False trains without a "
+            "compiler"
+        )
+
+
+def _gradient(joint: Joint, module: nn.Module) -> Tensor:
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    total = joint.value.float().square().mean()
+    for matched in joint.matched.values():
+        total = total + matched.distance.mean()
+    if not parameters or not total.requires_grad:
+        return torch.zeros(0)
+    found = torch.autograd.grad(total, parameters, allow_unused=True)
+    return torch.cat([part.flatten() for part in found if part is not None])
+
+
+@contextmanager
+def same_random_numbers(device: torch.device) -> Iterator[None]:
+    """Put the global generators back where they were.
+
+    Args:
+        device: Whose generators, beside the CPU's.
+
+    Yields:
+        Nothing.
+    """
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        yield
+
+
+@contextmanager
+def _compiling(nested: bool) -> Iterator[None]:
+    with ExitStack() as stack:
+        # DDP's optimiser would cut the graph at its buckets, in the middle of a derivative.
+        stack.enter_context(torch._dynamo.config.patch(optimize_ddp=False))
+        if nested:
+            stack.enter_context(torch.compiler.set_stance("default"))
+        yield
