@@ -25,7 +25,7 @@ def test_the_program_runs(tmp_path, monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         warnings.filterwarnings("ignore", ".*does not have many workers")
-        exec(compile(program(), str(PAGE), "exec"), names)  # noqa: S102
+        exec(compile(program(), str(PAGE), "exec"), names)
     student, again, x, y = (names[name] for name in ("student", "again", "x", "y"))
     assert_close(again.net(x), student.net(x), rtol=0, atol=0)
     error = (student.net(x[40:]) - y[40:]).square().mean() / y[40:].var()
