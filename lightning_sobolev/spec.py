@@ -126,9 +126,8 @@ class SobolevTerm:
 
     Args:
         order: 0 matches the value, 1 the Jacobian, 2 the Hessian of a projected output.
-        weight: Factor of the term, or a schedule of it over the global step. It means the same
-            for every projection, number of projections and batch size; see also
-            :class:`~lightning_sobolev.Balanced`.
+        weight: Factor of the term, a schedule of it over the global step, or ``Balanced``. It means
+            the same for every projection, number of projections and batch size.
         side: For order 1: ``"cotangent"`` matches :math:`u^\top J` with ``u`` in output space (one
             backward pass), ``"tangent"`` matches :math:`J v` with ``v`` in input space. Order 2
             always draws both and matches :math:`\nabla^2 \langle u, f \rangle v`.
@@ -138,9 +137,8 @@ class SobolevTerm:
         discrepancy: Distance of an example: squared, l1, huber or cosine.
         normalize: ``"target"`` divides by the running mean of the discrepancy between zero and
             the target (for squared: the mean square of the target), so that 1.0 is the score of
-            a student without any derivative; ``"elements"`` does so for every element of the row by
-            itself: with cotangents every input counts alike, with tangents every output;
-            ``"none"`` is the raw form of the paper.
+            a student without any derivative; ``"elements"`` does so for each element of the row
+            (with cotangents: each input); ``"none"`` is the raw form of the paper.
         rows: Fraction of the batch on which the term is evaluated. Below 1 it is evaluated by a
             second forward of these rows, whose dropout masks are its own.
         every_n_steps: Evaluates the term in every n-th step alone, n times as heavy.
@@ -178,8 +176,7 @@ class SobolevTerm:
         _require(fits, "projection", "'fisher' with order 1 and cotangents only", law)
         known = tuple(DISCREPANCIES)
         _require(self.discrepancy in known, "discrepancy", f"one of {known}", self.discrepancy)
-        scale = self.normalize
-        scales = ("target", "elements", "none")
+        scale, scales = self.normalize, ("target", "elements", "none")
         _require(scale in scales, "normalize", f"one of {scales}", scale)
         fits = scale != "elements" or self.discrepancy == "squared"
         _require(fits, "discrepancy", "'squared' with normalize='elements'", self.discrepancy)

@@ -1,5 +1,6 @@
 """Sobolev terms for any LightningModule, by a callback."""
 
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -135,7 +136,8 @@ class SobolevCallback(Callback):
         if isinstance(self.teacher, NetworkTeacher):
             self.teacher.to(pl_module.device)  # the trainer moves no callback
         self._trainer = trainer
-        engine = "tape" if self._engine == "auto" else self._engine
+        sharded = bool(sharded_parts(pl_module))
+        checks.check_weights(self.spec, sharded=sharded)
         self._policy = Policy(
             teacher=self.teacher,
             spec=self.spec,
@@ -143,14 +145,14 @@ class SobolevCallback(Callback):
             wrt=self._wrt,
             output=self._output,
             call=self._call,
-            engine=engine,
+            engine="tape" if self._engine == "auto" else self._engine,
             batch_norm=self._batch_norm,
             compiled=checks.is_compiled(pl_module),
             inner_precision=self._inner_precision,
             mixed_step=trainer.precision == self._inner_precision,
             non_finite=self._non_finite,
             recurrent=has_recurrent(pl_module),
-            sharded=bool(sharded_parts(pl_module)),
+            sharded=sharded,
             half="16" in str(trainer.precision),
         )
         found = findings.scan(self._student(pl_module), self._policy)
@@ -205,18 +207,14 @@ class SobolevCallback(Callback):
         assert self._policy is not None
         draws = Draws(self.seed, module.global_rank, self._progress.counter)
         self._progress.counter += 1
-
-        def finish(observations: list[Observation], batch: Any, value_loss: Tensor) -> Tensor:
-            return self._finish(module, observations, batch, draws, value_loss)
-
-        return StepPart(module, self._policy, draws, finish, batch)
+        return StepPart(module, self._policy, draws, partial(self._finish, module, draws), batch)
 
     def _finish(
         self,
         module: LightningModule,
+        draws: Draws,
         seen: list[Observation],
         batch: Any,
-        draws: Draws,
         value_loss: Tensor,
     ) -> Tensor:
         assert self._policy is not None
@@ -236,7 +234,7 @@ class SobolevCallback(Callback):
                 self._examined = True
             weights = self._progress.balance.weights(
                 outcome.terms, self.spec.terms, global_step, value_loss,
-                list(module.parameters()), sum_over_processes,
+                module.parameters, sum_over_processes,
             )  # fmt: skip
         loss = attached(seen)
         self._reporter.log_weights(module, self.spec, weights, seen[0].size)

@@ -8,7 +8,9 @@ from torch import nn
 
 from lightning_sobolev import _paths
 from lightning_sobolev._types import Teacher
+from lightning_sobolev.balance import Balanced
 from lightning_sobolev.functional.precision import InnerPrecision
+from lightning_sobolev.spec import SobolevSpec
 from lightning_sobolev.teachers import NetworkTeacher
 
 _NO_DOUBLE_BACKWARD = {
@@ -118,6 +120,24 @@ def check_modules(
             raise ValueError(
                 "teacher must not share parameters with the student, which it froze; got "
                 f"{len(shared)} shared ones, first {shared[0]!r}; pass copy.deepcopy(network)"
+            )
+
+
+def check_weights(spec: SobolevSpec, *, sharded: bool) -> None:
+    """Refuse weights that cannot be measured.
+
+    Args:
+        spec: The terms.
+        sharded: Whether parameters are spread over processes.
+
+    Raises:
+        ValueError: If a weight is to be balanced by gradients of which no process has the whole.
+    """
+    for term in spec.terms:
+        if sharded and isinstance(term.weight, Balanced):
+            raise ValueError(
+                f"weight of {term.key} must be a number or a schedule where parameters are "
+                f"sharded over processes, got {term.weight!r}"
             )
 
 
