@@ -136,9 +136,8 @@ class SobolevTerm:
         num_projections: Directions a step; None takes every basis direction (exact matching).
         discrepancy: Distance of an example: squared, l1, huber or cosine.
         normalize: ``"target"`` divides by the running mean of the discrepancy between zero and
-            the target (for squared: the mean square of the target), so that 1.0 is the score of
-            a student without any derivative; ``"elements"`` does so for each element of the row
-            (with cotangents: each input); ``"none"`` is the raw form of the paper.
+            the target (squared: the target's mean square): 1.0 is a student without derivative;
+            ``"elements"`` takes each element of the row by itself; ``"none"`` is the paper's form.
         rows: Fraction of the batch on which the term is evaluated. Below 1 it is evaluated by a
             second forward of these rows, whose dropout masks are its own.
         every_n_steps: Evaluates the term in every n-th step alone, n times as heavy.
@@ -167,8 +166,7 @@ class SobolevTerm:
         _require(is_side, "side", "'cotangent' or 'tangent'", self.side)
         law, laws = self.projection, (*PROJECTIONS, FISHER)
         _require(law in laws, "projection", f"one of {laws}", law)
-        count = self.num_projections
-        counts = count is None or (isinstance(count, int) and count >= 1)
+        counts = (count := self.num_projections) is None or (isinstance(count, int) and count >= 1)
         _require(counts, "num_projections", "at least 1 or None", count)
         exact = count is not None or law == "basis"
         _require(exact, "projection", "'basis' when num_projections is None", law)

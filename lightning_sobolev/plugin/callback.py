@@ -136,8 +136,7 @@ class SobolevCallback(Callback):
         if isinstance(self.teacher, NetworkTeacher):
             self.teacher.to(pl_module.device)  # the trainer moves no callback
         self._trainer = trainer
-        sharded = bool(sharded_parts(pl_module))
-        checks.check_weights(self.spec, sharded=sharded)
+        checks.check_weights(self.spec, sharded=bool(sharded_parts(pl_module)))
         self._policy = Policy(
             teacher=self.teacher,
             spec=self.spec,
@@ -152,7 +151,7 @@ class SobolevCallback(Callback):
             mixed_step=trainer.precision == self._inner_precision,
             non_finite=self._non_finite,
             recurrent=has_recurrent(pl_module),
-            sharded=sharded,
+            sharded=bool(sharded_parts(pl_module)),
             half="16" in str(trainer.precision),
         )
         found = findings.scan(self._student(pl_module), self._policy)
@@ -221,10 +220,9 @@ class SobolevCallback(Callback):
         global_step = self._trainer.global_step if self._trainer is not None else 0
         weights = {term.key: term.weight_at(global_step) for term in self.spec.terms}
         with torch.autocast(seen[0].x.device.type, enabled=False):
-            # What cannot be evaluated at all says so itself, before the doctor looks at it.
-            scales = self._progress.scales
+            # What cannot be evaluated says so itself, before the doctor looks at it.
             outcome = evaluate(
-                seen, batch, self._policy, draws, weights, scales, sum_over_processes
+                seen, batch, self._policy, draws, weights, self._progress.scales, sum_over_processes
             )
             scaled = getattr(getattr(self._trainer, "precision_plugin", None), "scaler", None)
             self._reporter.check_finite(outcome, seen, global_step, scaled=scaled is not None)
