@@ -15,7 +15,7 @@ Source:
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -80,7 +80,7 @@ class RunningBalance:
         spec: Sequence[SobolevTerm],
         step: int,
         value_loss: Tensor,
-        parameters: Sequence[Tensor],
+        parameters: Callable[[], Iterable[Tensor]],
         sum_over_processes: Callable[[Tensor], Tensor] = lambda total: total,
     ) -> dict[str, float]:
         """Return every term's weight at a step; measure those that are balanced and due.
@@ -90,7 +90,7 @@ class RunningBalance:
             spec: The terms' settings.
             step: The global step.
             value_loss: The loss without derivative terms.
-            parameters: Those of the model.
+            parameters: Gives those of the model; asked only where a term is measured.
             sum_over_processes: Sums a small vector over processes, so that all use one weight.
 
         Returns:
@@ -105,7 +105,7 @@ class RunningBalance:
             share = weights[term.key] / term.weight.ratio
             if term.key not in self.state or step % term.weight.every_n_steps == 0:
                 pair = (value_loss, share * terms[term.key])
-                norms = sum_over_processes(_gradient_squares(pair, parameters)).sqrt()
+                norms = sum_over_processes(_gradient_squares(pair, parameters())).sqrt()
                 self._move(term.key, term.weight, *norms.tolist())
             weights[term.key] = share * self.state.get(term.key, term.weight.ratio)
         return weights
@@ -119,7 +119,7 @@ class RunningBalance:
 
 
 def _gradient_squares(
-    losses: Sequence[Tensor], parameters: Sequence[Tensor]
+    losses: Sequence[Tensor], parameters: Iterable[Tensor]
 ) -> Float[Tensor, " losses"]:
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     return torch.stack([_gradient_square(loss, trained) for loss in losses])

@@ -126,9 +126,8 @@ class SobolevTerm:
 
     Args:
         order: 0 matches the value, 1 the Jacobian, 2 the Hessian of a projected output.
-        weight: Factor of the term, or a schedule of it over the global step. It means the same
-            for every projection, number of projections and batch size; see also
-            :class:`~lightning_sobolev.Balanced`.
+        weight: Factor of the term, a schedule of it over the global step, or ``Balanced``. It means
+            the same for every projection, number of projections and batch size.
         side: For order 1: ``"cotangent"`` matches :math:`u^\top J` with ``u`` in output space (one
             backward pass), ``"tangent"`` matches :math:`J v` with ``v`` in input space. Order 2
             always draws both and matches :math:`\nabla^2 \langle u, f \rangle v`.
@@ -137,10 +136,8 @@ class SobolevTerm:
         num_projections: Directions a step; None takes every basis direction (exact matching).
         discrepancy: Distance of an example: squared, l1, huber or cosine.
         normalize: ``"target"`` divides by the running mean of the discrepancy between zero and
-            the target (for squared: the mean square of the target), so that 1.0 is the score of
-            a student without any derivative; ``"elements"`` does so for every element of the row by
-            itself: with cotangents every input counts alike, with tangents every output;
-            ``"none"`` is the raw form of the paper.
+            the target (squared: the target's mean square): 1.0 is a student without derivative;
+            ``"elements"`` takes each element of the row by itself; ``"none"`` is the paper's form.
         rows: Fraction of the batch on which the term is evaluated. Below 1 it is evaluated by a
             second forward of these rows, whose dropout masks are its own.
         every_n_steps: Evaluates the term in every n-th step alone, n times as heavy.
@@ -169,8 +166,7 @@ class SobolevTerm:
         _require(is_side, "side", "'cotangent' or 'tangent'", self.side)
         law, laws = self.projection, (*PROJECTIONS, FISHER)
         _require(law in laws, "projection", f"one of {laws}", law)
-        count = self.num_projections
-        counts = count is None or (isinstance(count, int) and count >= 1)
+        counts = (count := self.num_projections) is None or (isinstance(count, int) and count >= 1)
         _require(counts, "num_projections", "at least 1 or None", count)
         exact = count is not None or law == "basis"
         _require(exact, "projection", "'basis' when num_projections is None", law)
@@ -178,8 +174,7 @@ class SobolevTerm:
         _require(fits, "projection", "'fisher' with order 1 and cotangents only", law)
         known = tuple(DISCREPANCIES)
         _require(self.discrepancy in known, "discrepancy", f"one of {known}", self.discrepancy)
-        scale = self.normalize
-        scales = ("target", "elements", "none")
+        scale, scales = self.normalize, ("target", "elements", "none")
         _require(scale in scales, "normalize", f"one of {scales}", scale)
         fits = scale != "elements" or self.discrepancy == "squared"
         _require(fits, "discrepancy", "'squared' with normalize='elements'", self.discrepancy)

@@ -75,9 +75,8 @@ class Stack(nn.Module):
 def bare_network(seed: int) -> nn.Sequential:
     """Return one network."""
     torch.manual_seed(seed)
-    return nn.Sequential(
-        nn.Linear(2, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 1)
-    )
+    first, second, last = nn.Linear(2, 64), nn.Linear(64, 64), nn.Linear(64, 1)
+    return nn.Sequential(first, nn.Tanh(), second, nn.Tanh(), last)
 
 
 def first_weights(seed: int) -> list[Tensor]:
@@ -110,18 +109,12 @@ def data_of(cell: Cell) -> tuple[Points, Points, Points]:
 
 def in_units(points: Points, units: Standardizer) -> Points:
     """Return standardized points in single precision."""
-    columns = {
-        "x": units.inputs(points["x"]),
-        "y": units.targets(points["y"]),
-        "dydx": units.jacobian(points["dydx"]),
-    }
-    return {name: column.float() for name, column in columns.items()}
+    changes = {"x": units.inputs, "y": units.targets, "dydx": units.jacobian}
+    return {name: change(points[name]).float() for name, change in changes.items()}
 
 
-def losses(
-    net: Stack, points: Points, factors: Float[Tensor, "runs 1 2"]
-) -> tuple[Float[Tensor, " runs"], Float[Tensor, " runs"]]:
-    """Return every run's value loss and its derivative term, unweighted."""
+def losses(net: Stack, points: Points, factors: Tensor) -> tuple[Tensor, Tensor]:
+    """Return every run's value loss and its derivative term, unweighted: ``[runs]``."""
     x = points["x"].requires_grad_()
     y = net(x)
     (slopes,) = torch.autograd.grad(y.sum(), x, create_graph=True)
@@ -144,9 +137,8 @@ class Weights:
 
     def __init__(self, cells: Sequence[Cell]) -> None:
         self._terms = [METHODS[cell.method] for cell in cells]
-        self._ratios = torch.tensor(
-            [t.weight.ratio if isinstance(t.weight, Balanced) else 0.0 for t in self._terms]
-        )
+        balanced = [t.weight if isinstance(t.weight, Balanced) else None for t in self._terms]
+        self._ratios = torch.tensor([b.ratio if b is not None else 0.0 for b in balanced])
         self._balanced: Tensor | None = None
 
     def at(self, step: int, value: Tensor, term: Tensor, net: Stack) -> Float[Tensor, " runs"]:
@@ -164,9 +156,8 @@ class Weights:
 
 def gradients(loss: Float[Tensor, " runs"], net: Stack) -> Float[Tensor, "runs parameters"]:
     """Return every run's parameter gradient."""
-    found = torch.autograd.grad(
-        loss.sum(), list(net.weights), retain_graph=True, materialize_grads=True
-    )
+    whole, to = loss.sum(), list(net.weights)
+    found = torch.autograd.grad(whole, to, retain_graph=True, materialize_grads=True)
     return torch.cat([gradient.flatten(1) for gradient in found], 1)
 
 
@@ -222,19 +213,16 @@ def study(cells: Sequence[Cell], steps: int) -> list[dict]:
         "test_derivative_nmse": slopes_off / truth["dydx"].square().sum((1, 2)),
         **signs,
     }
-    rows = []
-    for index, cell in enumerate(cells):
-        numbers = {name: float(f"{float(column[index]):.4g}") for name, column in columns.items()}
-        rows.append({**vars(cell), **numbers})
-    return rows
+    numbers = {name: [float(f"{n:.4g}") for n in each.tolist()] for name, each in columns.items()}
+    own = [{name: each[place] for name, each in numbers.items()} for place in range(len(cells))]
+    return [{**vars(cell), **row} for cell, row in zip(cells, own, strict=True)]
 
 
 def cells_of(name: str) -> list[list[Cell]]:
     """Return the cells of a study, those that are trained side by side together."""
     seeds = range(5)
     if name == "balance":
-        names = itertools.product(LANDSCAPES, METHODS, seeds)
-        every = [(function, method, seed) for function, method, seed in names]
+        every = list(itertools.product(LANDSCAPES, METHODS, seeds))
         return [[Cell(f, size, m, 0.0, s) for f, m, s in every] for size in (20, 100)]
     functions, levels = ("booth", "rosenbrock", "styblinski_tang"), (0.0, 0.03, 0.1, 0.3, 1.0)
     plain = itertools.product(functions, ("none",), (0.0,), seeds)

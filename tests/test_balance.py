@@ -7,6 +7,7 @@ from torch.testing import assert_close
 
 from lightning_sobolev import Balanced, SobolevCallback, SobolevSpec, SobolevTerm
 from lightning_sobolev.balance import RunningBalance
+from lightning_sobolev.plugin.checks import check_weights
 from tests.plugin._students import ManualRegressor, Regressor, mlp
 from tests.plugin._trainers import fit, points, trainer, weights
 
@@ -69,7 +70,7 @@ def test_measurements_are_averaged_and_made_when_due():
     balance, seen = RunningBalance(), []
     for step in range(4):
         slope = 3.0 + step
-        found = balance.weights({term.key: w}, [term], step, slope * w, [w])
+        found = balance.weights({term.key: w}, [term], step, slope * w, lambda: [w])
         seen.append(found[term.key])
     assert seen == pytest.approx([3.0, 3.0, 3.5, 3.5])
 
@@ -77,7 +78,7 @@ def test_measurements_are_averaged_and_made_when_due():
 def test_a_term_without_gradient_leaves_the_weight_alone():
     w = torch.ones((), requires_grad=True)
     term, balance = SobolevTerm(weight=Balanced(0.5)), RunningBalance()
-    found = balance.weights({term.key: 0.0 * w}, [term], 0, w, [w])
+    found = balance.weights({term.key: 0.0 * w}, [term], 0, w, lambda: [w])
     assert found == {"order_1": 0.5}
     assert balance.state == {}
 
@@ -108,3 +109,12 @@ def test_what_balances_nothing_is_refused(wrong):
     (name,) = wrong
     with pytest.raises(ValueError, match=name):
         Balanced(**wrong)
+
+
+def test_sharded_parameters_are_refused():
+    spec = SobolevSpec(terms=[SobolevTerm(), SobolevTerm(name="b", weight=Balanced())])
+    check_weights(spec, sharded=False, compiled=False)
+    with pytest.raises(ValueError, match="weight of b must be a number or a schedule where"):
+        check_weights(spec, sharded=True, compiled=False)
+    with pytest.raises(ValueError, match="where the student is compiled"):
+        check_weights(spec, sharded=False, compiled=True)

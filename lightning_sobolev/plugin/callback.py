@@ -1,5 +1,6 @@
 """Sobolev terms for any LightningModule, by a callback."""
 
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -147,8 +148,11 @@ class SobolevCallback(Callback):
         if isinstance(self.teacher, NetworkTeacher):
             self.teacher.to(pl_module.device)  # the trainer moves no callback
         self._trainer = trainer
+        is_sharded = bool(sharded_parts(pl_module))
+        checks.check_weights(
+            self.spec, sharded=is_sharded, compiled=compiled or compile is not None
+        )
         engine = "func" if compile is not None else self._engine
-        engine = "tape" if engine == "auto" else engine
         self._policy = Policy(
             teacher=self.teacher,
             spec=self.spec,
@@ -156,14 +160,14 @@ class SobolevCallback(Callback):
             wrt=self._wrt,
             output=self._output,
             call=self._call,
-            engine=engine,
+            engine="tape" if engine == "auto" else engine,
             batch_norm=self._batch_norm,
             compiled=compiled,
             inner_precision=self._inner_precision,
             mixed_step=trainer.precision == self._inner_precision,
             non_finite=self._non_finite,
             recurrent=has_recurrent(pl_module),
-            sharded=bool(sharded_parts(pl_module)),
+            sharded=is_sharded,
             half="16" in str(trainer.precision),
             compile=compile,
         )
@@ -232,30 +236,26 @@ class SobolevCallback(Callback):
         compiled = None
         if self._compiler is not None:
             compiled = StepCompiler(self._compiler, self._policy, draws, weights)
-
-        def finish(observations: list[Observation], batch: Any, value_loss: Tensor) -> Tensor:
-            return self._finish(module, observations, batch, draws, weights, compiled, value_loss)
-
+        finish = partial(self._finish, module, draws, weights, compiled)
         return StepPart(module, self._policy, draws, finish, batch, compiled)
 
     def _finish(
         self,
         module: LightningModule,
-        seen: list[Observation],
-        batch: Any,
         draws: Draws,
         weights: dict[str, float],
         compiled: StepCompiler | None,
+        seen: list[Observation],
+        batch: Any,
         value_loss: Tensor,
     ) -> Tensor:
         assert self._policy is not None
         step, read = self._trainer.global_step if self._trainer is not None else 0, self._readings
         with torch.autocast(seen[0].x.device.type, enabled=False):
-            # What cannot be evaluated at all says so itself, before the doctor looks at it.
-            scales = self._progress.scales
+            # What cannot be evaluated says so itself, before the doctor looks at it.
             outcome = evaluate(
-                seen, batch, self._policy, draws, weights, scales, sum_over_processes,
-                read.later, compiled,
+                seen, batch, self._policy, draws, weights, self._progress.scales,
+                sum_over_processes, read.later, compiled,
             )  # fmt: skip
             scaled = getattr(getattr(self._trainer, "precision_plugin", None), "scaler", None)
             self._reporter.check_finite(outcome, seen, step, scaled=scaled is not None)
@@ -266,7 +266,7 @@ class SobolevCallback(Callback):
                 self._examined = True
             weights = self._progress.balance.weights(
                 outcome.terms, self.spec.terms, step, value_loss,
-                list(module.parameters()), sum_over_processes,
+                module.parameters, sum_over_processes,
             )  # fmt: skip
         loss = attached(seen)
         self._reporter.log_weights(module, self.spec, weights, seen[0].size)

@@ -8,9 +8,11 @@ from torch import nn
 
 from lightning_sobolev import _paths
 from lightning_sobolev._types import Teacher
+from lightning_sobolev.balance import Balanced
 from lightning_sobolev.functional.precision import InnerPrecision
 from lightning_sobolev.plugin.compiling import CompileSettings
 from lightning_sobolev.plugin.precision import half_state
+from lightning_sobolev.spec import SobolevSpec
 from lightning_sobolev.teachers import NetworkTeacher
 
 _NO_DOUBLE_BACKWARD = {
@@ -120,6 +122,27 @@ def check_modules(
             raise ValueError(
                 "teacher must not share parameters with the student, which it froze; got "
                 f"{len(shared)} shared ones, first {shared[0]!r}; pass copy.deepcopy(network)"
+            )
+
+
+def check_weights(spec: SobolevSpec, *, sharded: bool, compiled: bool) -> None:
+    """Refuse weights that cannot be measured.
+
+    Args:
+        spec: The terms.
+        sharded: Whether parameters are spread over processes.
+        compiled: Whether the student is compiled.
+
+    Raises:
+        ValueError: If a weight is to be balanced by gradients of which no process has the whole, or
+            by two backward passes through a compiled graph, which gives its buffers away in one.
+    """
+    where = "parameters are sharded over processes" if sharded else "the student is compiled"
+    for term in spec.terms:
+        if (sharded or compiled) and isinstance(term.weight, Balanced):
+            raise ValueError(
+                f"weight of {term.key} must be a number or a schedule where {where}, "
+                f"got {term.weight!r}"
             )
 
 
