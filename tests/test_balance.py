@@ -111,10 +111,17 @@ def test_what_balances_nothing_is_refused(wrong):
         Balanced(**wrong)
 
 
-def test_sharded_parameters_are_refused():
+@pytest.mark.parametrize(
+    ("obstacle", "text"),
+    [
+        ("sharded", "parameters are sharded over processes"),
+        ("compiled", "the student is compiled"),
+        ("searches", "the optimizer searches along lines"),
+    ],
+)
+def test_what_cannot_be_balanced_is_refused(obstacle, text):
     spec = SobolevSpec(terms=[SobolevTerm(), SobolevTerm(name="b", weight=Balanced())])
-    check_weights(spec, sharded=False, compiled=False)
-    with pytest.raises(ValueError, match="weight of b must be a number or a schedule where"):
-        check_weights(spec, sharded=True, compiled=False)
-    with pytest.raises(ValueError, match="where the student is compiled"):
-        check_weights(spec, sharded=False, compiled=True)
+    nothing = dict.fromkeys(("sharded", "compiled", "searches"), False)
+    check_weights(spec, **nothing)
+    with pytest.raises(ValueError, match=f"weight of b must be a number or a schedule .* {text}"):
+        check_weights(spec, **{**nothing, obstacle: True})

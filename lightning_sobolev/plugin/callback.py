@@ -145,12 +145,16 @@ class SobolevCallback(Callback):
         checks.check_modules(pl_module, self.teacher, self._module, self._inner_precision)
         compiled = checks.is_compiled(pl_module)
         compile = checks.chosen_compile(self._compile, pl_module, compiled)
+        checks.check_optimizers(trainer, pl_module)
         if isinstance(self.teacher, NetworkTeacher):
             self.teacher.to(pl_module.device)  # the trainer moves no callback
         self._trainer = trainer
         is_sharded = bool(sharded_parts(pl_module))
         checks.check_weights(
-            self.spec, sharded=is_sharded, compiled=compiled or compile is not None
+            self.spec,
+            sharded=is_sharded,
+            compiled=compiled or compile is not None,
+            searches=checks.searches_lines(trainer),
         )
         engine = "func" if compile is not None else self._engine
         self._policy = Policy(
@@ -179,9 +183,9 @@ class SobolevCallback(Callback):
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Remember where a step began that may be broken off."""
+        """Remember where a step began that may be broken off or evaluated again."""
         self._readings.flush()
-        self._progress.begin_batch()
+        self._progress.begin_batch(trainer)
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -229,8 +233,9 @@ class SobolevCallback(Callback):
     def begin(self, module: LightningModule, batch: Any) -> StepPart:
         """Begin the part in one training step; called by the shadowed step."""
         assert self._policy is not None
-        draws = Draws(self.seed, module.global_rank, self._progress.counter)
-        self._progress.counter += 1
+        assert self._trainer is not None
+        number = self._progress.begin_evaluation(self._trainer)
+        draws = Draws(self.seed, module.global_rank, number)
         global_step = self._trainer.global_step if self._trainer is not None else 0
         weights = {term.key: term.weight_at(global_step) for term in self.spec.terms}
         compiled = None
@@ -258,7 +263,10 @@ class SobolevCallback(Callback):
                 sum_over_processes, read.later, compiled,
             )  # fmt: skip
             scaled = getattr(getattr(self._trainer, "precision_plugin", None), "scaler", None)
-            self._reporter.check_finite(outcome, seen, step, scaled=scaled is not None)
+            self._reporter.check_finite(
+                outcome, seen, step, scaled=scaled is not None,
+                evaluation=self._progress.evaluations,
+            )  # fmt: skip
             if not self._examined:
                 doctor.examine(seen[0], self._policy, draws)
                 if compiled is None:  # a copy would have to be compiled, too

@@ -125,25 +125,55 @@ def check_modules(
             )
 
 
-def check_weights(spec: SobolevSpec, *, sharded: bool, compiled: bool) -> None:
+def check_weights(spec: SobolevSpec, *, sharded: bool, compiled: bool, searches: bool) -> None:
     """Refuse weights that cannot be measured.
 
     Args:
         spec: The terms.
         sharded: Whether parameters are spread over processes.
         compiled: Whether the student is compiled.
+        searches: Whether the optimizer evaluates a step several times.
 
     Raises:
         ValueError: If a weight is to be balanced by gradients of which no process has the whole, or
-            by two backward passes through a compiled graph, which gives its buffers away in one.
+            by two backward passes through a compiled graph, which gives its buffers away in one, or
+            while a line search compares losses of one step.
     """
-    where = "parameters are sharded over processes" if sharded else "the student is compiled"
+    obstacles = {
+        "parameters are sharded over processes": sharded,
+        "the student is compiled": compiled,
+        "the optimizer searches along lines": searches,
+    }
+    where = next((text for text, holds in obstacles.items() if holds), None)
     for term in spec.terms:
-        if (sharded or compiled) and isinstance(term.weight, Balanced):
+        if where is not None and isinstance(term.weight, Balanced):
             raise ValueError(
                 f"weight of {term.key} must be a number or a schedule where {where}, "
                 f"got {term.weight!r}"
             )
+
+
+def searches_lines(trainer: Trainer) -> bool:
+    """Whether an optimizer evaluates a step several times to compare losses."""
+    return any(isinstance(one, torch.optim.LBFGS) for one in trainer.optimizers)
+
+
+def check_optimizers(trainer: Trainer, module: LightningModule) -> None:
+    """Refuse a line search whose evaluations the callback cannot tell apart.
+
+    Args:
+        trainer: Holds the optimizers.
+        module: The LightningModule.
+
+    Raises:
+        ValueError: If L-BFGS runs under manual optimization, where the term enters a step once and
+            every later evaluation of the closure would be of another function.
+    """
+    if searches_lines(trainer) and not module.automatic_optimization:
+        raise ValueError(
+            "automatic_optimization must be True with torch.optim.LBFGS, got False: under manual "
+            "optimization the term would be in the first evaluation of the closure alone"
+        )
 
 
 def is_compiled(module: nn.Module) -> bool:

@@ -95,7 +95,13 @@ class Reporter:
                 module.log(log_keys.weight("train", term.key), weight, batch_size=size)
 
     def check_finite(
-        self, outcome: Outcome, seen: list[Observation], step: int, *, scaled: bool
+        self,
+        outcome: Outcome,
+        seen: list[Observation],
+        step: int,
+        *,
+        scaled: bool,
+        evaluation: int = 1,
     ) -> None:
         """Refuse terms that are not numbers.
 
@@ -107,17 +113,20 @@ class Reporter:
             seen: The observed calls, to tell where it began.
             step: Number of the step, for the message.
             scaled: Whether a gradient scaler skips such steps itself; then it is only said.
+            evaluation: How often the step's closure has been called, this time included.
 
         Raises:
             FloatingPointError: If a term is NaN or Inf; the text names the term and the culprit.
         """
         # The targets are finite: they were checked when they came.
         outputs = [observation.y.detach() for observation in seen]
+        # No line search comes back from NaN: torch's own goes on and sets every weight to it.
+        trial = "" if evaluation == 1 else f", evaluation {evaluation} of its closure ({_TRIAL})"
         for key, value in outcome.terms.items():
-            self._read(value, partial(self._judge, key, outputs, step, scaled))
+            self._read(value, partial(self._judge, key, outputs, f"step {step}{trial}", scaled))
 
     def _judge(
-        self, key: str, outputs: list[Tensor], step: int, scaled: bool, number: float
+        self, key: str, outputs: list[Tensor], place: str, scaled: bool, number: float
     ) -> None:
         if math.isfinite(number):
             return
@@ -126,7 +135,7 @@ class Reporter:
         if scaled:
             self._warn_once(f"{text}; the gradient scaler skips such steps")
             return
-        raise FloatingPointError(f"{text} at step {step}: {_CULPRITS[output_is_finite]}")
+        raise FloatingPointError(f"{text} at {place}: {_CULPRITS[output_is_finite]}")
 
     def _warn_if(self, condition: Tensor, text: str) -> None:
         if text not in self._warned:  # what was said once is not looked at again
@@ -138,6 +147,7 @@ class Reporter:
             warnings.warn(text, stacklevel=2)
 
 
+_TRIAL = "a line search that went too far? take a smaller lr"
 _CULPRITS = {
     True: "the student's output is finite and its derivative is not, or too large to be squared "
     "(a root or a norm at zero? half precision?)",
