@@ -93,6 +93,7 @@ class LandscapeDataModule(pl.LightningDataModule):
         steps_per_epoch: Batches that count as one epoch.
         seed: Seed of the training points and of their order. None takes one from the system.
         num_test_points: Points of a scrambled Sobol sequence, the same for every seed.
+        test_seed: Of the scrambling; a search over settings looks at other points than the test.
         dtype: Floating-point type of the batches; torch's default when None.
 
     Raises:
@@ -109,6 +110,7 @@ class LandscapeDataModule(pl.LightningDataModule):
         steps_per_epoch: int = 1000,
         seed: int | None = 0,
         num_test_points: int = 4096,
+        test_seed: int = 0,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
@@ -122,7 +124,7 @@ class LandscapeDataModule(pl.LightningDataModule):
         self.num_points = num_points
         self.batch_size = batch_size
         self.steps_per_epoch = steps_per_epoch
-        self.num_test_points = num_test_points
+        self.num_test_points, self.test_seed = num_test_points, test_seed
         self.dtype = torch.get_default_dtype() if dtype is None else dtype
         self.seed = torch.Generator().seed() if seed is None else seed
         self.units, self.train_points = self._draw()
@@ -143,7 +145,9 @@ class LandscapeDataModule(pl.LightningDataModule):
 
     def test_points(self) -> Table:
         """Return the test points; they fill the domain evenly in any dimension."""
-        sobol = torch.quasirandom.SobolEngine(len(self.low), scramble=True, seed=0)  # type: ignore[no-untyped-call]
+        sobol = torch.quasirandom.SobolEngine(  # type: ignore[no-untyped-call]
+            len(self.low), scramble=True, seed=self.test_seed
+        )
         unit = sobol.draw(self.num_test_points, dtype=torch.float64)
         return self._table(self.low + (self.high - self.low) * unit, self.units)
 

@@ -60,7 +60,7 @@ def beale(x: Tensor) -> Tensor:
 
 def beale_gradient(x: Tensor) -> Tensor:
     """Return the gradients."""
-    return 2 * torch.stack([t[:, None] * _vector(a, b) for t, a, b, _ in _beale_terms(x)]).sum(0)
+    return 2 * torch.stack([t[:, None] * vector(a, b) for t, a, b, _ in _beale_terms(x)]).sum(0)
 
 
 def beale_hessian(x: Tensor) -> Tensor:
@@ -70,7 +70,7 @@ def beale_hessian(x: Tensor) -> Tensor:
     for t, a, b, k in _beale_terms(x):
         mixed = k * v ** (k - 1)
         twice = k * (k - 1) * u * v ** max(k - 2, 0)
-        parts.append(_matrix(a * a, a * b + t * mixed, b * b + t * twice))
+        parts.append(matrix(a * a, a * b + t * mixed, b * b + t * twice))
     return 2 * torch.stack(parts).sum(0)
 
 
@@ -86,7 +86,7 @@ def booth(x: Tensor) -> Tensor:
 def booth_gradient(x: Tensor) -> Tensor:
     """Return the gradients."""
     u, v = x.unbind(-1)
-    return _vector(10 * u + 8 * v - 34, 8 * u + 10 * v - 38)
+    return vector(10 * u + 8 * v - 34, 8 * u + 10 * v - 38)
 
 
 def booth_hessian(x: Tensor) -> Tensor:
@@ -115,13 +115,13 @@ def bukin_n6(x: Tensor) -> Tensor:
 def bukin_n6_gradient(x: Tensor) -> Tensor:
     """Return the gradients."""
     u, slope = x[:, 0], _bukin_slopes(x)[0]
-    return _vector(-0.02 * u * slope + 0.01 * (u + 10).sign(), slope)
+    return vector(-0.02 * u * slope + 0.01 * (u + 10).sign(), slope)
 
 
 def bukin_n6_hessian(x: Tensor) -> Tensor:
     """Return the Hessians."""
     u, (slope, bend) = x[:, 0], _bukin_slopes(x)
-    return _matrix((0.02 * u).square() * bend - 0.02 * slope, -0.02 * u * bend, bend)
+    return matrix((0.02 * u).square() * bend - 0.02 * slope, -0.02 * u * bend, bend)
 
 
 # McCormick: sin(x + y) + (x - y)^2 - 1.5 x + 2.5 y + 1.
@@ -137,13 +137,13 @@ def mccormick_gradient(x: Tensor) -> Tensor:
     """Return the gradients."""
     u, v = x.unbind(-1)
     wave, slope = torch.cos(u + v), 2 * (u - v)
-    return _vector(wave + slope - 1.5, wave - slope + 2.5)
+    return vector(wave + slope - 1.5, wave - slope + 2.5)
 
 
 def mccormick_hessian(x: Tensor) -> Tensor:
     """Return the Hessians."""
     wave = -torch.sin(x.sum(-1))
-    return _matrix(wave + 2, wave - 2, wave + 2)
+    return matrix(wave + 2, wave - 2, wave + 2)
 
 
 # Rosenbrock: the sum over neighbours of 100 (x_{i+1} - x_i^2)^2 + (1 - x_i)^2.
@@ -197,9 +197,11 @@ def _eye(x: Tensor) -> Tensor:
     return torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
 
 
-def _vector(first: Tensor, second: Tensor) -> Tensor:
+def vector(first: Tensor, second: Tensor) -> Tensor:
+    """Return ``[batch, 2]`` from its columns."""
     return torch.stack([first, second], dim=-1)
 
 
-def _matrix(first: Tensor, mixed: Tensor, second: Tensor) -> Tensor:
-    return torch.stack([_vector(first, mixed), _vector(mixed, second)], dim=-2)
+def matrix(first: Tensor, mixed: Tensor, second: Tensor) -> Tensor:
+    """Return symmetric ``[batch, 2, 2]`` from its entries."""
+    return torch.stack([vector(first, mixed), vector(mixed, second)], dim=-2)

@@ -2,8 +2,10 @@ r"""Classical test functions of optimisation with hand-written first and second 
 
 Nothing here is differentiated automatically, so the formulas can serve as an independent target.
 Where a derivative does not exist, the part of the function that has none counts as zero in it:
-Ackley's cone at the origin, and for Bukin N.6 the ridge :math:`y = x^2 / 100` and the line
-:math:`x = -10`.
+Ackley's cone at the origin, for Bukin N.6 the ridge :math:`y = x^2 / 100` and the line
+:math:`x = -10`, for Eggholder the lines :math:`x / 2 + y + 47 = 0` and :math:`x = y + 47`, for
+Cross-in-tray the lines on which a sine vanishes. Derivatives are unbounded near all of them but
+Ackley's cone.
 
 Source:
     Surjanovic and Bingham, Virtual Library of Simulation Experiments (the formulas); Czarnecki et
@@ -18,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lightning_sobolev.functional import _formulas as formulas
+from lightning_sobolev.functional import _rugged as rugged
 
 Formula = Callable[[Tensor], Tensor]
 
@@ -124,6 +127,28 @@ LANDSCAPES: Mapping[str, Landscape] = {
             ((-15.0, -5.0), (-3.0, 3.0)),
             2,
             (formulas.bukin_n6, formulas.bukin_n6_gradient, formulas.bukin_n6_hessian),
+        ),
+        Landscape(
+            "cross_in_tray",
+            ((-10.0, 10.0), (-10.0, 10.0)),
+            2,
+            (
+                rugged.cross_in_tray,
+                rugged.cross_in_tray_gradient,
+                rugged.cross_in_tray_hessian,
+            ),
+        ),
+        Landscape(
+            "eggholder",
+            ((-512.0, 512.0), (-512.0, 512.0)),
+            2,
+            (rugged.eggholder, rugged.eggholder_gradient, rugged.eggholder_hessian),
+        ),
+        Landscape(
+            "griewank",
+            ((-600.0, 600.0), (-600.0, 600.0)),
+            None,
+            (rugged.griewank, rugged.griewank_gradient, rugged.griewank_hessian),
         ),
         Landscape(
             "mccormick",

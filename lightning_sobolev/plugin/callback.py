@@ -132,6 +132,7 @@ class SobolevCallback(Callback):
         Not in setup: a model that is built in ``configure_model`` does not exist there yet.
         """
         checks.check_modules(pl_module, self.teacher, self._module, self._inner_precision)
+        checks.check_optimizers(trainer, pl_module)
         if isinstance(self.teacher, NetworkTeacher):
             self.teacher.to(pl_module.device)  # the trainer moves no callback
         self._trainer = trainer
@@ -160,8 +161,8 @@ class SobolevCallback(Callback):
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Remember where a step began that may be broken off."""
-        self._progress.begin_batch()
+        """Remember where a step began that may be broken off or evaluated again."""
+        self._progress.begin_batch(trainer)
 
     @override
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
@@ -203,8 +204,9 @@ class SobolevCallback(Callback):
     def begin(self, module: LightningModule, batch: Any) -> StepPart:
         """Begin the part in one training step; called by the shadowed step."""
         assert self._policy is not None
-        draws = Draws(self.seed, module.global_rank, self._progress.counter)
-        self._progress.counter += 1
+        assert self._trainer is not None
+        number = self._progress.begin_evaluation(self._trainer)
+        draws = Draws(self.seed, module.global_rank, number)
 
         def finish(observations: list[Observation], batch: Any) -> Tensor:
             return self._finish(module, observations, batch, draws)
@@ -224,7 +226,10 @@ class SobolevCallback(Callback):
                 seen, batch, self._policy, draws, weights, scales, sum_over_processes
             )
             scaled = getattr(getattr(self._trainer, "precision_plugin", None), "scaler", None)
-            self._reporter.check_finite(outcome, seen, global_step, scaled=scaled is not None)
+            self._reporter.check_finite(
+                outcome, seen, global_step, scaled=scaled is not None,
+                evaluation=self._progress.evaluations,
+            )  # fmt: skip
             if not self._examined:
                 doctor.examine(seen[0], self._policy, draws)
                 self._meter.keep(seen[0], batch, draws)

@@ -121,6 +121,25 @@ def check_modules(
             )
 
 
+def check_optimizers(trainer: Trainer, module: LightningModule) -> None:
+    """Refuse a line search whose evaluations the callback cannot tell apart.
+
+    Args:
+        trainer: Holds the optimizers.
+        module: The LightningModule.
+
+    Raises:
+        ValueError: If L-BFGS runs under manual optimization, where the term enters a step once and
+            every later evaluation of the closure would be of another function.
+    """
+    searches = any(isinstance(one, torch.optim.LBFGS) for one in trainer.optimizers)
+    if searches and not module.automatic_optimization:
+        raise ValueError(
+            "automatic_optimization must be True with torch.optim.LBFGS, got False: under manual "
+            "optimization the term would be in the first evaluation of the closure alone"
+        )
+
+
 def is_compiled(module: nn.Module) -> bool:
     """Whether the module or one below it was compiled."""
     if getattr(module, "_compiler_ctx", None) is not None:

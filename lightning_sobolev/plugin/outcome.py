@@ -59,7 +59,13 @@ class Reporter:
             )
 
     def check_finite(
-        self, outcome: Outcome, seen: list[Observation], step: int, *, scaled: bool
+        self,
+        outcome: Outcome,
+        seen: list[Observation],
+        step: int,
+        *,
+        scaled: bool,
+        evaluation: int = 1,
     ) -> None:
         """Refuse terms that are not numbers before they reach the weights.
 
@@ -68,6 +74,7 @@ class Reporter:
             seen: The observed calls, to tell where it began.
             step: Number of the step, for the message.
             scaled: Whether a gradient scaler skips such steps itself; then it is only said.
+            evaluation: How often the step's closure has been called, this time included.
 
         Raises:
             FloatingPointError: If a term is NaN or Inf; the text names the term and the culprit.
@@ -81,7 +88,9 @@ class Reporter:
         if scaled:
             self._warn_once(f"{text}; the gradient scaler skips such steps")
             return
-        raise FloatingPointError(f"{text} at step {step}: {_CULPRITS[output_is_finite]}")
+        # No line search comes back from NaN: torch's own goes on and sets every weight to it.
+        trial = "" if evaluation == 1 else f", evaluation {evaluation} of its closure ({_TRIAL})"
+        raise FloatingPointError(f"{text} at step {step}{trial}: {_CULPRITS[output_is_finite]}")
 
     def _warn_once(self, text: str) -> None:
         if text not in self._warned:
@@ -89,6 +98,7 @@ class Reporter:
             warnings.warn(text, stacklevel=2)
 
 
+_TRIAL = "a line search that went too far? take a smaller lr"
 _CULPRITS = {
     True: "the student's output is finite and its derivative is not, or too large to be squared "
     "(a root or a norm at zero? half precision?)",

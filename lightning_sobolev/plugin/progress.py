@@ -10,16 +10,42 @@ from lightning_sobolev.objective import RunningScales
 
 
 class Progress:
-    """The number of draws so far and the running scales; a step that is broken off leaves none."""
+    """The number of draws so far and the running scales; a step that is broken off leaves none.
+
+    A closure that is called several times in one step, as a line search calls it, evaluates one
+    function: every evaluation of a batch begins where the first one began.
+    """
 
     def __init__(self) -> None:
         self.counter = 0
         self.scales = RunningScales()
+        self.evaluations = 0
+        self._batch = -1
         self._before: dict[str, Any] | None = None
 
-    def begin_batch(self) -> None:
-        """Remember where a step begins that may be broken off."""
+    def begin_batch(self, trainer: Trainer) -> None:
+        """Remember where a step begins that may be broken off, or evaluated again.
+
+        Args:
+            trainer: Counts the batches.
+        """
+        self._batch, self.evaluations = _number_of_batch(trainer), 0
         self._before = self.state_dict()
+
+    def begin_evaluation(self, trainer: Trainer) -> int:
+        """Return the number of the draws of this evaluation of the batch.
+
+        Args:
+            trainer: Counts the batches.
+        """
+        # Searches for a learning rate take steps without the hooks of other callbacks.
+        if self._batch != _number_of_batch(trainer):
+            self.begin_batch(trainer)
+        if self.evaluations and self._before is not None:
+            self.load_state_dict(self._before)
+        self.evaluations += 1
+        self.counter += 1
+        return self.counter - 1
 
     def take_back(self, trainer: Trainer) -> None:
         """Forget the step that an exception broke off: what is saved now shall not count it.
@@ -45,6 +71,10 @@ class Progress:
         self.counter = int(state["counter"])
         saved = state["scales"]
         self.scales.state = {k: (s["mean"], int(s["count"])) for k, s in saved.items()}
+
+
+def _number_of_batch(trainer: Trainer) -> int:
+    return trainer.fit_loop.epoch_loop.batch_progress.total.ready
 
 
 def sum_over_processes(total: Tensor) -> Tensor:

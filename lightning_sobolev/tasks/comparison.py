@@ -10,7 +10,7 @@ from lightning_sobolev.tasks.records import Cell
 from lightning_sobolev.tasks.tables import Estimate, Group, Summary, line_of, plain
 
 BASELINE = "none"
-_TUNED = ("sobolev", "lr")
+TUNED = ("sobolev", "order", "lr")
 _NOT_ERRORS = ("return", "seconds", "accuracy")
 Point = tuple[float, float]
 
@@ -34,7 +34,7 @@ class Comparison:
 
 
 def compare(layout: Layout, summary: Summary) -> list[Comparison]:
-    """Set every case beside the baseline that differs in ``sobolev`` and learning rate alone.
+    """Set every case beside the baseline that differs in what is matched and learning rate alone.
 
     The error of a ratio a / b is (a / b) sqrt((da / a)^2 + (db / b)^2), to first order, for
     independent means.
@@ -137,7 +137,7 @@ def comparison_lines(comparisons: Sequence[Comparison]) -> list[str]:
 
 def _case(layout: Layout, group: Group) -> dict[str, Cell]:
     cells = dict(zip(layout.groups, group, strict=True))
-    return {key: cell for key, cell in cells.items() if key not in _TUNED}
+    return {key: cell for key, cell in cells.items() if key not in TUNED}
 
 
 def _baselines(
@@ -158,7 +158,7 @@ def _curve(
     measure: str,
 ) -> list[Point]:
     """Return the baseline's means over the fraction, where all else is as in the case."""
-    names = [key for key in layout.groups if key not in _TUNED]
+    names = [key for key in layout.groups if key not in TUNED]
     if "fraction" not in names:
         return []
     place = names.index("fraction")

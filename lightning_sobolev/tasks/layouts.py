@@ -78,8 +78,12 @@ REGRESSION = Layout(
         "dim": "config:dim",
         "num_points": "config:num_points",
         "activation": "config:model.activation",
+        "optimizer": "config:optimizer",
+        "budget": "config:budget",
+        "order": "config:sobolev.order",
         "sobolev": "choice:sobolev",
         "seed": "config:seed",
+        "lr": "config:lr",
     },
     measures={
         "test_value_nmse": "metric:test/value_nmse",

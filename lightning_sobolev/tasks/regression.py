@@ -12,7 +12,7 @@ from torch.nn.functional import mse_loss
 
 from lightning_sobolev.functional.derivatives import tape_jet
 from lightning_sobolev.metrics import DerivativeNMSE, ValueNMSE
-from lightning_sobolev.tasks.optimizers import cosine_decay
+from lightning_sobolev.tasks.optimizers import LINE_SEARCH, OPTIMIZERS, cosine_decay, line_search
 from lightning_sobolev.tasks.sharding import shard
 
 
@@ -24,9 +24,13 @@ class RegressionModule(pl.LightningModule):
 
     Args:
         net: Maps ``[batch, dim]`` to ``[batch]``.
-        lr: Learning rate of the first step; it falls to zero along half a cosine.
+        lr: Learning rate of the first step; it falls to zero along half a cosine. With lbfgs the
+            length of the first trial along a line.
         max_steps: Length of the training.
-        optimizer: adam, adamw or sgd.
+        optimizer: adam, adamw, sgd, soap (extra ``optim``), or lbfgs, for batches of all points.
+
+    Raises:
+        ValueError: If the optimizer is unknown.
     """
 
     def __init__(
@@ -34,6 +38,9 @@ class RegressionModule(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["net"])
+        known = (*OPTIMIZERS, LINE_SEARCH)
+        if optimizer not in known:
+            raise ValueError(f"optimizer must be one of {known}, got {optimizer!r}")
         self.net = net
         self.lr, self.max_steps, self.optimizer = lr, max_steps, optimizer
         self.test_value_nmse = ValueNMSE()
@@ -70,7 +77,18 @@ class RegressionModule(pl.LightningModule):
         self.log("test/derivative_nmse", self.test_derivative_nmse)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Return the optimizer and its schedule."""
+        """Return the optimizer and its schedule.
+
+        Raises:
+            ValueError: If several processes are to search along lines, each by its own rows.
+        """
+        if self.optimizer == LINE_SEARCH:
+            if self.trainer.world_size > 1:
+                raise ValueError(
+                    "optimizer='lbfgs' needs one process: each would search by the loss of its own "
+                    f"rows, and they would part; got {self.trainer.world_size}"
+                )
+            return line_search(self.net.parameters(), lr=self.lr)
         return cosine_decay(
             self.net.parameters(),
             optimizer=self.optimizer,

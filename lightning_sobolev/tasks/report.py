@@ -6,7 +6,7 @@ from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
-from lightning_sobolev.tasks.comparison import compare, comparison_lines
+from lightning_sobolev.tasks.comparison import TUNED, compare, comparison_lines
 from lightning_sobolev.tasks.figures import save_figures
 from lightning_sobolev.tasks.layouts import Layout, layout_of_runs, layout_of_table
 from lightning_sobolev.tasks.records import Cell, Record, StoredRun, find_runs, read_csv, write_csv
@@ -87,7 +87,7 @@ def _surfaces(out: Path, layout: Layout, runs: Sequence[StoredRun]) -> list[Path
     for run in runs:
         if (run.folder / FIT).is_file():
             record = layout.record(run)
-            case = tuple(record[key] for key in layout.groups if key != "sobolev")
+            case = tuple(record[key] for key in layout.groups if key not in TUNED)
             cases.setdefault(case, {}).setdefault(str(record["sobolev"]), run)
     if find_spec("matplotlib") is None:
         return []
