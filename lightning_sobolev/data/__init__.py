@@ -1,6 +1,14 @@
 """Datasets and their LightningDataModules."""
 
+from lightning_sobolev.data.basket_module import BasketDataModule
+from lightning_sobolev.data.force_module import ForcesDataModule
 from lightning_sobolev.data.images import ImageDataModule
 from lightning_sobolev.data.landscape import LandscapeDataModule, Standardization
 
-__all__ = ["ImageDataModule", "LandscapeDataModule", "Standardization"]
+__all__ = [
+    "BasketDataModule",
+    "ForcesDataModule",
+    "ImageDataModule",
+    "LandscapeDataModule",
+    "Standardization",
+]

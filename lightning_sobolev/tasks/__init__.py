@@ -2,6 +2,7 @@
 
 from lightning_sobolev.tasks.decoupled import DecoupledModule
 from lightning_sobolev.tasks.distillation import DistillationModule
+from lightning_sobolev.tasks.force_field import ForceFieldModule
 from lightning_sobolev.tasks.regression import RegressionModule
 
-__all__ = ["DecoupledModule", "DistillationModule", "RegressionModule"]
+__all__ = ["DecoupledModule", "DistillationModule", "ForceFieldModule", "RegressionModule"]

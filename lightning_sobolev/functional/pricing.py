@@ -1,0 +1,72 @@
+r"""Closed forms for European calls: the value and its derivative with respect to the underlying.
+
+Interest is zero. ``deviation`` is the standard deviation of what is random between today and expiry:
+of the price itself under Bachelier, of its logarithm under Black and Scholes.
+
+Source:
+    Bachelier 1900, Théorie de la spéculation; Black and Scholes 1973, The Pricing of Options and
+    Corporate Liabilities. Test values: Hull, Options, Futures, and Other Derivatives.
+"""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def bachelier_call(
+    price: Float[Tensor, " batch"], strike: float, deviation: float
+) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
+    r"""Price a call on a normally distributed underlying.
+
+    .. math:: C = (P - K) \Phi(d) + s\, \varphi(d), \quad \partial_P C = \Phi(d), \quad
+        d = (P - K) / s.
+
+    Args:
+        price: Today's price of the underlying, any sign.
+        strike: What it may be bought for at expiry.
+        deviation: Standard deviation s of its price at expiry.
+
+    Returns:
+        Values and deltas.
+
+    Raises:
+        ValueError: If ``deviation`` is not positive.
+    """
+    _positive("deviation", deviation)
+    d = (price - strike) / deviation
+    cumulative = torch.special.ndtr(d)
+    density = torch.exp(-0.5 * d.square()) / math.sqrt(2 * math.pi)
+    return (price - strike) * cumulative + deviation * density, cumulative
+
+
+def black_scholes_call(
+    price: Float[Tensor, " batch"], strike: float, deviation: float
+) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
+    r"""Price a call on a log-normally distributed underlying.
+
+    .. math:: C = P \Phi(d_1) - K \Phi(d_1 - s), \quad \partial_P C = \Phi(d_1), \quad
+        d_1 = \ln(P / K) / s + s / 2.
+
+    Args:
+        price: Today's price of the underlying, positive.
+        strike: What it may be bought for at expiry, positive.
+        deviation: Standard deviation s of the logarithm of its price at expiry.
+
+    Returns:
+        Values and deltas.
+
+    Raises:
+        ValueError: If ``strike`` or ``deviation`` is not positive.
+    """
+    _positive("strike", strike)
+    _positive("deviation", deviation)
+    d = (price / strike).log() / deviation + 0.5 * deviation
+    delta = torch.special.ndtr(d)
+    return price * delta - strike * torch.special.ndtr(d - deviation), delta
+
+
+def _positive(name: str, value: float) -> None:
+    if not value > 0:
+        raise ValueError(f"{name} must be positive, got {value}")

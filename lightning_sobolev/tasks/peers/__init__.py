@@ -1,0 +1,1 @@
+"""Networks with derivatives beside the packages people use, on the same points."""
