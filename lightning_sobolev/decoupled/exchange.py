@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 
 import torch
-from torch import Tensor
 
 from lightning_sobolev.decoupled.links import Incoming, Outgoing
 from lightning_sobolev.decoupled.messages import Message

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.multiprocessing import (
+from torch.multiprocessing.spawn import (
     ProcessExitedException,
     ProcessRaisedException,
     start_processes,
@@ -29,6 +29,8 @@ from lightning_sobolev.decoupled.kinds import Kind
 from lightning_sobolev.decoupled.matching import Matching
 from lightning_sobolev.decoupled.pipeline import Pipeline, SectionReport
 from lightning_sobolev.decoupled.worker import Activation, Part, Worker
+
+_MATCHING = Matching()
 
 Batches = Iterable[Mapping[str, Tensor]]
 
@@ -69,13 +71,13 @@ def run_processes(
     shapes: Sequence[tuple[int, ...]],
     optimize: Callable[[nn.Module, bool], Part],
     pipeline: Pipeline,
-    matching: Matching = Matching(),
+    matching: Matching = _MATCHING,
     watch: Callable[[Sequence[int]], None] = lambda _: None,
 ) -> list[SectionReport]:
     """Train sections, each in a process of its own, and wait for the end.
 
-    With a kind whose message is the true gradient this is the locked pipeline to compare with: every
-    section waits for the gradient of a batch before it takes the next.
+    With a kind whose message is the true gradient this is the locked pipeline to compare with:
+    every section waits for the gradient of a batch before it takes the next.
 
     Args:
         sections: The sections, the lowest first; have the trained parameters at the end.
@@ -96,15 +98,18 @@ def run_processes(
         RuntimeError: If a process failed or died; names its section. The others are ended.
     """
     method = "spawn" if sys.platform == "win32" else "forkserver"
-    multiprocessing.set_forkserver_preload([__name__])
+    # what every section would import by itself is imported once
+    needed = getattr(optimize, "func", optimize).__module__
+    multiprocessing.set_forkserver_preload(["__main__", __name__, needed])
     reports = multiprocessing.get_context(method).SimpleQueue()
-    done = torch.zeros(len(sections), dtype=torch.int64).share_memory_()
+    done = torch.zeros(len(sections), dtype=torch.int64)
+    done.share_memory_()  # type: ignore[no-untyped-call]
     with tempfile.TemporaryDirectory() as near:
         task = _Task(
             sections, models, shapes, kind, matching, optimize, batches, pipeline, Path(near)
         )
         # as bytes: tensors on their own take an open file each, of which there are not enough
-        running = start_processes(
+        running = start_processes(  # type: ignore[no-untyped-call]
             _live,
             (pickle.dumps(task), done, reports),
             nprocs=len(sections),
@@ -120,7 +125,7 @@ def run_processes(
 
 def _join(running: Any, watch: Callable[[], None]) -> None:
     try:
-        while not running.join(timeout=0.5):
+        while not running.join(timeout=0.5, grace_period=1.0):
             watch()
     except ProcessExitedException as error:
         cause = error.signal_name or f"exit code {error.exit_code}"

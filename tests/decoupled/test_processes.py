@@ -1,9 +1,6 @@
-import copy
 import os
 import signal
 import time
-from functools import partial
-from itertools import islice
 
 import pytest
 import torch
@@ -89,11 +86,12 @@ def in_one_process(network, kind, cuts):
     return [p for part in (*sections, *models) for p in part.parameters()]
 
 
+@pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize(
     ("network", "kind", "cuts"),
     [(maps, "sobolev", [1, 2, 3]), (vectors, "direct", [1, 3]), (maps, "backprop", [1, 3])],
 )
-def test_in_lockstep_processes_do_what_one_process_does(network, kind, cuts, float64):
+def test_in_lockstep_processes_do_what_one_process_does(network, kind, cuts):
     ours, reports = run(network, kind, cuts, lockstep=True)
     for moved, true in zip(ours, in_one_process(network, kind, cuts), strict=True):
         assert_close(moved, true, rtol=1e-10, atol=1e-12)
@@ -103,7 +101,7 @@ def test_in_lockstep_processes_do_what_one_process_does(network, kind, cuts, flo
     assert all(report.lateness == report.forgotten == 0 for report in reports)
 
 
-def test_a_section_that_is_slower_above_does_not_hold_up_the_one_below(float64):
+def test_a_section_that_is_slower_above_does_not_hold_up_the_one_below():
     """With pauses in place of work: nobody waits for a gradient, and targets come late."""
     _, free = run(vectors, "sobolev", [2], delay=0.05, steps=12, room=12)
     _, locked = run(vectors, "backprop", [2], delay=0.05, steps=12)
