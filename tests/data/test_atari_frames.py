@@ -42,7 +42,7 @@ def test_test_pictures_come_from_other_episodes(monkeypatch):
     """Every frame shows the number of its episode."""
     played = []
 
-    def episode(console, settings, generator):
+    def episode(console, settings, _):
         played.append(console)
         for _ in range(settings.per_episode):
             yield torch.full((210, 160, 3), len(played), dtype=torch.uint8).numpy()
