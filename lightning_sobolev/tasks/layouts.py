@@ -90,8 +90,8 @@ REGRESSION = Layout(
 SYNTHETIC_GRADIENTS = Layout(
     name="synthetic_gradients",
     keys={
-        "data": "config:data.images",
         "network": "choice:model",
+        "data": "config:data.images",
         "cuts": "config:cuts",
         "kind": "config:kind",
         "seed": "config:seed",
