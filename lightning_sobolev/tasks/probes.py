@@ -66,8 +66,8 @@ def draw_probes(folder: Path) -> Path:
 def draw_kinds(path: Path, layout: Layout, records: Sequence[Record]) -> Path:
     """Draw the validations of many runs, the kinds of training beside each other.
 
-    A row of panels for every network, data set and number of cuts: accuracy, then the cosine between
-    synthetic and true gradient at each cut. Lines are means over seeds.
+    A row of panels for every network, data set and number of cuts: accuracy, then the cosine
+    between synthetic and true gradient at each cut. Lines are means over seeds.
 
     Args:
         path: The picture.
