@@ -116,9 +116,7 @@ def atari_frames(
     folder = (Path(root) if root is not None else cache_folder()) / "atari-frames"
     if not (folder / _INDEX).is_file():
         if not download:
-            raise ValueError(
-                f"the Atari frames must be in {folder}, got none: data.download is off"
-            )
+            raise ValueError(f"Atari frames must be in {folder}, got none and data.download is off")
         record(folder, settings)
     index = json.loads((folder / _INDEX).read_text())
     expected = _as_stored(settings)
@@ -149,6 +147,7 @@ def record(folder: Path, settings: AtariFrames) -> None:
 
     Raises:
         ValueError: If ``ale-py`` is missing.
+        OSError: If nothing can be written there.
     """
     try:
         ale = version("ale-py")
@@ -195,8 +194,8 @@ def _pictures(label: int, settings: AtariFrames) -> UInt8[Tensor, "pictures 3 32
     for pictures in (settings.num_train // 10, settings.num_test // 10):
         found: list[Tensor] = []
         while len(found) < pictures:
-            for frame in _episode(console, settings, generator):
-                found.append(_piece(frame, settings.shrink, generator))
+            frames = _episode(console, settings, generator)
+            found.extend(_piece(frame, settings.shrink, generator) for frame in frames)
         # what is left of an episode goes to nobody
         pieces += found[:pictures]
     clean = torch.stack(pieces)
@@ -213,7 +212,9 @@ def _console(game: str) -> "ALEInterface":
     console.setInt("random_seed", 0)  # without sticky actions nothing is left to chance
     console.setInt("frame_skip", _FRAMES_AN_ACTION)
     console.setFloat("repeat_action_probability", 0.0)
-    console.loadROM(roms.get_rom_path(game))
+    path = roms.get_rom_path(game)
+    assert path is not None
+    console.loadROM(path)
     return console
 
 
@@ -235,7 +236,7 @@ def _episode(
 def _piece(
     frame: UInt8[np.ndarray, "210 160 3"], shrink: int, generator: torch.Generator
 ) -> UInt8[Tensor, "3 32 32"]:
-    """Cut a square out of a frame at a random place, in whole numbers, so that all machines agree."""
+    """Cut a square out at a random place, in whole numbers: the same on all machines."""
     size = SIDE * shrink
     top, left = (
         int(torch.randint(0, whole - size + 1, (1,), generator=generator))

@@ -9,8 +9,11 @@ from lightning_sobolev.decoupled.models import (
     ModelSettings,
     build_models,
 )
+from lightning_sobolev.decoupled.pipeline import Pipeline, SectionReport
+from lightning_sobolev.decoupled.processes import run_processes
 from lightning_sobolev.decoupled.sections import activation_shapes, split
 from lightning_sobolev.decoupled.step import Step, take_step
+from lightning_sobolev.decoupled.worker import Part
 
 __all__ = [
     "KINDS",
@@ -20,9 +23,13 @@ __all__ = [
     "Matching",
     "Message",
     "ModelSettings",
+    "Part",
+    "Pipeline",
+    "SectionReport",
     "Step",
     "activation_shapes",
     "build_models",
+    "run_processes",
     "speak",
     "split",
     "take_step",

@@ -33,10 +33,8 @@ class Neighbors:
         dtype: torch.dtype,
     ) -> None:
         self._batch = pipeline.batch_size
-        self._above: Outgoing | None = None
-        self._below: Outgoing | None = None
-        self._heard_above: Incoming | None = None
-        self._heard_below: Incoming | None = None
+        self._above, self._below = None, None
+        self._heard_above, self._heard_below = None, None
         room, timeout = pipeline.room, pipeline.timeout
         passes_down = worker.kind.message != "nothing"
         if not worker.is_last:

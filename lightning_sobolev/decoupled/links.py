@@ -66,7 +66,7 @@ class Outgoing:
                 for work in self._under_way.popleft():
                     work.wait(self._timeout)
         except RuntimeError as error:
-            raise lost(self.peer, error) from error
+            raise ConnectionError(_lost(self.peer, error)) from error
         self.waited += time.perf_counter() - started
 
 
@@ -132,16 +132,10 @@ class Incoming:
             return None
         self.waited += time.perf_counter() - started
         if isinstance(packet, Exception):
-            raise lost(self.peer, packet) from packet
+            raise ConnectionError(_lost(self.peer, packet)) from packet
         self.ended = packet[0] == _END
         return None if self.ended else packet
 
 
-def lost(peer: int, error: Exception) -> ConnectionError:
-    """Return the error that says which section is gone.
-
-    Args:
-        peer: Its number.
-        error: How it was noticed.
-    """
-    return ConnectionError(f"section {peer} must answer, got no sign of it any more: {error}")
+def _lost(peer: int, error: Exception) -> str:
+    return f"section {peer} must answer, got no sign of it any more: {error}"

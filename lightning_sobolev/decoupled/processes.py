@@ -18,7 +18,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.multiprocessing import (
+from torch.multiprocessing.spawn import (
     ProcessExitedException,
     ProcessRaisedException,
     start_processes,
@@ -29,6 +29,9 @@ from lightning_sobolev.decoupled.kinds import Kind
 from lightning_sobolev.decoupled.matching import Matching
 from lightning_sobolev.decoupled.pipeline import Pipeline, SectionReport
 from lightning_sobolev.decoupled.worker import Activation, Part, Worker
+
+_MATCHING = Matching()
+_POLL = 0.5
 
 Batches = Iterable[Mapping[str, Tensor]]
 
@@ -69,13 +72,13 @@ def run_processes(
     shapes: Sequence[tuple[int, ...]],
     optimize: Callable[[nn.Module, bool], Part],
     pipeline: Pipeline,
-    matching: Matching = Matching(),
+    matching: Matching = _MATCHING,
     watch: Callable[[Sequence[int]], None] = lambda _: None,
 ) -> list[SectionReport]:
     """Train sections, each in a process of its own, and wait for the end.
 
-    With a kind whose message is the true gradient this is the locked pipeline to compare with: every
-    section waits for the gradient of a batch before it takes the next.
+    With a kind whose message is the true gradient this is the locked pipeline to compare with:
+    every section waits for the gradient of a batch before it takes the next.
 
     Args:
         sections: The sections, the lowest first; have the trained parameters at the end.
@@ -93,18 +96,25 @@ def run_processes(
         A report of every section.
 
     Raises:
+        ValueError: If there are too few or too many models or shapes.
         RuntimeError: If a process failed or died; names its section. The others are ended.
     """
-    method = "spawn" if sys.platform == "win32" else "forkserver"
-    multiprocessing.set_forkserver_preload([__name__])
+    needed_models = 0 if kind.model is None else len(sections) - 1
+    if (len(models), len(shapes)) != (needed_models, len(sections) - 1):
+        raise ValueError(
+            f"models and shapes must be {needed_models} and {len(sections) - 1} for "
+            f"{len(sections)} sections of this kind, got {len(models)} and {len(shapes)}"
+        )
+    method = _start_method(optimize)
     reports = multiprocessing.get_context(method).SimpleQueue()
-    done = torch.zeros(len(sections), dtype=torch.int64).share_memory_()
+    done = torch.zeros(len(sections), dtype=torch.int64)
+    done.share_memory_()  # type: ignore[no-untyped-call]
     with tempfile.TemporaryDirectory() as near:
         task = _Task(
             sections, models, shapes, kind, matching, optimize, batches, pipeline, Path(near)
         )
         # as bytes: tensors on their own take an open file each, of which there are not enough
-        running = start_processes(
+        running = start_processes(  # type: ignore[no-untyped-call]
             _live,
             (pickle.dumps(task), done, reports),
             nprocs=len(sections),
@@ -118,9 +128,18 @@ def run_processes(
     return sorted(found, key=lambda report: report.section)
 
 
+def _start_method(optimize: Callable[..., Part]) -> str:
+    if sys.platform == "win32":
+        return "spawn"
+    # what every section would import by itself is imported once
+    needed = getattr(optimize, "func", optimize).__module__
+    multiprocessing.set_forkserver_preload(["__main__", __name__, needed])
+    return "forkserver"
+
+
 def _join(running: Any, watch: Callable[[], None]) -> None:
     try:
-        while not running.join(timeout=0.5):
+        while not running.join(timeout=_POLL, grace_period=3 * _POLL):
             watch()
     except ProcessExitedException as error:
         cause = error.signal_name or f"exit code {error.exit_code}"
@@ -144,39 +163,46 @@ def _named_parts(task: _Task) -> Iterator[tuple[str, nn.Module]]:
 def _live(section: int, packed: bytes, done: Tensor, reports: Any) -> None:
     task: _Task = pickle.loads(packed)
     torch.set_num_threads(1)
-    pipeline = task.pipeline
     dist.init_process_group(
         "gloo",
         init_method=(task.near / "rendezvous").as_uri(),
         rank=section,
         world_size=len(task.sections),
-        timeout=timedelta(seconds=pipeline.timeout),
+        timeout=timedelta(seconds=task.pipeline.timeout),
     )
-    worker = task.worker(section)
-    neighbors = Neighbors(section, worker, task.shapes, pipeline, next(_parameters(task)).dtype)
-    given = _numbered(task.batches, pipeline.steps) if worker.is_first else neighbors.activations()
+    try:
+        _train(section, task, done[section], reports)
+    except ConnectionError:
+        time.sleep(2 * _POLL)  # so that the one that was lost is the first that is found
+        raise
     dist.barrier()
-    started = time.perf_counter()
-    for activation in given:
-        _step(worker, neighbors, activation, pipeline)
-        done[section] += 1
-        ended, waited = time.perf_counter(), neighbors.waited
-    reports.put(
-        SectionReport(
-            section,
-            ended - started,
-            waited,
-            worker.learned,
-            worker.forgotten,
-            worker.lateness / max(worker.learned, 1),
-        )
-    )
+    dist.destroy_process_group()
+
+
+def _train(section: int, task: _Task, done: Tensor, reports: Any) -> None:
+    worker, dtype = task.worker(section), next(task.sections[0].parameters()).dtype
+    neighbors = Neighbors(section, worker, task.shapes, task.pipeline, dtype)
+    dist.barrier()
+    seconds, waited = _work(worker, neighbors, task, done)
+    lateness = worker.lateness / max(worker.learned, 1)
+    reports.put(SectionReport(section, seconds, waited, worker.learned, worker.forgotten, lateness))
     for name, part in _named_parts(task):
         if name in (f"section_{section}", f"model_{section}"):
             torch.save(part.state_dict(), task.near / name)
     neighbors.close()
-    dist.barrier()
-    dist.destroy_process_group()
+
+
+def _work(worker: Worker, neighbors: Neighbors, task: _Task, done: Tensor) -> tuple[float, float]:
+    """Return the seconds up to the last step, and how many of them were waiting."""
+    steps = task.pipeline.steps
+    given = _numbered(task.batches, steps) if worker.is_first else neighbors.activations()
+    started = ended = time.perf_counter()
+    waited = 0.0
+    for activation in given:
+        _step(worker, neighbors, activation, task.pipeline)
+        done += 1
+        ended, waited = time.perf_counter(), neighbors.waited
+    return ended - started, waited
 
 
 def _step(worker: Worker, neighbors: Neighbors, given: Activation, pipeline: Pipeline) -> None:
@@ -195,15 +221,15 @@ def _step(worker: Worker, neighbors: Neighbors, given: Activation, pipeline: Pip
         worker.learn(late)
 
 
-def _parameters(task: _Task) -> Iterator[nn.Parameter]:
-    for section in task.sections:
-        yield from section.parameters()
-
-
 def _numbered(batches: Batches, steps: int) -> Iterator[Activation]:
     def forever() -> Iterator[Mapping[str, Tensor]]:
+        passed = 0
         while True:
-            yield from batches
+            for batch in batches:
+                passed += 1
+                yield batch
+            if not passed:
+                raise ValueError("batches must give at least one batch, got none")
 
     for number, batch in enumerate(islice(forever(), steps)):
         yield Activation(number, batch["x"], batch["y"])

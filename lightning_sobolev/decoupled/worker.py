@@ -109,7 +109,7 @@ class Worker:
 
     Args:
         section: The section.
-        model: The model of the cut above it; None for the last section, and where the kind has none.
+        model: The model of the cut above; None for the last section, and where there is none.
         kind: What passes the cuts.
         matching: Weights of what the model is taught.
         is_first: Whether it gets pictures, to which nothing is sent back.
@@ -191,9 +191,7 @@ class Worker:
 
     def _said(self, number: int, output: Tensor, y: Tensor) -> Message:
         if self.model is None:
-            raise ValueError(
-                f"a section without a model must get a gradient, got none for {number}"
-            )
+            raise ValueError(f"without a model there must be a gradient, got none for {number}")
         return speak(self.model.module, self.kind, output, y).detach()
 
     def learn(self, target: Target) -> bool:

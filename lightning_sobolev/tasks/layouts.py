@@ -95,6 +95,7 @@ SYNTHETIC_GRADIENTS = Layout(
     name="synthetic_gradients",
     keys={
         "network": "choice:model",
+        "data": "config:data.images",
         "cuts": "config:cuts",
         "kind": "config:kind",
         "seed": "config:seed",
@@ -105,6 +106,26 @@ SYNTHETIC_GRADIENTS = Layout(
         "gradient_cosine": "metric:test/gradient_cosine",
         "seconds": "metric:seconds_fit",
     },
+)
+DECOUPLING = Layout(
+    name="decoupling",
+    keys=dict.fromkeys(
+        ("way", "kind", "data", "sections", "delay", "steps", "batch_size", "seed"), ""
+    ),
+    measures=dict.fromkeys(
+        (
+            "test_accuracy",
+            "test_loss",
+            "gradient_cosine",
+            "waited_lowest",
+            "waited_highest",
+            "waited",
+            "samples_per_second",
+            "lateness",
+            "forgotten",
+        ),
+        "",
+    ),
 )
 _BY_NAME = {layout.name: layout for layout in (REGRESSION, SYNTHETIC_GRADIENTS)}
 
@@ -147,7 +168,8 @@ def layout_of_table(path: Path, columns: Sequence[str]) -> Layout:
         path: Its file; gives the name.
         columns: Its columns. Those from the first measure of a known layout on are measures.
     """
-    known = {*PONG.measures, *REGRESSION.measures, *SYNTHETIC_GRADIENTS.measures}
+    layouts = (PONG, REGRESSION, SYNTHETIC_GRADIENTS, DECOUPLING)
+    known = {measure for layout in layouts for measure in layout.measures}
     is_measure = {c: c in known or c.startswith("test_") or c == "seconds" for c in columns}
     return Layout(
         name=path.stem,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from lightning_sobolev.tasks.finished import FinishedRun
 from lightning_sobolev.tasks.history import CURVES, read_curves
 from lightning_sobolev.tasks.layouts import Layout
-from lightning_sobolev.tasks.records import Cell, Record
+from lightning_sobolev.tasks.records import Record
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -66,8 +66,8 @@ def draw_probes(folder: Path) -> Path:
 def draw_kinds(path: Path, layout: Layout, records: Sequence[Record]) -> Path:
     """Draw the validations of many runs, the kinds of training beside each other.
 
-    A row of panels for every network and number of cuts: accuracy, then the cosine between
-    synthetic and true gradient at each cut. Lines are means over seeds.
+    A row of panels for every network, data set and number of cuts: accuracy, then the cosine
+    between synthetic and true gradient at each cut. Lines are means over seeds.
 
     Args:
         path: The picture.
@@ -80,18 +80,18 @@ def draw_kinds(path: Path, layout: Layout, records: Sequence[Record]) -> Path:
     from matplotlib.figure import Figure
 
     del layout
-    rows = sorted({(str(r["network"]), _number(r["cuts"])) for r in records})
-    columns = 1 + max(cuts for _, cuts in rows)
+    rows = sorted({_row(record) for record in records})
+    columns = 1 + max(cuts for *_, cuts in rows)
     figure = Figure(figsize=(3.6 * columns, 3.2 * len(rows)), layout="constrained")
-    for axes_row, (network, cuts) in zip(
+    for axes_row, (network, data, cuts) in zip(
         figure.subplots(len(rows), columns, squeeze=False), rows, strict=True
     ):
-        chosen = [r for r in records if (str(r["network"]), _number(r["cuts"])) == (network, cuts)]
+        chosen = [record for record in records if _row(record) == (network, data, cuts)]
         measures = [_ACCURACY, *(f"val/cut_{cut}/gradient_cosine" for cut in range(1, cuts + 1))]
         for axes, measure in zip(axes_row, measures, strict=False):
             for number, (kind, line) in enumerate(_means(chosen, measure).items()):
                 axes.plot(list(line), list(line.values()), label=kind, color=f"C{number}")
-            _finish(axes, f"{network}, {cuts} cut(s): {measure.removeprefix('val/')}")
+            _finish(axes, f"{network}, {data}, {cuts} cut(s):\n{measure.removeprefix('val/')}")
         for axes in axes_row[len(measures) :]:
             axes.set_axis_off()
     figure.axes[0].legend(fontsize="small")
@@ -112,8 +112,8 @@ def _means(records: Sequence[Record], measure: str) -> dict[str, dict[float, flo
     }
 
 
-def _number(cuts: Cell) -> int:
-    return int(float(cuts))
+def _row(record: Record) -> tuple[str, str, int]:
+    return str(record["network"]), str(record["data"]), int(float(record["cuts"]))
 
 
 def _finish(axes: "Axes", title: str) -> None:

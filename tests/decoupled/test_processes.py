@@ -86,11 +86,12 @@ def in_one_process(network, kind, cuts):
     return [p for part in (*sections, *models) for p in part.parameters()]
 
 
+@pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize(
     ("network", "kind", "cuts"),
     [(maps, "sobolev", [1, 2, 3]), (vectors, "direct", [1, 3]), (maps, "backprop", [1, 3])],
 )
-def test_in_lockstep_processes_do_what_one_process_does(network, kind, cuts, float64):
+def test_in_lockstep_processes_do_what_one_process_does(network, kind, cuts):
     ours, reports = run(network, kind, cuts, lockstep=True)
     for moved, true in zip(ours, in_one_process(network, kind, cuts), strict=True):
         assert_close(moved, true, rtol=1e-10, atol=1e-12)
@@ -100,7 +101,7 @@ def test_in_lockstep_processes_do_what_one_process_does(network, kind, cuts, flo
     assert all(report.lateness == report.forgotten == 0 for report in reports)
 
 
-def test_a_section_that_is_slower_above_does_not_hold_up_the_one_below(float64):
+def test_a_section_that_is_slower_above_does_not_hold_up_the_one_below():
     """With pauses in place of work: nobody waits for a gradient, and targets come late."""
     _, free = run(vectors, "sobolev", [2], delay=0.05, steps=12, room=12)
     _, locked = run(vectors, "backprop", [2], delay=0.05, steps=12)
@@ -109,11 +110,46 @@ def test_a_section_that_is_slower_above_does_not_hold_up_the_one_below(float64):
     assert free[0].lateness > 0
 
 
+def test_a_model_is_needed_for_every_cut():
+    sections, models, shapes = built(vectors, "sobolev", [1, 3])
+    with pytest.raises(ValueError, match="must be 2 and 2 for 3 sections of this kind, got 1 and"):
+        run_processes(
+            sections,
+            models[:1],
+            drawn(vectors),
+            kind=KINDS["sobolev"],
+            shapes=shapes,
+            optimize=optimize,
+            pipeline=Pipeline(steps=1, batch_size=ROWS),
+        )
+
+
+@pytest.mark.parametrize(
+    ("batches", "message"),
+    [
+        ([], "section 0 .*batches must give at least one batch, got none"),
+        (drawn(vectors, 1), "section 0 .*every batch must have 5 rows, got 6 in batch 0"),
+    ],
+)
+def test_batches_that_do_not_fit_end_the_run(batches, message):
+    sections, models, shapes = built(vectors, "sobolev", [2])
+    with pytest.raises(RuntimeError, match=message):
+        run_processes(
+            sections,
+            models,
+            batches,
+            kind=KINDS["sobolev"],
+            shapes=shapes,
+            optimize=optimize,
+            pipeline=Pipeline(steps=1, batch_size=ROWS - 1, timeout=10.0),
+        )
+
+
 @pytest.mark.parametrize(
     ("sent", "message"),
     [
-        (signal.SIGKILL, "section 1 .*SIGKILL|section 1 must answer"),
-        (None, "section 1 .*a fault of this section alone|section 1 must answer"),
+        (signal.SIGKILL, "section 1 .*SIGKILL"),
+        (None, "section 1 .*a fault of this section alone"),
         (signal.SIGSTOP, "section 1 must answer"),
     ],
 )

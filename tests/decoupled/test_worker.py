@@ -94,7 +94,7 @@ def test_a_target_whose_activation_is_forgotten_teaches_nothing(generator):
 
 
 @pytest.mark.parametrize("kind", WITH_MODELS)
-def test_no_true_gradient_moves_a_section(kind, generator):
+def test_no_true_gradient_moves_a_section(kind):
     """Whatever comes from above, a section moves along what its model says."""
     moved = []
     for factor in (1.0, -50.0):
@@ -137,7 +137,7 @@ def test_a_section_that_gets_the_true_gradient_is_back_propagation(network, gene
 def test_a_section_without_gradient_and_model_is_refused(generator):
     lower, _ = workers(vectors, "backprop", [2])
     lower.forward(Activation(4, *batch(vectors, generator)))
-    with pytest.raises(ValueError, match="must get a gradient, got none for 4"):
+    with pytest.raises(ValueError, match="must be a gradient, got none for 4"):
         lower.move()
 
 
