@@ -109,6 +109,8 @@ class CompiledFunction:
         try:
             with _compiling(self._nested):
                 return compiled(*arguments)
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:  # torch._dynamo's own errors are of this kind
             self._refuse(error)
             raise GivenUp from error
@@ -140,8 +142,11 @@ class CompiledFunction:
         dtype = torch.promote_types(found.aux[1].dtype, torch.bfloat16)
         tolerance = self._settings.tolerance or TOLERANCES.get(dtype, _HALF_TOLERANCE)
         for index, name in self._names.items():
-            pair = [float(j.matched[index].distance.detach().nanmean()) for j in (found, expected)]
-            _require_near(f"term {name!r}", *pair, tolerance)
+            compiled, eager = (
+                float(joint.matched[index].distance.detach().nanmean())
+                for joint in (found, expected)
+            )
+            _require_near(f"term {name!r}", compiled, eager, tolerance)
         sizes = [_gradient(joint, self._module) for joint in (found, expected)]
         if not sizes[0].numel():
             return

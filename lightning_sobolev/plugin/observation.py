@@ -38,9 +38,7 @@ class Probe:
     compiled: "CompiledCall | None" = None
 
 
-CompiledCall = Callable[
-    [nn.Module, Inputs, Place, Tensor, Probe], "tuple[Observation, Any] | None"
-]
+CompiledCall = Callable[[nn.Module, Inputs, Place, Tensor, Probe], "tuple[Observation, Any] | None"]
 """Observes a call; None where it does not compile and the tape may stand in."""
 
 

@@ -70,7 +70,8 @@ class Reporter:
             name = log_keys.skipped_rows("train", key)
             module.log(name, count.float(), batch_size=size)
             self._warn_if(
-                count, f"term {key!r}: rows whose target is NaN or Inf are left out; counted in {name}"
+                count,
+                f"term {key!r}: rows whose target is NaN or Inf are left out; counted in {name}",
             )
         for key, sighted in outcome.sighted.items():
             self._warn_if(~sighted, f"term {key!r}: no row of this batch has a known target")

@@ -177,7 +177,9 @@ class Prints(nn.Module):
 
 
 def test_what_does_not_compile_is_refused_and_says_how_to_go_on():
-    with pytest.raises(RuntimeError, match="one graph; .*'tape'.*torch says: Call to `torch._dynamo"):
+    with pytest.raises(
+        RuntimeError, match="one graph; .*'tape'.*torch says: Call to `torch._dynamo"
+    ):
         taught(Regressor(Prints()))
 
 
