@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from types import FunctionType
 from typing import Any, Literal
 
 import torch
@@ -89,7 +90,14 @@ class CompiledFunction:
         self.graphs = 0
 
     def __call__(self, shape: Any, *arguments: Any) -> Joint:
-        """Evaluate; ``shape`` is what a new graph may be compiled for.
+        """Evaluate, and compile where that was not done yet.
+
+        Args:
+            shape: What a new graph may be compiled for.
+            arguments: Of the function; the first is a tensor.
+
+        Returns:
+            What the compiled function says.
 
         Raises:
             ValueError: If the compiled function disagrees with the eager one.
@@ -98,7 +106,7 @@ class CompiledFunction:
         if self._compiled is None:
             with same_random_numbers(arguments[0].device):
                 expected = self.eager(*arguments)  # what fails here fails without a compiler, too
-            self._compiled = torch.compile(self.eager, **self._settings.options())
+            self._compiled = torch.compile(_with_own_code(self.eager), **self._settings.options())
             with same_random_numbers(arguments[0].device):
                 found = self._call(self._compiled, arguments)
             self._check(found, expected)
@@ -158,6 +166,15 @@ class CompiledFunction:
                 f"{tolerance:.0e}, got norms {norms[0]:.9g} compiled and {norms[1]:.9g} eager, "
                 f"{apart:.3g} apart; compile=False trains without a compiler"
             )
+
+
+def _with_own_code(function: Any) -> Any:
+    # Graphs are kept with the code, and only a few for each: every fit would count for the next.
+    own = FunctionType(
+        function.__code__.replace(), function.__globals__, closure=function.__closure__
+    )
+    own.__kwdefaults__ = function.__kwdefaults__
+    return own
 
 
 def _require_near(name: str, compiled: float, eager: float, tolerance: float) -> None:

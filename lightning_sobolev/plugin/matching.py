@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from lightning_sobolev import _paths
 from lightning_sobolev._types import Jet
+from lightning_sobolev.compared import Matched, check_target
 from lightning_sobolev.draws import Draws
 from lightning_sobolev.functional.precision import inner_autocast
-from lightning_sobolev.compared import Matched, check_target
 from lightning_sobolev.objective import RunningScales, match, reduced
 from lightning_sobolev.plugin.compiled import StepCompiler
 from lightning_sobolev.plugin.observation import CompiledCall, Observation, Probe

@@ -69,19 +69,21 @@ def taught(module, term, *others, **options):
 
 @pytest.mark.parametrize("engine", ["tape", "func"])
 @pytest.mark.parametrize("kind", TERMS)
-def test_no_step_looks_at_a_number(kind, engine, far_away):
+@pytest.mark.usefixtures("far_away")
+def test_no_step_looks_at_a_number(kind, engine):
     guard = Guard()
     taught(Regressor(), TERMS[kind], guard, engine=engine)
     assert guard.guarded == 2
 
 
-def test_the_guard_sees_a_look(far_away):
+@pytest.mark.usefixtures("far_away")
+def test_the_guard_sees_a_look():
     class Looks(Regressor):
         def training_step(self, batch, batch_idx):
             loss = super().training_step(batch, batch_idx)
             return loss if batch_idx == 0 or float(loss.detach()) >= 0.0 else None
 
-    with pytest.raises(AssertionError, match="_local_scalar_dense.* makes the host wait"):
+    with pytest.raises(AssertionError, match=r"_local_scalar_dense.* makes the host wait"):
         taught(Looks(), TERMS["rows"], Guard())
 
 
@@ -112,7 +114,8 @@ class Steps(L.Callback):
 
 
 @pytest.mark.parametrize("broken", [1, 2])
-def test_an_answer_that_is_no_number_is_refused_a_step_later(broken, far_away):
+@pytest.mark.usefixtures("far_away")
+def test_an_answer_that_is_no_number_is_refused_a_step_later(broken):
     steps = Steps()
     callback = SobolevCallback(BreaksAt(broken), doctor=False)
     with pytest.raises(ValueError, match="answer for term 'order_1' must be finite"):
@@ -120,7 +123,8 @@ def test_an_answer_that_is_no_number_is_refused_a_step_later(broken, far_away):
     assert steps.made == broken + 1  # the last one, too: it is looked at when training ends
 
 
-def test_a_term_that_is_no_number_is_refused_a_step_later(far_away):
+@pytest.mark.usefixtures("far_away")
+def test_a_term_that_is_no_number_is_refused_a_step_later():
     class Breaks(Regressor):
         def training_step(self, batch, batch_idx):
             x, y = batch
