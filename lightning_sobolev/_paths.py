@@ -60,7 +60,7 @@ def put(tree: Any, path: Path, value: Any) -> Any:
         # A copy keeps what a constructor may not: the default factory, a subclass's own state.
         # Except that of a plain dict, which a compiler does not follow.
         plain = type(tree) is dict or not isinstance(tree, MutableMapping)
-        changed = dict(tree) if plain else copy.copy(tree)
+        changed: Any = dict(tree) if plain else copy.copy(tree)
         changed[key] = put(tree[key], rest, value)
         return changed
     items = list(tree)

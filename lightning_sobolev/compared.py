@@ -117,7 +117,7 @@ def check_target(
 def _finite_rows(
     theirs: Float[Tensor, "proj batch *d"], known: Bool[Tensor, "proj batch *d"] | None
 ) -> tuple[Bool[Tensor, "proj batch *d"], Tensor]:
-    """Return what is known when rows with a target that is not finite are left out, and how many."""
+    """Return what is known without rows whose target is not finite, and how many those are."""
     seen = torch.ones_like(theirs, dtype=torch.bool) if known is None else known
     bad_rows = (seen & ~theirs.isfinite()).transpose(0, 1).flatten(1).any(1)
     return seen & ~bad_rows.reshape(1, -1, *[1] * (seen.ndim - 2)), bad_rows.sum()
@@ -142,4 +142,5 @@ def _at_least_single(rows: Tensor) -> Tensor:
 
 
 def without_ones(shape: Sequence[int]) -> tuple[int, ...]:
+    """Return the shape without axes of length one behind the first."""
     return (shape[0], *(size for size in shape[1:] if size != 1))

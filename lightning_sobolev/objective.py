@@ -7,6 +7,7 @@ r"""From two jets to named terms: what is matched, divided by its scale, reduced
 of :math:`\ell_j(0, \cdot)`, or 1. The module is usable without a Trainer (Fabric, a plain loop).
 """
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Literal
@@ -118,7 +119,7 @@ def _known_sum(numbers: Tensor, known: Tensor | None) -> tuple[Tensor, Tensor]:
 def weighted_sum(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
     """Sum the named terms with their weights, the last step of a loss."""
     parts = [weights[key] * term for key, term in terms.items()]
-    return parts[0] if len(parts) == 1 else torch.stack(parts).sum()
+    return functools.reduce(torch.add, parts)
 
 
 def projected(

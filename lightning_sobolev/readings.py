@@ -50,7 +50,7 @@ class Readings:
         copy = number.detach().to("cpu", non_blocking=True)
         event = None
         if number.is_cuda:
-            event = torch.cuda.Event()
+            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record()
         self.waiting.append((copy, event, judge))
 

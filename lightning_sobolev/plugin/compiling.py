@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from types import FunctionType
 from typing import Any, Literal
 
 import torch
@@ -89,7 +90,14 @@ class CompiledFunction:
         self.graphs = 0
 
     def __call__(self, shape: Any, *arguments: Any) -> Joint:
-        """Evaluate; ``shape`` is what a new graph may be compiled for.
+        """Evaluate, and compile where that was not done yet.
+
+        Args:
+            shape: What a new graph may be compiled for.
+            arguments: Of the function; the first is a tensor.
+
+        Returns:
+            What the compiled function says.
 
         Raises:
             ValueError: If the compiled function disagrees with the eager one.
@@ -98,7 +106,7 @@ class CompiledFunction:
         if self._compiled is None:
             with same_random_numbers(arguments[0].device):
                 expected = self.eager(*arguments)  # what fails here fails without a compiler, too
-            self._compiled = torch.compile(self.eager, **self._settings.options())
+            self._compiled = torch.compile(_with_own_code(self.eager), **self._settings.options())
             with same_random_numbers(arguments[0].device):
                 found = self._call(self._compiled, arguments)
             self._check(found, expected)
@@ -109,6 +117,8 @@ class CompiledFunction:
         try:
             with _compiling(self._nested):
                 return compiled(*arguments)
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:  # torch._dynamo's own errors are of this kind
             self._refuse(error)
             raise GivenUp from error
@@ -140,8 +150,11 @@ class CompiledFunction:
         dtype = torch.promote_types(found.aux[1].dtype, torch.bfloat16)
         tolerance = self._settings.tolerance or TOLERANCES.get(dtype, _HALF_TOLERANCE)
         for index, name in self._names.items():
-            pair = [float(j.matched[index].distance.detach().nanmean()) for j in (found, expected)]
-            _require_near(f"term {name!r}", *pair, tolerance)
+            compiled, eager = (
+                float(joint.matched[index].distance.detach().nanmean())
+                for joint in (found, expected)
+            )
+            _require_near(f"term {name!r}", compiled, eager, tolerance)
         sizes = [_gradient(joint, self._module) for joint in (found, expected)]
         if not sizes[0].numel():
             return
@@ -153,6 +166,15 @@ class CompiledFunction:
                 f"{tolerance:.0e}, got norms {norms[0]:.9g} compiled and {norms[1]:.9g} eager, "
                 f"{apart:.3g} apart; compile=False trains without a compiler"
             )
+
+
+def _with_own_code(function: Any) -> Any:
+    # Graphs are kept with the code, and only a few for each: every fit would count for the next.
+    own = FunctionType(
+        function.__code__.replace(), function.__globals__, closure=function.__closure__
+    )
+    own.__kwdefaults__ = function.__kwdefaults__
+    return own
 
 
 def _require_near(name: str, compiled: float, eager: float, tolerance: float) -> None:

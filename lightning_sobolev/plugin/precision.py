@@ -28,12 +28,12 @@ def runs_in_half(module: nn.Module, device: torch.device) -> bool:
     """Whether a call made here and now has fewer digits than float32, and could have them."""
     if torch.is_autocast_enabled(device.type):
         return torch.get_autocast_dtype(device.type) in _HALF
-    return bool(half_state(module)) and _is_whole(module)
+    return _is_half(module) and _is_whole(module)
 
 
 def widened(module: nn.Module, tree: Any) -> Any:
     """Return ``tree`` with its half-precision tensors in float32, if the module can take them."""
-    if half_state(module) and not _is_whole(module):
+    if _is_half(module) and not _is_whole(module):
         return tree
     return _paths.map_tensors(tree, lambda t: t.float() if t.dtype in _HALF else t)
 
@@ -72,6 +72,12 @@ def half_state(module: nn.Module) -> dict[str, Tensor]:
     """Return the module's parameters and buffers in half precision by name."""
     named = chain(module.named_parameters(), module.named_buffers())
     return {name: tensor for name, tensor in named if tensor.dtype in _HALF}
+
+
+def _is_half(module: nn.Module) -> bool:
+    # At every step: no dictionary.
+    named = chain(module.parameters(), module.buffers())
+    return any(tensor.dtype in _HALF for tensor in named)
 
 
 def _is_whole(module: nn.Module) -> bool:

@@ -5,7 +5,7 @@ module.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from types import MethodType
 from typing import Any, Protocol, cast
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.graph import Node
 
 from lightning_sobolev.plugin import log_keys
-from lightning_sobolev.plugin.protect import explained, kept_gathered
+from lightning_sobolev.plugin.protect import explained, kept_gathered, sharded_parts
 from lightning_sobolev.plugin.shadow import Passing, Shadow
 from lightning_sobolev.plugin.step_log import log_step
 
@@ -74,6 +74,7 @@ class ObservedStep:
         self._totals: list[Tensor] = []
         self._batch: Any = None
         self._leaves: list[Tensor] = []
+        self._sharded = bool(sharded_parts(module))
 
     def install(self) -> None:
         """Shadow the module's methods."""
@@ -128,7 +129,8 @@ class ObservedStep:
             hidden = {id(leaf) for leaf in leaves}
             others = [v for v in _leaf_variables(loss) if id(v) not in hidden]
             kwargs.update({"inputs": others} if others else {})  # torch refuses an empty list
-        with explained(), kept_gathered(self._module, to_the_end=True):
+        gathered = kept_gathered(self._module, to_the_end=True) if self._sharded else nullcontext()
+        with explained(), gathered:
             self._original("backward")(loss, *args, **kwargs)
 
     def _with_terms(self, output: Any) -> Any:

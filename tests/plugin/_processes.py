@@ -17,7 +17,7 @@ from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.testing import assert_close
 
-from lightning_sobolev import SobolevCallback, SobolevSpec, SobolevTerm
+from lightning_sobolev import CompileSettings, SobolevCallback, SobolevSpec, SobolevTerm
 from tests.plugin._students import ManualRegressor, Regressor, mlp
 from tests.plugin._trainers import as_loader, points, trainer, weights
 
@@ -106,6 +106,7 @@ class Case:
         make: Builds the module.
         strategy: Builds the strategy of two processes.
         engine: The callback's engine.
+        compile: How it is compiled.
         terms: What is matched.
         options: Of the trainer.
         dtype: Of the data and, before the trainer converts it, of the module.
@@ -114,6 +115,7 @@ class Case:
     make: Any = Shared
     strategy: Any = DDPStrategy
     engine: str = "tape"
+    compile: Any = False
     terms: Any = ORDER_1
     options: dict[str, Any] = field(default_factory=dict)
     dtype: torch.dtype = torch.float64
@@ -185,6 +187,12 @@ ROUNDED = {
 OWN = {
     ("ddp", "own directions"): Case(terms=(RANDOM,)),
     ("ddp", "own directions and rows"): Case(terms=(_HALF_THE_ROWS,)),
+    ("ddp", "own directions, compiled"): Case(
+        engine="func", terms=(RANDOM,), compile=CompileSettings(backend="aot_eager")
+    ),
+    ("ddp", "own directions and rows, compiled"): Case(
+        engine="func", terms=(_HALF_THE_ROWS,), compile=CompileSettings(backend="aot_eager")
+    ),
     (_BY_LAYER, "own directions and rows"): _sharded(True, True, terms=(_HALF_THE_ROWS,)),
 }
 """Every process draws for itself."""
@@ -211,7 +219,13 @@ def train(case, devices=1):
         options.pop("precision", None)
     spec = SobolevSpec(terms=case.terms)
     used = SobolevCallback(
-        mlp(seed=7), spec, module="net", engine=case.engine, seed=3, doctor=False
+        mlp(seed=7),
+        spec,
+        module="net",
+        engine=case.engine,
+        compile=case.compile,
+        seed=3,
+        doctor=False,
     )
     module = case.make().to(dtype)
     data = [[part.to(dtype) for part in batch] for batch in points(size=8 * STEPS)]

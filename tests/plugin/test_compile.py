@@ -132,6 +132,12 @@ def test_there_is_one_graph_for_each_shape():
     assert counted(Regressor(), batches) == 2
 
 
+@pytest.mark.slow
+def test_a_process_may_fit_as_often_as_it_likes():
+    batches = [(torch.ones(4, 3).double(), torch.zeros(4, 2).double())]
+    assert [counted(Regressor(), batches) for _ in range(10)] == [1] * 10
+
+
 class Counts(nn.Module):
     """Gives a compiler a new reason to compile at every call."""
 
@@ -178,7 +184,7 @@ class Prints(nn.Module):
 
 def test_what_does_not_compile_is_refused_and_says_how_to_go_on():
     with pytest.raises(
-        RuntimeError, match="one graph; .*'tape'.*torch says: Call to `torch._dynamo"
+        RuntimeError, match=r"one graph; .*'tape'.*torch says: Call to `torch._dynamo"
     ):
         taught(Regressor(Prints()))
 

@@ -32,11 +32,13 @@ class Method:
         title: What tables call it.
         objective: What it computes, which decides the arithmetic limit that it is compared with.
         build: From a workload, and a folder for files, to a module and its callbacks.
+        counted_as: Whose operations it does, where they cannot be counted: in compiled code.
     """
 
     title: str
     objective: Objective
     build: Callable[[Workload, Path], Built]
+    counted_as: str | None = None
 
 
 def _by_hand(step: rivals.Step, only_parameters: bool = False) -> Callable[..., Built]:
@@ -68,6 +70,17 @@ def ours(
     return student, [callback]
 
 
+def _compiled_by_hand(step: Callable[..., Any]) -> Callable[..., Built]:
+    return lambda workload, _: (rivals.Compiled(workload, step), [])
+
+
+def checkpointed(workload: Workload, folder: Path) -> Built:
+    """Return a student that keeps no activations, and the callback."""
+    student, callbacks = ours(workload, folder, engine="tape")
+    student.net = rivals.Checkpointed(student.net)
+    return student, callbacks
+
+
 def cached(workload: Workload, folder: Path, *, side: Literal["cotangent", "tangent"]) -> Built:
     """Return a student of a cached teacher.
 
@@ -97,6 +110,14 @@ METHODS = {
     "by_jacrev": Method("vmap(jacrev)", "derivative", _by_hand(rivals.by_jacrev, True)),
     "tape": Method("callback, tape", "derivative", partial(ours, engine="tape")),
     "func": Method("callback, func", "derivative", partial(ours, engine="func")),
+    "plain_compiled": Method(
+        "plain training, compiled", "plain", _compiled_by_hand(rivals.values_alone), "plain"
+    ),
+    "at_best_compiled": Method(
+        "by hand, compiled", "derivative", _compiled_by_hand(rivals.by_vjp), "at_best"
+    ),
+    "compiled": Method("callback, compiled", "derivative", partial(ours, compile=True), "at_best"),
+    "checkpointed": Method("callback, checkpointed student", "derivative", checkpointed),
     "rows": Method("callback, rows=0.25", "rows", partial(ours, rows=0.25)),
     "bf16": Method(
         "callback, bf16 inner pass", "derivative", partial(ours, inner_precision="bf16-mixed")

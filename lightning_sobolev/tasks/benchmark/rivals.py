@@ -9,6 +9,7 @@ from jaxtyping import Float
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import checkpoint
 
 from lightning_sobolev.functional.projections import draw
 from lightning_sobolev.tasks.benchmark.workloads import OUTPUT, Workload
@@ -83,6 +84,31 @@ class ByHand(Student):
         super().backward(loss, *args, **kwargs)
 
 
+class Compiled(Student):
+    """A student whose whole step, but for the backward pass, is one compiled function.
+
+    Args:
+        workload: What is trained.
+        step: From student, teacher (output maps applied), batch and directions to the loss.
+    """
+
+    def __init__(self, workload: Workload, step: Callable[..., Tensor]) -> None:
+        super().__init__(workload)
+        net, teacher, on = self.net, self.teacher, self.on
+
+        def whole(batch: dict[str, Tensor], u: Tensor) -> Tensor:
+            return step(lambda x: on(net(x)), lambda x: on(teacher(x)), batch, u)
+
+        self._whole = torch.compile(whole, fullgraph=True, dynamic=False)
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """Return the loss; directions are drawn outside, where the generator is."""
+        del batch_idx
+        with sdpa_kernel(SDPBackend.MATH):
+            loss: Tensor = self._whole(batch, _directions(batch["y"]))
+        return loss
+
+
 def squared(ours: Float[Tensor, "batch ..."], theirs: Float[Tensor, "batch ..."]) -> Tensor:
     """Return the mean over rows of the squared distance."""
     return (ours - theirs).square().flatten(1).sum(1).mean()
@@ -121,6 +147,32 @@ def at_best(net: Net, teacher: Net, batch: dict[str, Tensor]) -> Tensor:
     y = net(x)
     (ours,) = torch.autograd.grad(y, x, u, create_graph=True)
     return squared(y, target.detach()) + squared(ours, theirs)
+
+
+def values_alone(net: Net, teacher: Net, batch: dict[str, Tensor], u: Tensor) -> Tensor:
+    """Plain training, for a compiler."""
+    del u
+    return plain(net, teacher, batch)
+
+
+def by_vjp(net: Net, teacher: Net, batch: dict[str, Tensor], u: Tensor) -> Tensor:
+    """Value and row by torch's transform, which a compiler takes whole."""
+    target, pull = torch.func.vjp(teacher, batch["x"])
+    y, pull_ours = torch.func.vjp(net, batch["x"])
+    return squared(y, target) + squared(pull_ours(u)[0], pull(u)[0])
+
+
+class Checkpointed(nn.Module):
+    """Keeps no activations of a network: they are computed once more in the backward pass."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Float[Tensor, "batch *in"]) -> Float[Tensor, "batch *out"]:
+        """Evaluate the network."""
+        y: Tensor = checkpoint(self.network, x, use_reentrant=False)
+        return y
 
 
 def over_outputs(net: Net, teacher: Net, batch: dict[str, Tensor]) -> Tensor:

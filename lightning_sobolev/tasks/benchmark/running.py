@@ -91,7 +91,7 @@ def measure(workload: Workload, methods: Sequence[str], cfg: Any) -> list[Row]:
                 refused[name] = str(error).splitlines()[0]
                 ready.pop(name, None)
         times = alternate(ready, rounds=cfg.rounds, seconds=cfg.seconds)
-        flops = {name: one.flops() for name, one in ready.items()}
+        flops = {name: ready[METHODS[name].counted_as or name].flops() for name in ready}
         peaks = {name: one.peak_bytes() for name, one in ready.items()}
     common = {"network": workload.network, "batch": workload.batch_size, "device": cfg.accelerator}
     rows = [
