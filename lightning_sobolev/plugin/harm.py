@@ -23,7 +23,7 @@ class HarmCheck(Callback):
     It costs one plain step in every step, and one evaluation of both at every validation. It sees
     what the validation data show, at this seed: with few validation rows and a small
     difference it may be wrong either way, and it knows nothing of places without validation data.
-    Cheaper signs were measured and did not tell harm from help: see the page on known derivatives.
+    The page on known derivatives says what it and cheaper signs detected.
 
     Assumes automatic optimisation with one optimizer, on one device, and a training step that gives
     the loss of any batch it is handed.
@@ -106,9 +106,9 @@ class HarmCheck(Callback):
         if ratio is not None and ratio > self.threshold:
             warnings.warn(
                 f"the derivative terms raise the error of the values: the validation loss is "
-                f"{ratio:.2f} times that of a twin trained without them. Let the weight fade "
-                "(Cosine(weight, 0.0, steps)) or lower it, take more points, or leave the terms "
-                "out: derivatives that change faster than the points are dense mislead",
+                f"{ratio:.2f} times that of a twin trained without them. Take a small balanced "
+                "weight (Balanced(0.1)), more points, or leave the terms out: derivatives that "
+                "change faster than the points are dense mislead",
                 stacklevel=2,
             )
 

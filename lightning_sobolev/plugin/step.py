@@ -93,6 +93,8 @@ class ObservedStep:
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         """Run the user's step; add the terms to its loss under automatic optimisation."""
+        if not torch.is_grad_enabled():  # a validation step that asks for the training loss
+            return self._step(*args, **kwargs)
         batch = self._batch = self._find_batch(args, kwargs)
         self._pending = [matcher.begin(self._module, batch) for matcher in self.matchers]
         self._used, self._totals = set(), []

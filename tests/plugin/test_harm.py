@@ -99,7 +99,7 @@ def test_wrong_derivatives_are_told_in_one_warning():
         warnings.simplefilter("always")
         run(check, teacher=lambda x: -3 * truth(x), weight=10.0)
     (text,) = [str(one.message) for one in found if "derivative terms raise" in str(one.message)]
-    assert "Let the weight fade" in text
+    assert "Take a small balanced weight (Balanced(0.1))" in text
     assert check.ratio > 1.2
 
 

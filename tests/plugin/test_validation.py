@@ -78,3 +78,16 @@ def test_training_goes_on_behind_a_validation_under_inference_mode():
         trainer(used).validate(module, data, verbose=False)
         trainer(used).fit(module, data, data)
     assert used.state_dict()["counter"] == 6
+
+
+class AsksForTheTrainingLoss(Regressor):
+    def validation_step(self, batch, batch_idx):
+        self.found = self.training_step(batch, batch_idx)
+
+
+def test_a_validation_step_that_asks_for_the_training_loss_gets_the_plain_one():
+    module = AsksForTheTrainingLoss()
+    used = trainer(SobolevCallback(TEACHER))
+    used.fit(module, points(), points(size=8))
+    x, y = next(iter(points(size=8)))
+    assert_close(module.found, mse_loss(module(x), y).detach())

@@ -8,6 +8,7 @@ from torch.testing import assert_close
 
 from lightning_sobolev import BatchTeacher, SobolevCallback, SobolevSpec
 from scripts import known_derivatives as script
+from scripts import known_derivatives_tables as tables
 from tests.plugin._trainers import as_loader, fit
 
 STEPS = 24
@@ -55,3 +56,30 @@ def test_the_command_line_writes_a_table(tmp_path, monkeypatch):
     assert header.startswith("function,num_points,method,noise,seed,test_value_nmse")
     assert row.startswith("booth,12,none,0.0,0,")
     assert list(tmp_path.iterdir()) == [path]
+
+
+HEADER = (
+    "function,num_points,method,noise,seed,test_value_nmse,test_derivative_nmse,validation_mse,"
+    "validation_rise,early_cosine,late_cosine\n"
+)
+TABLE = """booth,20,none,0.0,0,0.1,1.0,0.1,1.0,0.0,0.0
+booth,20,none,0.0,1,0.2,1.0,0.2,1.0,0.0,0.0
+booth,20,constant_1,0.0,0,0.4,1.0,0.2,1.0,-0.1,0.1
+booth,20,constant_1,0.0,1,0.1,1.0,0.1,2.0,0.1,0.1
+"""
+
+
+def test_the_tables_are_means_ratios_and_counts(tmp_path):
+    path = tmp_path / "balance.csv"
+    path.write_text(HEADER + TABLE)
+    rows = tables.read(path)
+    assert tables.errors(rows, "test_value_nmse")[2:] == [
+        "| booth | 20 | 0.15 ± 0.05 | 0.25 ± 0.15 |",
+        "| *ratio, geometric mean* |  | 1 | 1.41 |",  # of 4 and 1/2
+    ]
+    assert [line.split(" | ")[1:] for line in tables.signs(rows)[2:]] == [
+        ["1 of 1", "0 of 1", "0 of 2 |"],
+        ["0 of 1", "1 of 1", "0 of 2 |"],
+        ["1 of 1", "0 of 1", "0 of 2 |"],
+        ["0 of 1", "0 of 1", "0 of 2 |"],
+    ]
