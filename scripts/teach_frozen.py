@@ -52,7 +52,8 @@ def teach(
     """Teach one model; print how near it is after an eighth of the steps and at the end."""
     kind, terms = KINDS[name], MATCHING.terms(KINDS[name])
     torch.manual_seed(1)
-    (model,) = build_models(kind, [tuple(train[0].shape[1:])], 10, ModelSettings(width=16))
+    settings = ModelSettings(width=16, activation="relu")
+    (model,) = build_models(kind, [tuple(train[0].shape[1:])], 10, settings)
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     generator = torch.Generator().manual_seed(2)

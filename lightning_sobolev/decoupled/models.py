@@ -85,7 +85,7 @@ class ModelSettings:
     width: int = 32
     depth: int = 1
     stride: int = 2
-    activation: str = "relu"
+    activation: str = "elu"
 
     def __post_init__(self) -> None:
         for name, least in (("width", 1), ("depth", 0), ("stride", 1)):

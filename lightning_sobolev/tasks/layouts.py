@@ -97,6 +97,7 @@ SYNTHETIC_GRADIENTS = Layout(
         "network": "choice:model",
         "data": "config:data.images",
         "cuts": "config:cuts",
+        "activation": "config:task.module.models.activation",
         "kind": "config:kind",
         "seed": "config:seed",
         "epochs": "metric:train/epochs",

@@ -66,8 +66,9 @@ def draw_probes(folder: Path) -> Path:
 def draw_kinds(path: Path, layout: Layout, records: Sequence[Record]) -> Path:
     """Draw the validations of many runs, the kinds of training beside each other.
 
-    A row of panels for every network, data set and number of cuts: accuracy, then the cosine
-    between synthetic and true gradient at each cut. Lines are means over seeds.
+    A row of panels for every network, data set, number of cuts and activation of the models:
+    accuracy, then the cosine between synthetic and true gradient at each cut. Lines are means over
+    seeds.
 
     Args:
         path: The picture.
@@ -81,26 +82,30 @@ def draw_kinds(path: Path, layout: Layout, records: Sequence[Record]) -> Path:
 
     del layout
     rows = sorted({_row(record) for record in records})
-    columns = 1 + max(cuts for *_, cuts in rows)
+    kinds = sorted({str(record["kind"]) for record in records})
+    columns = 1 + max(cuts for *_, cuts, _ in rows)
     figure = Figure(figsize=(3.6 * columns, 3.2 * len(rows)), layout="constrained")
-    for axes_row, (network, data, cuts) in zip(
+    for axes_row, about in zip(
         figure.subplots(len(rows), columns, squeeze=False), rows, strict=True
     ):
-        chosen = [record for record in records if _row(record) == (network, data, cuts)]
-        measures = [_ACCURACY, *(f"val/cut_{cut}/gradient_cosine" for cut in range(1, cuts + 1))]
+        chosen = [record for record in records if _row(record) == about]
+        title = "{}, {}, {} cut(s), {}".format(*about)
+        cuts = range(1, about[2] + 1)
+        measures = [_ACCURACY, *(f"val/cut_{cut}/gradient_cosine" for cut in cuts)]
         for axes, measure in zip(axes_row, measures, strict=False):
-            for number, (kind, line) in enumerate(_means(chosen, measure).items()):
-                axes.plot(list(line), list(line.values()), label=kind, color=f"C{number}")
-            _finish(axes, f"{network}, {data}, {cuts} cut(s):\n{measure.removeprefix('val/')}")
+            for kind, line in _means(chosen, measure).items():
+                color = f"C{kinds.index(kind)}"
+                axes.plot(list(line), list(line.values()), label=kind, color=color)
+            _finish(axes, f"{title}:\n{measure.removeprefix('val/')}")
         for axes in axes_row[len(measures) :]:
             axes.set_axis_off()
-    figure.axes[0].legend(fontsize="small")
+        axes_row[0].legend(fontsize="small")
     figure.savefig(path, dpi=120)
     return path
 
 
 def _means(records: Sequence[Record], measure: str) -> dict[str, dict[float, float]]:
-    """Average over seeds; every kind has its place, so that it keeps its color."""
+    """Average over seeds, by kind."""
     lines: dict[str, dict[float, list[float]]] = {}
     for record in records:
         line = lines.setdefault(str(record["kind"]), {})
@@ -112,8 +117,9 @@ def _means(records: Sequence[Record], measure: str) -> dict[str, dict[float, flo
     }
 
 
-def _row(record: Record) -> tuple[str, str, int]:
-    return str(record["network"]), str(record["data"]), int(float(record["cuts"]))
+def _row(record: Record) -> tuple[str, str, int, str]:
+    cuts, activation = int(float(record["cuts"])), str(record["activation"])
+    return str(record["network"]), str(record["data"]), cuts, activation
 
 
 def _finish(axes: "Axes", title: str) -> None:

@@ -157,6 +157,7 @@ def store_kinds(root):
                     metrics["test/gradient_cosine"] = 0.5
                 config = {"name": "synthetic_gradients", "seed": seed, "cuts": cuts, "kind": kind}
                 config["data"] = {"images": "fashion_mnist"}
+                config["task"] = {"module": {"models": {"activation": "elu"}}}
                 folder = root / str(number)
                 store(folder, metrics, config, {"model": "image_cnn"})
                 lines = ["step,seconds,val/accuracy"]
@@ -175,7 +176,7 @@ def test_the_table_has_the_agreed_columns_and_can_be_made_again(tmp_path):
     table = tmp_path / "out" / "synthetic_gradients.csv"
     lines = read(table)
     assert list(lines[0]) == [
-        *("network", "data", "cuts", "kind", "seed", "epochs"),
+        *("network", "data", "cuts", "activation", "kind", "seed", "epochs"),
         *("test_accuracy", "gradient_cosine", "seconds"),
     ]
     assert len(lines) == 12
