@@ -15,12 +15,12 @@ from lightning_sobolev.atari import NatureCNN, make_environments
 from lightning_sobolev.tasks.run import build_trainer
 
 CONF = config_folder()
-# train_teacher.yaml, its group and benchmark.yaml stand for themselves and have tests of their own.
+# train_teacher.yaml, its group, benchmark.yaml and peers.yaml stand for themselves and have tests of their own.
 ALL = sorted(path.relative_to(CONF).with_suffix("") for path in CONF.glob("**/*.yaml"))
 FILES = [
     file
     for file in ALL
-    if str(file) not in ("train_teacher", "benchmark") and str(file.parent) != "teacher_training"
+    if str(file) not in ("train_teacher", "benchmark", "peers") and str(file.parent) != "teacher_training"
 ]
 # Files that only make sense in one experiment; the others are tried in the cheapest one.
 HOMES = {
@@ -43,6 +43,12 @@ HOMES = {
     "model/image_resnet": "synthetic_gradients",
     "model/small_cnn": "distill_pong",
     "model/nature_cnn": "distill_pong",
+    "data/basket": "finance",
+    "task/pricing": "finance",
+    "data/forces": "forces",
+    "task/forces": "forces",
+    "model/schnet": "forces",
+    "teacher/morse": "forces",
 }
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

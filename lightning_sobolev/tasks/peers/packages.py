@@ -20,6 +20,9 @@ def fit_jenn(table: Table, seed: int, budget: float) -> Predict:
         table: Points with values and gradients.
         seed: Of its first weights.
         budget: Not used: it ends when it ends.
+
+    Returns:
+        The prediction.
     """
     del budget
     from jenn import NeuralNet
@@ -37,11 +40,15 @@ def fit_kriging(table: Table, seed: int, budget: float) -> Predict:
         table: Points with values.
         seed: Of its search.
         budget: Not used.
+
+    Returns:
+        The prediction.
     """
     del budget
     from smt.surrogate_models import KRG
 
-    return _fit(KRG(print_global=False, seed=seed), table)
+    model = KRG(print_global=False, seed=seed)  # type: ignore[no-untyped-call]
+    return _fit(model, table)
 
 
 def fit_gradient_kriging(table: Table, seed: int, budget: float) -> Predict:
@@ -53,15 +60,17 @@ def fit_gradient_kriging(table: Table, seed: int, budget: float) -> Predict:
         table: Points with values and gradients.
         seed: Of its search.
         budget: Not used.
+
+    Returns:
+        The prediction.
     """
     del budget
     from smt.surrogate_models import GEKPLS
 
     x = table["x"].numpy()
     limits = np.stack([x.min(0), x.max(0)], 1)
-    model = GEKPLS(
-        print_global=False, seed=seed, xlimits=limits, extra_points=1, n_comp=min(2, x.shape[1])
-    )
+    settings = {"xlimits": limits, "extra_points": 1, "n_comp": min(2, x.shape[1])}
+    model = GEKPLS(print_global=False, seed=seed, **settings)  # type: ignore[no-untyped-call]
     for index in range(x.shape[1]):
         model.set_training_derivatives(x, table["dydx"][:, index].numpy()[:, None], index)
     return _fit(model, table)
