@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Points = list[tuple[float, Estimate]]
+Clusters = dict[str, dict[str, Estimate]]
 _ON_A_LINEAR_SCALE = ("return", "accuracy", "cosine")
 
 
@@ -44,10 +45,10 @@ def telling_apart(layout: Layout, summary: Collection[Group]) -> list[str]:
         summary: The groups.
 
     Returns:
-        Columns that vary, without steps and learning rate where the others suffice.
+        Columns that vary, without steps, learning rate and order where the others suffice.
     """
     needed = [key for i, key in enumerate(layout.groups) if len({g[i] for g in summary}) > 1]
-    for key in ("steps", "lr"):
+    for key in ("steps", "lr", "order"):
         if key in needed:
             rest = [layout.groups.index(other) for other in needed if other != key]
             if len({tuple(group[i] for i in rest) for group in summary}) == len(summary):
@@ -104,19 +105,39 @@ def _draw_curve(axes: "Axes", label: str, points: Points) -> None:
 def _save_bars(
     folder: Path, layout: Layout, summary: Summary, varies: Sequence[str], measure: str
 ) -> Path:
-    """Draw a cluster of bars for every setting, a bar for every choice of what is matched."""
+    """Draw a cluster of bars for every setting, a bar for every choice of what is matched.
+
+    Where test functions are compared every other setting has axes of its own.
+
+    Returns:
+        The picture.
+    """
     from matplotlib.figure import Figure
 
     compared = "kind" if "kind" in layout.groups else "sobolev"
-    clusters = _clusters(layout, summary, compared, varies, measure)
-    choices = sorted({choice for cluster in clusters.values() for choice in cluster})
-    figure = Figure(figsize=(max(4.0, 0.95 * len(clusters) + 1.5), 3.8), layout="constrained")
-    axes = figure.subplots()
+    panels = _panels(layout, summary, compared, varies, measure)
+    choices = sorted({c for panel in panels.values() for bars in panel.values() for c in bars})
+    widest = max(len(panel) for panel in panels.values())
+    size = (max(4.0, 0.95 * widest + 1.5), 0.6 + 3.2 * len(panels))
+    figure = Figure(figsize=size, layout="constrained")
+    grid = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
+    linear = any(word in measure for word in _ON_A_LINEAR_SCALE)
+    for axes, (title, clusters) in zip(grid, panels.items(), strict=True):
+        _draw_clusters(axes, clusters, choices)
+        axes.set(title=f"{measure}, {title}" if title else measure)
+        if not linear and _any_number(summary, measure):
+            axes.set_yscale("log")
+    if any(choices):
+        grid[0].legend(title=compared, fontsize="small")
+    path = folder / f"{layout.name}_{measure.removeprefix('test_')}.png"
+    figure.savefig(path, dpi=120)
+    return path
+
+
+def _draw_clusters(axes: "Axes", clusters: Clusters, choices: Sequence[str]) -> None:
     width = 0.8 / len(choices)
     for number, choice in enumerate(choices):
-        known = [
-            (i, cluster[choice]) for i, cluster in enumerate(clusters.values()) if choice in cluster
-        ]
+        known = [(i, bars[choice]) for i, bars in enumerate(clusters.values()) if choice in bars]
         axes.bar(
             [i + width * (number - 0.5 * (len(choices) - 1)) for i, _ in known],
             [estimate.mean for _, estimate in known],
@@ -126,26 +147,22 @@ def _save_bars(
             label=choice or None,
         )
     axes.set_xticks(range(len(clusters)), list(clusters), fontsize="x-small")
-    axes.set(title=measure)
-    linear = any(word in measure for word in _ON_A_LINEAR_SCALE)
-    if not linear and _any_number(summary, measure):
-        axes.set_yscale("log")
-    if any(choices):
-        axes.legend(title=compared, fontsize="small")
-    path = folder / f"{layout.name}_{measure.removeprefix('test_')}.png"
-    figure.savefig(path, dpi=120)
-    return path
 
 
-def _clusters(
+def _panels(
     layout: Layout, summary: Summary, compared: str, varies: Sequence[str], measure: str
-) -> dict[str, dict[str, Estimate]]:
-    clusters: dict[str, dict[str, Estimate]] = {}
+) -> dict[str, Clusters]:
+    has_functions = "function" in varies
+    panels: dict[str, Clusters] = {}
     for group, estimates in summary.items():
         cells = dict(zip(layout.groups, group, strict=True))
-        label = "\n".join(_shown(cells[key]) for key in varies if key != compared)
+        rest = [key for key in varies if key not in (compared, "function")]
+        title = ", ".join(f"{key} {_shown(cells[key])}" for key in rest) if has_functions else ""
+        below = ["function"] if has_functions else rest
+        label = "\n".join(_shown(cells[key]) for key in below)
+        clusters = panels.setdefault(title, {})
         clusters.setdefault(label, {})[_shown(cells.get(compared, ""))] = estimates[measure]
-    return clusters
+    return panels
 
 
 def _any_number(summary: Summary, measure: str) -> bool:

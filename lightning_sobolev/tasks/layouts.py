@@ -137,9 +137,7 @@ FORCES = Layout(
         "seconds": "metric:seconds_fit",
     },
 )
-_BY_NAME = {
-    layout.name: layout for layout in (REGRESSION, SYNTHETIC_GRADIENTS, FINANCE, FORCES)
-}
+_BY_NAME = {layout.name: layout for layout in (REGRESSION, SYNTHETIC_GRADIENTS, FINANCE, FORCES)}
 
 
 def layout_of_runs(runs: Sequence[StoredRun]) -> Layout:

@@ -81,7 +81,7 @@ def mlp(
 
 @torch.no_grad()
 def _begin_sines(net: nn.Sequential, frequency: float) -> None:
-    """Draw weights so that what enters every later sine is spread as a standard normal."""
+    """Draw weights that bring a standard normal to every later sine, apart from its bias."""
     linear = [layer for layer in net if isinstance(layer, nn.Linear)]
     for number, layer in enumerate(linear):
         inputs = layer.in_features

@@ -1,4 +1,4 @@
-"""Optimizers of the experiments: a learning rate that falls to zero in known time, or a line search.
+"""Optimizers of the experiments: a rate that falls to zero in known time, or a line search.
 
 Any other optimizer works with the plugin just as well; these are what a word in a configuration
 names.

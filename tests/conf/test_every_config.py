@@ -20,7 +20,8 @@ ALL = sorted(path.relative_to(CONF).with_suffix("") for path in CONF.glob("**/*.
 FILES = [
     file
     for file in ALL
-    if str(file) not in ("train_teacher", "benchmark", "peers") and str(file.parent) != "teacher_training"
+    if str(file) not in ("train_teacher", "benchmark", "peers")
+    and str(file.parent) != "teacher_training"
 ]
 # Files that only make sense in one experiment; the others are tried in the cheapest one.
 HOMES = {
@@ -106,6 +107,7 @@ def test_without_derivatives_only_the_callback_is_gone(tmp_path):
     without = composed(["+experiment=distill_pong", "sobolev=none"], tmp_path)
     assert with_terms.sobolev.callback is not None
     with_terms.sobolev.callback = None
+    with_terms.sobolev.order = "0"  # says the same
     assert with_terms == without
 
 
@@ -135,3 +137,24 @@ def test_actions_are_those_of_the_game(game, tmp_path):
     merged = [{names[action] for action in group} for group in cfg.env.same_actions]
     pong = [{"NOOP", "FIRE"}, {"RIGHT", "RIGHTFIRE"}, {"LEFT", "LEFTFIRE"}]
     assert merged == {"pong": pong, "breakout": [{"NOOP", "FIRE"}], "space_invaders": []}[game]
+
+
+@pytest.mark.parametrize("file", sorted((CONF / "sobolev").glob("*.yaml")), ids=lambda f: f.stem)
+def test_the_order_that_a_choice_states_is_that_of_its_terms(file, tmp_path):
+    cfg = composed(["+experiment=regression", f"sobolev={file.stem}"], tmp_path)
+    callback = instantiate(cfg.sobolev.callback)
+    assert int(cfg.sobolev.order) == (0 if callback is None else callback.spec.max_order)
+
+
+@pytest.mark.parametrize("budget", ["steps", "time"])
+@pytest.mark.parametrize("sobolev", ["none", "order1", "order2_full"])
+def test_a_line_search_gets_all_points_and_exact_derivatives(sobolev, budget, tmp_path):
+    chosen = ["optimizer=lbfgs", f"budget={budget}", f"sobolev={sobolev}", "num_points=300"]
+    cfg = composed(["+experiment=regression", *chosen], tmp_path)
+    assert instantiate(cfg.data).batch_size == 300
+    module = instantiate(cfg.task.module)
+    assert (module.optimizer, module.max_steps, module.lr) == ("lbfgs", cfg.steps, 1.0)
+    callback = instantiate(cfg.sobolev.callback)
+    assert callback is None or all(
+        term.num_projections is None or term.order == 1 for term in callback.spec.terms
+    )

@@ -6,11 +6,12 @@ import statistics
 import pytest
 from omegaconf import OmegaConf
 
+from lightning_sobolev.tasks import figures
 from lightning_sobolev.tasks.figures import telling_apart
 from lightning_sobolev.tasks.history import write_curves
-from lightning_sobolev.tasks.layouts import PONG
+from lightning_sobolev.tasks.layouts import PONG, layout_of_table
 from lightning_sobolev.tasks.report import report
-from lightning_sobolev.tasks.tables import Estimate
+from lightning_sobolev.tasks.tables import Estimate, summarize
 
 
 def store(folder, metrics, config, choices):
@@ -62,6 +63,10 @@ def store_regression(root):
             "dim": 2,
             "num_points": points,
             "model": {"activation": "relu"},
+            "optimizer": "adam",
+            "budget": "steps",
+            "sobolev": {"order": "0" if sobolev == "none" else "1"},
+            "lr": 1e-3 if sobolev == "none" else 3e-3,
         }
         store(root / str(number), metrics, config, {"model": "mlp", "sobolev": sobolev})
 
@@ -90,9 +95,39 @@ def test_regression_table_has_the_agreed_columns(tmp_path):
     report(tmp_path)
     lines = read(tmp_path / "regression.csv")
     assert list(lines[0]) == [
-        *("function", "dim", "num_points", "activation", "sobolev", "seed"),
+        *("function", "dim", "num_points", "activation", "optimizer", "budget", "order"),
+        *("sobolev", "seed", "lr"),
         *("test_value_nmse", "test_derivative_nmse", "seconds"),
     ]
+
+
+def test_orders_with_rates_of_their_own_are_compared(tmp_path):
+    store_regression(tmp_path)
+    report(tmp_path)
+    text = (tmp_path / "regression.md").read_text()
+    assert "| num_points | sobolev | test_value_nmse | test_derivative_nmse |" in text
+    assert "| 100 | order1 | 1 | 1 |" in text
+
+
+def test_functions_are_clusters_and_other_settings_panels(tmp_path):
+    columns = ["function", "num_points", "order", "sobolev", "seed", "test_value_nmse"]
+    layout = layout_of_table(tmp_path / "regression.csv", columns)
+    records = [
+        dict(zip(columns, (function, points, order, sobolev, 0, 0.5), strict=True))
+        for function in ("ackley", "booth")
+        for points in (20, 100)
+        for order, sobolev in ((0, "none"), (1, "order1"))
+    ]
+    summary = summarize(layout, records)
+    varies = telling_apart(layout, summary)
+    assert varies == ["function", "num_points", "sobolev"]
+    panels = figures._panels(layout, summary, "sobolev", varies, "test_value_nmse")
+    assert list(panels) == ["num_points 20", "num_points 100"]
+    for clusters in panels.values():
+        assert {name: list(bars) for name, bars in clusters.items()} == {
+            "ackley": ["none", "order1"],
+            "booth": ["none", "order1"],
+        }
 
 
 def test_averages_are_those_over_seeds(tmp_path):

@@ -58,10 +58,21 @@ def test_regression_leaves_numbers_curves_surface_and_checkpoint(composed):
     assert (folder / "curves.png").is_file()
 
 
-@pytest.mark.parametrize("sobolev", ["order1_full", "order2"])
+@pytest.mark.parametrize("sobolev", ["order1_full", "order2", "order2_full"])
 def test_every_choice_of_terms_trains(composed, sobolev):
     metrics = run(composed(*REGRESSION, "model.activation=tanh", f"sobolev={sobolev}"))
     assert metrics["train/sobolev/total"] > 0
+
+
+@pytest.mark.parametrize("sobolev", ["none", "order2_full"])
+def test_a_line_search_is_a_word_of_the_configuration(composed, sobolev):
+    chosen = ("optimizer=lbfgs", "steps=2", "log_every=1", f"sobolev={sobolev}")
+    cfg = composed(*REGRESSION, *chosen, "model.activation=tanh")
+    metrics = run(cfg)
+    assert metrics["steps"] == 2
+    curve = read_curves(Path(cfg.run_dir) / "curves.csv")["train/loss"]
+    assert [step for step, _, _ in curve] == [1, 2]
+    assert curve[1][2] < curve[0][2]
 
 
 def test_stored_surface_is_the_network_in_the_functions_units(composed):
