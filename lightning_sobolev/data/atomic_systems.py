@@ -130,10 +130,10 @@ def simulate(system: AtomicSystem, num_frames: int, *, seed: int) -> Frames:
     if num_frames < 1:
         raise ValueError(f"num_frames must be at least 1, got {num_frames}")
     units, langevin = _needed("ase.units", "ase"), _needed("ase.md.langevin", "ase")
-    velocities = _needed("ase.md.velocitydistribution", "ase")
     random = np.random.RandomState(seed)
     atoms = system.build()
-    velocities.MaxwellBoltzmannDistribution(atoms, temperature_K=system.temperature, rng=random)
+    spread = np.sqrt(atoms.get_masses() * units.kB * system.temperature)
+    atoms.set_momenta(random.standard_normal((len(atoms), 3)) * spread[:, None])
     dynamics = langevin.Langevin(
         atoms,
         system.time_step * units.fs,

@@ -1,7 +1,7 @@
 """A call on a basket of correlated assets: simulated payoffs with their pathwise derivatives.
 
 Interest is zero and every asset costs 100 today. A *state* is the vector of asset prices at the
-horizon; the call's value there is what is to be learned, and one simulated payoff is a label for it.
+horizon; the call's value there is what is to be learned, and a simulated payoff is a label for it.
 """
 
 from dataclasses import dataclass
@@ -88,6 +88,9 @@ class BasketCall:
         Args:
             count: How many.
             generator: Of the random numbers.
+
+        Returns:
+            The states.
         """
         noise = torch.randn(count, len(self.weights), generator=generator, dtype=torch.float64)
         today = torch.full_like(noise, TODAY)
@@ -99,7 +102,7 @@ class BasketCall:
         r"""Simulate one path from every state to expiry.
 
         The pathwise derivative of :math:`\max(B_T - K, 0)` is
-        :math:`1[B_T > K]\, w_i\, \partial S_{T,i} / \partial S_i`; it has the delta as its mean, since
+        :math:`1[B_T > K]\, w_i\, \partial S_{T,i} / \partial S_i`; its mean is the delta, since
         the payoff is continuous.
 
         Args:
@@ -149,7 +152,8 @@ class BasketCall:
         moves = self.volatilities * time**0.5 * (noise @ self.factor.T)
         if self.model == "bachelier":
             return start + TODAY * moves
-        return start * torch.exp(moves - 0.5 * self.volatilities.square() * time)
+        moved: Tensor = start * torch.exp(moves - 0.5 * self.volatilities.square() * time)
+        return moved
 
     def _integrated(self, states: Tensor, time: float, paths: int) -> tuple[Tensor, Tensor]:
         sobol = torch.quasirandom.SobolEngine(len(self.weights), scramble=True, seed=0)  # type: ignore[no-untyped-call]
@@ -157,7 +161,7 @@ class BasketCall:
         unit = sobol.draw(paths, dtype=torch.float64).clamp(1e-12, 1 - 1e-12)
         growth = self._moved(torch.ones_like(unit), torch.special.ndtri(unit), time)
         values, deltas = [], []
-        for part in states.split(_CHUNK):
+        for part in torch.split(states, _CHUNK):
             gain = (part * self.weights) @ growth.T - self.strike
             values.append(gain.clamp_min(0).mean(1))
             deltas.append((gain > 0).double() @ growth / paths * self.weights)

@@ -58,7 +58,7 @@ def _write(path: Path, frames: Frames, settings: str) -> None:
 
 def _read(path: Path, settings: str) -> Frames:
     try:
-        with safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
+        with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             columns = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:

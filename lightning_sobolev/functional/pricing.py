@@ -1,6 +1,6 @@
 r"""Closed forms for European calls: the value and its derivative with respect to the underlying.
 
-Interest is zero. ``deviation`` is the standard deviation of what is random between today and expiry:
+Interest is zero. ``deviation`` is the standard deviation of what happens between today and expiry:
 of the price itself under Bachelier, of its logarithm under Black and Scholes.
 
 Source:

@@ -6,6 +6,7 @@ do without count for the plain side.
 """
 
 import copy
+import math
 import time
 import weakref
 from collections.abc import Callable
@@ -50,7 +51,8 @@ class Cost:
     matched_bytes: int
 
     def __str__(self) -> str:
-        times = self.matched_seconds / self.plain_seconds
+        # Under a limit of processor time (ulimit -t) the clock moves in steps longer than a pass.
+        times = self.matched_seconds / self.plain_seconds if self.plain_seconds else math.nan
         memory = self.matched_bytes / self.plain_bytes
         return (
             f"{times:.1f} times the time ({1e3 * self.matched_seconds:.3g} ms instead of "

@@ -1,6 +1,7 @@
 """Fit energies of atoms: an ordinary LightningModule.
 
-Forces are the derivative; a ``SobolevCallback`` with ``wrt`` the positions teaches them from outside.
+Forces are minus the derivative with respect to the positions, the network's input; a
+``SobolevCallback`` teaches them from outside.
 """
 
 import lightning.pytorch as pl
@@ -24,7 +25,7 @@ class ForceFieldModule(pl.LightningModule):
 
     Logs ``train/loss``; ``val/`` and ``test/energy_mae`` (eV) and ``force_mae`` (eV/Å, mean over
     atoms and components). The network's buffers ``shift`` and ``scale`` take the mean and the
-    deviation of the training energies, so that it answers in eV and a checkpoint holds all it needs.
+    deviation of the training energies, so that it answers in eV and a checkpoint holds all of it.
 
     Args:
         net: Maps positions in Å to energies in eV.
@@ -116,9 +117,9 @@ class ForceFieldModule(pl.LightningModule):
     def _align(self) -> None:
         if self.energy_weight == 0:
             table = self._data().training_points().columns
-            positions = table["positions"].to(self.device).split(256)
+            positions = table["positions"].to(self.device)
             with torch.no_grad():
-                energies = torch.cat([self.net(part) for part in positions])
+                energies = torch.cat([self.net(part) for part in torch.split(positions, 256)])
             self.net.shift += (table["energy"].to(self.device) - energies).mean()
 
     def _data(self) -> ForcesDataModule:

@@ -128,7 +128,38 @@ DECOUPLING = Layout(
         "",
     ),
 )
-_BY_NAME = {layout.name: layout for layout in (REGRESSION, SYNTHETIC_GRADIENTS)}
+FINANCE = Layout(
+    name="finance",
+    keys={
+        "market": "config:market",
+        "num_samples": "config:num_samples",
+        "sobolev": "choice:sobolev",
+        "seed": "config:seed",
+        "lr": "config:lr",
+    },
+    measures={
+        "test_price_rmse": "metric:test/price_rmse",
+        "test_delta_rmse": "metric:test/delta_rmse",
+        "seconds": "metric:seconds_fit",
+    },
+)
+FORCES = Layout(
+    name="forces",
+    keys={
+        "system": "config:system",
+        "num_frames": "config:num_frames",
+        "energy_weight": "config:energy_weight",
+        "sobolev": "choice:sobolev",
+        "seed": "config:seed",
+        "lr": "config:lr",
+    },
+    measures={
+        "test_energy_mae": "metric:test/energy_mae",
+        "test_force_mae": "metric:test/force_mae",
+        "seconds": "metric:seconds_fit",
+    },
+)
+_BY_NAME = {layout.name: layout for layout in (REGRESSION, SYNTHETIC_GRADIENTS, FINANCE, FORCES)}
 
 
 def layout_of_runs(runs: Sequence[StoredRun]) -> Layout:

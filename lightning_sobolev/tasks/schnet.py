@@ -38,7 +38,8 @@ class Interaction(nn.Module):
     ) -> Float[Tensor, "batch atoms features"]:
         """Return the new features."""
         messages = self.incoming(atoms)[:, others] * self.filters(waves) * envelope
-        return atoms + self.outgoing(messages.sum(2))
+        updated: Tensor = atoms + self.outgoing(messages.sum(2))
+        return updated
 
 
 class SchNet(nn.Module):
@@ -65,6 +66,9 @@ class SchNet(nn.Module):
 
     shift: Tensor
     scale: Tensor
+    kinds: Tensor
+    others: Tensor
+    centers: Tensor
 
     def __init__(
         self,

@@ -15,13 +15,13 @@ from lightning_sobolev.atari import NatureCNN, make_environments
 from lightning_sobolev.tasks.run import build_trainer
 
 CONF = config_folder()
-# train_teacher.yaml, its group, benchmark.yaml and decouple.yaml stand for themselves and have
+# Scripts of their own: train_teacher.yaml and its group, benchmark, decouple and peers. They have
 # tests of their own.
 ALL = sorted(path.relative_to(CONF).with_suffix("") for path in CONF.glob("**/*.yaml"))
 FILES = [
     file
     for file in ALL
-    if str(file) not in ("train_teacher", "benchmark", "decouple")
+    if str(file) not in ("train_teacher", "benchmark", "decouple", "peers")
     and str(file.parent) != "teacher_training"
 ]
 # Files that only make sense in one experiment; the others are tried in the cheapest one.
@@ -46,6 +46,12 @@ HOMES = {
     "model/image_resnet": "synthetic_gradients",
     "model/small_cnn": "distill_pong",
     "model/nature_cnn": "distill_pong",
+    "data/basket": "finance",
+    "task/pricing": "finance",
+    "data/forces": "forces",
+    "task/forces": "forces",
+    "model/schnet": "forces",
+    "teacher/morse": "forces",
 }
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

@@ -11,9 +11,13 @@ import torch
 from lightning_sobolev import BatchTeacher, SobolevCallback, SobolevSpec, SobolevTerm
 from lightning_sobolev.data.batches import ShuffledRows, Table, TableLoader
 from lightning_sobolev.tasks.networks import mlp
-from lightning_sobolev.tasks.peers.packages import Predict, fit_gradient_kriging, fit_jenn
+from lightning_sobolev.tasks.peers.packages import (
+    Predict,
+    fit_gradient_kriging,
+    fit_jenn,
+    fit_kriging,
+)
 from lightning_sobolev.tasks.peers.packages import Table as Columns
-from lightning_sobolev.tasks.peers.packages import fit_kriging
 from lightning_sobolev.tasks.regression import RegressionModule
 
 Fit = Callable[[Columns, int, float], Predict]
@@ -26,7 +30,7 @@ class StopAfter(pl.Callback):
     """Ends a training when it has used up its processor time.
 
     Args:
-        seconds: Of this process, from the beginning of the fit.
+        seconds: Of this thread, from the beginning of the fit.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -36,14 +40,14 @@ class StopAfter(pl.Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Start the clock."""
         del trainer, pl_module, stage
-        self._started = time.process_time()
+        self._started = time.thread_time()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any
     ) -> None:
         """Look at the clock."""
         del pl_module
-        if time.process_time() - self._started >= self.seconds:
+        if time.thread_time() - self._started >= self.seconds:
             trainer.should_stop = True
 
 

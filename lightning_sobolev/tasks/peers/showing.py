@@ -8,7 +8,7 @@ from typing import Any
 from lightning_sobolev.tasks.records import Record
 from lightning_sobolev.tasks.tables import Estimate, line_of
 
-_SIGNS = {"time": "> {limit:g} s", "memory": "memory", "failed": "failed", "not tried": "–"}
+_SIGNS = {"time": "> {limit:g} s", "memory": "memory", "failed": "failed", "not tried": "not tried"}
 
 
 def write_table(path: Path, records: Sequence[Record], cfg: Any) -> Path:
@@ -25,12 +25,13 @@ def write_table(path: Path, records: Sequence[Record], cfg: Any) -> Path:
     lines = [
         "# peers",
         "",
-        "Test RMSE in deviations of the function over the test points (1 is the score of the mean), "
+        "Test RMSE in deviations of the function over the test points (1: their mean), "
         "mean ± standard error over seeds, and in brackets processor seconds of the fit on one "
         "core; made by `scripts/peers.py`. "
         f"Limits: {cfg.limit_seconds:g} s and {cfg.limit_gib:g} GiB a fit. "
         f"L-BFGS ends after {cfg.budget_seconds:g} s; `order1_jenn_time` after JENN's own time. "
-        "–: not tried, because the method did not finish with fewer points; empty: not measured.",
+        "Not tried: the method, or JENN for its time, did not finish with as many points or fewer; "
+        "empty: not measured.",
     ]
     methods = list(dict.fromkeys(str(record["method"]) for record in records))
     for function in dict.fromkeys(str(record["function"]) for record in records):
@@ -65,8 +66,14 @@ def _predictions(records: Sequence[Record], methods: Sequence[str]) -> list[str]
     """Return a table of the time of predicting by method and number of training points."""
     sizes = sorted({float(record["points"]) for record in records})
     header = ["method", *(f"{size:,.0f} points" for size in sizes)]
-    lines = ["## Predicting 2,000 points", "", "Processor milliseconds, mean over functions, "
-             "numbers of inputs and seeds.", "", line_of(header), line_of(["---"] * len(header))]  # fmt: skip
+    lines = [
+        "## Predicting 2,000 points",
+        "",
+        "Processor milliseconds, mean over functions, numbers of inputs and seeds.",
+        "",
+        line_of(header),
+        line_of(["---"] * len(header)),
+    ]
     for method in methods:
         cells = []
         for size in sizes:
