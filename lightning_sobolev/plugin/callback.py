@@ -23,7 +23,7 @@ from lightning_sobolev.plugin.order import ahead_of_finders
 from lightning_sobolev.plugin.outcome import Reporter
 from lightning_sobolev.plugin.policy import Policy
 from lightning_sobolev.plugin.progress import Progress, sum_over_processes
-from lightning_sobolev.plugin.protect import has_recurrent, sharded_parts
+from lightning_sobolev.plugin.resolving import as_compile_settings, resolve
 from lightning_sobolev.plugin.select import Wrt, parse_wrt
 from lightning_sobolev.readings import Readings
 from lightning_sobolev.spec import SobolevSpec
@@ -41,9 +41,8 @@ class SobolevCallback(Callback):
     is added to the loss it returned (or, under manual optimisation, to the loss it hands to
     ``manual_backward``). Logged are ``train/sobolev/{term}`` and ``train/sobolev/total``.
 
-    Cost: for one order-1 projection about 2 to 3 times a plain step; see
-    :class:`~lightning_sobolev.spec.SobolevTerm`. Assumes that row b of the student's output
-    depends on row b of its input alone.
+    Cost: for one order-1 projection about 2 to 3 times a plain step. Assumes that row b of the
+    student's output depends on row b of its input alone.
 
     Args:
         teacher: Answers with value and derivatives; a module is wrapped in
@@ -112,10 +111,13 @@ class SobolevCallback(Callback):
         self.teacher = checks.as_teacher(teacher, output)
         self.spec = spec
         self.seed = seed
-        self._module, self._wrt, self._output, self._call = module, parse_wrt(wrt), output, call
-        self._engine, self._batch_norm, self._doctor = engine, batch_norm, doctor
-        self._inner_precision, self._non_finite = inner_precision, non_finite
-        self._compile = checks.as_compile_settings(compile, engine)
+        self._module, self._wrt, self._doctor = module, parse_wrt(wrt), doctor
+        self._told: dict[str, Any] = {
+            "teacher": self.teacher, "spec": spec, "module": module, "wrt": self._wrt,
+            "output": output, "call": call, "engine": engine, "batch_norm": batch_norm,
+            "inner_precision": inner_precision, "non_finite": non_finite,
+            "compile": as_compile_settings(compile, engine),
+        }  # fmt: skip
         self._progress = Progress()
         self._policy: Policy | None = None
         self._trainer: Trainer | None = None
@@ -138,58 +140,34 @@ class SobolevCallback(Callback):
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Check what can be checked before any step is made, and shadow the step.
-
-        Not in setup: a model that is built in ``configure_model`` does not exist there yet.
-        """
-        checks.check_modules(pl_module, self.teacher, self._module, self._inner_precision)
-        compiled = checks.is_compiled(pl_module)
-        compile = checks.chosen_compile(self._compile, pl_module, compiled)
+        """Check and shadow the step; in setup, ``configure_model`` has built nothing yet."""
         checks.check_optimizers(trainer, pl_module)
+        checks.check_modules(pl_module, self.teacher, self._module, self._told["inner_precision"])
         if isinstance(self.teacher, NetworkTeacher):
             self.teacher.to(pl_module.device)  # the trainer moves no callback
         self._trainer = trainer
-        is_sharded = bool(sharded_parts(pl_module))
+        policy = self._policy = resolve(trainer, pl_module, **self._told)
         checks.check_weights(
             self.spec,
-            sharded=is_sharded,
-            compiled=compiled or compile is not None,
+            sharded=policy.sharded,
+            compiled=policy.compiled or policy.compile is not None,
             searches=checks.searches_lines(trainer),
         )
-        engine = "func" if compile is not None else self._engine
-        self._policy = Policy(
-            teacher=self.teacher,
-            spec=self.spec,
-            module=self._module,
-            wrt=self._wrt,
-            output=self._output,
-            call=self._call,
-            engine="tape" if engine == "auto" else engine,
-            batch_norm=self._batch_norm,
-            compiled=compiled,
-            inner_precision=self._inner_precision,
-            mixed_step=trainer.precision == self._inner_precision,
-            non_finite=self._non_finite,
-            recurrent=has_recurrent(pl_module),
-            sharded=is_sharded,
-            half="16" in str(trainer.precision),
-            compile=compile,
-        )
-        self._compiler = Compiler(pl_module, self._policy) if compile is not None else None
-        found = findings.scan(self._student(pl_module), self._policy)
-        findings.report(found, self._policy, chosen=self._engine == "auto")
+        self._compiler = None if policy.compile is None else Compiler(pl_module, policy)
+        student = pl_module if self._module is None else pl_module.get_submodule(self._module)
+        found = findings.scan(student, policy)
+        findings.report(found, policy, chosen=self._told["engine"] == "auto")
         self._examined = not self._doctor
         step.install(pl_module, self)
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Remember where a step began that may be broken off or evaluated again."""
+        """Remember where a step begins, and look at the last one's numbers."""
         self._readings.flush()
         self._progress.begin_batch(trainer)
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look at the last step's numbers."""
         self._readings.flush()
 
     @override
@@ -238,9 +216,8 @@ class SobolevCallback(Callback):
         draws = Draws(self.seed, module.global_rank, number)
         global_step = self._trainer.global_step if self._trainer is not None else 0
         weights = {term.key: term.weight_at(global_step) for term in self.spec.terms}
-        compiled = None
-        if self._compiler is not None:
-            compiled = StepCompiler(self._compiler, self._policy, draws, weights)
+        compiler = self._compiler
+        compiled = compiler and StepCompiler(compiler, self._policy, draws, weights)
         finish = partial(self._finish, module, draws, weights, compiled)
         return StepPart(module, self._policy, draws, finish, batch, compiled)
 
@@ -255,16 +232,16 @@ class SobolevCallback(Callback):
         value_loss: Tensor,
     ) -> Tensor:
         assert self._policy is not None
-        step, read = self._trainer.global_step if self._trainer is not None else 0, self._readings
+        number = self._trainer.global_step if self._trainer is not None else 0
         with torch.autocast(seen[0].x.device.type, enabled=False):
             # What cannot be evaluated says so itself, before the doctor looks at it.
             outcome = evaluate(
                 seen, batch, self._policy, draws, weights, self._progress.scales,
-                sum_over_processes, read.later, compiled,
+                sum_over_processes, self._readings.later, compiled,
             )  # fmt: skip
             scaled = getattr(getattr(self._trainer, "precision_plugin", None), "scaler", None)
             self._reporter.check_finite(
-                outcome, seen, step, scaled=scaled is not None,
+                outcome, seen, number, scaled=scaled is not None,
                 evaluation=self._progress.evaluations,
             )  # fmt: skip
             if not self._examined:
@@ -273,7 +250,7 @@ class SobolevCallback(Callback):
                     self._meter.keep(seen[0], batch, draws)
                 self._examined = True
             weights = self._progress.balance.weights(
-                outcome.terms, self.spec.terms, step, value_loss,
+                outcome.terms, self.spec.terms, number, value_loss,
                 module.parameters, sum_over_processes,
             )  # fmt: skip
         loss = attached(seen)
@@ -282,9 +259,6 @@ class SobolevCallback(Callback):
             loss = loss + weighted_sum(outcome.terms, weights)
         self._reporter.log(module, outcome, seen[0].size)
         return loss
-
-    def _student(self, module: LightningModule) -> nn.Module:
-        return module if self._module is None else module.get_submodule(self._module)
 
     def _leave(self, module: LightningModule) -> None:
         step.uninstall(module, self)

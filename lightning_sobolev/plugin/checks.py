@@ -10,8 +10,6 @@ from lightning_sobolev import _paths
 from lightning_sobolev._types import Teacher
 from lightning_sobolev.balance import Balanced
 from lightning_sobolev.functional.precision import InnerPrecision
-from lightning_sobolev.plugin.compiling import CompileSettings
-from lightning_sobolev.plugin.precision import half_state
 from lightning_sobolev.spec import SobolevSpec
 from lightning_sobolev.teachers import NetworkTeacher
 
@@ -184,55 +182,3 @@ def is_compiled(module: nn.Module) -> bool:
         hasattr(part, "_orig_mod") or part._compiled_call_impl is not None
         for part in module.modules()
     )
-
-
-def as_compile_settings(
-    compile: CompileSettings | bool | None, engine: str
-) -> CompileSettings | bool:
-    """Check ``compile``.
-
-    Args:
-        compile: As a callback got it.
-        engine: The engine that was asked for.
-
-    Returns:
-        Settings; False for never; True for "if the module is compiled".
-
-    Raises:
-        ValueError: If it is none of its choices, or the engine cannot be compiled.
-    """
-    if compile is None:
-        return engine == "func"
-    if not isinstance(compile, bool | CompileSettings):
-        raise ValueError(f"compile must be True, False or CompileSettings, got {compile!r}")
-    if compile and engine == "tape":
-        raise ValueError("compile needs engine='func' or 'auto', got engine='tape'")
-    return CompileSettings() if compile is True else compile
-
-
-def chosen_compile(
-    asked: CompileSettings | bool, module: nn.Module, compiled: bool
-) -> CompileSettings | None:
-    """Say how this module's call is compiled.
-
-    Args:
-        asked: From :func:`as_compile_settings`.
-        module: The LightningModule.
-        compiled: Whether something in it is.
-
-    Returns:
-        Settings, or None for not at all.
-
-    Raises:
-        ValueError: If it is to be compiled and has parameters in half precision.
-    """
-    if isinstance(asked, bool):
-        asked_for = CompileSettings() if asked and compiled else None
-    else:
-        asked_for = asked
-    if asked_for is not None and half_state(module):
-        raise ValueError(
-            "compile needs parameters in at least float32, got half-precision ones; "
-            "Trainer(precision='bf16-mixed') keeps them"
-        )
-    return asked_for

@@ -23,9 +23,10 @@ from torch.utils._pytree import tree_map_only
 from lightning_sobolev import _paths
 from lightning_sobolev.draws import Draws
 from lightning_sobolev.objective import RunningScales, weighted_sum
-from lightning_sobolev.plugin.matching import evaluate, make_probe
+from lightning_sobolev.plugin.matching import evaluate
 from lightning_sobolev.plugin.observation import Observation, observed_call
 from lightning_sobolev.plugin.policy import Policy
+from lightning_sobolev.plugin.probing import make_probe
 from lightning_sobolev.plugin.protect import protected, sharded_parts
 from lightning_sobolev.plugin.select import select_output
 

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from lightning_sobolev import _paths
 from lightning_sobolev.draws import Draws
 from lightning_sobolev.objective import projected
-from lightning_sobolev.plugin.matching import make_forward, make_probe
 from lightning_sobolev.plugin.observation import Observation, Probe, observed_call
 from lightning_sobolev.plugin.policy import Policy
+from lightning_sobolev.plugin.probing import make_forward, make_probe
 from lightning_sobolev.plugin.protect import sharded_parts
 from lightning_sobolev.spec import SobolevTerm
 

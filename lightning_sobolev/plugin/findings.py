@@ -110,8 +110,9 @@ def report(findings: list[Finding], policy: Policy, chosen: bool) -> None:
         policy: What is matched and how.
         chosen: Whether the engine was chosen for the user.
     """
-    if chosen:
-        eager = "; compiled parts of the step run eager meanwhile" if policy.compiled else ""
+    if chosen and policy.engine == "tape":
+        text = "compiled parts of the step run eager meanwhile; engine='func' compiles them, too"
+        eager = f"; {text}" if policy.compiled else ""
         rank_zero_info(f"Sobolev: engine='tape', which reuses the step's own forward{eager}")
     if policy.half and policy.inner_precision == "float32":
         rank_zero_info(

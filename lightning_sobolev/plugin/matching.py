@@ -12,15 +12,14 @@ from lightning_sobolev import _paths
 from lightning_sobolev._types import Jet
 from lightning_sobolev.compared import Matched, check_target
 from lightning_sobolev.draws import Draws
-from lightning_sobolev.functional.precision import inner_autocast
 from lightning_sobolev.objective import RunningScales, match, reduced
 from lightning_sobolev.plugin.compiled import StepCompiler
-from lightning_sobolev.plugin.observation import CompiledCall, Observation, Probe
+from lightning_sobolev.plugin.observation import Observation
 from lightning_sobolev.plugin.observe import Observer
 from lightning_sobolev.plugin.outcome import Outcome
 from lightning_sobolev.plugin.policy import Policy
-from lightning_sobolev.plugin.precision import in_single
-from lightning_sobolev.plugin.protect import batch_norm_aside, explained, kept_gathered, protected
+from lightning_sobolev.plugin.probing import make_forward, make_probe
+from lightning_sobolev.plugin.protect import explained, kept_gathered, protected
 from lightning_sobolev.readings import Reader, at_once
 from lightning_sobolev.spec import SobolevTerm
 
@@ -80,55 +79,6 @@ class StepPart:
         """Return the weighted sum of the terms; logs them."""
         with self._observer.paused():
             return self._finish(self._observer.chosen(), batch, value_loss)
-
-
-def make_probe(
-    policy: Policy, draws: Draws, batch: Any = None, compiled: CompiledCall | None = None
-) -> Probe:
-    """Say how the student's call is observed.
-
-    Args:
-        policy: What is matched.
-        draws: Random choices of the step.
-        batch: For teachers that read it and say which tangents they know.
-        compiled: Calls the module by a compiled function.
-
-    Returns:
-        The probe. It pushes tangents through the forward itself when forward mode is all there is.
-    """
-
-    def tangents(x: Tensor) -> Tensor | None:
-        index, teacher = policy.pushed, policy.teacher
-        if index is None:
-            return None
-        is_asked = batch is not None and getattr(teacher, "has_directions", False)
-        target = teacher.at(x.detach(), policy.spec.output_map, batch) if is_asked else None
-        return draws.tangents(index, policy.spec.terms[index], x, target)
-
-    on, precise = policy.spec.output_map, policy.inner_precision == "float32"
-    engine = policy.engine if policy.compile is None else "tape"  # should it not compile
-    return Probe(policy.wrt, policy.output, on, engine, tangents, precise, compiled)
-
-
-def make_forward(module: nn.Module, policy: Policy) -> Callable[..., Any]:
-    """Say how the student is called for the derivative alone, in at least float32.
-
-    Args:
-        module: The observed module; its running statistics stay.
-        policy: Whether batch norms are held in eval mode, and the precision.
-
-    Returns:
-        Calls it. Enters eval mode anew each time: the func engine may call once more later.
-    """
-    call = in_single(module)
-
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        aside = batch_norm_aside(module, evaluate=policy.batch_norm == "eval")
-        with aside, inner_autocast(device, policy.inner_precision):
-            return call(*args, **kwargs)
-
-    device = next((p.device.type for p in module.parameters()), "cpu")
-    return forward
 
 
 def evaluate(

@@ -61,13 +61,27 @@ class ByName(Regressor):
         return self.net(x, scale=2.0)["out"]
 
 
-@pytest.mark.parametrize("kind", TERMS)
-def test_it_trains_as_the_tape_does(kind):
+QUICK = ("rows", "columns")
+
+
+def trains_as_the_tape_does(kind, **options):
     terms = TERMS[kind]
     expected = taught(Regressor(), terms, engine="tape", compile=False)
-    assert_close(taught(Regressor(), terms), expected)
+    assert_close(taught(Regressor(), terms, **options), expected)
 
 
+@pytest.mark.parametrize("kind", QUICK)
+def test_it_trains_as_the_tape_does(kind):
+    trains_as_the_tape_does(kind)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [kind for kind in TERMS if kind not in QUICK])
+def test_so_does_every_term(kind):
+    trains_as_the_tape_does(kind)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [ManualRegressor, SilentSelf, lambda: ByName(Normed().double())])
 @pytest.mark.parametrize("kind", ["rows", "columns"])
 def test_whatever_the_module_looks_like(make, kind):
@@ -91,7 +105,9 @@ def child_in_place():
     return module
 
 
-@pytest.mark.parametrize("make", [whole, child, child_in_place])
+@pytest.mark.parametrize(
+    "make", [whole, *(pytest.param(m, marks=pytest.mark.slow) for m in (child, child_in_place))]
+)
 def test_a_module_that_is_compiled_already_is_compiled_with_its_terms(make, monkeypatch):
     monkeypatch.setattr(CompileSettings, "options", lambda _: TRACED_OPTIONS)
     expected = taught(Regressor(), engine="tape", compile=False)
@@ -103,12 +119,14 @@ def test_a_module_that_is_compiled_already_is_compiled_with_its_terms(make, monk
 TRACED_OPTIONS = {"backend": "aot_eager", "dynamic": False, "fullgraph": True}
 
 
+@pytest.mark.slow
 def test_a_teacher_that_is_a_formula_stays_outside():
     teacher = AnalyticTeacher(lambda x: x[:, :2].sin())
     expected = taught(Regressor(), teacher=teacher, compile=False)
     assert_close(taught(Regressor(), teacher=teacher), expected)
 
 
+@pytest.mark.slow
 def test_dropout_draws_the_masks_of_the_eager_step():
     def net():
         return nn.Sequential(mlp(), nn.Dropout(0.5))
@@ -150,6 +168,7 @@ class Counts(nn.Module):
         return self.body(x) * (1.0 if self.calls > 0 else 0.0)
 
 
+@pytest.mark.slow
 def test_more_graphs_than_shapes_are_said():
     batches = [(torch.ones(4, 3).double(), torch.zeros(4, 2).double())] * 4
     with pytest.warns(UserWarning, match="compile: [0-9]+ graphs for 1 shapes of the input"):
@@ -189,6 +208,7 @@ def test_what_does_not_compile_is_refused_and_says_how_to_go_on():
         taught(Regressor(Prints()))
 
 
+@pytest.mark.slow
 def test_it_falls_back_to_the_tape_only_when_told_to():
     settings = CompileSettings(backend="aot_eager", uncompilable="tape")
     with pytest.warns(UserWarning, match="compile: given up for engine='tape'"):
@@ -224,9 +244,7 @@ def test_parameters_in_half_precision_are_refused():
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", TERMS)
 def test_inductor_trains_as_the_tape_does(kind):
-    terms = TERMS[kind]
-    expected = taught(Regressor(), terms, engine="tape", compile=False)
-    assert_close(taught(Regressor(), terms, compile=True), expected)
+    trains_as_the_tape_does(kind, compile=True)
 
 
 @pytest.mark.slow

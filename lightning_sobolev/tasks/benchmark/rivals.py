@@ -157,9 +157,14 @@ def values_alone(net: Net, teacher: Net, batch: dict[str, Tensor], u: Tensor) ->
 
 def by_vjp(net: Net, teacher: Net, batch: dict[str, Tensor], u: Tensor) -> Tensor:
     """Value and row by torch's transform, which a compiler takes whole."""
-    target, pull = torch.func.vjp(teacher, batch["x"])
-    y, pull_ours = torch.func.vjp(net, batch["x"])
-    return squared(y, target) + squared(pull_ours(u)[0], pull(u)[0])
+    (target, (theirs,)), (y, (ours,)) = (_value_and_row(fn, batch["x"], u) for fn in (teacher, net))
+    return squared(y, target) + squared(ours, theirs)
+
+
+def _value_and_row(fn: Net, x: Tensor, u: Tensor) -> tuple[Tensor, tuple[Tensor]]:
+    found: Any = torch.func.vjp(fn, x)
+    y, pull = found
+    return y, pull(u)
 
 
 class Checkpointed(nn.Module):
