@@ -141,18 +141,11 @@ class SobolevCallback(Callback):
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check and shadow the step; in setup, ``configure_model`` has built nothing yet."""
-        checks.check_optimizers(trainer, pl_module)
         checks.check_modules(pl_module, self.teacher, self._module, self._told["inner_precision"])
         if isinstance(self.teacher, NetworkTeacher):
             self.teacher.to(pl_module.device)  # the trainer moves no callback
         self._trainer = trainer
         policy = self._policy = resolve(trainer, pl_module, **self._told)
-        checks.check_weights(
-            self.spec,
-            sharded=policy.sharded,
-            compiled=policy.compiled or policy.compile is not None,
-            searches=checks.searches_lines(trainer),
-        )
         self._compiler = None if policy.compile is None else Compiler(pl_module, policy)
         student = pl_module if self._module is None else pl_module.get_submodule(self._module)
         found = findings.scan(student, policy)
@@ -214,10 +207,11 @@ class SobolevCallback(Callback):
         assert self._trainer is not None
         number = self._progress.begin_evaluation(self._trainer)
         draws = Draws(self.seed, module.global_rank, number)
-        global_step = self._trainer.global_step if self._trainer is not None else 0
+        global_step = self._trainer.global_step
         weights = {term.key: term.weight_at(global_step) for term in self.spec.terms}
-        compiler = self._compiler
-        compiled = compiler and StepCompiler(compiler, self._policy, draws, weights)
+        compiled = None
+        if self._compiler is not None:
+            compiled = StepCompiler(self._compiler, self._policy, draws, weights)
         finish = partial(self._finish, module, draws, weights, compiled)
         return StepPart(module, self._policy, draws, finish, batch, compiled)
 

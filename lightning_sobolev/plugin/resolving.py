@@ -6,7 +6,12 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
-from lightning_sobolev.plugin.checks import is_compiled
+from lightning_sobolev.plugin.checks import (
+    check_optimizers,
+    check_weights,
+    is_compiled,
+    searches_lines,
+)
 from lightning_sobolev.plugin.compiling import CompileSettings
 from lightning_sobolev.plugin.policy import Policy
 from lightning_sobolev.plugin.precision import half_state
@@ -34,7 +39,8 @@ def resolve(
         The policy.
 
     Raises:
-        ValueError: If the module is to be compiled and has parameters in half precision.
+        ValueError: If the module is to be compiled and has parameters in half precision, or the
+            optimizer or a weight cannot work here.
     """
     compiled = is_compiled(lightning_module)
     chosen = _chosen_compile(compile, lightning_module, compiled)
@@ -44,7 +50,8 @@ def resolve(
             "held against eager numbers on the first batch"
         )
         engine = "func"
-    return Policy(
+    check_optimizers(trainer, lightning_module)
+    policy = Policy(
         engine="tape" if engine == "auto" else engine,
         compiled=compiled,
         mixed_step=trainer.precision == told["inner_precision"],
@@ -54,6 +61,13 @@ def resolve(
         compile=chosen,
         **told,
     )
+    check_weights(
+        policy.spec,
+        sharded=policy.sharded,
+        compiled=compiled or chosen is not None,
+        searches=searches_lines(trainer),
+    )
+    return policy
 
 
 def as_compile_settings(
