@@ -113,6 +113,7 @@ def _save_bars(
         The picture.
     """
     from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
 
     compared = "kind" if "kind" in layout.groups else "sobolev"
     panels = _panels(layout, summary, compared, varies, measure)
@@ -128,7 +129,9 @@ def _save_bars(
         if not linear and _any_number(summary, measure):
             axes.set_yscale("log")
     if any(choices):
-        grid[0].legend(title=compared, fontsize="small")
+        # Not the bars' own labels: the first axes may lack a choice.
+        patches = [Patch(color=f"C{n}", label=choice) for n, choice in enumerate(choices) if choice]
+        grid[0].legend(handles=patches, title=compared, fontsize="small")
     path = folder / f"{layout.name}_{measure.removeprefix('test_')}.png"
     figure.savefig(path, dpi=120)
     return path
@@ -144,7 +147,7 @@ def _draw_clusters(axes: "Axes", clusters: Clusters, choices: Sequence[str]) -> 
             width,
             yerr=[0.0 if math.isnan(e.error) else e.error for _, e in known],
             capsize=2,
-            label=choice or None,
+            color=f"C{number}",
         )
     axes.set_xticks(range(len(clusters)), list(clusters), fontsize="x-small")
 
