@@ -222,9 +222,10 @@ def cells_of(name: str) -> list[list[Cell]]:
     """Return the cells of a study, those that are trained side by side together."""
     if name == "balance":
         every = list(itertools.product(LANDSCAPES, METHODS, range(5)))
-        few, many = ([e for e in every if e[2] < seeds] for seeds in (5, 3))
-        sizes = ((20, few), (100, many))
-        return [[Cell(f, size, m, 0.0, s) for f, m, s in those] for size, those in sizes]
+        sizes = ((20, 5), (100, 3))
+        return [
+            [Cell(f, size, m, 0.0, s) for f, m, s in every if s < seeds] for size, seeds in sizes
+        ]
     seeds = range(3)
     functions, levels = ("booth", "rosenbrock", "styblinski_tang"), (0.0, 0.03, 0.1, 0.3, 1.0)
     plain = itertools.product(functions, ("none",), (0.0,), seeds)
