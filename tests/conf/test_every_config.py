@@ -15,7 +15,8 @@ from lightning_sobolev.atari import NatureCNN, make_environments
 from lightning_sobolev.tasks.run import build_trainer
 
 CONF = config_folder()
-# train_teacher.yaml, its group, benchmark.yaml and peers.yaml stand for themselves and have tests of their own.
+# train_teacher.yaml, its group, benchmark.yaml and peers.yaml stand for themselves; they have tests
+# of their own.
 ALL = sorted(path.relative_to(CONF).with_suffix("") for path in CONF.glob("**/*.yaml"))
 FILES = [
     file
@@ -49,6 +50,7 @@ HOMES = {
     "data/forces": "forces",
     "task/forces": "forces",
     "model/schnet": "forces",
+    "teacher/forces": "forces",
     "teacher/morse": "forces",
 }
 
