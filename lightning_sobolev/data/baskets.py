@@ -149,7 +149,7 @@ class BasketCall:
         return self._integrated(states, time, paths)
 
     def _moved(self, start: Tensor, noise: Tensor, time: float) -> Tensor:
-        moves = self.volatilities * time**0.5 * (noise @ self.factor.T)
+        moves: Tensor = self.volatilities * time**0.5 * (noise @ self.factor.T)
         if self.model == "bachelier":
             return start + TODAY * moves
         moved: Tensor = start * torch.exp(moves - 0.5 * self.volatilities.square() * time)

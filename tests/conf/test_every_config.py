@@ -51,6 +51,7 @@ HOMES = {
     "data/forces": "forces",
     "task/forces": "forces",
     "model/schnet": "forces",
+    "teacher/forces": "forces",
     "teacher/morse": "forces",
 }
 
