@@ -1,6 +1,5 @@
 """Sobolev terms for any LightningModule, by a callback."""
 
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -20,10 +19,10 @@ from lightning_sobolev.plugin.matching import StepPart, attached, evaluate
 from lightning_sobolev.plugin.observation import Observation
 from lightning_sobolev.plugin.observe import Call
 from lightning_sobolev.plugin.order import ahead_of_finders
-from lightning_sobolev.plugin.outcome import Reporter
+from lightning_sobolev.plugin.outcome import Outcome, Reporter
 from lightning_sobolev.plugin.policy import Policy
 from lightning_sobolev.plugin.progress import Progress, sum_over_processes
-from lightning_sobolev.plugin.resolving import as_compile_settings, resolve
+from lightning_sobolev.plugin.resolving import checked_options, resolve
 from lightning_sobolev.plugin.select import Wrt, parse_wrt
 from lightning_sobolev.readings import Readings
 from lightning_sobolev.spec import SobolevSpec
@@ -65,9 +64,8 @@ class SobolevCallback(Callback):
             step's own forward, with its digits. ``"bf16-mixed"``: under bfloat16 autocast, in a
             second forward unless the step runs so. The teacher keeps its own precision.
         seed: Seed of the projections; ranks differ, resumed runs continue.
-        doctor: Whether to check, before the first update, that the parameter gradient of the
-            terms agrees with finite differences on this very student, and to measure behind it
-            what they cost (time and memory, see ``cost``).
+        doctor: Whether to check, before the first update, that the terms' parameter gradient agrees
+            with finite differences on this very student, and to measure ``cost`` behind it.
         non_finite: ``"raise"`` refuses a teacher's answer with NaN or Inf; ``"skip"`` leaves such
             rows out of the term, counts them in the log, and says so once.
         compile: Compiles the student's call together with derivatives and terms (``engine="func"``,
@@ -101,23 +99,14 @@ class SobolevCallback(Callback):
         compile: CompileSettings | bool | None = None,
     ) -> None:
         super().__init__()
-        spec = SobolevSpec() if spec is None else spec
-        if not isinstance(spec, SobolevSpec):
-            raise ValueError(f"spec must be a SobolevSpec, got {type(spec).__name__}")
-        checks.check_choices(
-            call=call, engine=engine, batch_norm=batch_norm, non_finite=non_finite,
-            inner_precision=inner_precision,
+        self._told = checked_options(
+            teacher, spec, engine, compile, module=module, wrt=parse_wrt(wrt), output=output,
+            call=call, batch_norm=batch_norm, inner_precision=inner_precision,
+            non_finite=non_finite,
         )  # fmt: skip
-        self.teacher = checks.as_teacher(teacher, output)
-        self.spec = spec
-        self.seed = seed
-        self._module, self._wrt, self._doctor = module, parse_wrt(wrt), doctor
-        self._told: dict[str, Any] = {
-            "teacher": self.teacher, "spec": spec, "module": module, "wrt": self._wrt,
-            "output": output, "call": call, "engine": engine, "batch_norm": batch_norm,
-            "inner_precision": inner_precision, "non_finite": non_finite,
-            "compile": as_compile_settings(compile, engine),
-        }  # fmt: skip
+        self.teacher: Teacher = self._told["teacher"]
+        self.spec: SobolevSpec = self._told["spec"]
+        self.seed, self._doctor = seed, doctor
         self._progress = Progress()
         self._policy: Policy | None = None
         self._trainer: Trainer | None = None
@@ -129,7 +118,7 @@ class SobolevCallback(Callback):
     @property
     @override
     def state_key(self) -> str:
-        return self._generate_state_key(module=self._module, wrt=self._wrt)
+        return self._generate_state_key(module=self._told["module"], wrt=self._told["wrt"])
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -141,14 +130,14 @@ class SobolevCallback(Callback):
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check and shadow the step; in setup, ``configure_model`` has built nothing yet."""
-        checks.check_modules(pl_module, self.teacher, self._module, self._told["inner_precision"])
+        name = self._told["module"]
+        checks.check_modules(pl_module, self.teacher, name, self._told["inner_precision"])
         if isinstance(self.teacher, NetworkTeacher):
             self.teacher.to(pl_module.device)  # the trainer moves no callback
         self._trainer = trainer
         policy = self._policy = resolve(trainer, pl_module, **self._told)
         self._compiler = None if policy.compile is None else Compiler(pl_module, policy)
-        student = pl_module if self._module is None else pl_module.get_submodule(self._module)
-        found = findings.scan(student, policy)
+        found = findings.scan(pl_module if name is None else pl_module.get_submodule(name), policy)
         findings.report(found, policy, chosen=self._told["engine"] == "auto")
         self._examined = not self._doctor
         step.install(pl_module, self)
@@ -212,47 +201,48 @@ class SobolevCallback(Callback):
         compiled = None
         if self._compiler is not None:
             compiled = StepCompiler(self._compiler, self._policy, draws, weights)
-        finish = partial(self._finish, module, draws, weights, compiled)
+
+        def finish(seen: list[Observation], batch: Any, value_loss: Tensor) -> Tensor:
+            outcome = self._evaluated(seen, batch, draws, weights, compiled)
+            return self._finish(module, seen, outcome, value_loss)
+
         return StepPart(module, self._policy, draws, finish, batch, compiled)
 
-    def _finish(
+    def _evaluated(
         self,
-        module: LightningModule,
+        seen: list[Observation],
+        batch: Any,
         draws: Draws,
         weights: dict[str, float],
         compiled: StepCompiler | None,
-        seen: list[Observation],
-        batch: Any,
-        value_loss: Tensor,
-    ) -> Tensor:
+    ) -> Outcome:
         assert self._policy is not None
-        number = self._trainer.global_step if self._trainer is not None else 0
         with torch.autocast(seen[0].x.device.type, enabled=False):
             # What cannot be evaluated says so itself, before the doctor looks at it.
             outcome = evaluate(
                 seen, batch, self._policy, draws, weights, self._progress.scales,
                 sum_over_processes, self._readings.later, compiled,
             )  # fmt: skip
-            scaled = getattr(getattr(self._trainer, "precision_plugin", None), "scaler", None)
-            self._reporter.check_finite(
-                outcome, seen, number, scaled=scaled is not None,
-                evaluation=self._progress.evaluations,
-            )  # fmt: skip
+            self._reporter.check_finite(outcome, seen, self._trainer, self._progress.evaluations)
             if not self._examined:
                 doctor.examine(seen[0], self._policy, draws)
                 if compiled is None:  # a copy would have to be compiled, too
                     self._meter.keep(seen[0], batch, draws)
                 self._examined = True
-            weights = self._progress.balance.weights(
-                outcome.terms, self.spec.terms, number, value_loss,
-                module.parameters, sum_over_processes,
-            )  # fmt: skip
-        loss = attached(seen)
+        return outcome
+
+    def _finish(
+        self, module: LightningModule, seen: list[Observation], outcome: Outcome, value_loss: Tensor
+    ) -> Tensor:
+        assert self._trainer is not None
+        weights = self._progress.balance.weights(
+            outcome.terms, self.spec.terms, self._trainer.global_step, value_loss,
+            module.parameters, sum_over_processes,
+        )  # fmt: skip
         self._reporter.log_weights(module, self.spec, weights, seen[0].size)
-        if outcome.terms:
-            loss = loss + weighted_sum(outcome.terms, weights)
         self._reporter.log(module, outcome, seen[0].size)
-        return loss
+        loss = attached(seen)
+        return loss + weighted_sum(outcome.terms, weights) if outcome.terms else loss
 
     def _leave(self, module: LightningModule) -> None:
         step.uninstall(module, self)

@@ -5,7 +5,7 @@ import warnings
 from dataclasses import dataclass, field
 from functools import partial
 
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from lightning_sobolev.balance import Balanced
@@ -98,10 +98,8 @@ class Reporter:
         self,
         outcome: Outcome,
         seen: list[Observation],
-        step: int,
-        *,
-        scaled: bool,
-        evaluation: int = 1,
+        trainer: Trainer | None,
+        evaluation: int,
     ) -> None:
         """Refuse terms that are not numbers.
 
@@ -111,8 +109,8 @@ class Reporter:
         Args:
             outcome: The terms.
             seen: The observed calls, to tell where it began.
-            step: Number of the step, for the message.
-            scaled: Whether a gradient scaler skips such steps itself; then it is only said.
+            trainer: Knows the step, and whether a gradient scaler skips such steps itself; then it
+                is only said.
             evaluation: How often the step's closure has been called, this time included.
 
         Raises:
@@ -120,6 +118,8 @@ class Reporter:
         """
         # The targets are finite: they were checked when they came.
         outputs = [observation.y.detach() for observation in seen]
+        step = 0 if trainer is None else trainer.global_step
+        scaled = getattr(getattr(trainer, "precision_plugin", None), "scaler", None) is not None
         # No line search comes back from NaN: torch's own goes on and sets every weight to it.
         trial = "" if evaluation == 1 else f", evaluation {evaluation} of its closure ({_TRIAL})"
         for key, value in outcome.terms.items():

@@ -7,6 +7,8 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
 from lightning_sobolev.plugin.checks import (
+    as_teacher,
+    check_choices,
     check_optimizers,
     check_weights,
     is_compiled,
@@ -16,6 +18,7 @@ from lightning_sobolev.plugin.compiling import CompileSettings
 from lightning_sobolev.plugin.policy import Policy
 from lightning_sobolev.plugin.precision import half_state
 from lightning_sobolev.plugin.protect import has_recurrent, sharded_parts
+from lightning_sobolev.spec import SobolevSpec
 
 
 def resolve(
@@ -32,7 +35,7 @@ def resolve(
         trainer: Knows the precision.
         lightning_module: On its device.
         engine: ``"auto"``, ``"tape"`` or ``"func"``.
-        compile: From :func:`as_compile_settings`.
+        compile: Settings; False for never; True for "if the module is compiled".
         **told: The other fields of a policy that were told.
 
     Returns:
@@ -51,40 +54,65 @@ def resolve(
         )
         engine = "func"
     check_optimizers(trainer, lightning_module)
-    policy = Policy(
+    is_sharded = bool(sharded_parts(lightning_module))
+    check_weights(
+        told["spec"],
+        sharded=is_sharded,
+        compiled=compiled or chosen is not None,
+        searches=searches_lines(trainer),
+    )
+    return Policy(
         engine="tape" if engine == "auto" else engine,
         compiled=compiled,
         mixed_step=trainer.precision == told["inner_precision"],
         recurrent=has_recurrent(lightning_module),
-        sharded=bool(sharded_parts(lightning_module)),
+        sharded=is_sharded,
         half="16" in str(trainer.precision),
         compile=chosen,
         **told,
     )
-    check_weights(
-        policy.spec,
-        sharded=policy.sharded,
-        compiled=compiled or chosen is not None,
-        searches=searches_lines(trainer),
-    )
-    return policy
 
 
-def as_compile_settings(
-    compile: CompileSettings | bool | None, engine: str
-) -> CompileSettings | bool:
-    """Check ``compile``.
+def checked_options(
+    teacher: object,
+    spec: SobolevSpec | None,
+    engine: str,
+    compile: CompileSettings | bool | None,
+    **told: Any,
+) -> dict[str, Any]:
+    """Check what a callback is told, before there is a trainer.
 
     Args:
-        compile: As a callback got it.
-        engine: The engine that was asked for.
+        teacher: A teacher or a module.
+        spec: What is matched.
+        engine: ``"auto"``, ``"tape"`` or ``"func"``.
+        compile: Whether the student's call is compiled.
+        **told: The other fields of a policy.
 
     Returns:
-        Settings; False for never; True for "if the module is compiled".
+        What :func:`resolve` takes.
 
     Raises:
-        ValueError: If it is none of its choices, or the engine cannot be compiled.
+        ValueError: If an option is none of its choices.
     """
+    spec = SobolevSpec() if spec is None else spec
+    if not isinstance(spec, SobolevSpec):
+        raise ValueError(f"spec must be a SobolevSpec, got {type(spec).__name__}")
+    words = ("call", "batch_norm", "non_finite", "inner_precision")
+    check_choices(engine=engine, **{name: told[name] for name in words})
+    return {
+        **told,
+        "teacher": as_teacher(teacher, told["output"]),
+        "spec": spec,
+        "engine": engine,
+        "compile": _as_compile_settings(compile, engine),
+    }
+
+
+def _as_compile_settings(
+    compile: CompileSettings | bool | None, engine: str
+) -> CompileSettings | bool:
+    """Return settings; False for never; True for "if the module is compiled"."""
     if compile is None:
         return engine == "func"
     if not isinstance(compile, bool | CompileSettings):
