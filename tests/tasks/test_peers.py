@@ -112,7 +112,7 @@ def test_more_points_are_not_tried_where_fewer_were_too_many(tmp_path, monkeypat
     slow = fake(calls, lambda _, method: "time" if method == "jenn" else None)
     monkeypatch.setattr(running, "measure_apart", slow)
     path = run_peers(settings(tmp_path, "seeds=[0]", "limit_seconds=9"))
-    assert calls == [(20, "jenn", 10)]
+    assert calls == [(20, "jenn", 3)]
     with (tmp_path / "peers.csv").open() as file:
         outcomes = [row["outcome"] for row in csv.DictReader(file)]
     assert outcomes == ["time", "not tried", "not tried", "not tried"]
