@@ -20,7 +20,7 @@ MATCHING = Matching(normalize="target")
 
 
 def optimize(module, is_model):
-    return Part(module, torch.optim.SGD(module.parameters(), lr=0.05 if is_model else 0.1))
+    return Part(module, torch.optim.SGD(module.parameters(), lr=0.002 if is_model else 0.1))
 
 
 class Deadly(nn.Module):

@@ -47,7 +47,11 @@ def test_the_error_falls_with_the_square_of_the_step(rand):
     assert 3.9 < errors[0] / errors[1] < 4.1
 
 
-@pytest.mark.parametrize("name", sorted(set(LANDSCAPES) - {"bukin_n6"}))
+# Those with kinks or ripples are not smooth on the scale of a step.
+RUGGED = {"bukin_n6", "cross_in_tray", "eggholder", "griewank"}
+
+
+@pytest.mark.parametrize("name", sorted(set(LANDSCAPES) - RUGGED))
 def test_the_stated_error_is_of_the_size_of_the_true_one(name, rand):
     f = landscape(name)
     low, high = torch.tensor(f.bounds()).T
