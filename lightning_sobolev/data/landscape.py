@@ -1,14 +1,14 @@
 """Points of a classical test function with exact values and gradients."""
 
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
-import lightning.pytorch as pl
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lightning_sobolev.data.batches import OrderedRows, ShuffledRows, Table, TableLoader
+from lightning_sobolev.data.batches import Table
+from lightning_sobolev.data.table_module import TableDataModule
 from lightning_sobolev.functional.landscapes import Landscape, landscape
 
 
@@ -78,7 +78,7 @@ class Standardization:
         return dydx * self.y_std / self.x_std
 
 
-class LandscapeDataModule(pl.LightningDataModule):
+class LandscapeDataModule(TableDataModule):
     """Random training points and many test points of one test function.
 
     A batch is ``{"x": [batch, dim], "y": [batch], "dydx": [batch, dim], "hessian": [batch, dim,
@@ -113,20 +113,20 @@ class LandscapeDataModule(pl.LightningDataModule):
         test_seed: int = 0,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(
+            batch_size=batch_size,
+            steps_per_epoch=steps_per_epoch,
+            seed=torch.Generator().seed() if seed is None else seed,
+        )
         # One point has no deviation to standardize by.
-        least = {"num_points": 2, "batch_size": 1, "steps_per_epoch": 1, "num_test_points": 2}
-        for name, smallest in least.items():
-            if (got := locals()[name]) < smallest:
-                raise ValueError(f"{name} must be at least {smallest}, got {got}")
+        for name, got in (("num_points", num_points), ("num_test_points", num_test_points)):
+            if got < 2:
+                raise ValueError(f"{name} must be at least 2, got {got}")
         self.landscape: Landscape = landscape(function)
         self.low, self.high = _box(self.landscape, dim)
         self.num_points = num_points
-        self.batch_size = batch_size
-        self.steps_per_epoch = steps_per_epoch
         self.num_test_points, self.test_seed = num_test_points, test_seed
         self.dtype = torch.get_default_dtype() if dtype is None else dtype
-        self.seed = torch.Generator().seed() if seed is None else seed
         self.units, self.train_points = self._draw()
 
     def _draw(self) -> tuple[Standardization, Table]:
@@ -151,26 +151,9 @@ class LandscapeDataModule(pl.LightningDataModule):
         unit = sobol.draw(self.num_test_points, dtype=torch.float64)
         return self._table(self.low + (self.high - self.low) * unit, self.units)
 
-    def train_dataloader(self) -> TableLoader:
-        """Return ``steps_per_epoch`` shuffled batches."""
-        rows = ShuffledRows(
-            self.num_points, self.batch_size, self.steps_per_epoch, seed=self.seed, **self._share()
-        )
-        trainer: Any = self.trainer
-        if trainer is None:
-            return TableLoader(self.train_points, rows)
-        loop = trainer.fit_loop.epoch_loop
-        return TableLoader(self.train_points, rows, lambda: loop.batch_progress.current.processed)
-
-    def test_dataloader(self) -> TableLoader:
-        """Return every test point once."""
-        table = self.test_points()
-        return TableLoader(table, OrderedRows(len(table), 1024, **self._share()))
-
-    def _share(self) -> dict[str, int]:
-        if self.trainer is None:
-            return {}
-        return {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
+    def training_points(self) -> Table:
+        """Return the training points."""
+        return self.train_points
 
 
 def _box(function: Landscape, dim: int) -> tuple[Tensor, Tensor]:
