@@ -146,15 +146,8 @@ def record(folder: Path, settings: AtariFrames) -> None:
         settings: What is recorded.
 
     Raises:
-        ValueError: If ``ale-py`` is missing.
         OSError: If nothing can be written there.
     """
-    try:
-        ale = version("ale-py")
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            "ale-py must be installed to record Atari frames (extra 'atari'), got none"
-        ) from error
     folder.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=folder.parent) as near:
         writing = Path(near) / "writing"
@@ -167,7 +160,7 @@ def record(folder: Path, settings: AtariFrames) -> None:
                 train.write(_records(pictures[:split], label))
                 test.write(_records(pictures[split:], label))
         sums = {n: hashlib.sha256((writing / n).read_bytes()).hexdigest() for n in _PARTS.values()}
-        index = {"settings": _as_stored(settings), "ale_py": ale, "sha256": sums}
+        index = {"settings": _as_stored(settings), "ale_py": version("ale-py"), "sha256": sums}
         (writing / _INDEX).write_text(json.dumps(index, indent=2) + "\n")
         try:
             os.rename(writing, folder)
