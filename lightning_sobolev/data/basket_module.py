@@ -6,8 +6,8 @@ from torch import Tensor
 
 from lightning_sobolev.data.baskets import BasketCall, Model
 from lightning_sobolev.data.batches import Table
-from lightning_sobolev.data.landscape import Standardization
 from lightning_sobolev.data.table_module import TableDataModule
+from lightning_sobolev.standardization import Standardizer
 
 # Streams of random numbers that have nothing in common with those of training, whatever its seed.
 _VALIDATION, _TEST = 2**40, 2**40 + 1
@@ -66,7 +66,7 @@ class BasketDataModule(TableDataModule):
         generator = torch.Generator().manual_seed(self.seed)
         states = self.call.states(num_samples, generator)
         payoffs, derivatives = self.call.payoffs(states, generator)
-        self.units = Standardization.of(states, payoffs)
+        self.units = Standardizer.fit(states, payoffs)
         self._training = self._table(states, payoffs, derivatives)
 
     def training_points(self) -> Table:
@@ -93,8 +93,8 @@ class BasketDataModule(TableDataModule):
     ) -> Table:
         units = self.units
         columns = {
-            "x": (x - units.x_mean) / units.x_std,
-            "y": (y - units.y_mean) / units.y_std,
-            "dydx": dydx * units.x_std / units.y_std,
+            "x": units.inputs(x),
+            "y": units.targets(y),
+            "dydx": units.jacobian(dydx),
         }
         return Table({name: column.to(self.dtype) for name, column in columns.items()})

@@ -1,8 +1,5 @@
 """Points of a classical test function with exact values and gradients."""
 
-from dataclasses import dataclass
-from typing import Self
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -10,72 +7,7 @@ from torch import Tensor
 from lightning_sobolev.data.batches import Table
 from lightning_sobolev.data.table_module import TableDataModule
 from lightning_sobolev.functional.landscapes import Landscape, landscape
-
-
-@dataclass(frozen=True, slots=True)
-class Standardization:
-    r"""The affine change of units that gives some points zero mean and unit deviation.
-
-    With :math:`\tilde x_j = (x_j - \mu_j) / \sigma_j` and :math:`\tilde y = (y - \mu) / \sigma`
-    derivatives follow as
-
-    .. math:: \frac{\partial \tilde y}{\partial \tilde x_j}
-        = \frac{\sigma_j}{\sigma} \frac{\partial y}{\partial x_j}, \quad
-        \frac{\partial^2 \tilde y}{\partial \tilde x_i \partial \tilde x_j}
-        = \frac{\sigma_i \sigma_j}{\sigma} \frac{\partial^2 y}{\partial x_i \partial x_j}.
-
-    Args:
-        x_mean: Mean of every input.
-        x_std: Deviation of every input.
-        y_mean: Mean of the value.
-        y_std: Deviation of the value.
-
-    Source:
-        Huge and Savine 2020, Differential machine learning (arXiv:2005.02347), preprocessing.
-    """
-
-    x_mean: Float[Tensor, " dim"]
-    x_std: Float[Tensor, " dim"]
-    y_mean: Float[Tensor, ""]
-    y_std: Float[Tensor, ""]
-
-    @classmethod
-    def of(cls, x: Float[Tensor, "points dim"], y: Float[Tensor, " points"]) -> Self:
-        """Return the units of the points ``x`` with values ``y``.
-
-        A constant column keeps its scale: there is nothing to divide by.
-        """
-        x_std, y_std = x.std(0, correction=0), y.std(correction=0)
-        one = torch.ones((), dtype=x.dtype)
-        return cls(
-            x_mean=x.mean(0),
-            x_std=torch.where(x_std > 0, x_std, one),
-            y_mean=y.mean(),
-            y_std=torch.where(y_std > 0, y_std, one),
-        )
-
-    def apply(
-        self,
-        x: Float[Tensor, "points dim"],
-        y: Float[Tensor, " points"],
-        dydx: Float[Tensor, "points dim"],
-        hessian: Float[Tensor, "points dim dim"],
-    ) -> dict[str, Tensor]:
-        """Return ``x``, ``y``, ``dydx`` and ``hessian`` in these units, under these names."""
-        return {
-            "x": (x - self.x_mean) / self.x_std,
-            "y": (y - self.y_mean) / self.y_std,
-            "dydx": dydx * self.x_std / self.y_std,
-            "hessian": hessian * self.x_std[:, None] * self.x_std / self.y_std,
-        }
-
-    def values(self, y: Float[Tensor, " points"]) -> Float[Tensor, " points"]:
-        """Return standardized values in the original units."""
-        return y * self.y_std + self.y_mean
-
-    def gradients(self, dydx: Float[Tensor, "points dim"]) -> Float[Tensor, "points dim"]:
-        """Return standardized gradients in the original units."""
-        return dydx * self.y_std / self.x_std
+from lightning_sobolev.standardization import Standardizer
 
 
 class LandscapeDataModule(TableDataModule):
@@ -129,18 +61,22 @@ class LandscapeDataModule(TableDataModule):
         self.dtype = torch.get_default_dtype() if dtype is None else dtype
         self.units, self.train_points = self._draw()
 
-    def _draw(self) -> tuple[Standardization, Table]:
+    def _draw(self) -> tuple[Standardizer, Table]:
         generator = torch.Generator().manual_seed(self.seed)
         shape = (self.num_points, len(self.low))
         uniform = torch.rand(shape, generator=generator, dtype=torch.float64)
         x = self.low + (self.high - self.low) * uniform
-        units = Standardization.of(x, self.landscape.value(x))
+        units = Standardizer.fit(x, self.landscape.value(x))
         return units, self._table(x, units)
 
-    def _table(self, x: Float[Tensor, "points dim"], units: Standardization) -> Table:
+    def _table(self, x: Float[Tensor, "points dim"], units: Standardizer) -> Table:
         function = self.landscape
-        derivatives = (function.gradient(x), function.hessian(x))
-        columns = units.apply(x, function.value(x), *derivatives)
+        columns = {
+            "x": units.inputs(x),
+            "y": units.targets(function.value(x)),
+            "dydx": units.jacobian(function.gradient(x)),
+            "hessian": units.hessian(function.hessian(x)),
+        }
         return Table({name: column.to(self.dtype) for name, column in columns.items()})
 
     def test_points(self) -> Table:

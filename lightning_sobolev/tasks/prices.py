@@ -60,11 +60,11 @@ def fit_at(module: RegressionModule, data: BasketDataModule, table: Table) -> Fi
     jet = tape_jet(module.net, table.columns["x"].to(module.device))
     slope = jet.vjp(torch.ones_like(jet.value)[None])[0]
     return Fit(
-        basket=(columns["x"] * units.x_std + units.x_mean) @ data.call.weights,
-        price=units.values(columns["y"]),
-        delta=units.gradients(columns["dydx"]),
-        fit=units.values(jet.value.detach().cpu().double()),
-        fit_delta=units.gradients(slope.detach().cpu().double()),
+        basket=units.inputs(columns["x"], undo=True) @ data.call.weights,
+        price=units.targets(columns["y"], undo=True),
+        delta=units.jacobian(columns["dydx"], undo=True),
+        fit=units.targets(jet.value.detach().cpu().double(), undo=True),
+        fit_delta=units.jacobian(slope.detach().cpu().double(), undo=True),
     )
 
 

@@ -73,16 +73,16 @@ def surface_of(module: RegressionModule, data: LandscapeDataModule, side: int = 
         for ends in zip(data.low.tolist(), data.high.tolist(), strict=True)
     ]
     x = torch.cartesian_prod(*axes)
-    points = ((x - data.units.x_mean) / data.units.x_std).to(next(module.parameters()))
+    points = data.units.inputs(x).to(next(module.parameters()))
     jet = tape_jet(module.net, points)
     slopes = jet.vjp(torch.ones_like(jet.value)[None])[0]
-    known = data.train_points.columns["x"].double() * data.units.x_std + data.units.x_mean
+    known = data.units.inputs(data.train_points.columns["x"].double(), undo=True)
     return Surface(
         x=x.reshape(side, side, 2).numpy(),
         value=data.landscape.value(x).reshape(side, side).numpy(),
         gradient=data.landscape.gradient(x).reshape(side, side, 2).numpy(),
-        fit=data.units.values(jet.value.detach().cpu()).reshape(side, side).numpy(),
-        fit_gradient=data.units.gradients(slopes.cpu()).reshape(side, side, 2).numpy(),
+        fit=data.units.targets(jet.value.detach().cpu(), undo=True).reshape(side, side).numpy(),
+        fit_gradient=data.units.jacobian(slopes.cpu(), undo=True).reshape(side, side, 2).numpy(),
         train_x=known.numpy(),
     )
 

@@ -102,8 +102,8 @@ def test_derivatives_change_units_with_the_values():
     table, units = module.test_points().columns, module.units
     states = table["x"] * units.x_std + units.x_mean
     price, delta = module.call.prices(states)
-    assert_close(units.values(table["y"]), price)
-    assert_close(units.gradients(table["dydx"]), delta)
+    assert_close(units.targets(table["y"], undo=True), price)
+    assert_close(units.jacobian(table["dydx"], undo=True), delta)
 
 
 def test_test_and_validation_states_are_the_same_for_every_seed_and_no_others():

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from lightning_sobolev.data import LandscapeDataModule, Standardization
+from lightning_sobolev.data import LandscapeDataModule
 from lightning_sobolev.data.batches import OrderedRows, ShuffledRows, Table
 
 FUNCTION = "rosenbrock"
@@ -31,21 +31,6 @@ def test_derivatives_are_the_ones_of_the_standardized_value(dim):
     assert_close(batch["dydx"], gradient.detach())
     rows = [torch.autograd.grad(part.sum(), x, retain_graph=True)[0] for part in gradient.T]
     assert_close(batch["hessian"], torch.stack(rows, dim=1))
-
-
-def test_standardization_is_undone():
-    x, y, dydx = torch.rand(9, 2), torch.rand(9), torch.rand(9, 2)
-    hessian = torch.rand(9, 2, 2)
-    units = Standardization.of(x, y)
-    columns = units.apply(x, y, dydx, hessian)
-    assert_close(units.values(columns["y"]), y)
-    assert_close(units.gradients(columns["dydx"]), dydx)
-
-
-def test_a_constant_column_keeps_its_scale():
-    units = Standardization.of(torch.ones(5, 2), torch.full((5,), 3.0))
-    assert_close(units.x_std, torch.ones(2))
-    assert_close(units.y_std, torch.ones(()))
 
 
 def test_seed_decides_the_points():

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from lightning_sobolev import Linear, SobolevCallback, SobolevSpec, SobolevTerm
-from lightning_sobolev.plugin.cost import PeakMemory
+from lightning_sobolev.plugin.cost import Cost, PeakMemory
 from tests.plugin._students import ManualRegressor, Regressor, mlp
 from tests.plugin._trainers import fit, points, weights
 
@@ -86,3 +86,7 @@ def test_what_was_measured_is_said_and_so_is_what_was_not(caplog):
     text = r"with the terms the student takes \d+\.\d times the time \(.* ms instead of .*\) and "
     assert re.search(text, caplog.text)
     assert "the cost was not measured: Only Tensors created explicitly" in caplog.text
+
+
+def test_a_clock_that_stood_still_is_said():
+    assert "nan times the time" in str(Cost(0.0, 0.01, 10, 20))

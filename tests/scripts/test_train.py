@@ -88,9 +88,9 @@ def test_stored_surface_is_the_network_in_the_functions_units(composed):
     scaled = ((x - data.units.x_mean) / data.units.x_std).float().requires_grad_()
     fit = module.net(scaled)
     (slope,) = torch.autograd.grad(fit.sum(), scaled)
-    original = data.units.values(fit.detach()).numpy().reshape(41, 41)
+    original = data.units.targets(fit.detach(), undo=True).numpy().reshape(41, 41)
     np.testing.assert_allclose(surface.fit, original, rtol=1e-4, atol=1e-3)
-    slope = data.units.gradients(slope).numpy().reshape(41, 41, 2)
+    slope = data.units.jacobian(slope, undo=True).numpy().reshape(41, 41, 2)
     np.testing.assert_allclose(surface.fit_gradient, slope, rtol=1e-3, atol=1e-2)
 
 
