@@ -144,3 +144,30 @@ def _at_least_single(rows: Tensor) -> Tensor:
 def without_ones(shape: Sequence[int]) -> tuple[int, ...]:
     """Return the shape without axes of length one behind the first."""
     return (shape[0], *(size for size in shape[1:] if size != 1))
+
+
+def joined(parts: list[Matched]) -> Matched:
+    """Put what was matched at several calls together, row after row.
+
+    Args:
+        parts: What one term gave at each call.
+
+    Returns:
+        One matched term over all rows.
+    """
+    distance = torch.cat([part.distance for part in parts], dim=1)
+    references = [part.reference for part in parts if part.reference is not None]
+    known = None
+    if any(part.known is not None for part in parts):
+        whole = [part.distance.new_ones(part.distance.shape[:2]).bool() for part in parts]
+        pairs = zip(parts, whole, strict=True)
+        known = torch.cat([every if p.known is None else p.known for p, every in pairs], dim=1)
+    skipped = [part.skipped for part in parts if part.skipped is not None]
+    flat = [part.vanishes for part in parts if part.vanishes is not None]
+    return Matched(
+        distance,
+        torch.cat(references, dim=1) if references else None,
+        known,
+        torch.stack(flat).any() if flat else None,
+        torch.stack(skipped).sum() if skipped else None,
+    )

@@ -23,7 +23,17 @@ from lightning_sobolev.readings import Reader, at_once
 from lightning_sobolev.scales import RunningScales, by_element
 from lightning_sobolev.spec import SobolevTerm
 
-__all__ = ["Matched", "RunningScales", "compare", "match", "projected", "reduced", "weighted_sum"]
+__all__ = [
+    "Matched",
+    "RunningScales",
+    "against",
+    "answer",
+    "compare",
+    "match",
+    "projected",
+    "reduced",
+    "weighted_sum",
+]
 
 
 def match(
@@ -55,8 +65,49 @@ def match(
     Raises:
         ValueError: If the shapes of student and target differ, or the target is not finite.
     """
-    ours = projected(term, student, cotangents, tangents)
     theirs = answer(term, student, target, cotangents, tangents)
+    return against(
+        term,
+        student,
+        theirs,
+        cotangents=cotangents,
+        tangents=tangents,
+        allows_unknown=allows_unknown,
+        non_finite=non_finite,
+        read=read,
+    )
+
+
+def against(
+    term: SobolevTerm,
+    student: Jet,
+    theirs: Float[Tensor, "proj batch ..."],
+    *,
+    cotangents: Tensor | None = None,
+    tangents: Tensor | None = None,
+    allows_unknown: bool = False,
+    non_finite: Literal["raise", "skip"] = "raise",
+    read: Reader = at_once,
+) -> Matched:
+    """Compare a student's jet with what the teacher answered; see :func:`match`.
+
+    Args:
+        term: What is compared and by which discrepancy.
+        student: Jet that carries a graph to the student's parameters.
+        theirs: What :func:`answer` gave for the same directions.
+        cotangents: ``[proj, batch, *out]`` where the term needs them.
+        tangents: ``[proj, batch, *in]`` where the term needs them.
+        allows_unknown: Whether NaN in the target masks the entry instead of being an error.
+        non_finite: What happens to a row whose target is NaN or Inf: an error, or it is left out.
+        read: When the target is looked at.
+
+    Returns:
+        Distances that still have their projection and batch axes.
+
+    Raises:
+        ValueError: If the shapes of student and target differ, or the target is not finite.
+    """
+    ours = projected(term, student, cotangents, tangents)
     matched = compare(term, ours, theirs, allows_unknown=allows_unknown, non_finite=non_finite)
     if non_finite == "raise":
         assert matched.total is not None

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from lightning_sobolev import _paths
 from lightning_sobolev._types import Jet
-from lightning_sobolev.compared import Matched, check_target
+from lightning_sobolev.compared import Matched, check_target, joined
 from lightning_sobolev.draws import Draws
-from lightning_sobolev.objective import RunningScales, match, reduced
+from lightning_sobolev.objective import RunningScales, against, answer, reduced
 from lightning_sobolev.plugin.compiled import StepCompiler
 from lightning_sobolev.plugin.observation import Observation
 from lightning_sobolev.plugin.observe import Observer
@@ -81,6 +81,20 @@ class StepPart:
             return self._finish(self._observer.chosen(), batch, value_loss)
 
 
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """What one term asks about one observed call, and the teacher's answer.
+
+    ``student`` is None where a compiled function has compared already.
+    """
+
+    seen: Observation
+    student: Jet | None = None
+    cotangents: Tensor | None = None
+    tangents: Tensor | None = None
+    theirs: Tensor | None = None
+
+
 def evaluate(
     observations: list[Observation],
     batch: Any,
@@ -109,20 +123,38 @@ def evaluate(
         The unweighted terms and what there is to report.
     """
     outcome = Outcome()
-    jets: dict[tuple[int, float], tuple[Observation, Jet | None, Jet | None]] = {}
+    asked = _asked(observations, batch, policy, draws, weights, compiled)
     for index, term in enumerate(policy.spec.terms):
         if weights[term.key] == 0.0:
             continue
-        matched: list[Matched] = []
+        matched = [_match_one(index, term, question, policy, read) for question in asked[index]]
+        whole = matched[0] if len(matched) == 1 else joined(matched)
+        outcome.take_in(term.key, whole, counts_unknown=policy.teacher.allows_unknown)
+        outcome.terms[term.key] = reduced(term, whole, scales, sum_over_processes, read)
+    return outcome
+
+
+def _asked(
+    observations: list[Observation],
+    batch: Any,
+    policy: Policy,
+    draws: Draws,
+    weights: dict[str, float],
+    compiled: StepCompiler | None,
+) -> dict[int, list[_Question]]:
+    """Ask the teacher for all terms, so that its graph is gone before the student's grows."""
+    jets: dict[tuple[int, float], tuple[Observation, Jet | None, Jet | None]] = {}
+    asked: dict[int, list[_Question]] = {}
+    for index, term in enumerate(policy.spec.terms):
+        if weights[term.key] == 0.0:
+            continue
+        asked[index] = []
         for number, seen in enumerate(observations):
             where = (number, term.rows)
             if where not in jets:
                 jets[where] = _jets(seen, term.rows, batch, policy, draws, compiled)
-            matched.append(_match_one(index, term, *jets[where], policy, draws, read))
-        joined = matched[0] if len(matched) == 1 else _joined(matched)
-        outcome.take_in(term.key, joined, counts_unknown=policy.teacher.allows_unknown)
-        outcome.terms[term.key] = reduced(term, joined, scales, sum_over_processes, read)
-    return outcome
+            asked[index].append(_ask(index, term, *jets[where], draws))
+    return asked
 
 
 def attached(observations: list[Observation]) -> Tensor:
@@ -162,57 +194,46 @@ def _jets(
     return seen, seen.jet(), teacher.at(x, on, batch, **more)
 
 
-def _match_one(
+def _ask(
     index: int,
     term: SobolevTerm,
     seen: Observation,
     student: Jet | None,
     target: Jet | None,
-    policy: Policy,
     draws: Draws,
-    read: Reader,
-) -> Matched:
-    if seen.matched is not None:
-        matched, unknown = seen.matched[index], policy.teacher.allows_unknown
-        assert matched.total is not None
-        if policy.non_finite == "raise":
-            read(matched.total, lambda total: check_target(term, total, None, unknown))
-        return matched
-    assert student is not None
-    assert target is not None
+) -> _Question:
+    if student is None or target is None:
+        return _Question(seen)
     cotangents = tangents = None
     if term.needs_cotangents:
         cotangents = draws.cotangents(index, term, student.value, target)
     if term.needs_tangents:
         ready = seen.tangents
         tangents = ready if ready is not None else draws.tangents(index, term, seen.x, target)
+    theirs = answer(term, student, target, cotangents, tangents)
+    return _Question(seen, student, cotangents, tangents, theirs)
+
+
+def _match_one(
+    index: int, term: SobolevTerm, question: _Question, policy: Policy, read: Reader
+) -> Matched:
+    seen, unknown = question.seen, policy.teacher.allows_unknown
+    if seen.matched is not None:
+        matched = seen.matched[index]
+        assert matched.total is not None
+        if policy.non_finite == "raise":
+            read(matched.total, lambda total: check_target(term, total, None, unknown))
+        return matched
+    assert question.student is not None
+    assert question.theirs is not None
     with kept_gathered(seen.module) if policy.sharded else nullcontext():
-        return match(
+        return against(
             term,
-            student,
-            target,
-            cotangents=cotangents,
-            tangents=tangents,
-            allows_unknown=policy.teacher.allows_unknown,
+            question.student,
+            question.theirs,
+            cotangents=question.cotangents,
+            tangents=question.tangents,
+            allows_unknown=unknown,
             non_finite=policy.non_finite,
             read=read,
         )
-
-
-def _joined(parts: list[Matched]) -> Matched:
-    distance = torch.cat([part.distance for part in parts], dim=1)
-    references = [part.reference for part in parts if part.reference is not None]
-    known = None
-    if any(part.known is not None for part in parts):
-        whole = [part.distance.new_ones(part.distance.shape[:2]).bool() for part in parts]
-        pairs = zip(parts, whole, strict=True)
-        known = torch.cat([every if p.known is None else p.known for p, every in pairs], dim=1)
-    skipped = [part.skipped for part in parts if part.skipped is not None]
-    flat = [part.vanishes for part in parts if part.vanishes is not None]
-    return Matched(
-        distance,
-        torch.cat(references, dim=1) if references else None,
-        known,
-        torch.stack(flat).any() if flat else None,
-        torch.stack(skipped).sum() if skipped else None,
-    )
