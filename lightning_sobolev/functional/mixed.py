@@ -25,7 +25,8 @@ def mixed_derivatives(
     networks of two layers with 32 units it is a third to a fifth of the time of forward mode over
     forward mode.
 
-    The results are differentiable in the parameters of ``fn`` unless grad mode is off. Assumes row
+    The results are differentiable in the parameters of ``fn`` unless grad mode is off; for a target
+    turn it off. Assumes row
     independence, and no fused norms where a result is trained on (notes in
     ``functional.derivatives``).
 

@@ -183,8 +183,8 @@ class TimeSpaceNorm:
             ValueError: If the target is zero.
         """
         size = self(target, quadrature)
-        if not float(size) > 0.0:
-            raise ValueError(f"target must have a positive norm, got {float(size)}")
+        if not (found := float(size.detach())) > 0.0:
+            raise ValueError(f"target must have a positive norm, got {found}")
         return (self(_difference(student, target), quadrature) / size).square()
 
     def distance(
