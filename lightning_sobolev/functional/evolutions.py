@@ -47,9 +47,7 @@ def heat(diffusivity: float = 0.1) -> Evolution:
         fast = torch.exp(-9 * rate * x[:, 0]) * torch.sin(3 * math.pi * x[:, 1])
         return slow + fast / 2
 
-    return Evolution(
-        value, ((0.0, 1.0), (0.0, 1.0)), lambda u: u[1, 0] - diffusivity * u[0, 2]
-    )
+    return Evolution(value, ((0.0, 1.0), (0.0, 1.0)), lambda u: u[1, 0] - diffusivity * u[0, 2])
 
 
 def burgers(viscosity: float = 0.1, sharpness: float = 1.2) -> Evolution:

@@ -147,4 +147,6 @@ def _sum_of_products(coefficients: Tensor, powers: Sequence[Index]) -> Block:
         read += [place] if constant else [place, next(places)]
     unit = torch.eye(2 * len(powers) - 1, dtype=torch.float64)
     joined = Block.beside(blocks).reading(unit[read])
-    return Block(joined.into, joined.shift, joined.out.sum(0, keepdim=True), joined.offset.sum()[None])
+    return Block(
+        joined.into, joined.shift, joined.out.sum(0, keepdim=True), joined.offset.sum()[None]
+    )

@@ -43,9 +43,9 @@ class Block:
     def beside(cls, blocks: Sequence[Self]) -> Self:
         """Put blocks side by side: each has inputs and outputs of its own."""
         return cls(
-            torch.block_diag(*(block.into for block in blocks)),
+            torch.block_diag(*(block.into for block in blocks)),  # type: ignore[no-untyped-call]
             torch.cat([block.shift for block in blocks]),
-            torch.block_diag(*(block.out for block in blocks)),
+            torch.block_diag(*(block.out for block in blocks)),  # type: ignore[no-untyped-call]
             torch.cat([block.offset for block in blocks]),
         )
 

@@ -6,4 +6,10 @@ from lightning_sobolev.tasks.evolution import EvolutionModule
 from lightning_sobolev.tasks.force_field import ForceFieldModule
 from lightning_sobolev.tasks.regression import RegressionModule
 
-__all__ = ["DecoupledModule", "DistillationModule", "EvolutionModule", "ForceFieldModule", "RegressionModule"]
+__all__ = [
+    "DecoupledModule",
+    "DistillationModule",
+    "EvolutionModule",
+    "ForceFieldModule",
+    "RegressionModule",
+]

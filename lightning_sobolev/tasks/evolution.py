@@ -36,6 +36,9 @@ class EvolutionModule(pl.LightningModule):
         ValueError: If the box is not one.
     """
 
+    center: Tensor
+    deviation: Tensor
+
     def __init__(
         self,
         net: nn.Module,
@@ -80,8 +83,9 @@ class EvolutionModule(pl.LightningModule):
         del batch_idx
         student = self._derivatives(batch, self.test_indices)
         for name, error in self.errors.items():
+            assert isinstance(error, TimeSpaceError)
             error.update(student, derivatives_of(batch), quadrature_of(batch))
-            self.log(f"test/{name}", error)  # type: ignore[arg-type]
+            self.log(f"test/{name}", error)
 
     def _derivatives(
         self, batch: Mapping[str, Tensor], indices: Sequence[Index]

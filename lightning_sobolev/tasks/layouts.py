@@ -177,8 +177,7 @@ EVOLUTION = Layout(
     },
 )
 _BY_NAME = {
-    layout.name: layout
-    for layout in (REGRESSION, SYNTHETIC_GRADIENTS, FINANCE, FORCES, EVOLUTION)
+    layout.name: layout for layout in (REGRESSION, SYNTHETIC_GRADIENTS, FINANCE, FORCES, EVOLUTION)
 }
 
 

@@ -95,9 +95,7 @@ def test_the_power_acts_on_space_before_time_is_integrated(grid, sine):
 def test_triangle_inequality_and_homogeneity(p, q, grid, generator):
     norm = TimeSpaceNorm(time_order=1, space_order=1, time_exponent=p, space_exponent=q)
     shape = grid.points.shape[:2]
-    u, v = (
-        {i: torch.randn(shape, generator=generator) for i in norm.indices()} for _ in range(2)
-    )
+    u, v = ({i: torch.randn(shape, generator=generator) for i in norm.indices()} for _ in range(2))
     both = {i: u[i] + v[i] for i in u}
     assert norm(both, grid) <= (norm(u, grid) + norm(v, grid)) * (1 + 1e-12)
     assert_close(norm({i: -3e-9 * u[i] for i in u}, grid), 3e-9 * norm(u, grid))

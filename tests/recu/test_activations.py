@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 import torch
 from torch import nn
@@ -47,7 +49,7 @@ def test_parameters_get_the_gradient_of_a_second_derivative(layer):
 def test_every_layer_begins_with_a_mean_square_of_one(layer, generator):
     torch.manual_seed(0)
     sizes = [3, 48, 48, 48, 1]
-    layers = [m for i, o in zip(sizes, sizes[1:], strict=False) for m in (nn.Linear(i, o), layer())]
+    layers = [m for i, o in itertools.pairwise(sizes) for m in (nn.Linear(i, o), layer())]
     net = nn.Sequential(*layers[:-1])
     x = torch.randn(500, 3, generator=generator)
     scale_by_sample(net, x)
@@ -58,7 +60,7 @@ def test_every_layer_begins_with_a_mean_square_of_one(layer, generator):
 
 
 def test_what_cannot_be_scaled_is_named():
-    with pytest.raises(ValueError, match="sample must give Linear.* got 0"):
+    with pytest.raises(ValueError, match=r"sample must give Linear.* got 0"):
         scale_by_sample(nn.Linear(2, 3, bias=False), torch.zeros(4, 2))
 
     class Unused(nn.Module):
