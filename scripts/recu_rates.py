@@ -74,9 +74,9 @@ def moments(beginning: str, seed: int) -> list[float]:
         if beginning == BEGINNINGS[2]:
             scale_by_sample(net, torch.randn(1024, WIDTH, dtype=torch.float64))
         found = []
-        for layer in net:
-            x = layer(x)
-            if isinstance(layer, nn.Linear):
+        for module in net:
+            x = module(x)
+            if isinstance(module, nn.Linear):
                 found.append(float(x.square().mean().log10()))
     return found
 

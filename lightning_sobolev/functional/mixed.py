@@ -19,11 +19,11 @@ def mixed_derivatives(
     r"""Evaluate partial derivatives of a scalar function.
 
     Reverse over reverse: a backward pass from one derivative gives the next along all axes at
-    once. It is run for every index that lies just below a needed one, its first axis lowered: W^{m,p}(I;
-    W^{k,q}) in one dimension of space takes m (k + 1) of them for m > 0, k for m = 0. A
-    pass of order n walks a graph about :math:`2^n` times as long as the forward pass. Measured on
-    networks of two layers with 32 units it is a third to a fifth of the time of forward mode over
-    forward mode.
+    once. It is run for every index just below a needed one, its first axis lowered: for m > 0,
+    :math:`W^{m,p}(I; W^{k,q})` in one dimension of space takes m (k + 1) passes, for m = 0 k. A
+    pass of order n walks a graph that grows about as :math:`2^n`. Measured on networks of two
+    layers with 32 units, a training step with first mixed derivatives costs about as much as two
+    and a half on values alone, and a fifth of one by forward mode over forward mode.
 
     The results are differentiable in the parameters of ``fn`` unless grad mode is off; for a target
     turn it off. Assumes row

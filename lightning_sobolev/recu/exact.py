@@ -14,6 +14,7 @@ Note [rounding]
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Self
 
 import torch
@@ -109,7 +110,7 @@ def network(blocks: Sequence[Block]) -> nn.Sequential:
         A float64 network ``[batch, in] -> [batch, out]``; its weights can be trained on.
     """
     layers: list[nn.Module] = [_linear(blocks[0].into, blocks[0].shift), ReCU()]
-    for before, block in zip(blocks[:-1], blocks[1:], strict=True):
+    for before, block in pairwise(blocks):
         shift = block.into @ before.offset + block.shift
         layers += [_linear(block.into @ before.out, shift), ReCU()]
     return nn.Sequential(*layers, _linear(blocks[-1].out, blocks[-1].offset))

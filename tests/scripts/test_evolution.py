@@ -16,6 +16,7 @@ def test_an_evolution_is_fitted_and_reported(norm, optimizer, finished, tmp_path
     # 1 is a network that says zero; neither budget reaches much, both reach this.
     assert metrics["test/l2_l2"] < 0.6
     report(tmp_path / "runs", tmp_path / "out")
-    (row,) = csv.DictReader((tmp_path / "out" / "evolution.csv").open())
+    table = (tmp_path / "out" / "evolution.csv").read_text().splitlines()
+    (row,) = csv.DictReader(table)
     assert row["sobolev"] == norm
     assert float(row["test_h1"]) == pytest.approx(metrics["test/h1"], rel=1e-5)
