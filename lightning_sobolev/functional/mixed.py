@@ -23,7 +23,7 @@ def mixed_derivatives(
     :math:`W^{m,p}(I; W^{k,q})` in one dimension of space takes m (k + 1) passes, for m = 0 k. A
     pass of order n walks a graph that grows about as :math:`2^n`. Measured on networks of two
     layers with 32 units, a training step with first mixed derivatives costs about as much as two
-    and a half on values alone, and a fifth of one by forward mode over forward mode.
+    on values alone; derivatives by forward mode over forward mode took five times as long.
 
     The results are differentiable in the parameters of ``fn`` unless grad mode is off; for a target
     turn it off. Assumes row
