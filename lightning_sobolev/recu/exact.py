@@ -132,7 +132,7 @@ def square(scale: float = 1.0) -> nn.Sequential:
         scale: About the largest input, note [rounding].
 
     Example:
-        >>> square()(torch.tensor([[-3.0]], dtype=torch.float64)).item()
+        >>> square()(torch.tensor([[-3.0]], dtype=torch.float64)).round(decimals=12).item()
         9.0
     """
     return network([power(2, scale)])
