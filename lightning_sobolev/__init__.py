@@ -5,6 +5,7 @@ Teach a network a target's derivatives with respect to its input, beside the tar
 """
 
 from lightning_sobolev.balance import Balanced
+from lightning_sobolev.functional.norms import TimeSpaceNorm
 from lightning_sobolev.plugin import (
     CompileSettings,
     HarmCheck,
@@ -56,6 +57,7 @@ __all__ = [
     "Standardized",
     "Standardizer",
     "Step",
+    "TimeSpaceNorm",
     "__version__",
     "cache_answers",
 ]

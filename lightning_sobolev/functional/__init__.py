@@ -27,12 +27,15 @@ from lightning_sobolev.functional.estimates import (
     neighbor_derivatives,
 )
 from lightning_sobolev.functional.landscapes import LANDSCAPES, Landscape, landscape
+from lightning_sobolev.functional.mixed import mixed_derivatives
+from lightning_sobolev.functional.norms import TimeSpaceNorm
 from lightning_sobolev.functional.projections import (
     PROJECTIONS,
     counter_draw,
     draw,
     generator_for,
 )
+from lightning_sobolev.functional.quadrature import Quadrature, gauss_legendre, monte_carlo
 
 __all__ = [
     "DISCREPANCIES",
@@ -42,12 +45,15 @@ __all__ = [
     "Estimate",
     "FuncJet",
     "Landscape",
+    "Quadrature",
     "TapeJet",
+    "TimeSpaceNorm",
     "central_differences",
     "cosine",
     "counter_draw",
     "cross_entropy",
     "draw",
+    "gauss_legendre",
     "generator_for",
     "hessian",
     "huber",
@@ -56,6 +62,8 @@ __all__ = [
     "kl",
     "l1",
     "landscape",
+    "mixed_derivatives",
+    "monte_carlo",
     "neighbor_derivatives",
     "reverse_kl",
     "squared",

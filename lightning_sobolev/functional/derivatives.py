@@ -415,6 +415,45 @@ def hessian(
     return pairs.movedim(0, 1).reshape(*jet.value.shape, *x.shape[1:], *x.shape[1:])
 
 
+class RecordedScalar:
+    """A scalar function on the tape, whose derivatives can be differentiated again and again.
+
+    Where nothing depends on the input any more (a linear function, the second derivative of ReLU)
+    the gradient is zero. Works under ``no_grad`` and ``inference_mode``.
+
+    Args:
+        fn: Maps ``[batch, axes]`` to ``[batch]``; it may write into its argument.
+        x: Points of evaluation. Need not require grad; no gradient ever reaches it.
+
+    Raises:
+        ValueError: If ``fn`` gives anything else than one number for a row.
+    """
+
+    def __init__(self, fn: BatchFn, x: Float[Tensor, "batch axes"]) -> None:
+        with _recording():
+            self._x = (x.clone() if x.is_inference() else x.detach()).requires_grad_()
+            self.value = fn(self._x.clone())
+        if self.value.shape != x.shape[:1]:
+            raise ValueError(f"fn must return [batch] = {[len(x)]}, got {list(self.value.shape)}")
+
+    def gradient(self, y: Float[Tensor, " batch"]) -> tuple[Float[Tensor, " batch"], ...]:
+        """Differentiate the value, or what an earlier gradient holds: one backward pass.
+
+        Args:
+            y: Row b depends on row b of the input alone.
+
+        Returns:
+            The derivative along every axis of the input.
+        """
+        with _recording():
+            row = None
+            if y.requires_grad:
+                (row,) = torch.autograd.grad(
+                    y, self._x, torch.ones_like(y), create_graph=True, allow_unused=True
+                )
+            return (torch.zeros_like(self._x) if row is None else row).unbind(-1)
+
+
 _UNCONNECTED = (
     "the output does not depend on the observed input through differentiable operations; expected "
     "y to be computed from x, got an output without a path to it (integer input, argmax, detach?)"

@@ -2,6 +2,7 @@
 
 from lightning_sobolev.metrics.derivatives import DerivativeCosine, DerivativeNMSE
 from lightning_sobolev.metrics.policy import ActionDisagreement, PolicyKL
+from lightning_sobolev.metrics.time_space import TimeSpaceError
 from lightning_sobolev.metrics.values import ValueNMSE
 
 __all__ = [
@@ -9,5 +10,6 @@ __all__ = [
     "DerivativeCosine",
     "DerivativeNMSE",
     "PolicyKL",
+    "TimeSpaceError",
     "ValueNMSE",
 ]

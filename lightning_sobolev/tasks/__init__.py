@@ -2,7 +2,14 @@
 
 from lightning_sobolev.tasks.decoupled import DecoupledModule
 from lightning_sobolev.tasks.distillation import DistillationModule
+from lightning_sobolev.tasks.evolution import EvolutionModule
 from lightning_sobolev.tasks.force_field import ForceFieldModule
 from lightning_sobolev.tasks.regression import RegressionModule
 
-__all__ = ["DecoupledModule", "DistillationModule", "ForceFieldModule", "RegressionModule"]
+__all__ = [
+    "DecoupledModule",
+    "DistillationModule",
+    "EvolutionModule",
+    "ForceFieldModule",
+    "RegressionModule",
+]

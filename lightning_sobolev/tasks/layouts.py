@@ -159,7 +159,26 @@ FORCES = Layout(
         "seconds": "metric:seconds_fit",
     },
 )
-_BY_NAME = {layout.name: layout for layout in (REGRESSION, SYNTHETIC_GRADIENTS, FINANCE, FORCES)}
+EVOLUTION = Layout(
+    name="evolution",
+    keys={
+        "problem": "config:problem",
+        "activation": "config:model.activation",
+        "sobolev": "config:norm",
+        "seed": "config:seed",
+        "lr": "config:lr",
+    },
+    measures={
+        **{
+            f"test_{norm}": f"metric:test/{norm}"
+            for norm in ("l2_l2", "linf_l2", "linf_linf", "h1", "h1_h1", "w14_h1", "l2_h2")
+        },
+        "seconds": "metric:seconds_fit",
+    },
+)
+_BY_NAME = {
+    layout.name: layout for layout in (REGRESSION, SYNTHETIC_GRADIENTS, FINANCE, FORCES, EVOLUTION)
+}
 
 
 def layout_of_runs(runs: Sequence[StoredRun]) -> Layout:

@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from lightning_sobolev.recu import ReCU, ReQU, scale_by_sample
+
 
 class Sine(nn.Module):
     """The sine as an activation: smooth, with derivatives that do not fade away.
@@ -29,7 +31,10 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "tanh": nn.Tanh,
     "softplus": nn.Softplus,
     "sine": Sine,
+    "recu": ReCU,
+    "requ": ReQU,
 }
+_SAMPLE = 1024
 
 
 def mlp(
@@ -48,7 +53,8 @@ def mlp(
         out_features: Outputs; None means one output without an axis of its own, ``[batch]``.
         width: Units of a hidden layer.
         depth: Hidden layers.
-        activation: One of ``ACTIVATIONS``. ReLU has no second derivative to train.
+        activation: One of ``ACTIVATIONS``. ReLU has no second derivative to train. Networks of
+            recu and requ begin with unit mean squares in every layer, on standard normal inputs.
         frequency: Of a sine, in every layer, which then begins as in the source. High frequencies
             bend between points that are far apart: 30, the source's, is for dense pixels.
 
@@ -76,6 +82,8 @@ def mlp(
     net = nn.Sequential(*layers)
     if activation == "sine":
         _begin_sines(net, frequency)
+    if activation in ("recu", "requ"):
+        scale_by_sample(net, torch.randn(_SAMPLE, in_features))
     return net
 
 

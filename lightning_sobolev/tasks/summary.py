@@ -50,6 +50,8 @@ def matched(cfg: DictConfig) -> str:
     """
     if "kind" in cfg:
         return f"passed down at {cfg.cuts} cut(s): {cfg.kind}"
+    if "norms" in cfg:
+        return f"matched in the norm {cfg.norm}"
     if cfg.sobolev.callback is None:
         return "matched: values"
     spec = cfg.sobolev.callback.spec

@@ -53,6 +53,8 @@ HOMES = {
     "model/schnet": "forces",
     "teacher/forces": "forces",
     "teacher/morse": "forces",
+    "data/evolution": "evolution",
+    "task/evolution": "evolution",
 }
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

@@ -1,0 +1,89 @@
+"""Closed-form solutions of evolution equations in one dimension of space."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lightning_sobolev._types import BatchFn
+from lightning_sobolev.functional.mixed import Index
+
+
+@dataclass(frozen=True, slots=True)
+class Evolution:
+    """A solution u(t, x) and the equation that it solves.
+
+    Args:
+        value: Maps points ``[batch, 2]``, time first, to ``[batch]``; in torch operations, so that
+            ``mixed_derivatives`` has its derivatives to rounding.
+        box: ``(low, high)`` of time and of space.
+        residual: What the equation says is zero, from derivatives by index.
+        residual_indices: Those that it needs.
+    """
+
+    value: BatchFn
+    box: tuple[tuple[float, float], tuple[float, float]]
+    residual: Callable[[dict[Index, Tensor]], Tensor]
+    residual_indices: tuple[Index, ...] = ((0, 0), (1, 0), (0, 1), (0, 2))
+
+
+def heat(diffusivity: float = 0.1) -> Evolution:
+    r"""Return two modes of the heat equation :math:`u_t = \nu u_{xx}`, zero at both ends.
+
+    .. math:: u = e^{-\nu \pi^2 t} \sin(\pi x) + \tfrac{1}{2} e^{-9 \nu \pi^2 t} \sin(3 \pi x)
+
+    The second fades nine times as fast: after t = 0.3 hardly anything is left of it.
+
+    Args:
+        diffusivity: :math:`\nu`.
+    """
+
+    def value(x: Float[Tensor, "batch 2"]) -> Float[Tensor, " batch"]:
+        rate = diffusivity * math.pi**2
+        slow = torch.exp(-rate * x[:, 0]) * torch.sin(math.pi * x[:, 1])
+        fast = torch.exp(-9 * rate * x[:, 0]) * torch.sin(3 * math.pi * x[:, 1])
+        return slow + fast / 2
+
+    return Evolution(value, ((0.0, 1.0), (0.0, 1.0)), lambda u: u[1, 0] - diffusivity * u[0, 2])
+
+
+def burgers(viscosity: float = 0.1, sharpness: float = 1.2) -> Evolution:
+    r"""Return a solution of Burgers' equation :math:`u_t + u u_x = \nu u_{xx}`, zero at both ends.
+
+    By the transformation of Cole and Hopf :math:`u = -2 \nu \phi_x / \phi` solves it where
+    :math:`\phi` solves the heat equation; here :math:`\phi = A + e^{-\nu \pi^2 t} \cos(\pi x)`, so
+
+    .. math:: u = \frac{2 \nu \pi e^{-\nu \pi^2 t} \sin(\pi x)}
+        {A + e^{-\nu \pi^2 t} \cos(\pi x)}.
+
+    It begins as a steep front at x = 1, the steeper the closer A is to one, and flattens.
+
+    Args:
+        viscosity: :math:`\nu`.
+        sharpness: A, above one.
+
+    Raises:
+        ValueError: If A is not above one: the solution would have a pole.
+
+    Source:
+        Hopf 1950, The partial differential equation u_t + u u_x = mu u_xx, for the transformation.
+    """
+    if not sharpness > 1.0:
+        raise ValueError(f"sharpness must be above 1, got {sharpness}")
+
+    def value(x: Float[Tensor, "batch 2"]) -> Float[Tensor, " batch"]:
+        fading = torch.exp(-viscosity * math.pi**2 * x[:, 0])
+        phi = sharpness + fading * torch.cos(math.pi * x[:, 1])
+        return 2 * viscosity * math.pi * fading * torch.sin(math.pi * x[:, 1]) / phi
+
+    return Evolution(
+        value,
+        ((0.0, 1.0), (0.0, 1.0)),
+        lambda u: u[1, 0] + u[0, 0] * u[0, 1] - viscosity * u[0, 2],
+    )
+
+
+EVOLUTIONS: dict[str, Callable[[], Evolution]] = {"heat": heat, "burgers": burgers}
