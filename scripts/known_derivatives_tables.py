@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning_sobolev.tasks.tables import Estimate, line_of
+from lightning_sobolev.tasks.tables import MeanAndError, line_of
 
 HARMED = 1.2  # ratio of test errors, and of what HarmCheck warns of
 Row = Mapping[str, Any]
@@ -59,7 +59,7 @@ def errors(rows: list[Row], measure: str) -> list[str]:
                 if (row["function"], row["num_points"], row["method"], row["noise"])
                 == (function, size, *case)
             ]
-            cells.append(str(Estimate.of(found)))
+            cells.append(str(MeanAndError.of(found)))
         lines.append(line_of([str(function), f"{size:g}", *cells]))
     return [*lines, _ratios(rows, measure, cases)]
 

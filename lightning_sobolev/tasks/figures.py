@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 from lightning_sobolev.tasks.layouts import Layout
 from lightning_sobolev.tasks.records import Cell
-from lightning_sobolev.tasks.tables import Estimate, Group, Summary
+from lightning_sobolev.tasks.tables import Group, MeanAndError, Summary
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-Points = list[tuple[float, Estimate]]
-Clusters = dict[str, dict[str, Estimate]]
+Points = list[tuple[float, MeanAndError]]
+Clusters = dict[str, dict[str, MeanAndError]]
 _ON_A_LINEAR_SCALE = ("return", "accuracy", "cosine")
 
 

@@ -11,7 +11,7 @@ from lightning_sobolev.tasks.figures import telling_apart
 from lightning_sobolev.tasks.history import write_curves
 from lightning_sobolev.tasks.layouts import PONG, layout_of_table
 from lightning_sobolev.tasks.report import report
-from lightning_sobolev.tasks.tables import Estimate, summarize
+from lightning_sobolev.tasks.tables import MeanAndError, summarize
 
 
 def store(folder, metrics, config, choices):
@@ -234,8 +234,8 @@ def test_unfinished_runs_are_left_out(tmp_path):
 
 
 def test_estimate_leaves_unknown_numbers_out():
-    estimate = Estimate.of([1.0, math.nan, 3.0])
+    estimate = MeanAndError.of([1.0, math.nan, 3.0])
     assert (estimate.mean, estimate.count) == (2.0, 2)
     assert estimate.error == pytest.approx(1.0)
-    assert str(Estimate.of([math.nan])) == ""
-    assert str(Estimate.of([2.0])) == "2"
+    assert str(MeanAndError.of([math.nan])) == ""
+    assert str(MeanAndError.of([2.0])) == "2"
