@@ -67,7 +67,7 @@ def _save_curves(folder: Path, layout: Layout, summary: Summary, varies: Sequenc
     grid = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axes, measure in zip(grid, measures, strict=False):
         for label, points in _curves(layout, summary, series, measure).items():
-            _draw_curve(axes, label, points)
+            draw_curve(axes, label, points)
         axes.set(xlabel="fraction of the training states", title=measure, xscale="log")
         if not any(word in measure for word in _ON_A_LINEAR_SCALE):
             axes.set_yscale("log")
@@ -92,7 +92,14 @@ def _curves(
     return {label: sorted(points, key=lambda point: point[0]) for label, points in curves.items()}
 
 
-def _draw_curve(axes: "Axes", label: str, points: Points) -> None:
+def draw_curve(axes: "Axes", label: str, points: Points) -> None:
+    """Draw means over positions, with a band of one standard error.
+
+    Args:
+        axes: Where.
+        label: Of the curve.
+        points: Positions in order, each with its mean.
+    """
     x = [fraction for fraction, _ in points]
     means = [estimate.mean for _, estimate in points]
     errors = [0.0 if math.isnan(e.error) else e.error for _, e in points]
