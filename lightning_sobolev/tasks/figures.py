@@ -70,9 +70,13 @@ def _save_curves(
     figure = Figure(figsize=(4.2 * columns, 3.4 * rows), layout="constrained")
     grid = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axes, measure in zip(grid, measures, strict=False):
-        for label, points in _curves(layout, summary, series, amount, measure).items():
+        curves = _curves(layout, summary, series, amount, measure)
+        for label, points in curves.items():
             draw_curve(axes, label, points)
         axes.set(xlabel=_AMOUNTS[amount], title=measure, xscale="log")
+        amounts = sorted({x for points in curves.values() for x, _ in points})
+        axes.set_xticks(amounts, [_shown(x) for x in amounts])
+        axes.set_xticks([], minor=True)
         if not any(word in measure for word in _ON_A_LINEAR_SCALE):
             axes.set_yscale("log")
         axes.grid(alpha=0.3)
