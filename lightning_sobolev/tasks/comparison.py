@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from lightning_sobolev.tasks.layouts import Layout
 from lightning_sobolev.tasks.records import Cell
-from lightning_sobolev.tasks.tables import Estimate, Group, Summary, line_of, plain
+from lightning_sobolev.tasks.tables import Group, MeanAndError, Summary, line_of, plain
 
 BASELINE = "none"
 TUNED = ("sobolev", "order", "lr")
@@ -29,7 +29,7 @@ class Comparison:
 
     case: dict[str, Cell]
     sobolev: Cell
-    ratios: dict[str, Estimate]
+    ratios: dict[str, MeanAndError]
     data_factor: float
 
 
@@ -64,7 +64,7 @@ def compare(layout: Layout, summary: Summary) -> list[Comparison]:
     return found
 
 
-def ratio(over: Estimate, under: Estimate) -> Estimate:
+def ratio(over: MeanAndError, under: MeanAndError) -> MeanAndError:
     """Divide two means; see :func:`compare`.
 
     Args:
@@ -76,10 +76,10 @@ def ratio(over: Estimate, under: Estimate) -> Estimate:
         no estimate where one of them is missing or zero.
     """
     if not over.count or not under.count or not under.mean or not over.mean:
-        return Estimate(math.nan, math.nan, 0)
+        return MeanAndError(math.nan, math.nan, 0)
     mean = over.mean / under.mean
     error = abs(mean) * math.hypot(over.error / over.mean, under.error / under.mean)
-    return Estimate(mean, error, min(over.count, under.count))
+    return MeanAndError(mean, error, min(over.count, under.count))
 
 
 def data_factor(curve: Sequence[Point], fraction: float, value: float) -> float:
@@ -142,9 +142,9 @@ def _case(layout: Layout, group: Group) -> dict[str, Cell]:
 
 def _baselines(
     layout: Layout, summary: Summary
-) -> dict[tuple[Cell, ...], list[dict[str, Estimate]]]:
+) -> dict[tuple[Cell, ...], list[dict[str, MeanAndError]]]:
     place = layout.groups.index("sobolev")
-    found: dict[tuple[Cell, ...], list[dict[str, Estimate]]] = {}
+    found: dict[tuple[Cell, ...], list[dict[str, MeanAndError]]] = {}
     for group, estimates in summary.items():
         if group[place] == BASELINE:
             found.setdefault(tuple(_case(layout, group).values()), []).append(estimates)
@@ -153,7 +153,7 @@ def _baselines(
 
 def _curve(
     layout: Layout,
-    baselines: dict[tuple[Cell, ...], list[dict[str, Estimate]]],
+    baselines: dict[tuple[Cell, ...], list[dict[str, MeanAndError]]],
     case: dict[str, Cell],
     measure: str,
 ) -> list[Point]:

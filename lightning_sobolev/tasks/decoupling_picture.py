@@ -4,7 +4,7 @@ from pathlib import Path
 
 from lightning_sobolev.tasks.layouts import DECOUPLING
 from lightning_sobolev.tasks.records import Cell
-from lightning_sobolev.tasks.tables import Estimate, Summary
+from lightning_sobolev.tasks.tables import MeanAndError, Summary
 
 _PANELS = {
     "waited": "share of time spent waiting",
@@ -48,8 +48,8 @@ def draw_waiting(path: Path, summary: Summary) -> Path:
     return path
 
 
-def _clusters(summary: Summary, measure: str) -> dict[Cell, dict[str, Estimate]]:
-    clusters: dict[Cell, dict[str, Estimate]] = {}
+def _clusters(summary: Summary, measure: str) -> dict[Cell, dict[str, MeanAndError]]:
+    clusters: dict[Cell, dict[str, MeanAndError]] = {}
     for group, estimates in summary.items():
         cells = dict(zip(DECOUPLING.groups, group, strict=True))
         clusters.setdefault(cells["delay"], {})[str(cells["way"])] = estimates[measure]

@@ -7,18 +7,19 @@ from typing import TYPE_CHECKING
 
 from lightning_sobolev.tasks.layouts import Layout
 from lightning_sobolev.tasks.records import Cell
-from lightning_sobolev.tasks.tables import Estimate, Group, Summary
+from lightning_sobolev.tasks.tables import Group, MeanAndError, Summary
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-Points = list[tuple[float, Estimate]]
-Clusters = dict[str, dict[str, Estimate]]
+Points = list[tuple[float, MeanAndError]]
+Clusters = dict[str, dict[str, MeanAndError]]
 _ON_A_LINEAR_SCALE = ("return", "accuracy", "cosine")
+_AMOUNTS = {"fraction": "fraction of the training states", "num_frames": "training frames"}
 
 
 def save_figures(folder: Path, layout: Layout, summary: Summary) -> list[Path]:
-    """Draw every measure: curves over the fraction of the data where it varies, else bars.
+    """Draw every measure: curves over the amount of data where a table has one, else bars.
 
     Args:
         folder: Where the PNG files go.
@@ -29,8 +30,9 @@ def save_figures(folder: Path, layout: Layout, summary: Summary) -> list[Path]:
         The files.
     """
     varies = telling_apart(layout, summary)
-    if "fraction" in varies:
-        return [_save_curves(folder, layout, summary, varies)]
+    amount = next((key for key in _AMOUNTS if key in varies), None)
+    if amount is not None:
+        return [_save_curves(folder, layout, summary, varies, amount)]
     measures = [measure for measure in layout.measures if measure != "seconds"]
     return [_save_bars(folder, layout, summary, varies, measure) for measure in measures]
 
@@ -56,19 +58,25 @@ def telling_apart(layout: Layout, summary: Collection[Group]) -> list[str]:
     return needed
 
 
-def _save_curves(folder: Path, layout: Layout, summary: Summary, varies: Sequence[str]) -> Path:
+def _save_curves(
+    folder: Path, layout: Layout, summary: Summary, varies: Sequence[str], amount: str
+) -> Path:
     from matplotlib.figure import Figure
 
-    series = [key for key in varies if key != "fraction"]
+    series = [key for key in varies if key != amount]
     measures = [m for m in layout.measures if m != "seconds" and _any_number(summary, m)]
     columns = min(3, len(measures))
     rows = math.ceil(len(measures) / columns)
     figure = Figure(figsize=(4.2 * columns, 3.4 * rows), layout="constrained")
     grid = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axes, measure in zip(grid, measures, strict=False):
-        for label, points in _curves(layout, summary, series, measure).items():
-            _draw_curve(axes, label, points)
-        axes.set(xlabel="fraction of the training states", title=measure, xscale="log")
+        curves = _curves(layout, summary, series, amount, measure)
+        for label, points in curves.items():
+            draw_curve(axes, label, points)
+        axes.set(xlabel=_AMOUNTS[amount], title=measure, xscale="log")
+        amounts = sorted({x for points in curves.values() for x, _ in points})
+        axes.set_xticks(amounts, [_shown(x) for x in amounts])
+        axes.set_xticks([], minor=True)
         if not any(word in measure for word in _ON_A_LINEAR_SCALE):
             axes.set_yscale("log")
         axes.grid(alpha=0.3)
@@ -81,18 +89,25 @@ def _save_curves(folder: Path, layout: Layout, summary: Summary, varies: Sequenc
 
 
 def _curves(
-    layout: Layout, summary: Summary, series: Sequence[str], measure: str
+    layout: Layout, summary: Summary, series: Sequence[str], amount: str, measure: str
 ) -> dict[str, Points]:
     curves: dict[str, Points] = {}
     for group, estimates in summary.items():
         cells = dict(zip(layout.groups, group, strict=True))
         label = ", ".join(_shown(cells[key]) for key in series)
         if estimates[measure].count:
-            curves.setdefault(label, []).append((float(cells["fraction"]), estimates[measure]))
+            curves.setdefault(label, []).append((float(cells[amount]), estimates[measure]))
     return {label: sorted(points, key=lambda point: point[0]) for label, points in curves.items()}
 
 
-def _draw_curve(axes: "Axes", label: str, points: Points) -> None:
+def draw_curve(axes: "Axes", label: str, points: Points) -> None:
+    """Draw means over positions, with a band of one standard error.
+
+    Args:
+        axes: Where.
+        label: Of the curve.
+        points: Positions in order, each with its mean.
+    """
     x = [fraction for fraction, _ in points]
     means = [estimate.mean for _, estimate in points]
     errors = [0.0 if math.isnan(e.error) else e.error for _, e in points]

@@ -11,7 +11,7 @@ from lightning_sobolev.tasks.records import Cell, Record
 
 
 @dataclass(frozen=True, slots=True)
-class Estimate:
+class MeanAndError:
     """Mean of some runs.
 
     Args:
@@ -25,8 +25,8 @@ class Estimate:
     count: int
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> "Estimate":
-        """Estimate from values; NaN entries are left out."""
+    def of(cls, values: Sequence[float]) -> "MeanAndError":
+        """Average values; NaN entries are left out."""
         known = [value for value in values if not math.isnan(value)]
         count = len(known)
         if count == 0:
@@ -46,7 +46,7 @@ class Estimate:
 
 
 Group = tuple[Cell, ...]
-Summary = dict[Group, dict[str, Estimate]]
+Summary = dict[Group, dict[str, MeanAndError]]
 
 
 def summarize(layout: Layout, records: Sequence[Record]) -> Summary:
@@ -65,7 +65,7 @@ def summarize(layout: Layout, records: Sequence[Record]) -> Summary:
     ordered = sorted(groups, key=lambda group: [_sortable(cell) for cell in group])
     return {
         group: {
-            measure: Estimate.of([float(record[measure]) for record in groups[group]])
+            measure: MeanAndError.of([float(record[measure]) for record in groups[group]])
             for measure in layout.measures
         }
         for group in ordered

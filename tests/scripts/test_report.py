@@ -11,7 +11,7 @@ from lightning_sobolev.tasks.figures import telling_apart
 from lightning_sobolev.tasks.history import write_curves
 from lightning_sobolev.tasks.layouts import PONG, layout_of_table
 from lightning_sobolev.tasks.report import report
-from lightning_sobolev.tasks.tables import Estimate, summarize
+from lightning_sobolev.tasks.tables import MeanAndError, summarize
 
 
 def store(folder, metrics, config, choices):
@@ -163,6 +163,16 @@ def test_figures_are_written(tmp_path):
     }
 
 
+def test_errors_over_numbers_of_frames_are_curves(tmp_path):
+    pytest.importorskip("matplotlib")
+    table = tmp_path / "forces.csv"
+    lines = [f"{n},{kind},0,{1 / n}" for n in (20, 100) for kind in ("none", "order1")]
+    table.write_text("\n".join(["num_frames,sobolev,seed,test_force_mae", *lines]) + "\n")
+    assert (tmp_path / "forces.png") in report(table)
+    table.write_text("\n".join(["num_frames,sobolev,seed,test_force_mae", *lines[:2]]) + "\n")
+    assert (tmp_path / "forces_force_mae.png") in report(table)  # one amount is no curve
+
+
 def test_validations_are_collected_by_step_and_by_time(tmp_path):
     store_pong(tmp_path / "runs", fractions=(1.0,), seeds=(0, 1))
     folders = sorted(path.parent for path in (tmp_path / "runs").rglob("metrics.json"))
@@ -234,8 +244,8 @@ def test_unfinished_runs_are_left_out(tmp_path):
 
 
 def test_estimate_leaves_unknown_numbers_out():
-    estimate = Estimate.of([1.0, math.nan, 3.0])
+    estimate = MeanAndError.of([1.0, math.nan, 3.0])
     assert (estimate.mean, estimate.count) == (2.0, 2)
     assert estimate.error == pytest.approx(1.0)
-    assert str(Estimate.of([math.nan])) == ""
-    assert str(Estimate.of([2.0])) == "2"
+    assert str(MeanAndError.of([math.nan])) == ""
+    assert str(MeanAndError.of([2.0])) == "2"

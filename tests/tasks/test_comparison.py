@@ -6,7 +6,7 @@ import torch
 
 from lightning_sobolev.tasks.comparison import compare, comparison_lines, data_factor, ratio
 from lightning_sobolev.tasks.layouts import PONG, REGRESSION
-from lightning_sobolev.tasks.tables import Estimate, summarize
+from lightning_sobolev.tasks.tables import MeanAndError, summarize
 
 # test KL over the fraction: the baseline follows a power law, so that factors are known exactly
 POWER = 0.5
@@ -46,7 +46,7 @@ def test_ratios_and_data_factors_of_a_power_law():
 
 
 def test_error_of_a_ratio_is_that_of_repeated_draws():
-    over, under = Estimate(2.0, 0.02, 3), Estimate(5.0, 0.04, 3)
+    over, under = MeanAndError(2.0, 0.02, 3), MeanAndError(5.0, 0.04, 3)
     generator = torch.Generator().manual_seed(0)
     normal = torch.randn(2, 100_000, generator=generator, dtype=torch.float64)
     draws = (2.0 + 0.02 * normal[0]) / (5.0 + 0.04 * normal[1])
@@ -54,10 +54,10 @@ def test_error_of_a_ratio_is_that_of_repeated_draws():
     assert ratio(over, under).error == pytest.approx(statistics.stdev(draws.tolist()), rel=0.01)
 
 
-@pytest.mark.parametrize("other", [Estimate(0.0, 0.0, 3), Estimate(math.nan, math.nan, 0)])
+@pytest.mark.parametrize("other", [MeanAndError(0.0, 0.0, 3), MeanAndError(math.nan, math.nan, 0)])
 def test_no_ratio_to_nothing(other):
-    assert ratio(Estimate(1.0, 0.1, 3), other).count == 0
-    assert str(ratio(other, Estimate(1.0, 0.1, 3))) == ""
+    assert ratio(MeanAndError(1.0, 0.1, 3), other).count == 0
+    assert str(ratio(other, MeanAndError(1.0, 0.1, 3))) == ""
 
 
 def test_scores_and_seconds_are_no_errors():

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_sobolev.tasks.records import Record
-from lightning_sobolev.tasks.tables import Estimate, line_of
+from lightning_sobolev.tasks.tables import MeanAndError, line_of
 
 _SIGNS = {"time": "> {limit:g} s", "memory": "memory", "failed": "failed", "not tried": "not tried"}
 
@@ -57,8 +57,8 @@ def _shown(records: Sequence[Record]) -> str:
     if not fitted:
         first = records[0]
         return _SIGNS[str(first["outcome"])].format(limit=float(first["limit_seconds"]))
-    error = Estimate.of([float(record["rmse"]) for record in fitted])
-    seconds = Estimate.of([float(record["fit_seconds"]) for record in fitted])
+    error = MeanAndError.of([float(record["rmse"]) for record in fitted])
+    seconds = MeanAndError.of([float(record["fit_seconds"]) for record in fitted])
     return f"{error} ({seconds.mean:.2g})"
 
 
@@ -82,7 +82,7 @@ def _predictions(records: Sequence[Record], methods: Sequence[str]) -> list[str]
                 for record in records
                 if (record["method"], record["points"]) == (method, size)
             ]
-            mean = Estimate.of(times)
+            mean = MeanAndError.of(times)
             cells.append(f"{mean.mean:.3g}" if mean.count else "")
         lines.append(line_of([method, *cells]))
     return lines
