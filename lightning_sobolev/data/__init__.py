@@ -4,11 +4,13 @@ from lightning_sobolev.data.basket_module import BasketDataModule
 from lightning_sobolev.data.force_module import ForcesDataModule
 from lightning_sobolev.data.images import ImageDataModule
 from lightning_sobolev.data.landscape import LandscapeDataModule, Standardization
+from lightning_sobolev.data.signals import SignalDataModule
 
 __all__ = [
     "BasketDataModule",
     "ForcesDataModule",
     "ImageDataModule",
     "LandscapeDataModule",
+    "SignalDataModule",
     "Standardization",
 ]
