@@ -115,7 +115,8 @@ def cut_spectrum(
     Returns:
         The cut spectrum, not normalised.
     """
-    spectrum: Tensor = torch.fft.rfft(x)[..., : counts[-1]]
+    # A view would keep the whole spectrum in memory.
+    spectrum: Tensor = torch.fft.rfft(x)[..., : counts[-1]].contiguous()
     for axis, count in zip(range(-len(counts), -1), counts, strict=False):
         whole = torch.fft.fft(spectrum, dim=axis)
         size = whole.shape[axis]
