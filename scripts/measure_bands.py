@@ -34,10 +34,10 @@ COLUMNS = ("axes", "in", "out", "kernel", "size", "batch", "layer", "ms", "ms_me
 
 def _layers(axes: int, channels_in: int, out: int, kernel: int) -> dict[str, nn.Module]:
     plain, limited = (nn.Conv1d, BandLimitedConv1d) if axes == 1 else (nn.Conv2d, BandLimitedConv2d)
-    options = {"padding": kernel // 2}
-    layers: dict[str, nn.Module] = {"torch": plain(channels_in, out, kernel, **options)}
+    shape, padding = (channels_in, out, kernel), kernel // 2
+    layers: dict[str, nn.Module] = {"torch": plain(*shape, padding=padding)}
     for rate in RATES:
-        layers[f"rate {rate:g}"] = limited(channels_in, out, kernel, rate=rate, **options)
+        layers[f"rate {rate:g}"] = limited(*shape, padding=padding, rate=rate)
     return layers
 
 
