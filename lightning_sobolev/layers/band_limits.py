@@ -78,7 +78,8 @@ class BandLimitedConv2d(_BandLimited, nn.Conv2d):
 
     Costs Fourier transforms of the input and of the output, and a complex product of
     ``[batch, in] x [in, out]`` for each kept frequency, whatever the size of the kernel and the
-    stride. On a CPU that is slower than torch's own for small kernels at small rates (docs/band-limits.md).
+    stride. On a CPU that is slower than torch's own for small kernels at small rates, and takes
+    more memory (docs/band-limits.md).
 
     With ``energy`` the number of kept frequencies follows from each batch: rows of a batch are then
     not independent, which derivative matching assumes, and the layer does not compile whole.
