@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from lightning_sobolev.functional.band_limits import low_pass, space_axes
 from lightning_sobolev.functional.discrepancies import DISCREPANCIES
 from lightning_sobolev.spec import SobolevTerm
 
@@ -63,10 +64,17 @@ def compare(
         known, skipped = _finite_rows(theirs, known)
     pairs = None
     if known is not None:
+        if _is_filtered(term):  # each number of a filtered row depends on every other
+            known = known.flatten(2).all(-1).reshape(*known.shape[:2], *[1] * (known.ndim - 2))
+            known = known.expand_as(theirs)
         pairs = known.flatten(2).any(-1) if known.ndim > 2 else known
         theirs = torch.where(known, theirs, 0.0)
         # where() before the distance keeps the gradient of unknown entries exactly zero.
         ours = torch.where(known, ours, 0.0)
+    # A finite sum is one pass over the numbers; only one that is not needs a second look.
+    total = theirs.sum()
+    if _is_filtered(term):
+        ours, theirs = (_filtered(term, rows) for rows in (ours, theirs))
     distance = DISCREPANCIES[term.discrepancy]
     if term.normalize == "elements":
         distance = _squares
@@ -76,8 +84,17 @@ def compare(
         vanishes = vanishes if known is None else vanishes & known.any()
     is_scaled = term.normalize != "none"
     reference = distance(torch.zeros_like(theirs), theirs) if is_scaled else None
-    # A finite sum is one pass over the numbers; only one that is not needs a second look.
-    return Matched(distance(ours, theirs), reference, pairs, vanishes, skipped, theirs.sum())
+    return Matched(distance(ours, theirs), reference, pairs, vanishes, skipped, total)
+
+
+def _is_filtered(term: SobolevTerm) -> bool:
+    """Whether what is compared lies in the space of the input, and has a band."""
+    return term.band is not None and term.needs_cotangents
+
+
+def _filtered(term: SobolevTerm, rows: Float[Tensor, "proj batch *in"]) -> Tensor:
+    assert term.band is not None
+    return low_pass(rows, term.band, space_axes(rows.shape[2:], term.band, f"term {term.key!r}"))
 
 
 def _squares(student: Tensor, target: Tensor) -> Float[Tensor, "proj batch elements"]:

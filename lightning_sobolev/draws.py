@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_sobolev._types import DrawnJet, Jet
+from lightning_sobolev.functional.band_limits import low_pass, space_axes
 from lightning_sobolev.functional.fisher import FISHER, fisher
 from lightning_sobolev.functional.projections import draw, generator_for
 from lightning_sobolev.spec import SobolevTerm
@@ -64,11 +65,24 @@ class Draws:
             target: Asked first, if it has directions of its own.
 
         Returns:
-            ``[proj, batch, *in]``.
+            ``[proj, batch, *in]``, low-pass filtered where the term has a band.
+
+        Raises:
+            ValueError: If the term has a band, and the input no axes of space or the target
+                directions of its own.
         """
         if (own := self._own(term, target)) is not None:
+            if term.band is not None:
+                raise ValueError(
+                    f"band of term {term.key!r} must be None where the teacher knows its own "
+                    f"tangents alone, which cannot be filtered, got {term.band}"
+                )
             return own
-        return self._draw(index, _TANGENT, term, x)
+        drawn = self._draw(index, _TANGENT, term, x)
+        if term.band is None:
+            return drawn
+        axes = space_axes(x.shape[1:], term.band, f"term {term.key!r}")
+        return low_pass(drawn, term.band, axes)
 
     def _own(self, term: SobolevTerm, target: Jet | None) -> Tensor | None:
         # isinstance() with a protocol looks up all of its methods, which shows in small steps.

@@ -7,114 +7,43 @@ A :class:`SobolevTerm` is one summand of
 (Czarnecki et al. 2017, objective with stochastic projections); a :class:`SobolevSpec` is the sum.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from lightning_sobolev.functional.band_limits import check_rate
 from lightning_sobolev.functional.discrepancies import DISCREPANCIES
 from lightning_sobolev.functional.fisher import FISHER
 from lightning_sobolev.functional.projections import PROJECTIONS
+from lightning_sobolev.schedules import (
+    Constant,
+    Cosine,
+    Linear,
+    Schedule,
+    Step,
+    is_weight,
+    require,
+)
+
+__all__ = [
+    "OUTPUT_MAPS",
+    "Constant",
+    "Cosine",
+    "Linear",
+    "Schedule",
+    "SobolevSpec",
+    "SobolevTerm",
+    "Step",
+]
 
 OUTPUT_MAPS: dict[str, Callable[[Tensor], Tensor]] = {
     "identity": lambda y: y,
     "log_softmax": lambda y: torch.log_softmax(y, dim=-1),
     "softmax": lambda y: torch.softmax(y, dim=-1),
 }
-
-
-@runtime_checkable
-class Schedule(Protocol):
-    """A weight as a function of the global step."""
-
-    def at(self, step: int) -> float: ...  # noqa: D102
-
-
-def _require(condition: bool, name: str, expected: str, got: object) -> None:
-    if not condition:
-        raise ValueError(f"{name} must be {expected}, got {got!r}")
-
-
-@dataclass(frozen=True, slots=True)
-class Constant:
-    """The same weight at every step."""
-
-    value: float
-
-    def __post_init__(self) -> None:
-        _require(_is_weight(self.value), "value", "a finite number >= 0", self.value)
-
-    def at(self, step: int) -> float:
-        """Return ``value``."""
-        del step
-        return self.value
-
-
-@dataclass(frozen=True, slots=True)
-class _Ramp:
-    """From ``start`` to ``end`` within ``steps`` steps, then ``end`` for good."""
-
-    start: float
-    end: float
-    steps: int
-
-    def __post_init__(self) -> None:
-        _require(_is_weight(self.start), "start", "a finite number >= 0", self.start)
-        _require(_is_weight(self.end), "end", "a finite number >= 0", self.end)
-        _require(self.steps >= 1, "steps", "at least 1", self.steps)
-
-    def _fraction(self, step: int) -> float:
-        return min(max(step / self.steps, 0.0), 1.0)
-
-
-@dataclass(frozen=True, slots=True)
-class Linear(_Ramp):
-    """A straight line from ``start`` to ``end`` over ``steps`` steps, then ``end``."""
-
-    def at(self, step: int) -> float:
-        """Return the weight at a global step."""
-        return self.start + (self.end - self.start) * self._fraction(step)
-
-
-@dataclass(frozen=True, slots=True)
-class Cosine(_Ramp):
-    """Half a cosine from ``start`` to ``end`` over ``steps`` steps, then ``end``."""
-
-    def at(self, step: int) -> float:
-        """Return the weight at a global step."""
-        share = 0.5 * (1.0 + math.cos(math.pi * self._fraction(step)))
-        return self.end + (self.start - self.end) * share
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """``values[i]`` from ``boundaries[i - 1]`` on; ``values[0]`` before the first boundary."""
-
-    values: Sequence[float]
-    boundaries: Sequence[int]
-
-    def __post_init__(self) -> None:
-        # Lists from a YAML file would make the frozen object changeable and unhashable.
-        object.__setattr__(self, "values", tuple(self.values))
-        object.__setattr__(self, "boundaries", tuple(self.boundaries))
-        expected = "one longer than boundaries"
-        _require(len(self.values) == len(self.boundaries) + 1, "values", expected, self.values)
-        _require(all(map(_is_weight, self.values)), "values", "finite and >= 0", self.values)
-        ordered = list(self.boundaries) == sorted(set(self.boundaries))
-        _require(ordered, "boundaries", "strictly increasing", self.boundaries)
-
-    def at(self, step: int) -> float:
-        """Return the weight at a global step."""
-        return self.values[sum(step >= boundary for boundary in self.boundaries)]
-
-
-def _is_weight(value: object) -> bool:
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        return False
-    return math.isfinite(value) and value >= 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,6 +62,11 @@ class SobolevTerm:
             always draws both and matches :math:`\nabla^2 \langle u, f \rangle v`.
         projection: Law of the directions: sphere, gaussian, rademacher or basis; or ``"fisher"``
             for log-probabilities, which weighs each by the target's own probability.
+        band: Percentage of the frequencies of the input's axes of space (all behind the channels)
+            that is cut from the derivatives of both before they are compared: tangents, and rows
+            in input space, are low-pass filtered. The term then matches :math:`J P` (order 2:
+            :math:`P \nabla^2 P`), with P the projection on the frequencies that are left. A row of
+            which an entry is not known is not known. None compares all there is.
         num_projections: Directions a step; None takes every basis direction (exact matching).
         discrepancy: Distance of an example: squared, l1, huber or cosine.
         normalize: ``"target"`` divides by the running mean of the discrepancy between zero and
@@ -151,6 +85,7 @@ class SobolevTerm:
     weight: float | Schedule = 1.0
     side: Literal["cotangent", "tangent"] = "cotangent"
     projection: str = "sphere"
+    band: float | None = None
     num_projections: int | None = 1
     discrepancy: str = "squared"
     normalize: Literal["target", "elements", "none"] = "target"
@@ -159,30 +94,33 @@ class SobolevTerm:
     name: str | None = None
 
     def __post_init__(self) -> None:
-        _require(self.order in (0, 1, 2), "order", "0, 1 or 2", self.order)
-        weight_ok = _is_weight(self.weight) or isinstance(self.weight, Schedule)
-        _require(weight_ok, "weight", "a finite number >= 0 or a schedule", self.weight)
+        require(self.order in (0, 1, 2), "order", "0, 1 or 2", self.order)
+        weight_ok = is_weight(self.weight) or isinstance(self.weight, Schedule)
+        require(weight_ok, "weight", "a finite number >= 0 or a schedule", self.weight)
         is_side = self.side in ("cotangent", "tangent")
-        _require(is_side, "side", "'cotangent' or 'tangent'", self.side)
+        require(is_side, "side", "'cotangent' or 'tangent'", self.side)
         law, laws = self.projection, (*PROJECTIONS, FISHER)
-        _require(law in laws, "projection", f"one of {laws}", law)
+        require(law in laws, "projection", f"one of {laws}", law)
         counts = (count := self.num_projections) is None or (isinstance(count, int) and count >= 1)
-        _require(counts, "num_projections", "at least 1 or None", count)
+        require(counts, "num_projections", "at least 1 or None", count)
         exact = count is not None or law == "basis"
-        _require(exact, "projection", "'basis' when num_projections is None", law)
+        require(exact, "projection", "'basis' when num_projections is None", law)
         fits = law != FISHER or (self.order == 1 and self.side == "cotangent")
-        _require(fits, "projection", "'fisher' with order 1 and cotangents only", law)
+        require(fits, "projection", "'fisher' with order 1 and cotangents only", law)
+        if self.band is not None:
+            check_rate(self.band, "band")
+            require(self.order > 0, "band", "None with order 0, which has no derivative", self.band)
         known = tuple(DISCREPANCIES)
-        _require(self.discrepancy in known, "discrepancy", f"one of {known}", self.discrepancy)
+        require(self.discrepancy in known, "discrepancy", f"one of {known}", self.discrepancy)
         scale, scales = self.normalize, ("target", "elements", "none")
-        _require(scale in scales, "normalize", f"one of {scales}", scale)
+        require(scale in scales, "normalize", f"one of {scales}", scale)
         fits = scale != "elements" or self.discrepancy == "squared"
-        _require(fits, "discrepancy", "'squared' with normalize='elements'", self.discrepancy)
+        require(fits, "discrepancy", "'squared' with normalize='elements'", self.discrepancy)
         rows_ok = isinstance(self.rows, int | float) and 0.0 < self.rows <= 1.0
-        _require(rows_ok, "rows", "in (0, 1]", self.rows)
-        _require(self.every_n_steps >= 1, "every_n_steps", "at least 1", self.every_n_steps)
+        require(rows_ok, "rows", "in (0, 1]", self.rows)
+        require(self.every_n_steps >= 1, "every_n_steps", "at least 1", self.every_n_steps)
         # The sum of all terms is logged beside them under this name.
-        _require(self.name not in ("", "total"), "name", "a word other than 'total'", self.name)
+        require(self.name not in ("", "total"), "name", "a word other than 'total'", self.name)
 
     @property
     def key(self) -> str:
@@ -207,7 +145,7 @@ class SobolevTerm:
         """
         given = self.weight
         weight = given if isinstance(given, int | float) else given.at(step)
-        _require(_is_weight(weight), f"weight of {self.key} at step {step}", "finite, >= 0", weight)
+        require(is_weight(weight), f"weight of {self.key} at step {step}", "finite, >= 0", weight)
         return 0.0 if step % self.every_n_steps else float(weight) * self.every_n_steps
 
 
@@ -229,15 +167,15 @@ class SobolevSpec:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "terms", tuple(self.terms))
-        _require(len(self.terms) > 0, "terms", "at least one SobolevTerm", self.terms)
+        require(len(self.terms) > 0, "terms", "at least one SobolevTerm", self.terms)
         for term in self.terms:
-            _require(isinstance(term, SobolevTerm), "terms", "SobolevTerm objects", term)
+            require(isinstance(term, SobolevTerm), "terms", "SobolevTerm objects", term)
         keys = [term.key for term in self.terms]
-        _require(len(set(keys)) == len(keys), "terms", "named differently (set name=...)", keys)
+        require(len(set(keys)) == len(keys), "terms", "named differently (set name=...)", keys)
         fits = self.on == "log_softmax" or all(t.projection != FISHER for t in self.terms)
-        _require(fits, "on", "'log_softmax' for a fisher projection", self.on)
+        require(fits, "on", "'log_softmax' for a fisher projection", self.on)
         known = callable(self.on) or self.on in OUTPUT_MAPS
-        _require(known, "on", f"one of {tuple(OUTPUT_MAPS)} or a callable", self.on)
+        require(known, "on", f"one of {tuple(OUTPUT_MAPS)} or a callable", self.on)
 
     @property
     def output_map(self) -> Callable[[Any], Any]:

@@ -1,5 +1,6 @@
 """Dense, slow and obvious: what the package is compared with."""
 
+import numpy as np
 import torch
 from torch.autograd.functional import hessian as _hessian
 from torch.autograd.functional import jacobian as _jacobian
@@ -51,3 +52,14 @@ def parameter_gradients_by_differences(scalar, module, step=1e-5):
         gradients.append(gradient_by_differences(at, start, step))
         parameter.data.copy_(start)
     return gradients
+
+
+def masked_by_numpy(x, counts):
+    """Keep the frequencies below ``counts`` of the last axes, by a mask on the whole spectrum."""
+    axes = tuple(range(-len(counts), 0))
+    spectrum = np.fft.fftn(x.numpy(), axes=axes)
+    for axis, count in zip(axes, counts, strict=True):
+        size = x.shape[axis]
+        cycles = np.abs(np.rint(np.fft.fftfreq(size) * size))
+        spectrum = spectrum * (cycles < count).reshape(-1, *[1] * (-1 - axis))
+    return torch.from_numpy(np.fft.ifftn(spectrum, axes=axes).real)

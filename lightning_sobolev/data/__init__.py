@@ -5,6 +5,7 @@ from lightning_sobolev.data.evolution import EvolutionDataModule
 from lightning_sobolev.data.force_module import ForcesDataModule
 from lightning_sobolev.data.images import ImageDataModule
 from lightning_sobolev.data.landscape import LandscapeDataModule
+from lightning_sobolev.data.signals import SignalDataModule
 
 __all__ = [
     "BasketDataModule",
@@ -12,4 +13,5 @@ __all__ = [
     "ForcesDataModule",
     "ImageDataModule",
     "LandscapeDataModule",
+    "SignalDataModule",
 ]

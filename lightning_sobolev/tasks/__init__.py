@@ -1,5 +1,6 @@
 """The experiments: LightningModules, one run from its configuration, and reports over many."""
 
+from lightning_sobolev.tasks.classification import ClassificationModule
 from lightning_sobolev.tasks.decoupled import DecoupledModule
 from lightning_sobolev.tasks.distillation import DistillationModule
 from lightning_sobolev.tasks.evolution import EvolutionModule
@@ -7,6 +8,7 @@ from lightning_sobolev.tasks.force_field import ForceFieldModule
 from lightning_sobolev.tasks.regression import RegressionModule
 
 __all__ = [
+    "ClassificationModule",
     "DecoupledModule",
     "DistillationModule",
     "EvolutionModule",

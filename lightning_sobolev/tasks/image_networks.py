@@ -30,6 +30,36 @@ def image_cnn(
     )
 
 
+def pooled_cnn(
+    in_channels: int = 1, num_classes: int = 10, *, size: int = 28, axes: int = 2, width: int = 8
+) -> nn.Sequential:
+    """Return two convolutions of five places with maxima of two, and a linear layer.
+
+    Args:
+        in_channels: Channels of the input.
+        num_classes: Number of logits.
+        size: Length of every axis of the input.
+        axes: 1 for signals, 2 for pictures.
+        width: Channels of the first convolution; the second has twice as many.
+
+    Raises:
+        ValueError: If there are more or fewer axes.
+    """
+    if axes not in (1, 2):
+        raise ValueError(f"axes must be 1 or 2, got {axes}")
+    conv, pool = (nn.Conv1d, nn.MaxPool1d) if axes == 1 else (nn.Conv2d, nn.MaxPool2d)
+    return nn.Sequential(
+        conv(in_channels, width, 5, padding=2),
+        nn.ReLU(),
+        pool(2),
+        conv(width, 2 * width, 5, padding=2),
+        nn.ReLU(),
+        pool(2),
+        nn.Flatten(),
+        nn.Linear(2 * width * (size // 4) ** axes, num_classes),
+    )
+
+
 class Residual(nn.Module):
     """Two convolutions with batch norm around which the input is carried.
 

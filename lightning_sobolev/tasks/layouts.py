@@ -108,6 +108,24 @@ SYNTHETIC_GRADIENTS = Layout(
         "seconds": "metric:seconds_fit",
     },
 )
+RATES = (0.0, 25.0, 50.0, 75.0, 85.0, 95.0)
+NOISES = (0.0, 0.25, 0.5, 1.0, 2.0)
+BAND_LIMITS = Layout(
+    name="bandlimit",
+    keys={
+        "data": "config:dataset",
+        "rate": "config:rate",
+        "energy": "config:energy",
+        "steps": "config:steps",
+        "seed": "config:seed",
+    },
+    measures={
+        "test_accuracy": "metric:test/accuracy",
+        **{f"test_accuracy_rate_{r:g}": f"metric:test/accuracy_rate_{r:g}" for r in RATES},
+        **{f"test_accuracy_noise_{n:g}": f"metric:test/accuracy_noise_{n:g}" for n in NOISES},
+        "seconds": "metric:seconds_fit",
+    },
+)
 DECOUPLING = Layout(
     name="decoupling",
     keys=dict.fromkeys(
@@ -192,6 +210,8 @@ def layout_of_runs(runs: Sequence[StoredRun]) -> Layout:
         name = names.pop()
         if name in _BY_NAME:
             return _BY_NAME[name]
+        if name == "band_limits":
+            return BAND_LIMITS
         if name.startswith("distill_"):
             return replace(PONG, name=name.removeprefix("distill_"))
     if all(name.startswith("distill_") for name in names):

@@ -6,9 +6,10 @@ from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
+from lightning_sobolev.tasks.band_limits import draw_bands
 from lightning_sobolev.tasks.comparison import TUNED, compare, comparison_lines
 from lightning_sobolev.tasks.figures import save_figures
-from lightning_sobolev.tasks.layouts import Layout, layout_of_runs, layout_of_table
+from lightning_sobolev.tasks.layouts import BAND_LIMITS, Layout, layout_of_runs, layout_of_table
 from lightning_sobolev.tasks.records import Cell, Record, StoredRun, find_runs, read_csv, write_csv
 from lightning_sobolev.tasks.surfaces import FIT, Surface, draw_surfaces
 from lightning_sobolev.tasks.tables import summarize, write_markdown
@@ -65,6 +66,8 @@ def report(
     if find_spec("matplotlib") is None:
         log.warning("figures are left out: matplotlib is missing, install the extra 'viz'")
         return written
+    if layout.keys.keys() == BAND_LIMITS.keys.keys():
+        return [*written, draw_bands(out / f"{layout.name}.png", summary)]
     return written + save_figures(out, layout, summary)
 
 

@@ -1,0 +1,109 @@
+"""Weights as functions of the global step."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+
+@runtime_checkable
+class Schedule(Protocol):
+    """A weight as a function of the global step."""
+
+    def at(self, step: int) -> float: ...  # noqa: D102
+
+
+def require(condition: bool, name: str, expected: str, got: object) -> None:
+    """Raise an error that names what was expected.
+
+    Args:
+        condition: Whether all is well.
+        name: Of the field.
+        expected: What it must be.
+        got: What it is.
+
+    Raises:
+        ValueError: If the condition does not hold.
+    """
+    if not condition:
+        raise ValueError(f"{name} must be {expected}, got {got!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class Constant:
+    """The same weight at every step."""
+
+    value: float
+
+    def __post_init__(self) -> None:
+        require(is_weight(self.value), "value", "a finite number >= 0", self.value)
+
+    def at(self, step: int) -> float:
+        """Return ``value``."""
+        del step
+        return self.value
+
+
+@dataclass(frozen=True, slots=True)
+class _Ramp:
+    """From ``start`` to ``end`` within ``steps`` steps, then ``end`` for good."""
+
+    start: float
+    end: float
+    steps: int
+
+    def __post_init__(self) -> None:
+        require(is_weight(self.start), "start", "a finite number >= 0", self.start)
+        require(is_weight(self.end), "end", "a finite number >= 0", self.end)
+        require(self.steps >= 1, "steps", "at least 1", self.steps)
+
+    def _fraction(self, step: int) -> float:
+        return min(max(step / self.steps, 0.0), 1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Linear(_Ramp):
+    """A straight line from ``start`` to ``end`` over ``steps`` steps, then ``end``."""
+
+    def at(self, step: int) -> float:
+        """Return the weight at a global step."""
+        return self.start + (self.end - self.start) * self._fraction(step)
+
+
+@dataclass(frozen=True, slots=True)
+class Cosine(_Ramp):
+    """Half a cosine from ``start`` to ``end`` over ``steps`` steps, then ``end``."""
+
+    def at(self, step: int) -> float:
+        """Return the weight at a global step."""
+        share = 0.5 * (1.0 + math.cos(math.pi * self._fraction(step)))
+        return self.end + (self.start - self.end) * share
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """``values[i]`` from ``boundaries[i - 1]`` on; ``values[0]`` before the first boundary."""
+
+    values: Sequence[float]
+    boundaries: Sequence[int]
+
+    def __post_init__(self) -> None:
+        # Lists from a YAML file would make the frozen object changeable and unhashable.
+        object.__setattr__(self, "values", tuple(self.values))
+        object.__setattr__(self, "boundaries", tuple(self.boundaries))
+        expected = "one longer than boundaries"
+        require(len(self.values) == len(self.boundaries) + 1, "values", expected, self.values)
+        require(all(map(is_weight, self.values)), "values", "finite and >= 0", self.values)
+        ordered = list(self.boundaries) == sorted(set(self.boundaries))
+        require(ordered, "boundaries", "strictly increasing", self.boundaries)
+
+    def at(self, step: int) -> float:
+        """Return the weight at a global step."""
+        return self.values[sum(step >= boundary for boundary in self.boundaries)]
+
+
+def is_weight(value: object) -> bool:
+    """Return whether ``value`` is a finite number that is not negative."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    return math.isfinite(value) and value >= 0
