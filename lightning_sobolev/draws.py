@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_sobolev._types import DrawnJet, Jet
+from lightning_sobolev.functional.covariance import Covariance
 from lightning_sobolev.functional.fisher import FISHER, fisher
 from lightning_sobolev.functional.projections import draw, generator_for
 from lightning_sobolev.spec import SobolevTerm
@@ -77,14 +78,13 @@ class Draws:
         )
 
     def _draw(self, index: int, what: int, term: SobolevTerm, like: Tensor) -> Tensor:
-        return draw(
-            term.projection,
-            like.shape,
-            num_projections=term.num_projections,
-            generator=self._generator(index, what),
-            dtype=like.dtype,
-            device=like.device,
-        )
+        generator, law = self._generator(index, what), term.projection
+        place = {"dtype": like.dtype, "device": like.device}
+        if isinstance(law, Covariance):
+            count = term.num_projections or 1
+            return law.draw(like.shape, num_projections=count, generator=generator, **place)
+        count_or_all = term.num_projections
+        return draw(law, like.shape, num_projections=count_or_all, generator=generator, **place)
 
     def rows(self, fraction: float, size: int) -> Tensor:
         """A random subset of ``fraction`` of ``size`` rows, at least one, in order."""

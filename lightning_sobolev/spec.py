@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from lightning_sobolev.functional.covariance import Covariance
 from lightning_sobolev.functional.discrepancies import DISCREPANCIES
 from lightning_sobolev.functional.fisher import FISHER
 from lightning_sobolev.functional.projections import PROJECTIONS
@@ -131,8 +132,8 @@ class SobolevTerm:
         side: For order 1: ``"cotangent"`` matches :math:`u^\top J` with ``u`` in output space (one
             backward pass), ``"tangent"`` matches :math:`J v` with ``v`` in input space. Order 2
             always draws both and matches :math:`\nabla^2 \langle u, f \rangle v`.
-        projection: Law of the directions: sphere, gaussian, rademacher or basis; or ``"fisher"``
-            for log-probabilities, which weighs each by the target's own probability.
+        projection: Law of the directions: sphere, gaussian, rademacher or basis; ``"fisher"`` for
+            log-probabilities, each weighed by the target's own; or, for order 1, a ``Covariance``.
         num_projections: Directions a step; None takes every basis direction (exact matching).
         discrepancy: Distance of an example: squared, l1, huber or cosine.
         normalize: ``"target"`` divides by the running mean of the discrepancy between zero and
@@ -150,7 +151,7 @@ class SobolevTerm:
     order: int = 1
     weight: float | Schedule = 1.0
     side: Literal["cotangent", "tangent"] = "cotangent"
-    projection: str = "sphere"
+    projection: str | Covariance = "sphere"
     num_projections: int | None = 1
     discrepancy: str = "squared"
     normalize: Literal["target", "elements", "none"] = "target"
@@ -162,10 +163,12 @@ class SobolevTerm:
         _require(self.order in (0, 1, 2), "order", "0, 1 or 2", self.order)
         weight_ok = _is_weight(self.weight) or isinstance(self.weight, Schedule)
         _require(weight_ok, "weight", "a finite number >= 0 or a schedule", self.weight)
-        is_side = self.side in ("cotangent", "tangent")
-        _require(is_side, "side", "'cotangent' or 'tangent'", self.side)
+        _require(
+            self.side in ("cotangent", "tangent"), "side", "'cotangent' or 'tangent'", self.side
+        )
         law, laws = self.projection, (*PROJECTIONS, FISHER)
-        _require(law in laws, "projection", f"one of {laws}", law)
+        known_law = law in laws or (isinstance(law, Covariance) and self.order == 1)
+        _require(known_law, "projection", f"one of {laws}, or a Covariance for order 1", law)
         counts = (count := self.num_projections) is None or (isinstance(count, int) and count >= 1)
         _require(counts, "num_projections", "at least 1 or None", count)
         exact = count is not None or law == "basis"
