@@ -163,9 +163,8 @@ class SobolevTerm:
         _require(self.order in (0, 1, 2), "order", "0, 1 or 2", self.order)
         weight_ok = _is_weight(self.weight) or isinstance(self.weight, Schedule)
         _require(weight_ok, "weight", "a finite number >= 0 or a schedule", self.weight)
-        _require(
-            self.side in ("cotangent", "tangent"), "side", "'cotangent' or 'tangent'", self.side
-        )
+        is_side = self.side in ("cotangent", "tangent")
+        _require(is_side, "side", "'cotangent' or 'tangent'", self.side)
         law, laws = self.projection, (*PROJECTIONS, FISHER)
         known_law = law in laws or (isinstance(law, Covariance) and self.order == 1)
         _require(known_law, "projection", f"one of {laws}, or a Covariance for order 1", law)

@@ -21,13 +21,13 @@ class NoiseInjection(nn.Module):
     whose covariance is :math:`s^2 (\mathrm{diag}(d) + F^\top F)` with :math:`d = \alpha^2`, for
     what has D elements. :math:`\alpha` [D] and the rows of F [r, D] are parameters. Without F it
     is parametric noise injection with a factor for each element. s is a deviation: ``std``, or that
-    of x itself, as a number without gradient.
+    of x itself.
 
-    Axes of x before those of ``shape`` number draws: one for each row of a batch of activations,
-    one for a weight. Numbers come from torch's own generator of the device, as those of dropout.
+    Axes of x before those of ``shape`` number draws: rows of a batch of activations; a weight has
+    none and gets one draw. Numbers come from torch's own generator, as those of dropout.
 
     Args:
-        shape: Of what one draw is added to.
+        shape: Of one draw.
         rank: Rows of F; 0 for white noise.
         std: s; None takes the deviation of x at every call.
         at_evaluation: Whether noise is added in evaluation mode, too.
@@ -87,8 +87,13 @@ class NoiseInjection(nn.Module):
         if self.factor is not None:
             latent = torch.randn(*x.shape[:first], len(self.factor), dtype=x.dtype, device=x.device)
             noise = noise + torch.tensordot(latent.to(self.factor.dtype), self.factor, 1)
-        std = x.detach().std(correction=0) if self.std is None else self.std
+        std = _deviation(x) if self.std is None else self.std
         return x + (std * noise).to(x.dtype)
+
+
+def _deviation(x: Tensor) -> Float[Tensor, ""]:
+    # The root of zero has no slope: weights that begin at zero would get NaN.
+    return (x.var(correction=0) + torch.finfo(x.dtype).tiny).sqrt()
 
 
 def inject_noise(
@@ -107,30 +112,26 @@ def inject_noise(
     (``layer.input_noise``, ``layer.output_noise``), with a draw for each row: their scale is the
     deviation over ``example``, measured once, so that rows stay independent of each other.
 
-    The layers keep their classes and biases; ``state_dict`` and ``deepcopy`` work as ever, and a
-    checkpoint is read by a network into which the same noise was put. A network with noise on its
-    weights cannot be pickled whole, as none with torch's parametrizations can. Build optimizers
-    afterwards. For another treatment of some layers, call it on parts of the network.
+    A checkpoint is read by a network into which the same noise was put; ``deepcopy`` works, but
+    with noise on its weights a network cannot be pickled whole, as none with parametrizations can.
+    Build optimizers afterwards. To treat layers differently, call it on parts of the network.
 
-    Cost: a draw of the size of the weights or activations, and ``rank`` times their size in
-    parameters and multiplications.
+    Cost: a draw as large as the weights or activations, and ``rank`` times that in parameters.
 
     Args:
         module: A network, or a single layer.
         where: ``"weight"``, ``"input"`` or ``"output"``.
         rank: Correlated directions of the noise of a layer.
         colour: False leaves them out: white noise.
-        at_evaluation: Whether noise is added in evaluation mode; ``switch_evaluation_noise``
-            changes it later.
-        example: For inputs and outputs: a batch with which the module is called once, in
-            evaluation mode, to learn sizes and scales.
+        at_evaluation: Whether noise is added in evaluation mode, until switched otherwise.
+        example: For inputs and outputs: a batch that tells sizes and scales, in evaluation mode.
 
     Returns:
         The module itself.
 
     Raises:
-        ValueError: If an argument is out of range, ``example`` is missing or needless, there is no
-            such layer, the example does not reach one, or one has this noise already.
+        ValueError: If an argument is out of range, ``example`` is missing or needless or does not
+            reach a layer, there is no layer, or one has this noise already.
 
     Example:
         >>> net = inject_noise(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)), rank=2)
@@ -160,7 +161,7 @@ def inject_noise(
         noise = NoiseInjection(
             place.shape if example is None else place.shape[1:],
             rank=rank if colour else 0,
-            std=None if example is None else place.std(correction=0),
+            std=None if example is None else _deviation(place),
             at_evaluation=at_evaluation,
             like=layer.weight,
         )
@@ -191,11 +192,9 @@ def noise_penalty(module: nn.Module) -> Float[Tensor, ""]:
     Raises:
         ValueError: If there is no noise.
     """
-    return torch.stack([_squared(noise) for noise in _injections(module)]).sum()
-
-
-def _squared(noise: NoiseInjection) -> Tensor:
-    return noise.alpha.new_zeros(()) if noise.factor is None else noise.factor.square().sum()
+    found = _injections(module)
+    squares = [noise.factor.square().sum() for noise in found if noise.factor is not None]
+    return torch.stack([found[0].alpha.new_zeros(()), *squares]).sum()
 
 
 def _injections(module: nn.Module) -> list[NoiseInjection]:
@@ -208,8 +207,11 @@ def _injections(module: nn.Module) -> list[NoiseInjection]:
 def _has_noise(layer: nn.Module, where: str) -> bool:
     if where != "weight":
         return hasattr(layer, f"{where}_noise")
-    lists = cast(Any, layer).parametrizations if parametrize.is_parametrized(layer) else {}
-    return any(isinstance(part, NoiseInjection) for part in lists.get("weight", ()))
+    if not parametrize.is_parametrized(layer, "weight"):
+        return False
+    return any(
+        isinstance(part, NoiseInjection) for part in cast(Any, layer).parametrizations.weight
+    )
 
 
 def _attach(layer: nn.Module, where: str, noise: NoiseInjection) -> None:
@@ -219,8 +221,8 @@ def _attach(layer: nn.Module, where: str, noise: NoiseInjection) -> None:
     layer.add_module(f"{where}_noise", noise)
     if where == "input":
         layer.register_forward_pre_hook(_noisy_input)
-    else:
-        layer.register_forward_hook(_noisy_output)
+        return
+    layer.register_forward_hook(_noisy_output)
 
 
 # Hooks get the layer from torch: after a deepcopy it is the copy, whose noise is its own.
