@@ -1,6 +1,7 @@
 """The random choices of one step: directions and rows, never a hidden generator."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
 import torch
@@ -78,13 +79,15 @@ class Draws:
         )
 
     def _draw(self, index: int, what: int, term: SobolevTerm, like: Tensor) -> Tensor:
-        generator, law = self._generator(index, what), term.projection
-        place = {"dtype": like.dtype, "device": like.device}
-        if isinstance(law, Covariance):
-            count = term.num_projections or 1
-            return law.draw(like.shape, num_projections=count, generator=generator, **place)
-        count_or_all = term.num_projections
-        return draw(law, like.shape, num_projections=count_or_all, generator=generator, **place)
+        law = term.projection
+        drawn = partial(
+            law.draw if isinstance(law, Covariance) else partial(draw, law),
+            like.shape,
+            generator=self._generator(index, what),
+            dtype=like.dtype,
+            device=like.device,
+        )
+        return drawn(num_projections=term.num_projections)
 
     def rows(self, fraction: float, size: int) -> Tensor:
         """A random subset of ``fraction`` of ``size`` rows, at least one, in order."""
