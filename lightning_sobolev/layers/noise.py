@@ -31,7 +31,7 @@ class NoiseInjection(nn.Module):
         rank: Rows of F; 0 for white noise.
         std: s; None takes the deviation of x at every call.
         at_evaluation: Whether noise is added in evaluation mode, too.
-        like: Whose type and device the parameters have.
+        like: Gives the parameters' type and device.
 
     Raises:
         ValueError: If ``rank`` is negative.
@@ -43,6 +43,7 @@ class NoiseInjection(nn.Module):
     """
 
     std: Tensor | None
+    factor: nn.Parameter | None
 
     def __init__(
         self,
@@ -78,8 +79,7 @@ class NoiseInjection(nn.Module):
             ValueError: If x does not end in the axes of ``shape``.
         """
         shape = self.alpha.shape
-        first = x.dim() - len(shape)
-        if first < 0 or x.shape[first:] != shape:
+        if (first := x.dim() - len(shape)) < 0 or x.shape[first:] != shape:
             raise ValueError(f"x must be of shape [..., {list(shape)}], got {list(x.shape)}")
         if not self.training and not self.at_evaluation:
             return x
