@@ -1,6 +1,7 @@
 """The random choices of one step: directions and rows, never a hidden generator."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from lightning_sobolev._types import DrawnJet, Jet
 from lightning_sobolev.functional.band_limits import low_pass, space_axes
+from lightning_sobolev.functional.covariance import Covariance
 from lightning_sobolev.functional.fisher import FISHER, fisher
 from lightning_sobolev.functional.projections import draw, generator_for
 from lightning_sobolev.spec import SobolevTerm
@@ -91,14 +93,15 @@ class Draws:
         )
 
     def _draw(self, index: int, what: int, term: SobolevTerm, like: Tensor) -> Tensor:
-        return draw(
-            term.projection,
+        law = term.projection
+        drawn = partial(
+            law.draw if isinstance(law, Covariance) else partial(draw, law),
             like.shape,
-            num_projections=term.num_projections,
             generator=self._generator(index, what),
             dtype=like.dtype,
             device=like.device,
         )
+        return drawn(num_projections=term.num_projections)
 
     def rows(self, fraction: float, size: int) -> Tensor:
         """A random subset of ``fraction`` of ``size`` rows, at least one, in order."""

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lightning_sobolev.functional.band_limits import check_rate
+from lightning_sobolev.functional.covariance import Covariance
 from lightning_sobolev.functional.discrepancies import DISCREPANCIES
 from lightning_sobolev.functional.fisher import FISHER
 from lightning_sobolev.functional.projections import PROJECTIONS
@@ -60,8 +61,8 @@ class SobolevTerm:
         side: For order 1: ``"cotangent"`` matches :math:`u^\top J` with ``u`` in output space (one
             backward pass), ``"tangent"`` matches :math:`J v` with ``v`` in input space. Order 2
             always draws both and matches :math:`\nabla^2 \langle u, f \rangle v`.
-        projection: Law of the directions: sphere, gaussian, rademacher or basis; or ``"fisher"``
-            for log-probabilities, which weighs each by the target's own probability.
+        projection: Law of the directions: sphere, gaussian, rademacher or basis; ``"fisher"`` for
+            log-probabilities, each weighed by the target's own; or, for order 1, a ``Covariance``.
         band: Percentage of the frequencies of the input's axes of space (all behind the channels)
             that is cut from the derivatives of both before they are compared: tangents, and rows
             in input space, are low-pass filtered. The term then matches :math:`J P` (order 2:
@@ -84,7 +85,7 @@ class SobolevTerm:
     order: int = 1
     weight: float | Schedule = 1.0
     side: Literal["cotangent", "tangent"] = "cotangent"
-    projection: str = "sphere"
+    projection: str | Covariance = "sphere"
     band: float | None = None
     num_projections: int | None = 1
     discrepancy: str = "squared"
@@ -100,7 +101,8 @@ class SobolevTerm:
         is_side = self.side in ("cotangent", "tangent")
         require(is_side, "side", "'cotangent' or 'tangent'", self.side)
         law, laws = self.projection, (*PROJECTIONS, FISHER)
-        require(law in laws, "projection", f"one of {laws}", law)
+        known_law = law in laws or (isinstance(law, Covariance) and self.order == 1)
+        require(known_law, "projection", f"one of {laws}, or a Covariance for order 1", law)
         counts = (count := self.num_projections) is None or (isinstance(count, int) and count >= 1)
         require(counts, "num_projections", "at least 1 or None", count)
         exact = count is not None or law == "basis"

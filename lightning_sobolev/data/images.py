@@ -85,6 +85,7 @@ class ImageDataModule(pl.LightningDataModule):
         num_train: Training pictures that are used; all that are left when None.
         max_shift: Largest random shift in pixels; 0 for none.
         flip: Whether half of the training pictures are mirrored.
+        standardize: Whether pixels get mean zero and deviation one; otherwise they are in [0, 1].
         seed: Seed of order and augmentation. None takes one from the system.
 
     Raises:
@@ -102,6 +103,7 @@ class ImageDataModule(pl.LightningDataModule):
         num_train: int | None = None,
         max_shift: int = 0,
         flip: bool = False,
+        standardize: bool = True,
         seed: int | None = 0,
     ) -> None:
         super().__init__()
@@ -113,7 +115,7 @@ class ImageDataModule(pl.LightningDataModule):
                 raise ValueError(f"{count} must be at least {smallest}, got {got}")
         self.images, self.root, self.download = images, root, download
         self.batch_size, self.num_validation, self.num_train = batch_size, num_validation, num_train
-        self.max_shift, self.flip = max_shift, flip
+        self.max_shift, self.flip, self.standardize = max_shift, flip, standardize
         self.seed = torch.Generator().seed() if seed is None else seed
         self.tables: dict[str, ImageTable] = {}
 
@@ -140,7 +142,10 @@ class ImageDataModule(pl.LightningDataModule):
         train = order[self.num_validation :][: self.num_train]
         validation = order[: self.num_validation]
         pixels = images.train_images[train].movedim(1, 0).flatten(1).float() / 255
-        table = partial(ImageTable, mean=pixels.mean(1), std=pixels.std(1), seed=self.seed)
+        mean, std = pixels.mean(1), pixels.std(1)
+        if not self.standardize:
+            mean, std = torch.zeros_like(mean), torch.ones_like(std)
+        table = partial(ImageTable, mean=mean, std=std, seed=self.seed)
         x, y = images.train_images, images.train_labels
         self.tables = {
             "train": table(x[train], y[train], max_shift=self.max_shift, flip=self.flip),

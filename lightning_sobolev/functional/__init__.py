@@ -1,5 +1,6 @@
 """Mathematics in pure functions: tensors in, tensors out, no state and no hidden randomness."""
 
+from lightning_sobolev.functional.covariance import Covariance
 from lightning_sobolev.functional.derivatives import (
     FuncJet,
     TapeJet,
@@ -42,6 +43,7 @@ __all__ = [
     "LANDSCAPES",
     "POLICY_LOSSES",
     "PROJECTIONS",
+    "Covariance",
     "Estimate",
     "FuncJet",
     "Landscape",

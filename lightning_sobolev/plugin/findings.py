@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
+from lightning_sobolev.layers import NoiseInjection
 from lightning_sobolev.plugin.policy import Policy
 from lightning_sobolev.plugin.protect import sharded_parts
 
@@ -67,6 +68,8 @@ def _remark(layer: nn.Module, policy: Policy) -> str | None:
         return "written out: the fused norm gives wrong parameter gradients here"
     if isinstance(layer, _DROPOUTS) and layer.p > 0 and _calls_again(policy):
         return "the derivative's own forward draws its own mask, which adds noise to the term"
+    if isinstance(layer, NoiseInjection) and _calls_again(policy):
+        return "the derivative's own forward draws its own noise, which the term then has, too"
     return None
 
 

@@ -1,5 +1,6 @@
 """The experiments: LightningModules, one run from its configuration, and reports over many."""
 
+from lightning_sobolev.tasks.adversarial import AdversarialModule
 from lightning_sobolev.tasks.classification import ClassificationModule
 from lightning_sobolev.tasks.decoupled import DecoupledModule
 from lightning_sobolev.tasks.distillation import DistillationModule
@@ -8,6 +9,7 @@ from lightning_sobolev.tasks.force_field import ForceFieldModule
 from lightning_sobolev.tasks.regression import RegressionModule
 
 __all__ = [
+    "AdversarialModule",
     "ClassificationModule",
     "DecoupledModule",
     "DistillationModule",

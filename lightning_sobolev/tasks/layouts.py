@@ -194,8 +194,29 @@ EVOLUTION = Layout(
         "seconds": "metric:seconds_fit",
     },
 )
+COLORED_NOISE = Layout(
+    name="colored_noise",
+    keys={
+        "defended": "config:defended",
+        "noise": "config:noise",
+        "seed": "config:seed",
+        "lr": "config:lr",
+    },
+    measures={
+        "test_accuracy": "metric:test/accuracy",
+        "test_fgsm_accuracy": "metric:test/fgsm_accuracy",
+        "test_pgd_accuracy": "metric:test/pgd_accuracy",
+        "test_expected_pgd_accuracy": "metric:test/expected_pgd_accuracy",
+        "test_quiet_accuracy": "metric:test/quiet_accuracy",
+        "test_quiet_pgd_accuracy": "metric:test/quiet_pgd_accuracy",
+        "test_noise_level": "metric:test/noise_level",
+        "test_noise_colour": "metric:test/noise_colour",
+        "seconds": "metric:seconds_fit",
+    },
+)
 _BY_NAME = {
-    layout.name: layout for layout in (REGRESSION, SYNTHETIC_GRADIENTS, FINANCE, FORCES, EVOLUTION)
+    layout.name: layout
+    for layout in (REGRESSION, SYNTHETIC_GRADIENTS, FINANCE, FORCES, EVOLUTION, COLORED_NOISE)
 }
 
 

@@ -42,6 +42,7 @@ HOMES = {
     "data/images": "synthetic_gradients",
     "data/atari_frames": "synthetic_gradients",
     "task/decoupled": "synthetic_gradients",
+    "task/adversarial": "noise",
     "model/image_cnn": "synthetic_gradients",
     "model/image_resnet": "synthetic_gradients",
     "model/small_cnn": "distill_pong",

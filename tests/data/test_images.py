@@ -202,6 +202,13 @@ def test_pixels_have_mean_zero_and_deviation_one(module):
     assert_close(x.std(), torch.tensor(1.0), atol=1e-5, rtol=0)
 
 
+def test_pixels_stay_in_their_interval_on_request(module):
+    data = module(standardize=False)
+    rows = torch.arange(24)
+    expected = data.tables["train"].columns["x"].float() / 255
+    assert_close(data.tables["train"][rows]["x"], expected[rows], rtol=0, atol=0)
+
+
 def test_splits_share_no_picture_and_do_not_depend_on_the_seed(module):
     def pictures(data, stage):
         return set(data.tables[stage].columns["x"][:, 0, 0, 0].tolist())
