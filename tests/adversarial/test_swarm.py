@@ -1,5 +1,7 @@
 """Particle swarms on networks whose best answer is known."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import nn
@@ -30,8 +32,9 @@ def seeded(seed=0):
 
 
 def smallest_change(model, images, targets, radius):
-    """Return the smallest |change|_1 that turns a linear two-class network: largest weights first."""
+    """Return the smallest |change|_1 that turns a linear network of two classes."""
     least = []
+    # the largest weights first: they need the smallest change
     for image, target in zip(images.flatten(1), targets, strict=True):
         weight = model[1].weight[target] - model[1].weight[1 - target]
         gap = -(weight @ image + model[1].bias[target] - model[1].bias[1 - target])
@@ -97,9 +100,7 @@ def test_more_moves_are_never_worse(images):
         probs = model(found).softmax(-1)
         gap = probs.amax(-1) - probs[torch.arange(3), TARGETS]
         sizes.append(1e7 * gap + 255 * (found - images).abs().flatten(1).sum(1))
-    assert all(
-        (later <= earlier + 1e-3).all() for earlier, later in zip(sizes, sizes[1:], strict=False)
-    )
+    assert all((later <= earlier + 1e-3).all() for earlier, later in pairwise(sizes))
     assert (sizes[-1] < sizes[0] - 1).all()
 
 
