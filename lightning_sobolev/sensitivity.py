@@ -43,7 +43,8 @@ class ClassGradients:
         rows = self.gradients.flatten(2).double()
         roots = (self.log_probs.double() / 2).exp()[..., None]
         columns = roots * rows
-        return columns @ columns.mT
+        gram: Tensor = columns @ columns.mT
+        return gram
 
     def image_influence(
         self, targets: Int[Tensor, " batch"], *, threshold: float | None = None
@@ -76,12 +77,14 @@ class ClassGradients:
         self._check_targets(targets)
         if threshold is not None and threshold < 0:
             raise ValueError(f"threshold must be at least 0 or None, got {threshold}")
+        eigenvalues: Tensor
+        vectors: Tensor
         eigenvalues, vectors = torch.linalg.eigh(self.gram())
         singular = eigenvalues.clamp_min(0).sqrt()
         limit = self._resolution() * singular[:, -1:] if threshold is None else threshold
         kept = (singular > limit).to(vectors.dtype)
         rows = torch.arange(len(targets), device=targets.device)
-        share = (kept * vectors[rows, targets].square()).sum(-1)
+        share: Tensor = (kept * vectors[rows, targets].square()).sum(-1)
         return (share / self.log_probs.double()[rows, targets].exp()).to(self.log_probs.dtype)
 
     def pixel_influence(self, targets: Int[Tensor, " batch"]) -> Float[Tensor, "batch *pixels"]:
@@ -169,10 +172,11 @@ def class_gradients(model: BatchFn, images: Float[Tensor, "batch *pixels"]) -> C
 
 
 def _logits(output: Any, batch: int) -> Tensor:
-    is_tensor = isinstance(output, Tensor) and output.is_floating_point()
-    if not is_tensor or output.ndim != 2 or len(output) != batch or output.shape[1] < 2:
-        got = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise ValueError(
-            f"model must be a classifier that returns logits [{batch}, classes >= 2], got {got}"
-        )
-    return output
+    is_floating = isinstance(output, Tensor) and output.is_floating_point()
+    if is_floating and output.ndim == 2 and len(output) == batch and output.shape[1] >= 2:
+        logits: Tensor = output
+        return logits
+    got = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
+    raise ValueError(
+        f"model must be a classifier that returns logits [{batch}, classes >= 2], got {got}"
+    )

@@ -1,4 +1,4 @@
-"""Attack stored students: ``python scripts/robustness.py RUNS_FOLDER --name sensitivity_robustness``.
+"""Attack stored students: ``python scripts/robustness.py RUNS_FOLDER --name NAME``.
 
 Reads every finished distillation and classifier below the folder and writes ``NAME.csv`` and
 ``NAME.md``: the share of wrong and of changed answers under projected gradient ascent.

@@ -1,5 +1,6 @@
 """What follows the training of a classifier: its sensitivity, attacks, and a defence."""
 
+import copy
 from collections.abc import Mapping
 from functools import partial
 
@@ -85,11 +86,13 @@ class AttackStudy:
         earlier = Pictures(made["swarm"][fooled], vulnerable.labels[fooled])
         defences = self._defended(model, train, test, earlier)
         write_csv(run.folder / DEFENCES, (*DEFENCE_COLUMNS, *DEFENCE_MEASURES), defences)
+        # In float64: the odds against a class that the network is sure of are lost in float32.
+        precise = right_answers(copy.deepcopy(model).double(), seen.images.double(), seen.labels)
         if self.picture:
-            draw_influence(seen, AUTHORS_THRESHOLD, run.folder / "influence.png")
+            draw_influence(precise, AUTHORS_THRESHOLD, run.folder / "influence.png")
             draw_victims(vulnerable, run.folder / "vulnerable.png")
             draw_adversarial(model, vulnerable, made, run.folder / "adversarial.png")
-        return influence_numbers(seen)
+        return influence_numbers(precise)
 
     def _attacked(
         self, model: nn.Module, seen: Victims, vulnerable: Victims

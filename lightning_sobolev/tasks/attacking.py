@@ -52,7 +52,7 @@ def right_answers(model: nn.Module, images: Tensor, labels: Tensor) -> Victims:
         images: Pixels in 0..1.
         labels: Their classes.
     """
-    parts = [class_gradients(model, part) for part in images.split(_AT_ONCE)]
+    parts = [class_gradients(model, part) for part in torch.split(images, _AT_ONCE)]
     log_probs = torch.cat([part.log_probs for part in parts])
     gradients = torch.cat([part.gradients for part in parts])
     rows = (log_probs.argmax(-1) == labels).nonzero()[:, 0]
@@ -94,21 +94,19 @@ def attacks(
     slope = victims.gradients.gradients[rows, victims.targets].abs()
     drawn = torch.rand(x.shape, generator=generator_for(seed, 1))
     scores = {"influence": chosen, "gradient": slope, "random": drawn}
-    yield (
-        "swarm",
-        swarm.evaluations,
-        lambda: swarm(model, x, victims.targets, scores=drawn, generator=generator_for(seed)),
-    )
+    yield "swarm", swarm.evaluations, _swarmed(swarm, model, victims, drawn, seed)
     few = replace(swarm, num_pixels=num_pixels)
     choosing = {"influence": 1 + victims.gradients.log_probs.shape[1], "gradient": 2, "random": 0}
     for name, score in scores.items():
-        yield (
-            f"swarm_{name}",
-            few.evaluations + choosing[name],
-            lambda score=score: few(
-                model, x, victims.targets, scores=score, generator=generator_for(seed)
-            ),
-        )
+        run = _swarmed(few, model, victims, score, seed)
+        yield f"swarm_{name}", few.evaluations + choosing[name], run
+
+
+def _swarmed(
+    swarm: ParticleSwarm, model: nn.Module, victims: Victims, scores: Tensor, seed: int
+) -> Attack:
+    x, targets = victims.images, victims.targets
+    return lambda: swarm(model, x, targets, scores=scores, generator=generator_for(seed))
 
 
 def _seeded(
@@ -123,12 +121,14 @@ def _of_foolbox(
     if find_spec("foolbox") is None:
         log.warning("foolbox's attacks are left out: it is missing, install the extra 'bench'")
         return
-    import foolbox
+    from foolbox.attacks import LinfPGD
+    from foolbox.attacks.additive_noise import LinfRepeatedAdditiveUniformNoiseAttack
+    from foolbox.models.pytorch import PyTorchModel
 
-    network = foolbox.PyTorchModel(model, bounds=(0, 1), device=victims.images.device)
+    network = PyTorchModel(model, bounds=(0, 1), device=victims.images.device)
     # Its default step, a thirtieth of the radius, is weak in so few steps.
-    pgd = foolbox.attacks.LinfPGD(rel_stepsize=0.25, steps=PGD_STEPS, random_start=True)
-    noise = foolbox.attacks.LinfRepeatedAdditiveUniformNoiseAttack(repeats=repeats)
+    pgd = LinfPGD(rel_stepsize=0.25, steps=PGD_STEPS, random_start=True)
+    noise = LinfRepeatedAdditiveUniformNoiseAttack(repeats=repeats)
 
     def run(attack: Callable[..., tuple[Tensor, Tensor, Tensor]]) -> Tensor:
         with torch.random.fork_rng(devices=[]):
@@ -180,6 +180,6 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
         labels: Their classes.
     """
     with torch.no_grad():
-        answers = [model(part).argmax(-1) for part in images.split(4 * _AT_ONCE)]
+        answers = [model(part).argmax(-1) for part in torch.split(images, 4 * _AT_ONCE)]
     right = torch.cat(answers) == labels if answers else torch.empty(0)
     return float(right.float().mean())

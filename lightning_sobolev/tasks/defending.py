@@ -7,12 +7,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.optim import Adam
+from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from lightning_sobolev.adversarial import GradientAttack, ParticleSwarm
 from lightning_sobolev.data.batches import ShuffledRows
 from lightning_sobolev.functional.projections import generator_for
 from lightning_sobolev.tasks.attacking import PGD_STEPS, Victims, accuracy, right_answers
-from lightning_sobolev.tasks.optimizers import cosine_decay
 from lightning_sobolev.tasks.records import Record
 
 _NUM_ATTACKED_BY_PGD = 250
@@ -59,13 +60,12 @@ class Defence:
             pictures: What it is trained on.
         """
         trained = copy.deepcopy(model).requires_grad_(True).train()
-        built = cosine_decay(
-            trained.parameters(), optimizer="adam", lr=self.lr, max_steps=self.steps
-        )
-        optimizer, schedule = built["optimizer"], built["lr_scheduler"]["scheduler"]  # type: ignore[call-overload, index]
+        optimizer = Adam(trained.parameters(), lr=self.lr)
+        schedule = CosineAnnealingLR(optimizer, T_max=self.steps)
         for rows in ShuffledRows(len(pictures.labels), 128, self.steps, seed=self.seed):
             optimizer.zero_grad()
-            cross_entropy(trained(pictures.images[rows]), pictures.labels[rows]).backward()
+            loss = cross_entropy(trained(pictures.images[rows]), pictures.labels[rows])
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
         return trained.requires_grad_(False).eval()
