@@ -9,29 +9,31 @@ from torch import Tensor, nn
 from lightning_sobolev.tasks.attacking import Victims
 
 _SHOWN = 8
+_EDGE = 1e-20
 
 
-def draw_influence(seen: Victims, threshold: float, path: Path) -> None:
+def draw_influence(influences: Mapping[str, Victims], threshold: float, path: Path) -> None:
     """Draw the image influence with and without a threshold over the odds against the class.
 
     Args:
-        seen: Correctly classified images.
+        influences: Correctly classified images, by network.
         threshold: Of the singular values.
         path: The PNG file.
     """
     from matplotlib.figure import Figure
 
-    chances = seen.gradients.log_probs[torch.arange(len(seen.labels)), seen.labels]
-    odds = torch.expm1(-chances.double()).clamp_min(1e-12)
-    figure = Figure(figsize=(5.2, 4.2), layout="constrained")
-    axes = figure.subplots()
-    for label, limit in (("every singular value", None), (f"above {threshold:g}", threshold)):
-        influence = seen.gradients.image_influence(seen.labels, threshold=limit)
-        # zero has no place on a logarithmic axis: it is drawn at the lower edge
-        axes.plot(odds, influence.double().clamp_min(1e-12), ".", markersize=3, label=label)
-    axes.set(xscale="log", yscale="log", xlabel="1 / P - 1", ylabel="influence of the image")
-    axes.legend(fontsize="small", markerscale=3)
-    axes.grid(alpha=0.3)
+    figure = Figure(figsize=(8.8, 4.0), layout="constrained")
+    grid = figure.subplots(1, len(influences), squeeze=False)[0]
+    for axes, (name, seen) in zip(grid, influences.items(), strict=True):
+        odds = seen.odds().clamp_min(_EDGE)
+        for label, limit in (("every singular value", None), (f"above {threshold:g}", threshold)):
+            influence = seen.gradients.image_influence(seen.labels, threshold=limit)
+            # zero has no place on a logarithmic axis: it is drawn at the lower edge
+            axes.plot(odds, influence.double().clamp_min(_EDGE), ".", markersize=3, label=label)
+        axes.set(xscale="log", yscale="log", xlabel="1 / P - 1", title=name)
+        axes.grid(alpha=0.3)
+    grid[0].set_ylabel("influence of the image")
+    grid[0].legend(fontsize="small", markerscale=3)
     figure.savefig(path, dpi=120)
 
 

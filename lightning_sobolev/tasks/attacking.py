@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from lightning_sobolev._types import BatchFn
 from lightning_sobolev.adversarial import GradientAttack, ParticleSwarm
 from lightning_sobolev.functional.projections import generator_for
 from lightning_sobolev.sensitivity import ClassGradients, class_gradients
@@ -43,8 +44,16 @@ class Victims:
         gradients = ClassGradients(self.gradients.log_probs[rows], self.gradients.gradients[rows])
         return Victims(self.images[rows], self.labels[rows], self.targets[rows], gradients)
 
+    def odds(self) -> Float[Tensor, " batch"]:
+        """Return the odds against the right class, 1 / P - 1."""
+        log_probs = self.gradients.log_probs.double()
+        own = self.labels[:, None]
+        # From the other classes: 1 - P is lost to rounding where P is nearly 1.
+        others = log_probs.scatter(1, own, -torch.inf).logsumexp(1)
+        return (others - log_probs.gather(1, own)[:, 0]).exp()
 
-def right_answers(model: nn.Module, images: Tensor, labels: Tensor) -> Victims:
+
+def right_answers(model: BatchFn, images: Tensor, labels: Tensor) -> Victims:
     """Return the images that are classified correctly, with everything an attack may ask for.
 
     Args:
