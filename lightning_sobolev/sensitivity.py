@@ -84,7 +84,8 @@ class ClassGradients:
         limit = self._resolution() * singular[:, -1:] if threshold is None else threshold
         kept = (singular > limit).to(vectors.dtype)
         rows = torch.arange(len(targets), device=targets.device)
-        share: Tensor = (kept * vectors[rows, targets].square()).sum(-1)
+        parts = torch.einsum("bkn,bk->bn", vectors, self._beside_null(targets))
+        share: Tensor = (kept * parts.square()).sum(-1)
         return (share / self.log_probs.double()[rows, targets].exp()).to(self.log_probs.dtype)
 
     def pixel_influence(self, targets: Int[Tensor, " batch"]) -> Float[Tensor, "batch *pixels"]:
@@ -116,6 +117,17 @@ class ClassGradients:
         length = torch.einsum("bk,bk...->b...", probs, gradients.square())
         influence = gradients[rows, targets].square() / length.masked_fill(length == 0, torch.inf)
         return influence.to(self.gradients.dtype)
+
+    def _beside_null(self, targets: Tensor) -> Float[Tensor, "batch classes"]:
+        """Return e_t without its part along the square roots of P, which A maps to zero.
+
+        Where P_t is nearly 1 that part is nearly all of e_t, and eigenvectors would be too coarse
+        to take it away.
+        """
+        log_probs, index = self.log_probs.double(), targets[:, None]
+        roots = (log_probs / 2).exp()
+        others = log_probs.exp().scatter(1, index, 0.0).sum(1, keepdim=True)
+        return (-roots.gather(1, index) * roots).scatter(1, index, others)
 
     def _resolution(self) -> float:
         # Of a singular value relative to the largest: rounding of the gradients, and of their Gram

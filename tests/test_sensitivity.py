@@ -84,6 +84,15 @@ def test_an_image_the_network_is_sure_of_counts_less_with_the_authors_threshold(
     assert (plain > 0).all()
 
 
+def test_the_odds_against_a_class_are_right_where_its_probability_rounds_to_one(images):
+    sensitivity = class_gradients(network(scale=200.0), images)
+    likeliest = sensitivity.log_probs.argmax(-1)
+    others = sensitivity.log_probs.scatter(1, likeliest[:, None], -torch.inf).logsumexp(1)
+    odds = (others - sensitivity.log_probs.amax(-1)).exp()
+    assert odds.min() < 1e-16
+    torch.testing.assert_close(sensitivity.image_influence(likeliest), odds, rtol=1e-6, atol=0.0)
+
+
 def test_the_pixel_influence_is_that_of_the_metric_of_one_pixel(images):
     model = network()
     probs, jacobian, metric = dense(model, images)
