@@ -8,7 +8,7 @@ from huggingface_hub import constants
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from lightning_sobolev._conf import config_folder
 from lightning_sobolev.atari import NatureCNN, make_environments
@@ -59,6 +59,7 @@ HOMES = {
     "teacher/morse": "forces",
     "data/evolution": "evolution",
     "task/evolution": "evolution",
+    "teacher/classifier": "sensitivity",
 }
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -72,7 +73,9 @@ def sources(tmp_path, monkeypatch):
     file = tmp_path / "models--people--pong" / "snapshots" / COMMIT / "weights.pt"
     file.parent.mkdir(parents=True)
     torch.save(NatureCNN(6).state_dict(), file)
+    store_classifier(run := tmp_path / "classifier")
     return {
+        "teacher/classifier": [f"teacher.folder={run}"],
         "data/stored": ["data.folders=[pong]"],
         "teacher/sb3": [f"teacher.agent.source={file}"],
         "teacher/cleanrl": [f"teacher.agent.source={file}"],
@@ -82,6 +85,15 @@ def sources(tmp_path, monkeypatch):
             f"+{MODULE}.num_actions=6",
         ],
     }
+
+
+def store_classifier(run: Path) -> None:
+    cfg = composed(["+experiment=sensitivity"], run)
+    (run / ".hydra").mkdir(parents=True)
+    (run / "checkpoints").mkdir()
+    OmegaConf.save(cfg, run / ".hydra" / "config.yaml")
+    weights = instantiate(cfg.task.module).state_dict()
+    torch.save({"state_dict": weights}, run / "checkpoints" / "last.ckpt")
 
 
 def overrides_for(file: Path, sources: dict[str, list[str]]) -> list[str]:
