@@ -159,6 +159,25 @@ FORCES = Layout(
         "seconds": "metric:seconds_fit",
     },
 )
+PBT = Layout(
+    name="pbt",
+    keys={
+        "experiment": "config:name",
+        "tune": "choice:tune",
+        "population": "config:tuning.population",
+        "intervals": "config:tuning.intervals",
+        "sobolev": "choice:sobolev",
+        "seed": "config:seed",
+    },
+    measures={
+        "validation_score": "metric:score",
+        "test_kl": "metric:test/kl",
+        "test_value_nmse": "metric:test/value_nmse",
+        "test_derivative_nmse": "metric:test/derivative_nmse",
+        "total_steps": "metric:total_steps",
+        "copies": "metric:copies",
+    },
+)
 _BY_NAME = {layout.name: layout for layout in (REGRESSION, SYNTHETIC_GRADIENTS, FINANCE, FORCES)}
 
 
@@ -168,6 +187,8 @@ def layout_of_runs(runs: Sequence[StoredRun]) -> Layout:
     Args:
         runs: Finished runs; when they are of several experiments the layout is a general one.
     """
+    if all("tune" in run.choices for run in runs):
+        return PBT
     names = {str(run.look_up("config:name")) for run in runs}
     if len(names) == 1:
         name = names.pop()

@@ -48,12 +48,12 @@ def run(cfg: DictConfig) -> dict[str, float | str]:
         ValueError: If no experiment was chosen or the checkpoint to resume from does not exist.
     """
     started = time.perf_counter()
-    cfg = _checked(cfg)
-    _prepare_process(cfg)
+    cfg = checked(cfg)
+    prepare_process(cfg)
     folder = Path(cfg.run_dir)
     ckpt = checkpoint_to_resume(cfg.ckpt, folder)
     datamodule, module = instantiate(cfg.data), instantiate(cfg.task.module)
-    opening = _open(cfg, StartingRun(module, datamodule, folder, show_progress=cfg.progress))
+    opening = open_run(cfg, StartingRun(module, datamodule, folder, show_progress=cfg.progress))
     trainer = build_trainer(cfg)
     metrics: dict[str, float | str] = {
         **opening,
@@ -82,7 +82,12 @@ def run(cfg: DictConfig) -> dict[str, float | str]:
     return metrics
 
 
-def _prepare_process(cfg: DictConfig) -> None:
+def prepare_process(cfg: DictConfig) -> None:
+    """Set threads, seed and how much is said.
+
+    Args:
+        cfg: The composed configuration, checked.
+    """
     if not cfg.progress:
         logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     if cfg.threads is not None:
@@ -90,8 +95,16 @@ def _prepare_process(cfg: DictConfig) -> None:
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
 
 
-def _open(cfg: DictConfig, starting: StartingRun) -> dict[str, float]:
-    """Do what comes before the clock of the training starts; data is recorded for many runs."""
+def open_run(cfg: DictConfig, starting: StartingRun) -> dict[str, float]:
+    """Do what comes before the clock of the training starts; data is recorded for many runs.
+
+    Args:
+        cfg: The composed configuration, checked.
+        starting: The run.
+
+    Returns:
+        The numbers of its opening steps.
+    """
     numbers: dict[str, float] = {}
     for opening in cfg.task.opening.values():
         numbers |= instantiate(opening)(starting)
@@ -109,8 +122,15 @@ def _close(cfg: DictConfig, finished: FinishedRun) -> dict[str, float]:
     return numbers
 
 
-def _checked(cfg: DictConfig) -> DictConfig:
-    """Return a copy in which everything that was left open is decided."""
+def checked(cfg: DictConfig) -> DictConfig:
+    """Return a copy in which everything that was left open is decided.
+
+    Args:
+        cfg: The composed configuration.
+
+    Raises:
+        ValueError: If no experiment was chosen.
+    """
     missing = [group for group in ("task", "data", "model") if cfg.get(group) is None]
     if missing:
         raise ValueError(
