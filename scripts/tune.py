@@ -1,7 +1,7 @@
-"""Train a population: ``python scripts/tune.py +experiment=distill_pong tune=pbt`` (extra ``tune``).
+"""Train a population: ``python scripts/tune.py +experiment=distill_pong tune=pbt``.
 
-Leaves the best checkpoint, the settings it went through, the lineage and ``metrics.json`` in the
-folder of the run. ``conf/tune.yaml`` lists what can be set.
+Needs the extra ``tune``. Leaves the best checkpoint, the settings it went through, the lineage and
+``metrics.json`` in the folder of the run. ``conf/tune.yaml`` lists what can be set.
 """
 
 import sys

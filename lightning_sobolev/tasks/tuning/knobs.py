@@ -91,6 +91,9 @@ def draw(knobs: Knobs, random: Random) -> Positions:
     Args:
         knobs: By name.
         random: Source of the draws.
+
+    Returns:
+        Their positions by name.
     """
     return {name: random.uniform(*knob.bounds) for name, knob in knobs.items()}
 

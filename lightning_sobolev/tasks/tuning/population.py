@@ -34,6 +34,7 @@ class _Progress(tune.Callback):
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any
     ) -> None:
+        del iteration, trials, trial
         text = "step %d, member %d: %.4g"
         log.info(text, result["end"], result[MEMBER], result[SCORE])
 
@@ -64,15 +65,17 @@ def train_population(
             ray.shutdown()
     if results.errors:
         raise RuntimeError(f"a member failed, see {folder}: {results.errors[0]}")
-    found = {r.metrics[MEMBER]: Path(r.checkpoint.path) / LAST.name for r in results}
+    found = {}
+    for number in range(len(results)):
+        ended: Any = results[number]
+        found[ended.metrics[MEMBER]] = Path(ended.checkpoint.path) / LAST.name
     return {member: path for member, path in found.items() if path.is_file()}
 
 
 def _tuner(cfg: DictConfig, folder: Path, configs: Sequence[dict[str, float]]) -> tune.Tuner:
     container = OmegaConf.to_container(cfg, resolve=False)  # a member's settings change others
-    trainable = tune.with_resources(
-        tune.with_parameters(Member, cfg=container), OmegaConf.to_object(cfg.tuning.resources)
-    )
+    resources = {str(name): float(amount) for name, amount in cfg.tuning.resources.items()}
+    trainable = tune.with_resources(tune.with_parameters(Member, cfg=container), resources)
     if tune.Tuner.can_restore(folder):
         log.info("going on with %s", folder)
         return tune.Tuner.restore(str(folder), trainable, resume_errored=True)

@@ -39,6 +39,9 @@ def truncation(standings: Sequence[Standing], random: Random, *, fraction: float
         random: Source of the draws.
         fraction: Share of the population at either end, rounded up, at most half.
 
+    Returns:
+        The donor of every loser.
+
     Source:
         Jaderberg et al. 2017 (arXiv:1711.09846): truncation selection, there with 20 %.
     """
@@ -56,6 +59,9 @@ def welch(standings: Sequence[Standing], random: Random, *, level: float) -> Pla
         standings: Of all members, with at least two recent evaluations to be compared.
         random: Source of the draws.
         level: Largest p-value (two-sided) of a difference that counts.
+
+    Returns:
+        The donor of every loser.
 
     Source:
         Jaderberg et al. 2017 (arXiv:1711.09846): t-test selection, over 10 evaluations.
@@ -78,6 +84,9 @@ def tournament(standings: Sequence[Standing], random: Random) -> Plan:
     Args:
         standings: Of all members.
         random: Source of the draws.
+
+    Returns:
+        The donor of every loser.
 
     Source:
         Jaderberg et al. 2017 (arXiv:1711.09846): binary tournament.
@@ -109,6 +118,9 @@ def in_order(plan: Mapping[int, int]) -> list[int]:
 
     Args:
         plan: Donor by loser. Donors are strictly better, so no chain closes.
+
+    Returns:
+        The losers.
     """
     first: dict[int, set[int]] = {loser: set() for loser in plan}
     for loser, donor in plan.items():

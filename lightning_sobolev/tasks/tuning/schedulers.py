@@ -89,18 +89,17 @@ class Population(PopulationBasedTraining):
     def _quantiles(self) -> tuple[list[Trial], list[Trial]]:
         """Return losers, in the order in which they are replaced, and donors."""
         known = [t for t, s in self._trial_state.items() if s.last_score is not None]
-        trials = sorted(
-            (trial for trial in known if not trial.is_finished()), key=lambda t: t.config[MEMBER]
-        )
+        running = [t for t in known if t.status not in (Trial.TERMINATED, Trial.ERROR)]
+        trials = sorted(running, key=lambda trial: trial.config[MEMBER])
         plan = self.decide([self._standing(trial) for trial in trials], self._random(trials[0]))
         self._plan = {trials[loser]: trials[donor] for loser, donor in plan.items()}
         self._recorded = set()
         return [trials[loser] for loser in rules.in_order(plan)], list(set(self._plan.values()))
 
     def _standing(self, trial: Trial) -> Standing:
-        state = self._trial_state[trial]
-        recent = state.last_result[RECENT]
-        return Standing(state.last_score, [self._metric_op * score for score in recent])
+        result: Any = self._trial_state[trial].last_result
+        recent = [self._metric_op * score for score in result[RECENT]]
+        return Standing(recent[-1], recent)
 
     def _random(self, trial: Trial, *, explores: bool = False) -> Random:
         member = trial.config[MEMBER] if explores else "everybody"

@@ -37,7 +37,7 @@ def donor(tmp_path):
     return trained(composed(), tmp_path / "donor", end=5)
 
 
-def test_intervals_are_the_run_in_one_go(donor, tmp_path, monkeypatch):
+def test_intervals_are_the_run_in_one_go(tmp_path, monkeypatch):
     # The first weights depend on the end of the interval; here both begin with the same.
     monkeypatch.setattr("lightning.pytorch.seed_everything", lambda *_, **__: torch.manual_seed(0))
     half, _, _ = trained(composed(), tmp_path / "half", end=6)
@@ -76,9 +76,7 @@ def test_scales_and_counter_travel_and_the_weight_does_not(donor, tmp_path):
     count = before["callbacks"][key]["scales"]["order_1"]["count"]
     assert after[1.0]["scales"]["order_1"]["count"] == count + 1
     # exp_avg' = 0.9 exp_avg + 0.1 (g_value + w g_term): two weights give the gradients of both.
-    moments = {
-        w: own[w]["optimizer_states"][0]["state"][0]["exp_avg"].double() for w in (1.0, 4.0)
-    }
+    moments = {w: own[w]["optimizer_states"][0]["state"][0]["exp_avg"].double() for w in (1.0, 4.0)}
     cfg = composed("sobolev.weight=7.0")
     _, third, _ = trained(cfg, tmp_path / "w7", end=6, start=path)
     slope = (moments[4.0] - moments[1.0]) / 3

@@ -7,12 +7,14 @@ from random import Random
 import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from scipy import stats
 
 from lightning_sobolev._conf import config_folder
 from lightning_sobolev.tasks.tuning.knobs import Knob, apply, draw, explore, read_knobs
 from lightning_sobolev.tasks.tuning.running import first_configs, run_tuning
+from lightning_sobolev.tasks.tuning.schedulers import Tournament
 
 KNOBS = {"lr": Knob(["lr"], 1e-3, 1e-1), "rows": Knob(["sobolev.rows"], 0.25, 1.0)}
 
@@ -89,9 +91,6 @@ def test_all_weights_of_a_choice_are_knobs(sobolev):
 
 @pytest.mark.parametrize("file", sorted((config_folder() / "tune").glob("*.yaml")), ids=str)
 def test_members_begin_as_the_choice_says(file):
-    pytest.importorskip("ray")
-    from hydra.utils import instantiate
-
     cfg = composed("+experiment=regression", f"tune={file.stem}")
     configs = first_configs(cfg)
     assert [config["member"] for config in configs] == list(range(8))
@@ -113,7 +112,6 @@ def test_members_begin_as_the_choice_says(file):
     ],
 )
 def test_bad_settings_are_refused(override, text):
-    pytest.importorskip("ray")
     with pytest.raises(ValueError, match=text):
         run_tuning(composed("+experiment=regression", override))
 
@@ -125,9 +123,6 @@ def test_without_ray_the_extra_is_named(monkeypatch):
 
 
 def test_an_exploration_needs_knobs():
-    pytest.importorskip("ray")
-    from lightning_sobolev.tasks.tuning.schedulers import Tournament
-
     with pytest.raises(ValueError, match="knobs must hold at least one setting"):
         Tournament({}, mode="min", seed=0)
 

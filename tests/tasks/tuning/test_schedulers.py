@@ -4,8 +4,6 @@ import math
 
 import pytest
 
-pytest.importorskip("ray", reason="the extra tune")
-
 from lightning_sobolev.tasks.tuning.schedulers import (
     Bandit,
     Population,
