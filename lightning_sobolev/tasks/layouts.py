@@ -166,17 +166,11 @@ PBT = Layout(
         "tune": "choice:tune",
         "population": "config:tuning.population",
         "intervals": "config:tuning.intervals",
+        "total_steps": "metric:total_steps",
         "sobolev": "choice:sobolev",
         "seed": "config:seed",
     },
-    measures={
-        "validation_score": "metric:score",
-        "test_kl": "metric:test/kl",
-        "test_value_nmse": "metric:test/value_nmse",
-        "test_derivative_nmse": "metric:test/derivative_nmse",
-        "total_steps": "metric:total_steps",
-        "copies": "metric:copies",
-    },
+    measures={"validation_score": "metric:score", "copies": "metric:copies"},
 )
 _BY_NAME = {layout.name: layout for layout in (REGRESSION, SYNTHETIC_GRADIENTS, FINANCE, FORCES)}
 
@@ -187,8 +181,12 @@ def layout_of_runs(runs: Sequence[StoredRun]) -> Layout:
     Args:
         runs: Finished runs; when they are of several experiments the layout is a general one.
     """
+    tests = {
+        key.replace("/", "_"): f"metric:{key}"
+        for key in sorted({key for run in runs for key in run.metrics if key.startswith("test/")})
+    }
     if all("tune" in run.choices for run in runs):
-        return PBT
+        return replace(PBT, measures={**tests, **PBT.measures})
     names = {str(run.look_up("config:name")) for run in runs}
     if len(names) == 1:
         name = names.pop()
@@ -198,7 +196,6 @@ def layout_of_runs(runs: Sequence[StoredRun]) -> Layout:
             return replace(PONG, name=name.removeprefix("distill_"))
     if all(name.startswith("distill_") for name in names):
         return replace(PONG, name="atari")
-    tests = sorted({key for run in runs for key in run.metrics if key.startswith("test/")})
     return Layout(
         name="runs",
         keys={
@@ -207,10 +204,7 @@ def layout_of_runs(runs: Sequence[StoredRun]) -> Layout:
             "sobolev": "choice:sobolev",
             "seed": "config:seed",
         },
-        measures={
-            **{key.replace("/", "_"): f"metric:{key}" for key in tests},
-            "seconds": "metric:seconds_fit",
-        },
+        measures={**tests, "seconds": "metric:seconds_fit"},
     )
 
 
@@ -221,7 +215,7 @@ def layout_of_table(path: Path, columns: Sequence[str]) -> Layout:
         path: Its file; gives the name.
         columns: Its columns. Those from the first measure of a known layout on are measures.
     """
-    layouts = (PONG, REGRESSION, SYNTHETIC_GRADIENTS, DECOUPLING)
+    layouts = (PONG, REGRESSION, SYNTHETIC_GRADIENTS, DECOUPLING, PBT)
     known = {measure for layout in layouts for measure in layout.measures}
     is_measure = {c: c in known or c.startswith("test_") or c == "seconds" for c in columns}
     return Layout(
