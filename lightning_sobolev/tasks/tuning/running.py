@@ -9,7 +9,7 @@ from random import Random
 from typing import Any
 
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from lightning_sobolev.tasks.finished import METRICS, StartingRun, write_metrics
 from lightning_sobolev.tasks.records import write_csv
@@ -55,7 +55,7 @@ def run_tuning(cfg: DictConfig) -> dict[str, float | str]:
         log.info("%s is finished", folder)
         return {}
     prepare_process(cfg)
-    _prepare_data(cfg, folder)
+    prepare_data(cfg, folder)
     from lightning_sobolev.tasks.tuning.population import train_population  # needs the extra
 
     checkpoints = train_population(cfg, folder / POPULATION, first_configs(cfg))
@@ -63,7 +63,7 @@ def run_tuning(cfg: DictConfig) -> dict[str, float | str]:
     shutil.copy(checkpoints[history.best], folder / BEST)
     _show(cfg, folder, history)
     metrics: dict[str, float | str] = {
-        **_test(cfg, folder / BEST),
+        **test_best(cfg, folder / BEST),
         "score": history.score(history.best),
         "best_member": history.best,
         "copies": history.copies,
@@ -80,7 +80,7 @@ def run_tuning(cfg: DictConfig) -> dict[str, float | str]:
 def _checked(cfg: DictConfig) -> DictConfig:
     cfg = checked(cfg)
     cfg.run_dir = str(Path(cfg.run_dir).resolve())
-    cfg.progress = False
+    cfg.progress = False  # members would talk all at once
     tuning = cfg.tuning
     if tuning.population < 2:
         raise ValueError(f"tuning.population must be at least 2, got {tuning.population}")
@@ -107,14 +107,27 @@ def first_configs(cfg: DictConfig) -> list[dict[str, float]]:
     return [{"member": member, **draw(knobs, random)} for member in members]
 
 
-def _prepare_data(cfg: DictConfig, folder: Path) -> None:
-    """Record or download once, before several members would."""
+def prepare_data(cfg: DictConfig, folder: Path) -> None:
+    """Record or download once, before several members would.
+
+    Args:
+        cfg: The composed configuration.
+        folder: Of the run.
+    """
     open_run(cfg, StartingRun(instantiate(cfg.task.module), instantiate(cfg.data), folder))
 
 
-def _test(cfg: DictConfig, checkpoint: Path) -> dict[str, float]:
+def test_best(cfg: DictConfig, checkpoint: Path) -> dict[str, float]:
+    """Test a checkpoint on the experiment's own test data.
+
+    Args:
+        cfg: The composed configuration.
+        checkpoint: The file.
+
+    Returns:
+        What the test logs.
+    """
     cfg = cfg.copy()
-    OmegaConf.update(cfg, "callbacks", {}, force_add=True)
     cfg.callbacks, cfg.logger = {}, {}
     module, datamodule = instantiate(cfg.task.module), instantiate(cfg.data)
     found: Any = build_trainer(cfg).test(

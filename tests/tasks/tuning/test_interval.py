@@ -8,7 +8,10 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from lightning_sobolev._conf import config_folder
+from lightning_sobolev.tasks.tuning import running
 from lightning_sobolev.tasks.tuning.interval import train_interval
+from lightning_sobolev.tasks.tuning.knobs import apply, read_knobs
+from tests.scripts.conftest import DISTILLATION
 
 SMALL = (
     "+experiment=regression",
@@ -103,3 +106,23 @@ def test_a_score_that_nobody_logs_is_refused(tmp_path):
     OmegaConf.update(cfg, "tuning.scores.regression.metric", "test/nothing")
     with pytest.raises(ValueError, match=r"metric must be one of \['test/value_nmse'.*'test/noth"):
         train_interval(cfg, tmp_path, member=0, start=None, end=1)
+
+
+@pytest.mark.slow
+def test_a_distillation_goes_on_with_other_settings(tmp_path):
+    """The whole path of the games, from recording to the test of the best, without a cluster."""
+    given = (*DISTILLATION, "steps=4", "tuning.intervals=2", "progress=false")
+    places = (f"run_dir={tmp_path}", f"data.root={tmp_path / 'recordings'}")
+    with initialize_config_dir(str(config_folder()), version_base="1.3"):
+        cfg = compose("tune", [*given, *places])
+    knobs, configs = read_knobs(cfg, cfg.tuning.knobs), running.first_configs(cfg)
+    running.prepare_data(cfg, tmp_path)
+    path = None
+    for number, end in enumerate((2, 4)):
+        turned = apply(cfg, knobs, configs[number])
+        score = train_interval(turned, tmp_path / "0", member=0, start=path, end=end)
+        path = tmp_path / "0" / "last.ckpt"
+        assert 0 < score < 10
+    found = running.test_best(cfg, path)
+    assert found["test/kl"] > 0
+    assert abs(found["test/derivative_cosine"]) <= 1
