@@ -165,7 +165,6 @@ PBT = Layout(
         "experiment": "config:name",
         "tune": "choice:tune",
         "population": "config:tuning.population",
-        "intervals": "config:tuning.intervals",
         "total_steps": "metric:total_steps",
         "sobolev": "choice:sobolev",
         "seed": "config:seed",
