@@ -81,8 +81,15 @@ class LandscapeDataModule(TableDataModule):
 
     def test_points(self) -> Table:
         """Return the test points; they fill the domain evenly in any dimension."""
+        return self._spread(self.test_seed)
+
+    def validation_points(self) -> Table:
+        """Return as many other points, to choose settings by."""
+        return self._spread(self.test_seed + 1)
+
+    def _spread(self, seed: int) -> Table:
         sobol = torch.quasirandom.SobolEngine(  # type: ignore[no-untyped-call]
-            len(self.low), scramble=True, seed=self.test_seed
+            len(self.low), scramble=True, seed=seed
         )
         unit = sobol.draw(self.num_test_points, dtype=torch.float64)
         return self._table(self.low + (self.high - self.low) * unit, self.units)

@@ -25,7 +25,7 @@ from lightning_sobolev.tasks.films import Film, save_films
 from lightning_sobolev.tasks.finished import FinishedRun
 from lightning_sobolev.tasks.pictures import gradient_of
 from lightning_sobolev.tasks.records import find_runs
-from lightning_sobolev.tasks.run import LAST
+from lightning_sobolev.tasks.resuming import LAST
 from lightning_sobolev.tasks.stored import load_module
 from lightning_sobolev.tasks.threads import one_thread
 from lightning_sobolev.teachers import NetworkTeacher

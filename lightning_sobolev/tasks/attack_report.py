@@ -12,7 +12,7 @@ from lightning_sobolev.tasks.attack_study import (
     DEFENCE_MEASURES,
     DEFENCES,
 )
-from lightning_sobolev.tasks.layouts import Layout
+from lightning_sobolev.tasks.columns import Layout
 from lightning_sobolev.tasks.records import Record, StoredRun, find_runs, read_csv, write_csv
 from lightning_sobolev.tasks.tables import summarize, write_markdown
 

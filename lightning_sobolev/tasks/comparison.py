@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from lightning_sobolev.tasks.layouts import Layout
+from lightning_sobolev.tasks.columns import Layout
 from lightning_sobolev.tasks.records import Cell
 from lightning_sobolev.tasks.tables import Group, MeanAndError, Summary, line_of, plain
 

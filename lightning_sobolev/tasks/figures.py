@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lightning_sobolev.tasks.layouts import Layout
+from lightning_sobolev.tasks.columns import Layout
 from lightning_sobolev.tasks.records import Cell
 from lightning_sobolev.tasks.tables import Group, MeanAndError, Summary
 

@@ -1,55 +1,11 @@
-"""Which columns a table of runs has, and which of them tell groups of runs apart."""
+"""The tables of the experiments, and which of them some runs or a file belong to."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-from lightning_sobolev.tasks.records import Record, StoredRun
-
-_STUDENTS = {"small_cnn": "small", "nature_cnn": "same"}
-_SEED = "seed"
-
-
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """The form of a table with one line a run.
-
-    Args:
-        name: What its files are called.
-        keys: Columns that say what was run, with their source; see ``StoredRun.look_up``.
-        measures: Columns that say what came out, with their source.
-    """
-
-    name: str
-    keys: dict[str, str]
-    measures: dict[str, str]
-
-    @property
-    def columns(self) -> list[str]:
-        """All columns, in order."""
-        return [*self.keys, *self.measures]
-
-    @property
-    def groups(self) -> list[str]:
-        """Columns that differ between groups; runs of a group differ by their seed alone."""
-        return [key for key in self.keys if key != _SEED]
-
-    def record(self, run: StoredRun) -> Record:
-        """Return the line of a run."""
-        record = {k: run.look_up(source) for k, source in (self.keys | self.measures).items()}
-        if "student" in record:
-            record["student"] = _STUDENTS.get(str(record["student"]), record["student"])
-        return record
-
-    def with_keys(self, paths: Sequence[str]) -> "Layout":
-        """Return this layout with more settings as columns.
-
-        Args:
-            paths: Key paths in the configuration, or names of groups.
-        """
-        added = {path: f"config:{path}" for path in paths if path not in self.keys}
-        return replace(self, keys={**self.keys, **added})
-
+from lightning_sobolev.tasks.columns import Layout
+from lightning_sobolev.tasks.records import StoredRun
 
 PONG = Layout(
     name="pong",
@@ -214,10 +170,21 @@ COLORED_NOISE = Layout(
         "seconds": "metric:seconds_fit",
     },
 )
-_BY_NAME = {
-    layout.name: layout
-    for layout in (REGRESSION, SYNTHETIC_GRADIENTS, FINANCE, FORCES, EVOLUTION, COLORED_NOISE)
-}
+PBT = Layout(
+    name="pbt",
+    keys={
+        "experiment": "config:name",
+        "tune": "choice:tune",
+        "population": "config:tuning.population",
+        "total_steps": "metric:total_steps",
+        "sobolev": "choice:sobolev",
+        "seed": "config:seed",
+    },
+    measures={"validation_score": "metric:score", "copies": "metric:copies"},
+)
+_NAMED = (REGRESSION, SYNTHETIC_GRADIENTS, FINANCE, FORCES, EVOLUTION, COLORED_NOISE)
+_BY_EXPERIMENT = {layout.name: layout for layout in _NAMED}
+_BY_EXPERIMENT["band_limits"] = BAND_LIMITS
 
 
 def layout_of_runs(runs: Sequence[StoredRun]) -> Layout:
@@ -226,18 +193,21 @@ def layout_of_runs(runs: Sequence[StoredRun]) -> Layout:
     Args:
         runs: Finished runs; when they are of several experiments the layout is a general one.
     """
+    tests = {
+        key.replace("/", "_"): f"metric:{key}"
+        for key in sorted({key for run in runs for key in run.metrics if key.startswith("test/")})
+    }
+    if all("tune" in run.choices for run in runs):
+        return replace(PBT, measures={**tests, **PBT.measures})
     names = {str(run.look_up("config:name")) for run in runs}
     if len(names) == 1:
         name = names.pop()
-        if name in _BY_NAME:
-            return _BY_NAME[name]
-        if name == "band_limits":
-            return BAND_LIMITS
+        if name in _BY_EXPERIMENT:
+            return _BY_EXPERIMENT[name]
         if name.startswith("distill_"):
             return replace(PONG, name=name.removeprefix("distill_"))
     if all(name.startswith("distill_") for name in names):
         return replace(PONG, name="atari")
-    tests = sorted({key for run in runs for key in run.metrics if key.startswith("test/")})
     return Layout(
         name="runs",
         keys={
@@ -246,10 +216,7 @@ def layout_of_runs(runs: Sequence[StoredRun]) -> Layout:
             "sobolev": "choice:sobolev",
             "seed": "config:seed",
         },
-        measures={
-            **{key.replace("/", "_"): f"metric:{key}" for key in tests},
-            "seconds": "metric:seconds_fit",
-        },
+        measures={**tests, "seconds": "metric:seconds_fit"},
     )
 
 
@@ -260,7 +227,7 @@ def layout_of_table(path: Path, columns: Sequence[str]) -> Layout:
         path: Its file; gives the name.
         columns: Its columns. Those from the first measure of a known layout on are measures.
     """
-    layouts = (PONG, REGRESSION, SYNTHETIC_GRADIENTS, DECOUPLING)
+    layouts = (PONG, REGRESSION, SYNTHETIC_GRADIENTS, DECOUPLING, PBT)
     known = {measure for layout in layouts for measure in layout.measures}
     is_measure = {c: c in known or c.startswith("test_") or c == "seconds" for c in columns}
     return Layout(

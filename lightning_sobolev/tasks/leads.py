@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lightning_sobolev.tasks.layouts import PONG
 from lightning_sobolev.tasks.records import Record, find_runs, write_csv
-from lightning_sobolev.tasks.run import LAST
+from lightning_sobolev.tasks.resuming import LAST
 from lightning_sobolev.tasks.stored import load_module
 
 EDGES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)

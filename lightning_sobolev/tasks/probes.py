@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lightning_sobolev.tasks.columns import Layout
 from lightning_sobolev.tasks.finished import FinishedRun
 from lightning_sobolev.tasks.history import CURVES, read_curves
-from lightning_sobolev.tasks.layouts import Layout
 from lightning_sobolev.tasks.records import Record
 
 if TYPE_CHECKING:

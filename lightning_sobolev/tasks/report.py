@@ -7,9 +7,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from lightning_sobolev.tasks.band_limits import draw_bands
+from lightning_sobolev.tasks.columns import Layout
 from lightning_sobolev.tasks.comparison import TUNED, compare, comparison_lines
 from lightning_sobolev.tasks.figures import save_figures
-from lightning_sobolev.tasks.layouts import BAND_LIMITS, Layout, layout_of_runs, layout_of_table
+from lightning_sobolev.tasks.layouts import BAND_LIMITS, layout_of_runs, layout_of_table
 from lightning_sobolev.tasks.records import Cell, Record, StoredRun, find_runs, read_csv, write_csv
 from lightning_sobolev.tasks.surfaces import FIT, Surface, draw_surfaces
 from lightning_sobolev.tasks.tables import summarize, write_markdown

@@ -14,9 +14,9 @@ from lightning_sobolev.adversarial import GradientAttack
 from lightning_sobolev.data import ImageDataModule
 from lightning_sobolev.functional.projections import generator_for
 from lightning_sobolev.tasks.classification import PixelClassifier
-from lightning_sobolev.tasks.layouts import Layout
+from lightning_sobolev.tasks.columns import Layout
 from lightning_sobolev.tasks.records import Record, find_runs, write_csv
-from lightning_sobolev.tasks.run import LAST
+from lightning_sobolev.tasks.resuming import LAST
 from lightning_sobolev.tasks.stored import load_module
 from lightning_sobolev.tasks.tables import summarize, write_markdown
 

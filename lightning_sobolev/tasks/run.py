@@ -4,7 +4,6 @@ import hashlib
 import json
 import logging
 import secrets
-import shlex
 import sys
 import time
 from importlib.util import find_spec
@@ -12,7 +11,6 @@ from pathlib import Path
 
 import lightning.pytorch as pl
 import torch
-from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import RichModelSummary, RichProgressBar
@@ -22,14 +20,13 @@ from rich.console import Console
 
 from lightning_sobolev.tasks.finished import FinishedRun, StartingRun, write_metrics
 from lightning_sobolev.tasks.pictures import save_curves
-from lightning_sobolev.tasks.saving import best_weights, whole_checkpoint
+from lightning_sobolev.tasks.resuming import LAST, checkpoint_to_resume, command_to_resume
+from lightning_sobolev.tasks.saving import best_weights
 from lightning_sobolev.tasks.sharding import whole
 from lightning_sobolev.tasks.summary import matched, summary_table
 from lightning_sobolev.tasks.threads import one_thread
 
 log = logging.getLogger(__name__)
-
-LAST = Path("checkpoints") / "last.ckpt"
 
 
 def run(cfg: DictConfig) -> dict[str, float | str]:
@@ -48,12 +45,12 @@ def run(cfg: DictConfig) -> dict[str, float | str]:
         ValueError: If no experiment was chosen or the checkpoint to resume from does not exist.
     """
     started = time.perf_counter()
-    cfg = _checked(cfg)
-    _prepare_process(cfg)
+    cfg = checked(cfg)
+    prepare_process(cfg)
     folder = Path(cfg.run_dir)
     ckpt = checkpoint_to_resume(cfg.ckpt, folder)
     datamodule, module = instantiate(cfg.data), instantiate(cfg.task.module)
-    opening = _open(cfg, StartingRun(module, datamodule, folder, show_progress=cfg.progress))
+    opening = open_run(cfg, StartingRun(module, datamodule, folder, show_progress=cfg.progress))
     trainer = build_trainer(cfg)
     metrics: dict[str, float | str] = {
         **opening,
@@ -82,7 +79,12 @@ def run(cfg: DictConfig) -> dict[str, float | str]:
     return metrics
 
 
-def _prepare_process(cfg: DictConfig) -> None:
+def prepare_process(cfg: DictConfig) -> None:
+    """Set threads, seed and how much is said.
+
+    Args:
+        cfg: The composed configuration, checked.
+    """
     if not cfg.progress:
         logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     if cfg.threads is not None:
@@ -90,8 +92,16 @@ def _prepare_process(cfg: DictConfig) -> None:
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
 
 
-def _open(cfg: DictConfig, starting: StartingRun) -> dict[str, float]:
-    """Do what comes before the clock of the training starts; data is recorded for many runs."""
+def open_run(cfg: DictConfig, starting: StartingRun) -> dict[str, float]:
+    """Do what comes before the clock of the training starts; data is recorded for many runs.
+
+    Args:
+        cfg: The composed configuration, checked.
+        starting: The run.
+
+    Returns:
+        The numbers of its opening steps.
+    """
     numbers: dict[str, float] = {}
     for opening in cfg.task.opening.values():
         numbers |= instantiate(opening)(starting)
@@ -109,13 +119,20 @@ def _close(cfg: DictConfig, finished: FinishedRun) -> dict[str, float]:
     return numbers
 
 
-def _checked(cfg: DictConfig) -> DictConfig:
-    """Return a copy in which everything that was left open is decided."""
+def checked(cfg: DictConfig) -> DictConfig:
+    """Return a copy in which everything that was left open is decided.
+
+    Args:
+        cfg: The composed configuration.
+
+    Raises:
+        ValueError: If no experiment was chosen.
+    """
     missing = [group for group in ("task", "data", "model") if cfg.get(group) is None]
     if missing:
         raise ValueError(
-            "an experiment must be chosen, +experiment=distill_pong, regression or "
-            f"synthetic_gradients (with the plus): it fills in {', '.join(missing)}, got none"
+            "an experiment must be chosen, +experiment=distill_pong or another one of "
+            f"conf/experiment (with the plus): it fills in {', '.join(missing)}, got none"
         )
     cfg = cfg.copy()
     if cfg.seed is None:
@@ -126,35 +143,6 @@ def _checked(cfg: DictConfig) -> DictConfig:
         log.warning("pictures are left out: matplotlib is missing, install the extra 'viz'")
         cfg.pictures = False
     return cfg
-
-
-def checkpoint_to_resume(ckpt: str | None, folder: Path) -> Path | None:
-    """Find the checkpoint to go on from.
-
-    Args:
-        ckpt: None, a path, or ``"last"``: this run's own if the folder is an earlier run's, else
-            the newest beside it.
-        folder: The folder of this run.
-
-    Returns:
-        Its path, or None for a fresh start.
-
-    Raises:
-        ValueError: If there is no such file, or it is damaged.
-    """
-    if ckpt is None:
-        return None
-    if ckpt != "last":
-        if not Path(ckpt).is_file():
-            raise ValueError(f"ckpt must be 'last' or an existing file, got {ckpt!r}")
-        return whole_checkpoint(Path(ckpt))
-    if (folder / LAST).is_file():
-        return whole_checkpoint(folder / LAST)
-    found = sorted(folder.parent.glob(f"*/{LAST}"), key=lambda path: path.stat().st_mtime)
-    if not found:
-        raise ValueError(f"ckpt=last needs an earlier run's {LAST} below {folder.parent}, got none")
-    log.info("going on from %s", found[-1])
-    return whole_checkpoint(found[-1])
 
 
 def build_trainer(cfg: DictConfig) -> pl.Trainer:
@@ -217,17 +205,6 @@ def _fit(
             )
         raise
     return time.perf_counter() - started
-
-
-def command_to_resume(checkpoint: Path) -> str:
-    """Return the command line that goes on from a checkpoint.
-
-    Args:
-        checkpoint: The file.
-    """
-    overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-    kept = [override for override in overrides if not override.startswith("ckpt=")]
-    return shlex.join(["python", sys.argv[0], *kept, f"ckpt={checkpoint}"])
 
 
 def config_hash(cfg: DictConfig) -> str:

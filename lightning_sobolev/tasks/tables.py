@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lightning_sobolev.tasks.layouts import Layout
+from lightning_sobolev.tasks.columns import Layout
 from lightning_sobolev.tasks.records import Cell, Record
 
 

@@ -5,9 +5,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lightning_sobolev.tasks.columns import Layout
 from lightning_sobolev.tasks.figures import telling_apart
 from lightning_sobolev.tasks.history import CURVES, read_curves
-from lightning_sobolev.tasks.layouts import Layout
 from lightning_sobolev.tasks.probes import draw_kinds
 from lightning_sobolev.tasks.records import Cell, Record, StoredRun, write_csv
 

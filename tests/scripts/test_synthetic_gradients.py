@@ -16,7 +16,8 @@ from lightning_sobolev.data.fashion_mnist import FASHION_MNIST
 from lightning_sobolev.data.image_set import ImageSet
 from lightning_sobolev.tasks.history import read_curves
 from lightning_sobolev.tasks.report import report
-from lightning_sobolev.tasks.run import LAST, run
+from lightning_sobolev.tasks.resuming import LAST
+from lightning_sobolev.tasks.run import run
 from tests.scripts.test_report import read, store
 
 ROOT = Path(__file__).parents[2]

@@ -15,7 +15,8 @@ from hydra.utils import instantiate
 from torch.testing import assert_close
 
 from lightning_sobolev.tasks.history import read_curves
-from lightning_sobolev.tasks.run import LAST, checkpoint_to_resume, config_hash, run
+from lightning_sobolev.tasks.resuming import LAST, checkpoint_to_resume
+from lightning_sobolev.tasks.run import config_hash, run
 from lightning_sobolev.tasks.surfaces import FIT, Surface
 from tests.scripts.conftest import DISTILLATION
 

@@ -15,7 +15,7 @@ from lightning_sobolev.atari import AtariSettings
 from lightning_sobolev.atari.storage import STATE, Chunk, write_chunk, write_json
 from lightning_sobolev.atari.writing import write_recording
 from lightning_sobolev.tasks.finished import write_metrics
-from lightning_sobolev.tasks.run import LAST, checkpoint_to_resume
+from lightning_sobolev.tasks.resuming import LAST, checkpoint_to_resume
 from lightning_sobolev.tasks.saving import whole_checkpoint
 from tests.tasks.test_resume import straight, train
 

@@ -29,13 +29,8 @@ from lightning_sobolev.tasks.ppo.learner import build_learner
 from lightning_sobolev.tasks.ppo.logs import TrainingLog
 from lightning_sobolev.tasks.ppo.settings import PPOSettings
 from lightning_sobolev.tasks.ppo.stopping import interruptible
-from lightning_sobolev.tasks.run import (
-    LAST,
-    build_loggers,
-    checkpoint_to_resume,
-    command_to_resume,
-    config_hash,
-)
+from lightning_sobolev.tasks.resuming import LAST, checkpoint_to_resume, command_to_resume
+from lightning_sobolev.tasks.run import build_loggers, config_hash
 
 log = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from lightning_sobolev.tasks.history import read_curves
 from lightning_sobolev.tasks.ppo import train_teacher
 from lightning_sobolev.tasks.ppo.checkpoints import load_checkpoint, restore, save_checkpoint
 from lightning_sobolev.tasks.ppo.keeper import Keeper
-from lightning_sobolev.tasks.run import LAST
+from lightning_sobolev.tasks.resuming import LAST
 from tests.tasks.ppo.conftest import compose_training
 
 ROOT = Path(__file__).parents[3]

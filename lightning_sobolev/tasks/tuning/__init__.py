@@ -1,0 +1,1 @@
+"""Population based training: settings that change while a population trains (extra ``tune``)."""
