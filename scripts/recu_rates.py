@@ -17,7 +17,7 @@ from lightning_sobolev.functional import TimeSpaceNorm, gauss_legendre, mixed_de
 from lightning_sobolev.functional.evolutions import heat
 from lightning_sobolev.recu import ReCU, approximate, num_weights, scale_by_sample
 from lightning_sobolev.tasks.records import Record, write_csv
-from lightning_sobolev.tasks.tables import Estimate, line_of
+from lightning_sobolev.tasks.tables import MeanAndError, line_of
 
 # Norm by name, with the total order of its highest derivative.
 NORMS = {
@@ -109,7 +109,9 @@ def write(path: Path, records: list[Record]) -> None:
     ]
     for beginning in BEGINNINGS:
         runs = [moments(beginning, seed) for seed in range(NETWORKS)]
-        lines.append(line_of([beginning, *(str(Estimate.of(c)) for c in zip(*runs, strict=True))]))
+        lines.append(
+            line_of([beginning, *(str(MeanAndError.of(c)) for c in zip(*runs, strict=True))])
+        )
     temporary = path.with_suffix(".tmp")
     temporary.write_text("\n".join(lines) + "\n")
     temporary.replace(path)

@@ -11,7 +11,7 @@ from lightning_sobolev.functional.projections import generator_for
 from lightning_sobolev.layers import band_limit
 from lightning_sobolev.tasks.finished import FinishedRun
 from lightning_sobolev.tasks.layouts import BAND_LIMITS, NOISES, RATES
-from lightning_sobolev.tasks.tables import Estimate, Summary
+from lightning_sobolev.tasks.tables import MeanAndError, Summary
 
 
 class BandProfile:
@@ -105,7 +105,7 @@ def draw_bands(path: Path, summary: Summary) -> Path:
     return path
 
 
-def _draw(axes: Any, points: Mapping[float, Estimate], label: str) -> None:
+def _draw(axes: Any, points: Mapping[float, MeanAndError], label: str) -> None:
     errors = [e.error if e.count > 1 else 0.0 for e in points.values()]
     means = [e.mean for e in points.values()]
     axes.errorbar(list(points), means, errors, marker="o", markersize=3, capsize=2, label=label)
