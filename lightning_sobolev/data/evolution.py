@@ -74,6 +74,10 @@ class EvolutionDataModule(TableDataModule):
         """Return the test grid, the same for every seed."""
         return self._table(gauss_legendre(self.evolution.box, self.num_test_nodes))
 
+    def validation_points(self) -> Table:
+        """Return another grid, to choose settings by."""
+        return self._table(gauss_legendre(self.evolution.box, self.num_test_nodes - 1))
+
     def _table(self, quadrature: Quadrature) -> Table:
         found = mixed_derivatives(self.evolution.value, quadrature.points, INDICES)
         columns = {

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-from lightning_sobolev.data.batches import Table
+from lightning_sobolev.data.batches import OrderedRows, Table, TableLoader
 from lightning_sobolev.data.table_module import TableDataModule
 
 
@@ -47,20 +47,28 @@ class SignalDataModule(TableDataModule):
         """Return the test signals."""
         return self._tables["test"]
 
+    def val_dataloader(self) -> TableLoader:
+        """Return signals of another seed, to choose settings by, in order."""
+        table = self._tables["val"]
+        return TableLoader(table, OrderedRows(len(table), 1024, **self._share()))
+
 
 def _generated() -> dict[str, Table]:
-    from mnist1d.data import make_dataset
+    from mnist1d.data import get_dataset_args, make_dataset
 
+    others = get_dataset_args()
+    others.seed += 1
     with _kept_generators():
-        made = make_dataset()
+        made, other = make_dataset(), make_dataset(others)
+    sets = {"train": (made, ""), "test": (made, "_test"), "val": (other, "_test")}
     return {
         stage: Table(
             {
-                "x": torch.from_numpy(made[f"x{end}"]).float()[:, None],
-                "y": torch.from_numpy(made[f"y{end}"]).long(),
+                "x": torch.from_numpy(found[f"x{end}"]).float()[:, None],
+                "y": torch.from_numpy(found[f"y{end}"]).long(),
             }
         )
-        for stage, end in (("train", ""), ("test", "_test"))
+        for stage, (found, end) in sets.items()
     }
 
 
