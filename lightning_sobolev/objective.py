@@ -44,8 +44,6 @@ def match(
     cotangents: Tensor | None = None,
     tangents: Tensor | None = None,
     allows_unknown: bool = False,
-    non_finite: Literal["raise", "skip"] = "raise",
-    read: Reader = at_once,
 ) -> Matched:
     """Compare one projected derivative of two jets.
 
@@ -56,8 +54,6 @@ def match(
         cotangents: ``[proj, batch, *out]`` where the term needs them.
         tangents: ``[proj, batch, *in]`` where the term needs them.
         allows_unknown: Whether NaN in the target masks the entry instead of being an error.
-        non_finite: What happens to a row whose target is NaN or Inf: an error, or it is left out.
-        read: When the target is looked at.
 
     Returns:
         Distances that still have their projection and batch axes.
@@ -73,8 +69,6 @@ def match(
         cotangents=cotangents,
         tangents=tangents,
         allows_unknown=allows_unknown,
-        non_finite=non_finite,
-        read=read,
     )
 
 

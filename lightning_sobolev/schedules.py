@@ -5,28 +5,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+from lightning_sobolev._checks import require
+
 
 @runtime_checkable
 class Schedule(Protocol):
     """A weight as a function of the global step."""
 
     def at(self, step: int) -> float: ...  # noqa: D102
-
-
-def require(condition: bool, name: str, expected: str, got: object) -> None:
-    """Raise an error that names what was expected.
-
-    Args:
-        condition: Whether all is well.
-        name: Of the field.
-        expected: What it must be.
-        got: What it is.
-
-    Raises:
-        ValueError: If the condition does not hold.
-    """
-    if not condition:
-        raise ValueError(f"{name} must be {expected}, got {got!r}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from lightning_sobolev._checks import require
 from lightning_sobolev.functional.band_limits import check_rate
 from lightning_sobolev.functional.covariance import Covariance
 from lightning_sobolev.functional.discrepancies import DISCREPANCIES
@@ -26,7 +27,6 @@ from lightning_sobolev.schedules import (
     Schedule,
     Step,
     is_weight,
-    require,
 )
 
 __all__ = [

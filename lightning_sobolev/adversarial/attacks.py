@@ -8,6 +8,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from lightning_sobolev._checks import require
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GradientAttack:
@@ -50,12 +52,12 @@ class GradientAttack:
     bounds: tuple[float, float] = (0.0, 1.0)
 
     def __post_init__(self) -> None:
-        _require(self.radius > 0, "radius", "above 0", self.radius)
-        _require(self.steps >= 1, "steps", "at least 1", self.steps)
+        require(self.radius > 0, "radius", "above 0", self.radius)
+        require(self.steps >= 1, "steps", "at least 1", self.steps)
         step_size = self.step_size
-        _require(step_size is None or step_size > 0, "step_size", "above 0 or None", step_size)
-        _require(self.draws >= 1, "draws", "at least 1", self.draws)
-        _require(self.bounds[0] < self.bounds[1], "bounds", "(low, high)", self.bounds)
+        require(step_size is None or step_size > 0, "step_size", "above 0 or None", step_size)
+        require(self.draws >= 1, "draws", "at least 1", self.draws)
+        require(self.bounds[0] < self.bounds[1], "bounds", "(low, high)", self.bounds)
 
     @classmethod
     def fgsm(cls, radius: float, **settings: int | tuple[float, float]) -> "GradientAttack":
@@ -94,9 +96,9 @@ class GradientAttack:
         """
         low, high = self.bounds
         inside = images.numel() == 0 or (images.min() >= low and images.max() <= high)
-        _require(bool(inside), "images", f"within bounds {self.bounds}", "values outside")
+        require(bool(inside), "images", f"within bounds {self.bounds}", "values outside")
         fits = labels.shape == images.shape[:1]
-        _require(fits, "labels", f"of shape [{len(images)}]", list(labels.shape))
+        require(fits, "labels", f"of shape [{len(images)}]", list(labels.shape))
         floor = (images - self.radius).clamp_min(low)
         ceiling = (images + self.radius).clamp_max(high)
         step = self.radius / 4 if self.step_size is None else self.step_size
@@ -120,8 +122,3 @@ class GradientAttack:
             )
             (gradient,) = torch.autograd.grad(torch.stack(tuple(losses)).sum(), leaf)
         return gradient
-
-
-def _require(condition: bool, name: str, expected: str, got: object) -> None:
-    if not condition:
-        raise ValueError(f"{name} must be {expected}, got {got!r}")

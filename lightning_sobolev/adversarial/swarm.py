@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from lightning_sobolev._checks import require
 from lightning_sobolev.sensitivity import class_gradients
 
 # Of the wanted class against the size of the change, in 255ths of a pixel's range (the authors').
@@ -66,17 +67,17 @@ class ParticleSwarm:
     bounds: tuple[float, float] = (0.0, 1.0)
 
     def __post_init__(self) -> None:
-        _require(self.radius > 0, "radius", "above 0", self.radius)
+        require(self.radius > 0, "radius", "above 0", self.radius)
         few = self.num_pixels is None or self.num_pixels >= 1
-        _require(few, "num_pixels", "at least 1 or None", self.num_pixels)
+        require(few, "num_pixels", "at least 1 or None", self.num_pixels)
         probable = self.wanted is None or 0 <= self.wanted <= 1
-        _require(probable, "wanted", "a probability or None", self.wanted)
-        _require(self.particles >= 1, "particles", "at least 1", self.particles)
-        _require(self.iterations >= 1, "iterations", "at least 1", self.iterations)
+        require(probable, "wanted", "a probability or None", self.wanted)
+        require(self.particles >= 1, "particles", "at least 1", self.particles)
+        require(self.iterations >= 1, "iterations", "at least 1", self.iterations)
         for name in ("inertia", "own", "shared"):
-            _require(getattr(self, name) >= 0, name, "at least 0", getattr(self, name))
-        _require(0 < self.max_speed <= 1, "max_speed", "in (0, 1]", self.max_speed)
-        _require(self.bounds[0] < self.bounds[1], "bounds", "(low, high)", self.bounds)
+            require(getattr(self, name) >= 0, name, "at least 0", getattr(self, name))
+        require(0 < self.max_speed <= 1, "max_speed", "in (0, 1]", self.max_speed)
+        require(self.bounds[0] < self.bounds[1], "bounds", "(low, high)", self.bounds)
 
     @property
     def evaluations(self) -> int:
@@ -112,7 +113,7 @@ class ParticleSwarm:
         """
         low, high = self.bounds
         inside = images.numel() == 0 or (images.min() >= low and images.max() <= high)
-        _require(bool(inside), "images", f"within bounds {self.bounds}", "values outside")
+        require(bool(inside), "images", f"within bounds {self.bounds}", "values outside")
         flat = images.flatten(1)
         chosen = self._chosen(model, images, targets, scores)
         start = flat.gather(1, chosen)
@@ -141,11 +142,11 @@ class ParticleSwarm:
     ) -> Int[Tensor, "batch chosen"]:
         available = images[0].numel() if len(images) else 0
         count = available if self.num_pixels is None else self.num_pixels
-        _require(count <= available, "num_pixels", f"at most {available}", self.num_pixels)
+        require(count <= available, "num_pixels", f"at most {available}", self.num_pixels)
         if scores is None:
             scores = class_gradients(model, images).pixel_influence(targets)
         fits = scores.shape == images.shape
-        _require(fits, "scores", f"of shape {list(images.shape)}", list(scores.shape))
+        require(fits, "scores", f"of shape {list(images.shape)}", list(scores.shape))
         return scores.flatten(1).topk(count).indices
 
     def _fitness(
@@ -232,8 +233,3 @@ def _changed(
     particles = change.shape[1]
     copies = flat[:, None].expand(-1, particles, -1)
     return copies.scatter_add(2, chosen[:, None].expand(-1, particles, -1), change)
-
-
-def _require(condition: bool, name: str, expected: str, got: object) -> None:
-    if not condition:
-        raise ValueError(f"{name} must be {expected}, got {got!r}")

@@ -9,6 +9,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from lightning_sobolev._conf import config_folder
+from lightning_sobolev.data import images
+from lightning_sobolev.data.image_set import ImageSet
 from lightning_sobolev.tasks.run import run
 
 # A real game, cut short: episodes of a hundred steps.
@@ -69,3 +71,18 @@ def as_a_user_runs_it():
     torch.set_default_dtype(dtype)
     logging.getLogger("lightning.pytorch").setLevel(level)
     signal.signal(signal.SIGINT, handler)
+
+
+@pytest.fixture
+def pictures(monkeypatch):
+    """Pictures whose brightest row tells their class, in place of a published set."""
+    generator = torch.Generator().manual_seed(0)
+
+    def build(count):
+        labels = torch.randint(0, 10, (count,), generator=generator)
+        drawn = torch.randint(0, 60, (count, 1, 28, 28), generator=generator)
+        drawn[torch.arange(count), 0, 4 + 2 * labels] += 180
+        return drawn.to(torch.uint8), labels
+
+    made = ImageSet(*build(128), *build(64), num_classes=10)
+    monkeypatch.setitem(images.IMAGES, "fashion_mnist", lambda *_, **__: made)

@@ -4,11 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 from omegaconf import OmegaConf
 
-from lightning_sobolev.data import images
-from lightning_sobolev.data.image_set import ImageSet
 from lightning_sobolev.tasks.attack_report import attack_report
 from lightning_sobolev.tasks.records import read_csv
 from lightning_sobolev.tasks.robustness import robustness
@@ -28,21 +25,6 @@ SETTINGS = (
     "sizes.smoke.particles=4",
     "sizes.smoke.iterations=2",
 )
-
-
-@pytest.fixture
-def pictures(monkeypatch):
-    """Pictures whose brightest row tells their class, in place of a published set."""
-    generator = torch.Generator().manual_seed(0)
-
-    def build(count):
-        labels = torch.randint(0, 10, (count,), generator=generator)
-        drawn = torch.randint(0, 60, (count, 1, 28, 28), generator=generator)
-        drawn[torch.arange(count), 0, 4 + 2 * labels] += 180
-        return drawn.to(torch.uint8), labels
-
-    made = ImageSet(*build(128), *build(64), num_classes=10)
-    monkeypatch.setitem(images.IMAGES, "fashion_mnist", lambda *_, **__: made)
 
 
 @pytest.mark.usefixtures("pictures")

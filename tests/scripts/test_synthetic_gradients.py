@@ -11,9 +11,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from lightning_sobolev.data import images
 from lightning_sobolev.data.fashion_mnist import FASHION_MNIST
-from lightning_sobolev.data.image_set import ImageSet
 from lightning_sobolev.tasks.history import read_curves
 from lightning_sobolev.tasks.report import report
 from lightning_sobolev.tasks.resuming import LAST
@@ -44,21 +42,6 @@ class StopAt(pl.Callback):
             if self.kill:
                 os.kill(os.getpid(), signal.SIGKILL)
             raise KeyboardInterrupt
-
-
-@pytest.fixture
-def pictures(monkeypatch):
-    """Pictures whose brightest row tells their class, in place of a published set."""
-    generator = torch.Generator().manual_seed(0)
-
-    def build(count):
-        labels = torch.randint(0, 10, (count,), generator=generator)
-        drawn = torch.randint(0, 60, (count, 1, 28, 28), generator=generator)
-        drawn[torch.arange(count), 0, 4 + 2 * labels] += 180
-        return drawn.to(torch.uint8), labels
-
-    made = ImageSet(*build(128), *build(64), num_classes=10)
-    monkeypatch.setitem(images.IMAGES, "fashion_mnist", lambda *_, **__: made)
 
 
 def weights(cfg):
