@@ -241,9 +241,8 @@ def test_parameters_in_half_precision_are_refused():
         fit(module, points(), SobolevCallback(mlp(), compile=True), precision="bf16-true")
 
 
-# Not "fisher": inductor's C++ for it did not compile on a CPU (torch 2.13).
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [kind for kind in TERMS if kind != "fisher"])
+@pytest.mark.parametrize("kind", TERMS)
 def test_inductor_trains_as_the_tape_does(kind):
     trains_as_the_tape_does(kind, compile=True)
 
