@@ -64,9 +64,7 @@ def compare(
         known, skipped = _finite_rows(theirs, known)
     pairs = None
     if known is not None:
-        if _is_filtered(term):  # each number of a filtered row depends on every other
-            known = known.flatten(2).all(-1).reshape(*known.shape[:2], *[1] * (known.ndim - 2))
-            known = known.expand_as(theirs)
+        known = _whole_rows(known) if _is_filtered(term) else known
         pairs = known.flatten(2).any(-1) if known.ndim > 2 else known
         theirs = torch.where(known, theirs, 0.0)
         # where() before the distance keeps the gradient of unknown entries exactly zero.
@@ -75,16 +73,22 @@ def compare(
     total = theirs.sum()
     if _is_filtered(term):
         ours, theirs = (_filtered(term, rows) for rows in (ours, theirs))
-    distance = DISCREPANCIES[term.discrepancy]
-    if term.normalize == "elements":
-        distance = _squares
-    vanishes = None
-    if term.order == 2:
-        vanishes = ~ours.detach().any()
-        vanishes = vanishes if known is None else vanishes & known.any()
+    distance = _squares if term.normalize == "elements" else DISCREPANCIES[term.discrepancy]
+    vanishes = _vanishes(ours, known) if term.order == 2 else None
     is_scaled = term.normalize != "none"
     reference = distance(torch.zeros_like(theirs), theirs) if is_scaled else None
     return Matched(distance(ours, theirs), reference, pairs, vanishes, skipped, total)
+
+
+def _whole_rows(known: Bool[Tensor, "proj batch *in"]) -> Bool[Tensor, "proj batch *in"]:
+    """Call no number of a row known unless all are: each number of a filtered row needs them."""
+    whole = known.flatten(2).all(-1).reshape(*known.shape[:2], *[1] * (known.ndim - 2))
+    return whole.expand_as(known)
+
+
+def _vanishes(ours: Tensor, known: Tensor | None) -> Bool[Tensor, ""]:
+    is_zero = ~ours.detach().any()
+    return is_zero if known is None else is_zero & known.any()
 
 
 def _is_filtered(term: SobolevTerm) -> bool:

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from lightning_sobolev._files import write_text
 from lightning_sobolev.functional import TimeSpaceNorm, gauss_legendre, mixed_derivatives
 from lightning_sobolev.functional.evolutions import heat
 from lightning_sobolev.recu import ReCU, approximate, num_weights, scale_by_sample
@@ -89,7 +90,18 @@ def write(path: Path, records: list[Record]) -> None:
         "-(degree + 1 - s) / 2, s the total order of the norm's highest derivative.",
         "",
     ]
-    lines += [line_of(["degree", *NORMS]), line_of(["---"] * (1 + len(NORMS)))]
+    lines += _slopes(records)
+    lines += [
+        "",
+        f"log10 of the mean square behind each of {LAYERS} linear layers of {WIDTH} units, "
+        f"mean ± standard error over {NETWORKS} networks, on inputs not used to scale.",
+        "",
+    ]
+    write_text(path, "\n".join([*lines, *_scales()]) + "\n")
+
+
+def _slopes(records: list[Record]) -> list[str]:
+    lines = [line_of(["degree", *NORMS]), line_of(["---"] * (1 + len(NORMS)))]
     for degree in sorted({int(r["degree"]) for r in records}):
         chosen = [r for r in records if r["degree"] == degree]
         cells = [
@@ -97,24 +109,17 @@ def write(path: Path, records: list[Record]) -> None:
             for name, (_, s) in NORMS.items()
         ]
         lines.append(line_of([str(degree), *cells]))
-    lines += [
-        "",
-        f"log10 of the mean square behind each of {LAYERS} linear layers of {WIDTH} units, "
-        f"mean ± standard error over {NETWORKS} networks, on inputs not used to scale.",
-        "",
-    ]
-    lines += [
-        line_of(["beginning", *map(str, range(1, LAYERS + 1))]),
-        line_of(["---"] * (LAYERS + 1)),
-    ]
+    return lines
+
+
+def _scales() -> list[str]:
+    header = ["beginning", *map(str, range(1, LAYERS + 1))]
+    lines = [line_of(header), line_of(["---"] * len(header))]
     for beginning in BEGINNINGS:
         runs = [moments(beginning, seed) for seed in range(NETWORKS)]
-        lines.append(
-            line_of([beginning, *(str(MeanAndError.of(c)) for c in zip(*runs, strict=True))])
-        )
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("\n".join(lines) + "\n")
-    temporary.replace(path)
+        cells = [str(MeanAndError.of(column)) for column in zip(*runs, strict=True)]
+        lines.append(line_of([beginning, *cells]))
+    return lines
 
 
 def draw(path: Path, records: list[Record]) -> None:

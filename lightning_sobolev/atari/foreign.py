@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from lightning_sobolev._files import sha256_of
 from lightning_sobolev.atari.environments import AtariSettings
 from lightning_sobolev.atari.hub import PREFIX, HubFile
 from lightning_sobolev.atari.networks import NatureCNN
-from lightning_sobolev.atari.storage import sha256_of
 from lightning_sobolev.atari.translation import Layout, recognize, translate
 from lightning_sobolev.atari.weight_files import read_weights
 

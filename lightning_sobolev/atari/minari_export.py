@@ -22,15 +22,10 @@ from typing import Any
 import numpy as np
 from gymnasium.spaces import Box, Discrete
 
+from lightning_sobolev._files import read_json
 from lightning_sobolev.atari.progress import Advance, progress_bar
 from lightning_sobolev.atari.recording import Recording
-from lightning_sobolev.atari.storage import (
-    CONTINUES,
-    INDEX_FILE,
-    TERMINATED,
-    read_json,
-    swap_in,
-)
+from lightning_sobolev.atari.storage import CONTINUES, INDEX_FILE, TERMINATED, swap_in
 
 ABOUT = "lightning_sobolev"
 """Entry of a data set's metadata that says from which recording it was made."""

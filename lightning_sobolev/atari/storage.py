@@ -12,18 +12,18 @@ State ``n`` is step ``n // num_envs`` of game ``n % num_envs``. An unfinished re
 ``*.partial`` of numbered chunks, from which the work goes on.
 """
 
-import hashlib
-import json
 import os
 import shutil
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, UInt8
+
+from lightning_sobolev._files import whole
 
 FORMAT_VERSION = 1
 INDEX_FILE = "index.json"
@@ -45,47 +45,6 @@ class Chunk(NamedTuple):
     def __len__(self) -> int:
         """Steps in the chunk, not fields of the tuple."""
         return int(self.states.shape[0])
-
-
-def sha256_of(path: Path) -> str:
-    """Hash a file; about 1 s per GB.
-
-    Args:
-        path: The file.
-
-    Returns:
-        The digest in hexadecimal.
-    """
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """Read a JSON object.
-
-    Args:
-        path: The file.
-
-    Returns:
-        The object, or None where the file is missing or holds none.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return content if isinstance(content, dict) else None
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a JSON object whole or not at all.
-
-    Args:
-        path: The file.
-        content: The object.
-    """
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def beside(folder: Path, suffix: str) -> Path:
@@ -110,10 +69,8 @@ def write_chunk(partial: Path, first_step: int, chunk: Chunk) -> None:
         chunk: What was recorded.
     """
     path = partial / f"chunk-{first_step:08d}.npz"
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("wb") as file:
+    with whole(path) as writing, writing.open("wb") as file:
         np.savez(file, **chunk._asdict())
-    os.replace(temporary, path)
 
 
 def read_chunks(partial: Path, first_step: int) -> Iterator[Chunk]:

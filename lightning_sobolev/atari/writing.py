@@ -8,17 +8,9 @@ from typing import Any, Self
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
+from lightning_sobolev._files import sha256_of, write_json
 from lightning_sobolev.atari.environments import AtariSettings
-from lightning_sobolev.atari.storage import (
-    ARRAY_FILES,
-    INDEX_FILE,
-    STATE,
-    Chunk,
-    beside,
-    sha256_of,
-    swap_in,
-    write_json,
-)
+from lightning_sobolev.atari.storage import ARRAY_FILES, INDEX_FILE, STATE, Chunk, beside, swap_in
 
 
 class RecordingWriter:

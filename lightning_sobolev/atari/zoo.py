@@ -1,6 +1,5 @@
 """Stored agents: weights as safetensors, and a card that says what they are and how good."""
 
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -8,11 +7,11 @@ from typing import Any
 from safetensors.torch import load_file, save
 from torch import nn
 
+from lightning_sobolev._files import read_json, sha256_of, whole, write_json
 from lightning_sobolev.atari.environments import AtariSettings
 from lightning_sobolev.atari.foreign import ForeignAgent, load_foreign, scale_input
 from lightning_sobolev.atari.hub import PREFIX
 from lightning_sobolev.atari.networks import NatureCNN, SmallCNN
-from lightning_sobolev.atari.storage import read_json, sha256_of, write_json
 
 NETWORKS: dict[str, type[NatureCNN | SmallCNN]] = {"NatureCNN": NatureCNN, "SmallCNN": SmallCNN}
 
@@ -140,9 +139,8 @@ def save_agent(
             key: value if key.startswith("body.0.") else value.half()
             for key, value in weights.items()
         }
-    writing = path.with_name(path.name + ".writing")
-    writing.write_bytes(save(weights))  # save_file would leave a file that others may not read
-    os.replace(writing, path)
+    with whole(path) as writing:
+        writing.write_bytes(save(weights))  # save_file would leave a file that others may not read
     card: Card = {
         "network": name,
         "num_actions": network.num_actions,

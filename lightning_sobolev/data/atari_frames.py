@@ -21,6 +21,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
+from lightning_sobolev._files import sha256_of
 from lightning_sobolev.data.cifar10 import read_records
 from lightning_sobolev.data.image_files import cache_folder
 from lightning_sobolev.data.image_set import ImageSet
@@ -159,7 +160,7 @@ def record(folder: Path, settings: AtariFrames) -> None:
                 split = settings.num_train // 10
                 train.write(_records(pictures[:split], label))
                 test.write(_records(pictures[split:], label))
-        sums = {n: hashlib.sha256((writing / n).read_bytes()).hexdigest() for n in _PARTS.values()}
+        sums = {n: sha256_of(writing / n) for n in _PARTS.values()}
         index = {"settings": _as_stored(settings), "ale_py": version("ale-py"), "sha256": sums}
         (writing / _INDEX).write_text(json.dumps(index, indent=2) + "\n")
         try:

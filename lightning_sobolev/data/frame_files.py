@@ -3,8 +3,6 @@
 import hashlib
 import json
 import logging
-import os
-import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
@@ -12,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from lightning_sobolev._files import whole
 from lightning_sobolev.data.atomic_systems import Frames, atomic_system, simulate
 
 log = logging.getLogger(__name__)
@@ -49,11 +48,8 @@ def _settings(system: str, num_frames: int, seed: int) -> str:
 def _write(path: Path, frames: Frames, settings: str) -> None:
     columns = {name: tensor.contiguous() for name, tensor in asdict(frames).items()}
     metadata = {"settings": settings, "sha256": _digest(columns)}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-    os.close(handle)
-    save_file(columns, temporary, metadata=metadata)
-    os.replace(temporary, path)
+    with whole(path) as writing:
+        save_file(columns, writing, metadata=metadata)
 
 
 def _read(path: Path, settings: str) -> Frames:

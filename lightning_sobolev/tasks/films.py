@@ -1,6 +1,5 @@
 """Films of games: what was on the screen, what the player looked at, and the score."""
 
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from lightning_sobolev._files import whole
 from lightning_sobolev.tasks.pictures import overlay
 
 if TYPE_CHECKING:
@@ -63,9 +63,9 @@ def save_films(films: Mapping[str, Film], path: Path, milliseconds: int) -> Path
         mosaic.paste(image, (0, row * image.height))
     palette = mosaic.quantize(_COLORS)
     first, *rest = (image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images)
-    temporary = path.with_suffix(".tmp")
-    first.save(temporary, "GIF", save_all=True, append_images=rest, duration=milliseconds, loop=0)
-    os.replace(temporary, path)
+    told = {"save_all": True, "append_images": rest, "duration": milliseconds, "loop": 0}
+    with whole(path) as writing:
+        first.save(writing, "GIF", **told)
     return path
 
 

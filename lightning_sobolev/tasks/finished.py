@@ -2,13 +2,14 @@
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import lightning.pytorch as pl
+
+from lightning_sobolev._files import write_text
 
 METRICS = "metrics.json"
 
@@ -65,7 +66,5 @@ def write_metrics(folder: Path, metrics: Mapping[str, float | str]) -> Path:
         for key, value in metrics.items()
     }
     path = folder / METRICS
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(flat, indent=2, sort_keys=True) + "\n")
-    os.replace(temporary, path)
+    write_text(path, json.dumps(flat, indent=2, sort_keys=True) + "\n")
     return path

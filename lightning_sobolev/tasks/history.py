@@ -1,7 +1,6 @@
 """What was logged while training, by step and by wall time, in one small CSV file."""
 
 import csv
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +8,8 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_only
+
+from lightning_sobolev._files import whole
 
 CURVES = "curves.csv"
 
@@ -93,14 +94,10 @@ def write_curves(folder: Path, rows: Sequence[dict[str, float]]) -> None:
     names = dict.fromkeys(["step", "seconds"])
     for row in rows:
         names.update(dict.fromkeys(row))
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / CURVES
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("w", newline="") as file:
+    with whole(folder / CURVES) as writing, writing.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(names))
         writer.writeheader()
         writer.writerows(rows)
-    os.replace(temporary, path)
 
 
 def read_curves(path: Path) -> dict[str, list[tuple[float, float, float]]]:

@@ -3,13 +3,13 @@
 import csv
 import json
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from lightning_sobolev._files import whole
 from lightning_sobolev.tasks.finished import METRICS
 
 Cell = str | float | int
@@ -102,12 +102,10 @@ def write_csv(path: Path, columns: Sequence[str], records: Sequence[Record]) -> 
         columns: Which entries, in order.
         records: One line each; numbers are written with six digits.
     """
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("w", newline="") as file:
+    with whole(path) as writing, writing.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(columns)
         writer.writerows([_cell(record[column]) for column in columns] for record in records)
-    os.replace(temporary, path)
 
 
 def _cell(value: Cell) -> str:

@@ -39,27 +39,18 @@ def report(
     Raises:
         ValueError: If there are no runs, or two of them differ in no column.
     """
+    written: list[Path] = []
     if source.suffix == ".csv":
         columns, records = read_csv(source)
         layout = layout_of_table(source, columns)
         out = source.parent if out is None else out
-        written: list[Path] = []
     else:
-        runs = find_runs(source)
-        layout = layout_of_runs(runs).with_keys(by)
-        layout = layout if name is None else replace(layout, name=name)
-        records = [layout.record(run) for run in runs]
-        _check_distinct(layout, records, runs)
         out = source if out is None else out
-        written = [out / f"{layout.name}.csv"]
-        out.mkdir(parents=True, exist_ok=True)
-        write_csv(written[0], layout.columns, records)
+        layout, written = _tabulate(source, out, by, name)
         # From here on the table is the source, so that it gives the same files later.
         records = read_csv(written[0])[1]
-        written += _surfaces(out, layout, runs) + save_validations(out, layout, runs)
     summary = summarize(layout, records)
     markdown = out / f"{layout.name}.md"
-    out.mkdir(parents=True, exist_ok=True)
     source_of = f"scripts/report.py {layout.name}.csv"
     ratios = comparison_lines(compare(layout, summary))
     write_markdown(markdown, layout, summary, source=source_of, more=ratios)
@@ -70,6 +61,19 @@ def report(
     if layout.keys.keys() == BAND_LIMITS.keys.keys():
         return [*written, draw_bands(out / f"{layout.name}.png", summary)]
     return written + save_figures(out, layout, summary)
+
+
+def _tabulate(
+    source: Path, out: Path, by: Sequence[str], name: str | None
+) -> tuple[Layout, list[Path]]:
+    runs = find_runs(source)
+    layout = layout_of_runs(runs).with_keys(by)
+    layout = layout if name is None else replace(layout, name=name)
+    records = [layout.record(run) for run in runs]
+    _check_distinct(layout, records, runs)
+    table = out / f"{layout.name}.csv"
+    write_csv(table, layout.columns, records)
+    return layout, [table, *_surfaces(out, layout, runs), *save_validations(out, layout, runs)]
 
 
 def _check_distinct(layout: Layout, records: Sequence[Record], runs: Sequence[StoredRun]) -> None:

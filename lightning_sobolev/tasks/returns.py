@@ -8,10 +8,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from lightning_sobolev._files import read_json, write_json
 from lightning_sobolev.atari.environments import AtariSettings
 from lightning_sobolev.atari.evaluation import play
 from lightning_sobolev.atari.recording import fingerprint
-from lightning_sobolev.atari.storage import lock, read_json, write_json
+from lightning_sobolev.atari.storage import lock
 from lightning_sobolev.tasks.threads import one_thread
 
 Estimated = tuple[float, float]

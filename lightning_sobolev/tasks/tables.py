@@ -1,11 +1,11 @@
 """Mean and standard error over seeds, and the Markdown table that shows them."""
 
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lightning_sobolev._files import write_text
 from lightning_sobolev.tasks.columns import Layout
 from lightning_sobolev.tasks.records import Cell, Record
 
@@ -101,9 +101,7 @@ def write_markdown(
         count = max(estimate.count for estimate in estimates.values())
         cells = [plain(group[i]) for i in shown] + [str(count)]
         lines += [line_of([*cells, *map(str, estimates.values())])]
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("\n".join([*lines, *more]) + "\n")
-    os.replace(temporary, path)
+    write_text(path, "\n".join([*lines, *more]) + "\n")
 
 
 def line_of(cells: Sequence[str]) -> str:

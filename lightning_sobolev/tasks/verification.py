@@ -10,9 +10,9 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 
+from lightning_sobolev._files import write_json
 from lightning_sobolev.atari.environments import AtariSettings
 from lightning_sobolev.atari.recording import fingerprint
-from lightning_sobolev.atari.storage import write_json
 from lightning_sobolev.tasks.finished import StartingRun
 from lightning_sobolev.tasks.returns import Games
 from lightning_sobolev.teachers import NetworkTeacher

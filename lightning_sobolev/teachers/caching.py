@@ -83,14 +83,12 @@ def cache_answers(
         if is_written(folder, number):
             continue
         start = number * settings.shard_size
-        stop = min(start + settings.shard_size, num_samples)
-        records = np.empty(stop - start, record)
-        for first in range(start, stop, batch_size):
-            index = torch.arange(first, min(first + batch_size, stop))
-            rows = slice(first - start, first - start + len(index))
+        records = np.empty(min(settings.shard_size, num_samples - start), record)
+        for part in torch.split(torch.arange(start, start + len(records)), batch_size):
+            rows = records[int(part[0]) - start :][: len(part)]
             # Columns are a second derivative of what is recorded: fused attention has none.
             with sdpa_kernel(SDPBackend.MATH):
-                _fill(records[rows], teacher, inputs(index), index, settings)
+                _fill(rows, teacher, inputs(part), part, settings)
         write_shard(folder, number, records)
     return folder
 

@@ -7,16 +7,14 @@ A cache is a folder of
 - ``shard-N.json``: the checksum of the former, written after it.
 """
 
-import hashlib
 import json
-import os
-import secrets
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from lightning_sobolev._files import sha256_of, whole, write_json
 from lightning_sobolev.functional.projections import PROJECTIONS
 
 FORMAT_VERSION = 1
@@ -95,10 +93,8 @@ def write_shard(folder: Path, number: int, records: np.ndarray) -> None:
         records: One per sample.
     """
     path = folder / shard_name(number)
-    writing = path.with_suffix(f".{secrets.token_hex(4)}")
-    with writing.open("wb") as file:
+    with whole(path) as writing, writing.open("wb") as file:
         np.save(file, records, allow_pickle=False)
-    os.replace(writing, path)
     write_json(path.with_suffix(".json"), {"sha256": sha256_of(path), "samples": len(records)})
 
 
@@ -128,19 +124,6 @@ def open_shard(folder: Path, number: int, *, verify: bool) -> np.ndarray:
         raise ValueError(f"{path} must have the checksum {expected[:12]}..., but was changed")
     records: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
     return records
-
-
-def sha256_of(path: Path) -> str:
-    """Return the digest of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write what JSON can say, whole or not at all."""
-    writing = path.with_suffix(f".{secrets.token_hex(4)}")
-    writing.write_text(json.dumps(content, indent=1))
-    os.replace(writing, path)
 
 
 def claim(folder: Path, content: dict[str, Any]) -> None:

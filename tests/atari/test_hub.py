@@ -8,9 +8,9 @@ from huggingface_hub import constants
 from safetensors.torch import save_file
 from torch.testing import assert_close
 
+from lightning_sobolev._files import sha256_of
 from lightning_sobolev.atari import AtariSettings, ForeignAgent, load_agent, save_agent
 from lightning_sobolev.atari.hub import HubFile
-from lightning_sobolev.atari.storage import sha256_of
 from tests.atari._foreign import CleanRLPPO, seeded
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lightning_sobolev._files import sha256_of
 from lightning_sobolev.atari import load_agent, record, save_agent
-from lightning_sobolev.atari.storage import beside, sha256_of
+from lightning_sobolev.atari.storage import beside
 
 ROOT = Path(__file__).parents[2]
 

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 
+from lightning_sobolev._files import write_json
 from lightning_sobolev.atari import AtariSettings
-from lightning_sobolev.atari.storage import STATE, Chunk, write_chunk, write_json
+from lightning_sobolev.atari.storage import STATE, Chunk, write_chunk
 from lightning_sobolev.atari.writing import write_recording
 from lightning_sobolev.tasks.finished import write_metrics
 from lightning_sobolev.tasks.resuming import LAST, checkpoint_to_resume

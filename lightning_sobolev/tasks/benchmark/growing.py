@@ -7,11 +7,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from lightning_sobolev._files import write_json
 from lightning_sobolev.tasks.benchmark import rivals
 from lightning_sobolev.tasks.benchmark.measuring import Contestant, alternate
 from lightning_sobolev.tasks.benchmark.methods import Built, ours
 from lightning_sobolev.tasks.benchmark.workloads import Workload, perceptron
-from lightning_sobolev.teachers.stored import write_json
 
 SIZES = {
     "batch": (250, 1000, 4000, 16000),

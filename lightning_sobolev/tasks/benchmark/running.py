@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from lightning_sobolev._files import write_json
 from lightning_sobolev.tasks.benchmark.arithmetic import limits
 from lightning_sobolev.tasks.benchmark.growing import measure_growth
 from lightning_sobolev.tasks.benchmark.measuring import Contestant, alternate, quiet
@@ -19,7 +20,6 @@ from lightning_sobolev.tasks.benchmark.methods import METHODS
 from lightning_sobolev.tasks.benchmark.scattering import measure_scatter, terms_of
 from lightning_sobolev.tasks.benchmark.showing import save_charts, write_table
 from lightning_sobolev.tasks.benchmark.workloads import WORKLOADS, Workload
-from lightning_sobolev.teachers.stored import write_json
 
 log = logging.getLogger(__name__)
 

@@ -1,11 +1,11 @@
 """Table and charts of what was measured."""
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lightning_sobolev._files import write_text
 from lightning_sobolev.tasks.benchmark.growing import read_growth
 from lightning_sobolev.tasks.benchmark.methods import METHODS
 
@@ -38,34 +38,31 @@ def write_table(path: Path, rows: Sequence[Row]) -> Path:
     """
     lines = [_INTRO]
     for name in dict.fromkeys(_workload(row) for row in rows):
-        own = [row for row in rows if _workload(row) == name]
-        settings = own[0].get("settings", {})
-        lines += [f"## {name}", ""]
-        lines += [_conditions(own[0]["device"], settings), ""]
-        lines += [_HEAD, "|" + "---|" * 8]
-        lines += [_line(row) for row in own if "refused" not in row]
-        lines += [""]
-        lines += [f"- {_title(r)}: not possible ({r['refused']})" for r in own if "refused" in r]
-        lines += [f"![{name}](speed_{name}.png)", ""]
+        lines += _workload_lines(name, [row for row in rows if _workload(row) == name])
     lines += _scatter(path.with_name("speed_scatter.json"))
-    growth = read_growth(path.with_name("speed_growth.json"))
-    if growth:
-        lines += [
-            "## Growth",
-            "",
-            "| axis | method | sizes | fitted exponent |",
-            "|---|---|---|---|",
-        ]
-        lines += [
-            f"| {g['axis']} | {g['method']} | {', '.join(map(str, g['sizes']))} "
-            f"| {g['exponent']:.2f} |"
-            for g in growth
-        ]
-        lines += ["", "![growth](speed_growth.png)"]
-    writing = path.with_suffix(".writing")
-    writing.write_text("\n".join(lines).rstrip() + "\n")
-    os.replace(writing, path)
+    lines += _growth_lines(path.with_name("speed_growth.json"))
+    write_text(path, "\n".join(lines).rstrip() + "\n")
     return path
+
+
+def _workload_lines(name: str, rows: Sequence[Row]) -> list[str]:
+    lines = [f"## {name}", "", _conditions(rows[0]["device"], rows[0].get("settings", {})), ""]
+    lines += [_HEAD, "|" + "---|" * 8]
+    lines += [_line(row) for row in rows if "refused" not in row]
+    lines += [""]
+    lines += [f"- {_title(r)}: not possible ({r['refused']})" for r in rows if "refused" in r]
+    return [*lines, f"![{name}](speed_{name}.png)", ""]
+
+
+def _growth_lines(path: Path) -> list[str]:
+    growth = read_growth(path)
+    if not growth:
+        return []
+    lines = ["## Growth", "", "| axis | method | sizes | fitted exponent |", "|---|---|---|---|"]
+    for found in growth:
+        sizes = ", ".join(map(str, found["sizes"]))
+        lines.append(f"| {found['axis']} | {found['method']} | {sizes} | {found['exponent']:.2f} |")
+    return [*lines, "", "![growth](speed_growth.png)"]
 
 
 def save_charts(folder: Path, rows: Sequence[Row]) -> list[Path]:

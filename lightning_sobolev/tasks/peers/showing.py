@@ -1,10 +1,10 @@
 """The table of the comparison."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lightning_sobolev._files import write_text
 from lightning_sobolev.tasks.records import Record
 from lightning_sobolev.tasks.tables import MeanAndError, line_of
 
@@ -44,9 +44,7 @@ def write_table(path: Path, records: Sequence[Record], cfg: Any) -> Path:
             shown = [_shown([r for r in cell if r["method"] == method]) for method in methods]
             lines.append(line_of([f"{dim:g}", f"{points:,.0f}", *shown]))
     lines += ["", *_predictions(records, methods)]
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("\n".join(lines) + "\n")
-    os.replace(temporary, path)
+    write_text(path, "\n".join(lines) + "\n")
     return path
 
 

@@ -4,7 +4,6 @@ Not in it are the games themselves, which cannot be saved: after an interruption
 """
 
 import math
-import os
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 from stable_baselines3 import PPO
+
+from lightning_sobolev._files import whole
 
 FORMAT = 1
 State = dict[str, Any]
@@ -35,10 +36,8 @@ def save_checkpoint(path: Path, learner: PPO, about: State) -> None:
         "generators": _generators(),
         **about,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    writing = path.with_suffix(".writing")
-    torch.save(state, writing)
-    os.replace(writing, path)
+    with whole(path) as writing:
+        torch.save(state, writing)
 
 
 def load_checkpoint(path: Path) -> State:

@@ -1,9 +1,9 @@
 """The page and the picture that are made from the runs of a study."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from lightning_sobolev._files import write_text
 from lightning_sobolev.tasks.figures import Points, draw_curve
 from lightning_sobolev.tasks.records import Record, read_csv
 from lightning_sobolev.tasks.stacked.tables import (
@@ -40,9 +40,7 @@ def show(table: Path) -> list[Path]:
         lines += ["", f"## Signs of harm, {size:g} points", ""]
         lines += sign_lines([record for record in records if record["num_points"] == size])
     page = table.with_suffix(".md")
-    temporary = page.with_suffix(".tmp")
-    temporary.write_text("\n".join(lines) + "\n")
-    os.replace(temporary, page)
+    write_text(page, "\n".join(lines) + "\n")
     if len({record["noise"] for record in records}) < 2:
         return [page]
     return [page, draw_noise(table.with_suffix(".png"), records)]
