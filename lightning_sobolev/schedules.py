@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol, Self, runtime_checkable
 
 from lightning_sobolev._checks import require
 
@@ -42,6 +42,25 @@ class _Ramp:
         require(is_weight(self.start), "start", "a finite number >= 0", self.start)
         require(is_weight(self.end), "end", "a finite number >= 0", self.end)
         require(self.steps >= 1, "steps", "at least 1", self.steps)
+
+    @classmethod
+    def within(cls, share: float, steps: int, start: float, end: float = 0.0) -> Self:
+        """Return one that has reached ``end`` after a share of a training's ``steps``.
+
+        A term whose weight is zero is not evaluated: with ``share=0.5`` and ``end=0`` the second
+        half of the training costs what it costs without the term.
+
+        Args:
+            share: Above 0; 1 for all steps.
+            steps: Of the training.
+            start: The weight at the first step.
+            end: The weight from then on.
+
+        Raises:
+            ValueError: If an argument is out of range.
+        """
+        require(share > 0.0, "share", "positive", share)
+        return cls(start, end, max(1, round(share * steps)))
 
     def _fraction(self, step: int) -> float:
         return min(max(step / self.steps, 0.0), 1.0)
