@@ -138,6 +138,13 @@ def test_the_inner_precision_reaches_the_callback(tmp_path):
     assert isinstance(build_trainer(cfg), Trainer)
 
 
+def test_a_term_fades_within_its_share_of_whatever_steps_there_are(tmp_path):
+    cfg = composed(["+experiment=distill_breakout", "steps=40", "sobolev.fade=0.25"], tmp_path)
+    (term,) = instantiate(cfg.sobolev.callback).spec.terms
+    assert [term.weight_at(step) for step in (0, 10, 39)] == [cfg.sobolev.weight, 0.0, 0.0]
+    assert 0.0 < term.weight_at(9) < cfg.sobolev.weight
+
+
 def test_there_is_an_experiment_for_every_task():
     tasks = {path.name for path in FILES if str(path.parent) == "task"}
     used = {
