@@ -24,11 +24,10 @@ from lightning_sobolev.tasks.distillation import DistillationModule, log_softmax
 from lightning_sobolev.tasks.films import Film, save_films
 from lightning_sobolev.tasks.finished import FinishedRun
 from lightning_sobolev.tasks.pictures import gradient_of
+from lightning_sobolev.tasks.playing import playing_teacher
 from lightning_sobolev.tasks.records import find_runs
-from lightning_sobolev.tasks.resuming import LAST
-from lightning_sobolev.tasks.stored import load_module
+from lightning_sobolev.tasks.stored import chosen_weights, load_module
 from lightning_sobolev.tasks.threads import one_thread
-from lightning_sobolev.teachers import NetworkTeacher
 
 ANIMATION = "game.gif"
 
@@ -95,12 +94,7 @@ class GameAnimation:
         Raises:
             ValueError: If the teacher is no network that could play.
         """
-        if not isinstance(module.teacher, NetworkTeacher):
-            raise ValueError(
-                "module must have a NetworkTeacher to play against, got "
-                f"teacher={type(module.teacher).__name__}"
-            )
-        players = {"teacher": module.teacher.network, "student": module.net}
+        players = {"teacher": playing_teacher(module).network, "student": module.net}
         with (
             one_thread(),
             progress_bar("filming the game", 2 * self.num_frames, enabled=progress) as advance,
@@ -194,4 +188,5 @@ def animate(
             greedy=greedy,
             seed=seed,
         )
-        yield animation.save(load_module(run.config, run.folder / LAST), run.folder, progress=True)
+        module = load_module(run.config, chosen_weights(run.folder))
+        yield animation.save(module, run.folder, progress=True)

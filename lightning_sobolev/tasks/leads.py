@@ -17,8 +17,7 @@ from torch import Tensor
 
 from lightning_sobolev.tasks.layouts import PONG
 from lightning_sobolev.tasks.records import Record, find_runs, write_csv
-from lightning_sobolev.tasks.resuming import LAST
-from lightning_sobolev.tasks.stored import load_module
+from lightning_sobolev.tasks.stored import chosen_weights, load_module
 
 EDGES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
@@ -42,7 +41,7 @@ def leads(root: Path, out: Path) -> Path:
     records = []
     for run in find_runs(root):
         about = {key: PONG.record(run)[key] for key in _KEYS}
-        ours, theirs = answers_on_test_states(run.config, run.folder / LAST)
+        ours, theirs = answers_on_test_states(run.config, chosen_weights(run.folder))
         groups = run.config.env.same_actions
         records += [{**about, **line} for line in count_by_lead(ours, theirs, groups)]
     out.mkdir(parents=True, exist_ok=True)

@@ -47,6 +47,26 @@ def agent_teacher(agent: Agent | nn.Module, verify: ReplayCheck | None = None) -
     return AgentTeacher(network, card, verify)
 
 
+def playing_teacher(module: DistillationModule) -> NetworkTeacher:
+    """Return the teacher of a student, which has to be a network.
+
+    Args:
+        module: Holds the student.
+
+    Returns:
+        Its teacher.
+
+    Raises:
+        ValueError: If the teacher is no network that could play.
+    """
+    if not isinstance(module.teacher, NetworkTeacher):
+        raise ValueError(
+            "module must have a NetworkTeacher to play against, got "
+            f"teacher={type(module.teacher).__name__}"
+        )
+    return module.teacher
+
+
 class PlayGame:
     """Play whole episodes with the student and with the teacher, with drawn and likeliest actions.
 
@@ -89,14 +109,25 @@ class PlayGame:
             raise ValueError(
                 f"PlayGame needs a DistillationModule, got {type(run.module).__name__}"
             )
+        return self.returns(run.module, progress=run.show_progress)
+
+    def returns(self, module: DistillationModule, *, progress: bool = False) -> dict[str, float]:
+        """Play with a student and with the teacher.
+
+        Args:
+            module: Holds the student.
+            progress: Whether to show a progress bar.
+
+        Returns:
+            Means and standard errors by the names above.
+        """
         numbers: dict[str, float] = {}
-        device, progress = run.module.device, run.show_progress
         for games in self.ways:
             ending = "_greedy" if games.greedy else ""
             returns = {
-                "student": games.play(run.module.net, device=device, progress=progress),
+                "student": games.play(module.net, device=module.device, progress=progress),
                 "teacher": games.play_once(
-                    self.teacher, self.cache, device=device, progress=progress
+                    self.teacher, self.cache, device=module.device, progress=progress
                 ),
             }
             for who, (mean, error) in returns.items():

@@ -16,8 +16,7 @@ from lightning_sobolev.functional.projections import generator_for
 from lightning_sobolev.tasks.classification import PixelClassifier
 from lightning_sobolev.tasks.columns import Layout
 from lightning_sobolev.tasks.records import Record, find_runs, write_csv
-from lightning_sobolev.tasks.resuming import LAST
-from lightning_sobolev.tasks.stored import load_module
+from lightning_sobolev.tasks.stored import chosen_weights, load_module
 from lightning_sobolev.tasks.tables import summarize, write_markdown
 
 _ABOUT = {
@@ -146,7 +145,7 @@ def robustness(
         about = {key: run.look_up(source) for key, source in _ABOUT.items()}
         if about["sobolev"] == "none":
             about |= {"projection": "", "weight": ""}
-        examined = read_back(run.config, run.folder / LAST, count=count)
+        examined = read_back(run.config, chosen_weights(run.folder), count=count)
         for radius in radii:
             shares = examined.under(radius / 255)
             records.append({**about, "radius": float(radius), **shares})
