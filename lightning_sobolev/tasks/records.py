@@ -112,11 +112,12 @@ def _cell(value: Cell) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def read_csv(path: Path) -> tuple[list[str], list[Record]]:
+def read_csv(path: Path, texts: Sequence[str] = ()) -> tuple[list[str], list[Record]]:
     """Read a table back.
 
     Args:
         path: A file with a header.
+        texts: Columns that stay as they are, though they may look like numbers.
 
     Returns:
         The columns and one record a line, numbers as floats.
@@ -126,7 +127,10 @@ def read_csv(path: Path) -> tuple[list[str], list[Record]]:
     """
     with path.open(newline="") as file:
         reader = csv.DictReader(file)
-        records: list[Record] = [{k: _number(v) for k, v in line.items()} for line in reader]
+        records: list[Record] = [
+            {key: cell if key in texts else _number(cell) for key, cell in line.items()}
+            for line in reader
+        ]
     if not reader.fieldnames or not records:
         raise ValueError(f"a table with a header and at least one line is needed, got {path}")
     return list(reader.fieldnames), records

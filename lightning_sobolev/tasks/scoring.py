@@ -16,7 +16,8 @@ WAYS = ("drawn", "likeliest")
 
 _ABOUT = ("game", "student", "fraction", "sobolev", "seed")
 _RETURNS = ("student_return", "student_error", "teacher_return", "teacher_error")
-_COLUMNS = ("run", *_ABOUT, "actions", "episodes", *_RETURNS)
+_GAMES = ("episodes", "games_seed")
+_COLUMNS = ("run", *_ABOUT, "actions", *_GAMES, *_RETURNS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +62,12 @@ class Scoring:
                 raise ValueError(f"{run.folder} must hold a distillation, got {name}")
         out.mkdir(parents=True, exist_ok=True)
         table = out / TABLE
-        lines = read_csv(table)[1] if table.is_file() else []
-        known = {(line["run"], line["episodes"]) for line in lines}
+        # a sweep numbers its folders
+        lines = read_csv(table, texts=["run"])[1] if table.is_file() else []
+        known = {(line["run"], *(line[key] for key in _GAMES)) for line in lines}
         for run in runs:
             name = run.folder.relative_to(root).as_posix()
-            if (name, self.num_episodes) not in known:
+            if (name, self.num_episodes, self.seed) not in known:
                 lines += [{"run": name, **line} for line in self._lines(run, out)]
                 write_csv(table, _COLUMNS, lines)
                 yield table
@@ -80,7 +82,8 @@ class Scoring:
         about: Record = {key: record[key] for key in _ABOUT}
         lines: list[Record] = []
         for way, ending in zip(WAYS, ("", "_greedy"), strict=True):
-            line: Record = {**about, "actions": way, "episodes": self.num_episodes}
+            games = dict(zip(_GAMES, (self.num_episodes, self.seed), strict=True))
+            line: Record = {**about, "actions": way, **games}
             for who in ("student", "teacher"):
                 measure = f"test/{who}_return{ending}"
                 line[f"{who}_return"] = numbers[measure]

@@ -31,15 +31,18 @@ def test_a_stored_student_scores_what_it_scored_at_the_end_of_its_run(finished, 
 
 
 def test_what_the_table_holds_is_not_played_again(finished, tmp_path):
-    finished(*DISTILLATION, "pictures=false")
+    cfg, _ = finished(*DISTILLATION, "pictures=false")
     scoring, runs = Scoring(num_episodes=2), tmp_path / "runs"
+    Path(cfg.run_dir).rename(runs / "0")  # as a sweep calls it
     (table,) = scoring.score(runs, runs)
     first = table.read_text()
     assert list(scoring.score(runs, runs)) == []
     assert table == runs / TABLE
     assert table.read_text() == first
     assert len(list(Scoring(num_episodes=3).score(runs, runs))) == 1
-    assert [line["episodes"] for line in read(table)] == ["2", "2", "3", "3"]
+    assert len(list(Scoring(num_episodes=2, seed=1).score(runs, runs))) == 1
+    games = [(line["episodes"], line["games_seed"]) for line in read(table)[::2]]
+    assert games == [("2", "1000"), ("3", "1000"), ("2", "1")]
 
 
 def test_the_weights_that_a_run_tested_are_read_back(finished):
