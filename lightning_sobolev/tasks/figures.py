@@ -82,7 +82,10 @@ def _save_curves(
         axes.grid(alpha=0.3)
     for axes in grid[len(measures) :]:
         axes.set_axis_off()
-    figure.axes[0].legend(fontsize="small", title=", ".join(series))
+    named = figure.axes[0].get_legend_handles_labels()
+    title = ", ".join(series)
+    # below, not inside: where curves are is not known
+    figure.legend(*named, loc="outside lower center", ncols=3, fontsize="small", title=title)
     path = folder / f"{layout.name}.png"
     figure.savefig(path, dpi=120)
     return path
