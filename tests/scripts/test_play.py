@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from lightning_sobolev.tasks.playing import PlayGame
 from lightning_sobolev.tasks.scoring import TABLE, Scoring
 from lightning_sobolev.tasks.stored import chosen_weights, load_module
 from tests.scripts.conftest import DISTILLATION
@@ -30,8 +31,11 @@ def test_a_stored_student_scores_what_it_scored_at_the_end_of_its_run(finished, 
             assert float(line[f"{who}_error"]) == pytest.approx(wanted, rel=1e-5)
 
 
-def test_what_the_table_holds_is_not_played_again(finished, tmp_path):
+def test_what_the_table_holds_is_not_played_again(finished, tmp_path, monkeypatch):
     cfg, _ = finished(*DISTILLATION, "pictures=false")
+    who = [f"{player}_return{way}" for player in ("student", "teacher") for way in ("", "_greedy")]
+    score = {f"test/{name}{end}": 1.5 for name in who for end in ("", "_standard_error")}
+    monkeypatch.setattr(PlayGame, "returns", lambda *_, **__: score)
     scoring, runs = Scoring(num_episodes=2), tmp_path / "runs"
     Path(cfg.run_dir).rename(runs / "0")  # as a sweep calls it
     (table,) = scoring.score(runs, runs)
