@@ -24,7 +24,7 @@ from lightning_sobolev.decoupled.worker import Part
 from lightning_sobolev.tasks.decoupling_picture import draw_waiting
 from lightning_sobolev.tasks.layouts import DECOUPLING
 from lightning_sobolev.tasks.optimizers import cosine_decay
-from lightning_sobolev.tasks.records import Record, write_csv
+from lightning_sobolev.tasks.records import Record, read_csv, write_csv
 from lightning_sobolev.tasks.tables import summarize, write_markdown
 from lightning_sobolev.tasks.threads import one_thread
 
@@ -61,7 +61,8 @@ def run_decoupling(cfg: DictConfig) -> Path:
             records.append(measure(cfg, seed=seed, delay=float(delay), way=str(way)))
         log.info("%s", ", ".join(f"{k} {v}" for k, v in records[-1].items()))
         write_csv(path, DECOUPLING.columns, records)
-    summary = summarize(DECOUPLING, records)
+    # of the table as written: rounded twice a digit could differ from a page made of it later
+    summary = summarize(DECOUPLING, read_csv(path)[1])
     write_markdown(path.with_suffix(".md"), DECOUPLING, summary, source="scripts/decouple.py")
     if find_spec("matplotlib") is None:
         log.warning("the picture is left out: matplotlib is missing, install the extra 'viz'")
