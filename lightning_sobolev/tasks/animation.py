@@ -25,8 +25,7 @@ from lightning_sobolev.tasks.films import Film, save_films
 from lightning_sobolev.tasks.finished import FinishedRun
 from lightning_sobolev.tasks.pictures import gradient_of
 from lightning_sobolev.tasks.playing import playing_teacher
-from lightning_sobolev.tasks.records import find_runs
-from lightning_sobolev.tasks.stored import chosen_weights, load_module
+from lightning_sobolev.tasks.stored import chosen_weights, find_distillations, load_module
 from lightning_sobolev.tasks.threads import one_thread
 
 ANIMATION = "game.gif"
@@ -178,9 +177,7 @@ def animate(
     Raises:
         ValueError: If there is no finished run, or one is no distillation.
     """
-    for run in find_runs(root):
-        if "env" not in run.config:
-            raise ValueError(f"{run.folder} must hold a distillation, got {run.config.get('name')}")
+    for run in find_distillations(root):
         animation = GameAnimation(
             instantiate(run.config.env.settings),
             num_frames=num_frames,

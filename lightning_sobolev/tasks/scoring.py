@@ -8,8 +8,8 @@ from hydra.utils import instantiate
 
 from lightning_sobolev.tasks.layouts import PONG
 from lightning_sobolev.tasks.playing import PlayGame, playing_teacher
-from lightning_sobolev.tasks.records import Record, StoredRun, find_runs, read_csv, write_csv
-from lightning_sobolev.tasks.stored import chosen_weights, load_module
+from lightning_sobolev.tasks.records import Record, StoredRun, read_csv, write_csv
+from lightning_sobolev.tasks.stored import chosen_weights, find_distillations, load_module
 
 TABLE = "play.csv"
 WAYS = ("drawn", "likeliest")
@@ -55,11 +55,7 @@ class Scoring:
         Raises:
             ValueError: If there is no finished run, or one is no distillation.
         """
-        runs = find_runs(root)
-        for run in runs:
-            if "env" not in run.config:
-                name = run.config.get("name")
-                raise ValueError(f"{run.folder} must hold a distillation, got {name}")
+        runs = find_distillations(root)
         out.mkdir(parents=True, exist_ok=True)
         table = out / TABLE
         # a sweep numbers its folders

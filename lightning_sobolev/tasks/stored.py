@@ -7,9 +7,29 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from lightning_sobolev.tasks.distillation import DistillationModule
+from lightning_sobolev.tasks.records import StoredRun, find_runs
 from lightning_sobolev.tasks.resuming import LAST
 
 BEST = LAST.with_name("best.ckpt")  # of the callbacks=best of conf/
+
+
+def find_distillations(root: Path) -> list[StoredRun]:
+    """Collect the finished distillations below a folder.
+
+    Args:
+        root: A folder whose finished runs all are distillations.
+
+    Returns:
+        The runs.
+
+    Raises:
+        ValueError: If there is no finished run, or one is no distillation.
+    """
+    runs = find_runs(root)
+    for run in runs:
+        if "env" not in run.config:
+            raise ValueError(f"{run.folder} must hold a distillation, got {run.config.get('name')}")
+    return runs
 
 
 def chosen_weights(folder: Path) -> Path:
