@@ -14,6 +14,7 @@ from torchmetrics import MeanAbsoluteError
 
 from lightning_sobolev.data import ForcesDataModule
 from lightning_sobolev.functional.derivatives import tape_jet
+from lightning_sobolev.plugin import SobolevCallback
 from lightning_sobolev.tasks.optimizers import cosine_decay
 from lightning_sobolev.tasks.schnet import SchNet
 
@@ -36,7 +37,7 @@ class ForceFieldModule(pl.LightningModule):
         optimizer: adam, adamw or sgd.
 
     Raises:
-        ValueError: If the weight is negative.
+        ValueError: If the weight is negative, or zero where no ``SobolevCallback`` teaches forces.
     """
 
     def __init__(
@@ -61,6 +62,13 @@ class ForceFieldModule(pl.LightningModule):
 
     def on_fit_start(self) -> None:
         """Take the unit of energy from the training frames."""
+        callbacks: list[pl.Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        forces_are_taught = any(isinstance(callback, SobolevCallback) for callback in callbacks)
+        if self.energy_weight == 0 and not forces_are_taught:
+            raise ValueError(
+                "energy_weight must be above 0 where no SobolevCallback teaches forces, got 0: "
+                "nothing would be learned"
+            )
         mean, deviation = self._data().energy_statistics()
         self.net.shift.fill_(mean)
         self.net.scale.fill_(deviation)

@@ -128,7 +128,7 @@ def test_errors_are_in_ev_and_angstrom(frames):
 @pytest.mark.usefixtures("float64")
 def test_forces_alone_teach_energies_up_to_a_constant_that_is_set(frames):
     module, numbers = fitted(frames, forces_from_the_batch(), energy_weight=0)
-    _, ignorant = fitted(frames, steps=1, energy_weight=0)
+    _, ignorant = fitted(frames, steps=1)
     assert numbers["test/force_mae"] < 0.8 * ignorant["test/force_mae"]
     train = frames.training_points().columns
     residual = (train["energy"] - module(train["positions"]).detach()).mean()
@@ -157,8 +157,13 @@ def test_a_weight_must_not_be_negative():
         ForceFieldModule(SchNet("cu13"), energy_weight=-1)
 
 
+def test_a_training_that_would_learn_nothing_is_refused(frames):
+    with pytest.raises(ValueError, match="where no SobolevCallback teaches forces, got 0"):
+        fitted(frames, steps=1, energy_weight=0)
+
+
 def test_other_data_are_refused(monkeypatch):
-    given = SimpleNamespace(datamodule=LandscapeDataModule("booth", 4))
+    given = SimpleNamespace(datamodule=LandscapeDataModule("booth", 4), callbacks=[])
     monkeypatch.setattr(ForceFieldModule, "trainer", given)
     with pytest.raises(ValueError, match="needs a ForcesDataModule, got LandscapeDataModule"):
         ForceFieldModule(SchNet("cu13")).on_fit_start()
