@@ -66,25 +66,27 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 MODULE = "teacher.agent.module"
 
 
-@pytest.fixture
-def sources(tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
     """Return where teachers of other people are, the hub's cache being one that lies here."""
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    file = tmp_path / "models--people--pong" / "snapshots" / COMMIT / "weights.pt"
+    folder = tmp_path_factory.mktemp("sources")
+    file = folder / "models--people--pong" / "snapshots" / COMMIT / "weights.pt"
     file.parent.mkdir(parents=True)
     torch.save(NatureCNN(6).state_dict(), file)
-    store_classifier(run := tmp_path / "classifier")
-    return {
-        "teacher/classifier": [f"teacher.folder={run}"],
-        "data/stored": ["data.folders=[pong]"],
-        "teacher/sb3": [f"teacher.agent.source={file}"],
-        "teacher/cleanrl": [f"teacher.agent.source={file}"],
-        "teacher/hub": [f"teacher.agent.source='hf://people/pong/weights.pt@{COMMIT}'"],
-        "teacher/module": [
-            f"{MODULE}._target_=lightning_sobolev.atari.NatureCNN",
-            f"+{MODULE}.num_actions=6",
-        ],
-    }
+    store_classifier(run := folder / "classifier")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(constants, "HF_HUB_CACHE", str(folder))
+        yield {
+            "teacher/classifier": [f"teacher.folder={run}"],
+            "data/stored": ["data.folders=[pong]"],
+            "teacher/sb3": [f"teacher.agent.source={file}"],
+            "teacher/cleanrl": [f"teacher.agent.source={file}"],
+            "teacher/hub": [f"teacher.agent.source='hf://people/pong/weights.pt@{COMMIT}'"],
+            "teacher/module": [
+                f"{MODULE}._target_=lightning_sobolev.atari.NatureCNN",
+                f"+{MODULE}.num_actions=6",
+            ],
+        }
 
 
 def store_classifier(run: Path) -> None:
