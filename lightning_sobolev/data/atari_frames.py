@@ -18,11 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Int, UInt8
 from torch import Tensor
 
 from lightning_sobolev._files import sha256_of
-from lightning_sobolev.data.cifar10 import read_records
 from lightning_sobolev.data.image_files import cache_folder
 from lightning_sobolev.data.image_set import ImageSet
 from lightning_sobolev.functional.projections import generator_for
@@ -137,6 +136,31 @@ def atari_frames(
             )
         parts.append(read_records(content, name))
     return ImageSet(*parts[0], *parts[1], num_classes=10)
+
+
+def read_records(
+    content: bytes, name: str
+) -> tuple[UInt8[Tensor, "pictures 3 32 32"], Int[Tensor, " pictures"]]:
+    """Decode a binary file: for each picture its class in one byte, then red, green and blue.
+
+    Args:
+        content: The file.
+        name: What to call it in an error.
+
+    Returns:
+        Pictures and classes.
+
+    Raises:
+        ValueError: If the size is not that of whole records, or a class is above nine.
+    """
+    size = 1 + 3 * SIDE * SIDE
+    if len(content) == 0 or len(content) % size:
+        raise ValueError(f"{name} must hold records of {size} bytes, got {len(content)} bytes")
+    records = torch.frombuffer(bytearray(content), dtype=torch.uint8).reshape(-1, size)
+    labels = records[:, 0].long()
+    if (largest := int(labels.max())) > 9:
+        raise ValueError(f"{name} must hold classes from 0 to 9, got {largest}")
+    return records[:, 1:].reshape(-1, 3, SIDE, SIDE), labels
 
 
 def record(folder: Path, settings: AtariFrames) -> None:

@@ -1,8 +1,7 @@
-"""Labeled pictures in memory, and how they are changed at random before a network sees them."""
+"""Labeled pictures in memory."""
 
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
@@ -36,38 +35,3 @@ class ImageSet:
                     f"{part}_images and {part}_labels must be equally many, got {len(images)} and "
                     f"{len(labels)}"
                 )
-
-
-def shift_and_flip(
-    images: UInt8[Tensor, "batch channels height width"],
-    *,
-    max_shift: int,
-    flip: bool,
-    generator: torch.Generator,
-) -> UInt8[Tensor, "batch channels height width"]:
-    """Move every picture by a few pixels and mirror half of them.
-
-    Shifts are uniform over whole pixels from ``-max_shift`` to ``max_shift`` in both directions;
-    what comes in at the border is black.
-
-    Args:
-        images: The pictures.
-        max_shift: Largest shift.
-        flip: Whether to mirror left and right with probability 1/2.
-        generator: Source of the draws.
-
-    Returns:
-        New pictures.
-    """
-    batch, _, height, width = images.shape
-    # one draw of each kind whatever is switched on: a switch leaves the other's draws as they are
-    shifts = torch.randint(0, 2 * max_shift + 1, (2, batch, 1), generator=generator)
-    mirrored = torch.rand(batch, 1, generator=generator) < 0.5
-    columns = torch.arange(width).expand(batch, width)
-    if flip:
-        columns = torch.where(mirrored, columns.flip(-1), columns)
-    rows, columns = torch.arange(height) + shifts[0], columns + shifts[1]
-    padded = torch.nn.functional.pad(images, [max_shift] * 4)
-    picture = torch.arange(batch)[:, None, None]
-    # the indexed axes come first: [batch, height, width, channels]
-    return padded[picture, :, rows[:, :, None], columns[:, None, :]].movedim(-1, 1)

@@ -11,34 +11,26 @@ from torch import Tensor
 
 from lightning_sobolev.data.atari_frames import atari_frames
 from lightning_sobolev.data.batches import OrderedRows, ShuffledRows, Table, TableLoader
-from lightning_sobolev.data.cifar10 import cifar10
 from lightning_sobolev.data.fashion_mnist import fashion_mnist
-from lightning_sobolev.data.image_set import ImageSet, shift_and_flip
+from lightning_sobolev.data.image_set import ImageSet
 from lightning_sobolev.functional.projections import generator_for
 
 IMAGES: Mapping[str, Callable[..., ImageSet]] = {
     "fashion_mnist": fashion_mnist,
-    "cifar10": cifar10,
     "atari_frames": atari_frames,
 }
-_SPLIT, _AUGMENTATION = 1, 2
+_SPLIT = 1
 _EVALUATED_AT_ONCE = 500
 
 
 class ImageTable(Table):
     """Pictures that become numbers of mean zero and deviation one when they are asked for.
 
-    Augmentation is a pure function of the seed and of the rows of the batch, so that a resumed run
-    sees what the whole one would have seen.
-
     Args:
         images: The pictures.
         labels: Their classes.
         mean: Of the training pixels, by channel.
         std: Their deviation, by channel.
-        max_shift: Largest shift in pixels.
-        flip: Whether half of the pictures are mirrored.
-        seed: Seed of shifts and mirrors.
     """
 
     def __init__(
@@ -48,45 +40,31 @@ class ImageTable(Table):
         *,
         mean: Tensor,
         std: Tensor,
-        max_shift: int = 0,
-        flip: bool = False,
-        seed: int = 0,
     ) -> None:
         super().__init__({"x": images, "y": labels})
         self.mean, self.std = mean[:, None, None], std[:, None, None]
-        self.max_shift, self.flip, self.seed = max_shift, flip, seed
 
     def __getitem__(self, rows: Int[Tensor, " batch"]) -> dict[str, Tensor]:
         batch = super().__getitem__(rows)
-        images = batch["x"]
-        if self.max_shift or self.flip:
-            # rows of a shuffled pass: first, last and sum do not come together twice
-            words = (int(rows[0]), int(rows[-1]), int(rows.sum()))
-            generator = generator_for(self.seed, _AUGMENTATION, *words)
-            images = shift_and_flip(
-                images, max_shift=self.max_shift, flip=self.flip, generator=generator
-            )
-        return {**batch, "x": (images.to(self.mean.dtype) / 255 - self.mean) / self.std}
+        return {**batch, "x": (batch["x"].to(self.mean.dtype) / 255 - self.mean) / self.std}
 
 
 class ImageDataModule(pl.LightningDataModule):
-    """Fashion-MNIST, CIFAR-10 or Atari frames with a validation split.
+    """Fashion-MNIST or Atari frames with a validation split.
 
     A batch is ``{"x": [batch, channels, height, width], "y": [batch]}``; an epoch is one pass over
     the training pictures, without what is left after the last full batch. Which pictures validate
     does not depend on the seed.
 
     Args:
-        images: ``"fashion_mnist"``, ``"cifar10"`` or ``"atari_frames"``.
+        images: ``"fashion_mnist"`` or ``"atari_frames"``.
         root: Folder with the published files; None looks in the system and in the user's cache.
         download: Whether files that are nowhere may be downloaded, or recorded.
         batch_size: Pictures of a training batch.
         num_validation: Pictures that are taken out of the training set.
         num_train: Training pictures that are used; all that are left when None.
-        max_shift: Largest random shift in pixels; 0 for none.
-        flip: Whether half of the training pictures are mirrored.
         standardize: Whether pixels get mean zero and deviation one; otherwise they are in [0, 1].
-        seed: Seed of order and augmentation. None takes one from the system.
+        seed: Seed of the order. None takes one from the system.
 
     Raises:
         ValueError: If a count is out of range or the set is unknown.
@@ -101,21 +79,23 @@ class ImageDataModule(pl.LightningDataModule):
         batch_size: int = 128,
         num_validation: int = 5000,
         num_train: int | None = None,
-        max_shift: int = 0,
-        flip: bool = False,
         standardize: bool = True,
         seed: int | None = 0,
     ) -> None:
         super().__init__()
         if images not in IMAGES:
             raise ValueError(f"images must be one of {tuple(IMAGES)}, got {images!r}")
-        least = {"batch_size": 1, "num_validation": 1, "num_train": 1, "max_shift": 0}
-        for count, smallest in least.items():
-            if (got := locals()[count]) is not None and got < smallest:
-                raise ValueError(f"{count} must be at least {smallest}, got {got}")
+        counts = (
+            ("batch_size", batch_size),
+            ("num_validation", num_validation),
+            ("num_train", num_train),
+        )
+        for name, count in counts:
+            if count is not None and count < 1:
+                raise ValueError(f"{name} must be at least 1, got {count}")
         self.images, self.root, self.download = images, root, download
         self.batch_size, self.num_validation, self.num_train = batch_size, num_validation, num_train
-        self.max_shift, self.flip, self.standardize = max_shift, flip, standardize
+        self.standardize = standardize
         self.seed = torch.Generator().seed() if seed is None else seed
         self.tables: dict[str, ImageTable] = {}
 
@@ -145,10 +125,10 @@ class ImageDataModule(pl.LightningDataModule):
         mean, std = pixels.mean(1), pixels.std(1)
         if not self.standardize:
             mean, std = torch.zeros_like(mean), torch.ones_like(std)
-        table = partial(ImageTable, mean=mean, std=std, seed=self.seed)
+        table = partial(ImageTable, mean=mean, std=std)
         x, y = images.train_images, images.train_labels
         self.tables = {
-            "train": table(x[train], y[train], max_shift=self.max_shift, flip=self.flip),
+            "train": table(x[train], y[train]),
             "val": table(x[validation], y[validation]),
             "test": table(images.test_images, images.test_labels),
         }

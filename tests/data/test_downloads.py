@@ -3,15 +3,13 @@
 import gzip
 import hashlib
 import http.server
-import io
-import tarfile
 import threading
 from dataclasses import replace
 from functools import partial
 
 import pytest
 
-from lightning_sobolev.data import cifar10, fashion_mnist
+from lightning_sobolev.data import fashion_mnist
 
 pooch = pytest.importorskip("pooch")
 
@@ -79,22 +77,3 @@ def test_other_bytes_than_the_published_ones_are_refused(clothes, server, tmp_pa
     with pytest.raises(ValueError, match="MD5 hash of downloaded file"):
         fashion_mnist.fashion_mnist(tmp_path / "near", files=clothes)
     assert not (tmp_path / "near" / name).exists()
-
-
-def test_binary_files_come_out_of_their_archive(server, tmp_path, monkeypatch):
-    folder, address = server
-    contents = {name: bytes([4]) + bytes(3072) for name in cifar10.CIFAR10.checksums}
-    with tarfile.open(folder / "cifar.tar.gz", "w:gz") as archive:
-        for name, content in {**contents, "readme.html": b"hello"}.items():
-            member = tarfile.TarInfo(f"cifar-10-batches-bin/{name}")
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
-    digest = hashlib.sha256((folder / "cifar.tar.gz").read_bytes()).hexdigest()
-    monkeypatch.setattr(cifar10, "_URL", address + "cifar.tar.gz")
-    monkeypatch.setattr(cifar10, "_ARCHIVE_SHA256", digest)
-    checksums = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
-    files = replace(cifar10.CIFAR10, checksums=checksums)
-    read = cifar10.cifar10(tmp_path / "near", files=files)
-    assert read.train_labels.tolist() == [4] * 5
-    assert read.test_images.shape == (1, 3, 32, 32)
-    assert {path.name for path in (tmp_path / "near").iterdir()} == set(contents)

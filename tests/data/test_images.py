@@ -7,10 +7,10 @@ import torch
 from torch.testing import assert_close
 
 from lightning_sobolev.data import ImageDataModule, images
-from lightning_sobolev.data.cifar10 import CIFAR10, cifar10, read_records
+from lightning_sobolev.data.atari_frames import read_records
 from lightning_sobolev.data.fashion_mnist import FASHION_MNIST, fashion_mnist, read_idx
 from lightning_sobolev.data.image_files import ImageFiles
-from lightning_sobolev.data.image_set import ImageSet, shift_and_flip
+from lightning_sobolev.data.image_set import ImageSet
 
 
 def idx(array):
@@ -97,22 +97,6 @@ def test_a_broken_idx_file_is_refused(content, message):
         read_idx(content, "train")
 
 
-def test_binary_records_are_read_back(tmp_path, generator):
-    drawn = torch.randint(0, 256, (6, 3, 32, 32), dtype=torch.uint8, generator=generator)
-    labels = [3, 9, 0, 1, 2, 8]
-
-    def records(*rows):
-        return b"".join(bytes([labels[i], *drawn[i].flatten().tolist()]) for i in rows)
-
-    contents = {"data_batch_1.bin": records(0, 1), "data_batch_2.bin": records(2, 3)}
-    contents["test_batch.bin"] = records(4, 5)
-    read = cifar10(tmp_path, files=published(CIFAR10, tmp_path, contents))
-    assert_close(read.train_images, drawn[:4], rtol=0, atol=0)
-    assert_close(read.test_images, drawn[4:], rtol=0, atol=0)
-    assert read.train_labels.tolist() == labels[:4]
-    assert read.test_labels.tolist() == labels[4:]
-
-
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -174,27 +158,6 @@ def moved(picture, down, right):
     return result
 
 
-@pytest.mark.parametrize("flip", [False, True])
-def test_pictures_are_shifted_and_mirrored_whole(generator, flip):
-    pictures = torch.randint(1, 256, (40, 2, 5, 4), dtype=torch.uint8, generator=generator)
-    changed = shift_and_flip(pictures, max_shift=1, flip=flip, generator=generator)
-    seen = set()
-    for before, after in zip(pictures, changed, strict=True):
-        matches = [
-            (down, right, mirrored)
-            for down in (-1, 0, 1)
-            for right in (-1, 0, 1)
-            for mirrored in ([False, True] if flip else [False])
-            if all(
-                torch.equal(moved(b.flip(-1) if mirrored else b, down, right), a)
-                for b, a in zip(before, after, strict=True)
-            )
-        ]
-        assert len(matches) == 1
-        seen |= set(matches)
-    assert len(seen) >= (13 if flip else 8)
-
-
 def test_pixels_have_mean_zero_and_deviation_one(module):
     data = module()
     x = data.tables["train"][torch.arange(24)]["x"]
@@ -223,20 +186,6 @@ def test_splits_share_no_picture_and_do_not_depend_on_the_seed(module):
     assert [len(labels) for labels in orders[0]] == [8, 8, 8]
 
 
-def test_augmentation_is_repeated_when_a_run_is_resumed(module):
-    def epochs(data, given):
-        loader = data.train_dataloader()
-        loader.load_state_dict({"given": given})
-        return [batch["x"] for _ in range(2) for batch in loader]
-
-    whole = epochs(module(max_shift=2, flip=True), 0)
-    resumed = epochs(module(max_shift=2, flip=True), 4)
-    for before, after in zip(whole[4:], resumed, strict=False):
-        assert_close(after, before, rtol=0, atol=0)
-    plain = [batch["x"] for batch in module().train_dataloader()]
-    assert not torch.equal(plain[0], whole[0])
-
-
 def test_every_test_picture_comes_once(module):
     labels = [label for batch in module().test_dataloader() for label in batch["y"].tolist()]
     assert labels == [0, 1, 2, 3, 4]
@@ -249,7 +198,6 @@ def test_every_test_picture_comes_once(module):
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"num_validation": 30}, "must leave room for each other in 30 pictures, got 30 and None"),
         ({"num_train": 25}, "got 6 and 25"),
-        ({"max_shift": -1}, "max_shift must be at least 0, got -1"),
     ],
 )
 def test_wrong_settings_are_named(module, options, message):

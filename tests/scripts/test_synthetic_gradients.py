@@ -79,7 +79,7 @@ def test_the_network_with_batch_norm_learns(composed):
 
 @pytest.mark.usefixtures("pictures")
 def test_a_run_resumes_in_the_middle_of_an_epoch(composed):
-    drawn = (*SETTINGS, "pictures=false", "data.max_shift=2", "data.flip=true")
+    drawn = (*SETTINGS, "pictures=false")
     whole = composed(*drawn, name="whole")
     run(whole)
     stop = f"+callbacks.stop={{_target_:{__name__}.StopAt,step:5}}"

@@ -15,7 +15,6 @@ from lightning_sobolev.tasks.attacking import attacks, measured, right_answers
 from lightning_sobolev.tasks.classification import PixelClassifier, stored_classifier
 from lightning_sobolev.tasks.defending import Defence, Pictures, successes
 from lightning_sobolev.tasks.finished import FinishedRun
-from lightning_sobolev.tasks.robustness import Examined, grouped
 
 
 @pytest.fixture
@@ -132,29 +131,6 @@ def test_a_defence_trains_a_copy(model, images):
     assert (trained(images).argmax(-1) == labels).float().mean() > 0.9
     assert torch.equal(model[1].weight, before)
     assert not trained[1].weight.requires_grad
-
-
-@pytest.mark.parametrize("radius", [0.0, 0.02, 0.05, 0.2])
-def test_a_linear_network_errs_where_its_margin_is_used_up(radius, generator):
-    images = torch.rand(200, 16, generator=generator) * 0.6 + 0.2
-    torch.manual_seed(0)
-    model = nn.Linear(16, 2).requires_grad_(False)
-    labels = (images.mean(1) > 0.5).long()
-    model.bias.data = -0.5 * model.weight.data.sum(1)
-    weight = model.weight[1] - model.weight[0]
-    margin = (2 * labels - 1) * (images @ weight + model.bias[1] - model.bias[0])
-    found = Examined(model, images, labels).under(radius, steps=20)
-    expected = float((margin < radius * weight.abs().sum()).float().mean())
-    assert found["wrong"] == pytest.approx(expected, abs=0.006)
-    assert (found["changed"] == 0) == (radius == 0)
-
-
-def test_actions_that_do_the_same_are_one(generator):
-    logits = torch.randn(5, 4, generator=generator)
-    probs = grouped(logits, [[0, 2]]).softmax(-1)
-    single = logits.softmax(-1)
-    expected = torch.stack([single[:, 0] + single[:, 2], single[:, 1], single[:, 3]], 1)
-    torch.testing.assert_close(probs, expected)
 
 
 def test_pixels_are_standardized_once(images):

@@ -14,11 +14,9 @@ from lightning_sobolev._conf import config_folder
 from lightning_sobolev.atari import NatureCNN
 from lightning_sobolev.tasks.benchmark import running
 from lightning_sobolev.tasks.benchmark.arithmetic import by_formula, layer_flops, limits
-from lightning_sobolev.tasks.benchmark.growing import fitted_exponent
 from lightning_sobolev.tasks.benchmark.measuring import Contestant, StepTimes, alternate
 from lightning_sobolev.tasks.benchmark.methods import METHODS
 from lightning_sobolev.tasks.benchmark.running import REFERENCES, run_benchmark
-from lightning_sobolev.tasks.benchmark.scattering import measure_scatter, terms_of
 from lightning_sobolev.tasks.benchmark.showing import write_table
 from lightning_sobolev.tasks.benchmark.workloads import WORKLOADS, Workload, perceptron
 
@@ -102,28 +100,13 @@ def test_everybody_has_a_turn_in_every_round():
     assert {name: len(seconds) for name, seconds in times.items()} == {"plain": 3, "tape": 3}
 
 
-def test_the_exponent_of_a_power_is_found():
-    sizes = [1, 2, 4, 8]
-    assert fitted_exponent(sizes, [3 * s**1.5 for s in sizes]) == pytest.approx(1.5)
-
-
-def test_the_variance_of_an_average_is_that_much_smaller():
-    workload = perceptron(6, width=8, outputs=4)
-    rows = measure_scatter(workload, terms_of(4), draws=300)
-    found = {row["estimator"]: row["variance"] for row in rows}
-    assert found["all of the basis"] < 1e-6
-    assert found["2 of the sphere"] / found["1 of the sphere"] == pytest.approx(0.5, rel=0.25)
-    assert found["4 of the sphere"] / found["1 of the sphere"] == pytest.approx(0.25, rel=0.25)
-    assert set(found) == set(terms_of(4))
-
-
 def composed(*overrides):
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
         return compose("benchmark", list(overrides))
 
 
 def quick(out, *overrides):
-    few = ["only=[mlp-100]", "workloads.mlp-100=[tape]", "growth=false"]
+    few = ["only=[mlp-100]", "workloads.mlp-100=[tape]"]
     return composed(*few, "rounds=2", "seconds=0.01", f"out={out}", *overrides)
 
 

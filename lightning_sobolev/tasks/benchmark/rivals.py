@@ -47,15 +47,6 @@ class Student(pl.LightningModule):
         return torch.optim.Adam(self.parameters(), lr=1e-4)
 
 
-class ValuesToo(Student):
-    """A student that brings the loss of the values, from the batch, itself."""
-
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """Return the squared error of the values."""
-        del batch_idx
-        return squared(self.on(self.net(batch["x"])), batch["y"])
-
-
 class ByHand(Student):
     """A student with a step written by hand.
 

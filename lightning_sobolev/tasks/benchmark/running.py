@@ -4,7 +4,6 @@ import json
 import logging
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
@@ -14,10 +13,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from lightning_sobolev._files import write_json
 from lightning_sobolev.tasks.benchmark.arithmetic import limits
-from lightning_sobolev.tasks.benchmark.growing import measure_growth
 from lightning_sobolev.tasks.benchmark.measuring import Contestant, alternate, quiet
 from lightning_sobolev.tasks.benchmark.methods import METHODS
-from lightning_sobolev.tasks.benchmark.scattering import measure_scatter, terms_of
 from lightning_sobolev.tasks.benchmark.showing import save_charts, write_table
 from lightning_sobolev.tasks.benchmark.workloads import WORKLOADS, Workload
 
@@ -57,12 +54,6 @@ def run_benchmark(cfg: DictConfig) -> Path:
         measured = [{**row, "settings": settings} for row in measure(WORKLOADS[name], methods, cfg)]
         rows = [row for row in rows if not _is_of(row, name)] + measured
         write_json(out / "speed.json", rows)
-    if cfg.growth:
-        measure_growth(out / "speed_growth.json", cfg)
-        scatter = out / "speed_scatter.json"
-        if cfg.fresh or not scatter.is_file():
-            pixels = replace(WORKLOADS["nature_cnn-64"], batch_size=16)
-            write_json(scatter, measure_scatter(pixels, terms_of(6), draws=cfg.draws))
     save_charts(out, rows)
     return write_table(out / "speed.md", rows)
 

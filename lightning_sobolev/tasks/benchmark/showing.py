@@ -1,12 +1,10 @@
 """Table and charts of what was measured."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning_sobolev._files import write_text
-from lightning_sobolev.tasks.benchmark.growing import read_growth
 from lightning_sobolev.tasks.benchmark.methods import METHODS
 
 Row = dict[str, Any]
@@ -39,8 +37,6 @@ def write_table(path: Path, rows: Sequence[Row]) -> Path:
     lines = [_INTRO]
     for name in dict.fromkeys(_workload(row) for row in rows):
         lines += _workload_lines(name, [row for row in rows if _workload(row) == name])
-    lines += _scatter(path.with_name("speed_scatter.json"))
-    lines += _growth_lines(path.with_name("speed_growth.json"))
     write_text(path, "\n".join(lines).rstrip() + "\n")
     return path
 
@@ -54,19 +50,8 @@ def _workload_lines(name: str, rows: Sequence[Row]) -> list[str]:
     return [*lines, f"![{name}](speed_{name}.png)", ""]
 
 
-def _growth_lines(path: Path) -> list[str]:
-    growth = read_growth(path)
-    if not growth:
-        return []
-    lines = ["## Growth", "", "| axis | method | sizes | fitted exponent |", "|---|---|---|---|"]
-    for found in growth:
-        sizes = ", ".join(map(str, found["sizes"]))
-        lines.append(f"| {found['axis']} | {found['method']} | {sizes} | {found['exponent']:.2f} |")
-    return [*lines, "", "![growth](speed_growth.png)"]
-
-
 def save_charts(folder: Path, rows: Sequence[Row]) -> list[Path]:
-    """Draw a bar chart for each workload, and the growth where it was measured.
+    """Draw a bar chart for each workload.
 
     Args:
         folder: Where the pictures go.
@@ -91,53 +76,10 @@ def save_charts(folder: Path, rows: Sequence[Row]) -> list[Path]:
         axes.margins(x=0.12)
         paths.append(folder / f"speed_{name}.png")
         figure.savefig(paths[-1], dpi=110)
-    return paths + _save_growth(folder)
+    return paths
 
 
 _HAND = ("plain", "distillation", "as_usual", "at_best", "over_outputs", "by_jacrev")
-
-
-def _save_growth(folder: Path) -> list[Path]:
-    from matplotlib.figure import Figure
-
-    growth = read_growth(folder / "speed_growth.json")
-    if not growth:
-        return []
-    figure = Figure(figsize=(11.0, 2.8), layout="constrained")
-    axes_names = list(dict.fromkeys(g["axis"] for g in growth))
-    for axes, name in zip(figure.subplots(1, len(axes_names)), axes_names, strict=True):
-        for points in (g for g in growth if g["axis"] == name):
-            label = f"{points['method']}: {points['exponent']:.2f}"
-            milliseconds = [1e3 * s for s in points["seconds"]]
-            axes.loglog(points["sizes"], milliseconds, "o-", label=label)
-        axes.set(xlabel=name, ylabel="ms a step")
-        axes.legend(fontsize="small", title="exponent")
-        axes.grid(alpha=0.3)
-    path = folder / "speed_growth.png"
-    figure.savefig(path, dpi=110)
-    return [path]
-
-
-def _scatter(path: Path) -> list[str]:
-    if not path.is_file():
-        return []
-    rows: list[Row] = json.loads(path.read_text())
-    lines = [
-        "## Scatter of the gradient over draws",
-        "",
-        "Derivative term of Nature-CNN, batch 16, six outputs; variance relative to the squared "
-        "mean gradient. All estimate the same gradient.",
-        "",
-        "| directions a step | variance | ms | variance x ms |",
-        "|---|---|---|---|",
-    ]
-    for row in rows:
-        variance, milliseconds = row["variance"], 1e3 * row["seconds"]
-        lines += [
-            f"| {row['estimator']} | {variance:.2g} | {milliseconds:.0f} "
-            f"| {variance * milliseconds:.2g} |"
-        ]
-    return [*lines, ""]
 
 
 def _workload(row: Row) -> str:

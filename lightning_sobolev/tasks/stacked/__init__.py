@@ -1,1 +1,0 @@
-"""Many small regressions trained side by side, as slices of one stacked network."""
