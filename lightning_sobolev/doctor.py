@@ -1,68 +1,11 @@
-"""Examine an experiment's student without training it.
+"""Examine an experiment's student without training it: ``python -m lightning_sobolev.doctor``.
 
-``python -m lightning_sobolev.doctor +experiment=distill_pong [overrides]`` composes the same
-configuration as ``scripts/train.py``, runs one step on one batch, and says which layers need a
-remedy and whether the parameter gradient of the derivative terms agrees with finite differences.
-Exit code 0 only if it does. Nothing is written but a recording that the experiment's data need.
+A door to :mod:`lightning_sobolev.experiments.run.doctor`, which needs the extra ``experiments``.
 """
 
-import argparse
 import sys
-import tempfile
-from collections.abc import Sequence
-
-import lightning.pytorch as pl
-from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
-from omegaconf import DictConfig
-
-from lightning_sobolev._conf import config_folder
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Compose, run one step, report.
-
-    Args:
-        arguments: Overrides as ``scripts/train.py`` takes them.
-
-    Returns:
-        The exit code.
-    """
-    parser = argparse.ArgumentParser(prog="python -m lightning_sobolev.doctor", description=__doc__)
-    parser.add_argument(
-        "overrides", nargs="+", help="e.g. +experiment=distill_pong model=small_cnn"
-    )
-    overrides = parser.parse_args(arguments).overrides
-    with initialize_config_dir(str(config_folder()), version_base="1.3"):
-        cfg = compose("train", overrides=overrides)
-    if cfg.get("task") is None or cfg.sobolev.callback is None:
-        print("the doctor needs +experiment=NAME and a sobolev group other than none")
-        return 2
-    try:
-        _one_step(cfg)
-    except (ValueError, RuntimeError) as error:
-        print(f"not fit to train: {error}")
-        return 1
-    print("the doctor has no objection")
-    return 0
-
-
-def _one_step(cfg: DictConfig) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        cfg.run_dir = folder
-        pl.seed_everything(cfg.seed, verbose=False)
-        trainer = pl.Trainer(
-            max_steps=1,
-            accelerator="cpu",
-            limit_val_batches=0,
-            callbacks=[instantiate(cfg.sobolev.callback)],
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
-        trainer.fit(instantiate(cfg.task.module), datamodule=instantiate(cfg.data))
-
 
 if __name__ == "__main__":
+    from lightning_sobolev.experiments.run.doctor import main
+
     sys.exit(main(sys.argv[1:]))

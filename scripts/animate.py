@@ -7,7 +7,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from lightning_sobolev.tasks.animation import animate
+from lightning_sobolev.experiments.distillation.animation import animate
 
 
 def main() -> None:

@@ -10,8 +10,8 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from lightning_sobolev._conf import config_folder
-from lightning_sobolev.tasks.decoupling import run_decoupling
+from lightning_sobolev.experiments.run.conf import config_folder
+from lightning_sobolev.experiments.synthetic_gradients.processes.study import run_decoupling
 
 
 @hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="decouple")

@@ -8,7 +8,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from lightning_sobolev.tasks.scoring import Scoring
+from lightning_sobolev.experiments.distillation.scoring import Scoring
 
 
 def main() -> None:

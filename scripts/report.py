@@ -7,7 +7,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from lightning_sobolev.tasks.report import report
+from lightning_sobolev.experiments.report.report import report
 
 
 def main() -> None:

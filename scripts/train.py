@@ -10,8 +10,8 @@ import warnings
 import hydra
 from omegaconf import DictConfig
 
-from lightning_sobolev._conf import config_folder
-from lightning_sobolev.tasks.run import run
+from lightning_sobolev.experiments.run.conf import config_folder
+from lightning_sobolev.experiments.run.train import run
 
 
 @hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="train")

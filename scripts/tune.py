@@ -9,8 +9,8 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from lightning_sobolev._conf import config_folder
-from lightning_sobolev.tasks.tuning.running import run_tuning
+from lightning_sobolev.experiments.run.conf import config_folder
+from lightning_sobolev.experiments.tune.running import run_tuning
 
 
 @hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="tune")

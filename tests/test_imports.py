@@ -25,7 +25,7 @@ def state():
     return [{name: id(vars(place)[name]) for name in vars(place)} for place in places], values
 before = state()
 import lightning_sobolev
-import lightning_sobolev.functional, lightning_sobolev.metrics, lightning_sobolev.data
+import lightning_sobolev.functional, lightning_sobolev.metrics, lightning_sobolev.atari
 after = state()
 assert before == after, "importing changed torch or lightning"
 """

@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from lightning_sobolev._progress import progress_bar
 from lightning_sobolev.atari.environments import (
     AtariSettings,
     check_num_actions,
     make_environments,
 )
 from lightning_sobolev.atari.policy import choose, log_probabilities
-from lightning_sobolev.atari.progress import progress_bar
 
 
 @dataclass(frozen=True, slots=True)

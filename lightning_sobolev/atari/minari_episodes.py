@@ -16,10 +16,10 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import nn
 
+from lightning_sobolev._progress import Advance
 from lightning_sobolev.atari.conversion import to_pictures
 from lightning_sobolev.atari.environments import AtariSettings
 from lightning_sobolev.atari.policy import log_probabilities
-from lightning_sobolev.atari.progress import Advance
 from lightning_sobolev.atari.recording import fingerprint
 from lightning_sobolev.atari.storage import (
     CONTINUES,

@@ -23,7 +23,7 @@ import numpy as np
 from gymnasium.spaces import Box, Discrete
 
 from lightning_sobolev._files import read_json
-from lightning_sobolev.atari.progress import Advance, progress_bar
+from lightning_sobolev._progress import Advance, progress_bar
 from lightning_sobolev.atari.recording import Recording
 from lightning_sobolev.atari.storage import CONTINUES, INDEX_FILE, TERMINATED, swap_in
 

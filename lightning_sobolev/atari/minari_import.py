@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from lightning_sobolev._progress import Advance, progress_bar
 from lightning_sobolev.atari.conversion import to_pictures
 from lightning_sobolev.atari.environments import AtariSettings
 from lightning_sobolev.atari.minari_episodes import Answers, Episodes, states_of
 from lightning_sobolev.atari.minari_export import ABOUT, load_minari
-from lightning_sobolev.atari.progress import Advance, progress_bar
 from lightning_sobolev.atari.recording import Recording, fingerprint, read_identity
 from lightning_sobolev.atari.replacing import difference, forget
 from lightning_sobolev.atari.storage import FORMAT_VERSION, lock, recover

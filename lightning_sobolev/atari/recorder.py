@@ -14,9 +14,9 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
 from lightning_sobolev._files import read_json, write_json
+from lightning_sobolev._progress import Advance, progress_bar
 from lightning_sobolev.atari.behavior import Behavior
 from lightning_sobolev.atari.environments import AtariSettings, make_environments
-from lightning_sobolev.atari.progress import Advance, progress_bar
 from lightning_sobolev.atari.recording import Recording, identity_of
 from lightning_sobolev.atari.replacing import HEADER, discard_others, forget
 from lightning_sobolev.atari.rollout import Rollout

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import nn
 
+from lightning_sobolev._progress import progress_bar
 from lightning_sobolev.atari.behavior import Behavior, decide
 from lightning_sobolev.atari.environments import (
     AtariSettings,
@@ -15,7 +16,6 @@ from lightning_sobolev.atari.environments import (
     make_environments,
 )
 from lightning_sobolev.atari.policy import log_probabilities
-from lightning_sobolev.atari.progress import progress_bar
 
 
 class VisitedAnswers(NamedTuple):

@@ -27,7 +27,6 @@ from lightning_sobolev.functional.estimates import (
     central_differences,
     neighbor_derivatives,
 )
-from lightning_sobolev.functional.landscapes import LANDSCAPES, Landscape, landscape
 from lightning_sobolev.functional.mixed import mixed_derivatives
 from lightning_sobolev.functional.norms import TimeSpaceNorm
 from lightning_sobolev.functional.projections import (
@@ -40,13 +39,11 @@ from lightning_sobolev.functional.quadrature import Quadrature, gauss_legendre, 
 
 __all__ = [
     "DISCREPANCIES",
-    "LANDSCAPES",
     "POLICY_LOSSES",
     "PROJECTIONS",
     "Covariance",
     "Estimate",
     "FuncJet",
-    "Landscape",
     "Quadrature",
     "TapeJet",
     "TimeSpaceNorm",
@@ -63,7 +60,6 @@ __all__ = [
     "jacobian",
     "kl",
     "l1",
-    "landscape",
     "mixed_derivatives",
     "monte_carlo",
     "neighbor_derivatives",

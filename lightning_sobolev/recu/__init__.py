@@ -4,7 +4,7 @@ ReCU is max(0, x)^3, as in Abdeljawad and Grohs 2020 (arXiv:2101.06115). Elsewhe
 for another function, whose slope saturates.
 """
 
-from lightning_sobolev.recu.activations import ReCU, ReQU, scale_by_sample
+from lightning_sobolev.activations import ReCU, ReQU, scale_by_sample
 from lightning_sobolev.recu.approximation import approximate, num_weights
 from lightning_sobolev.recu.exact import identity, monomial, product, square
 from lightning_sobolev.recu.partition import partition_of_unity

@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lightning_sobolev.recu.activations import ReCU
+from lightning_sobolev.activations import ReCU
 
 
 @dataclass(frozen=True, slots=True)

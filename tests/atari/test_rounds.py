@@ -8,7 +8,7 @@ from torch.testing import assert_close
 from lightning_sobolev.atari import Behavior, RecordingDataModule, Rounds, SmallCNN, recorder
 from lightning_sobolev.atari.recording import fingerprint
 from lightning_sobolev.atari.states import STRIDE
-from lightning_sobolev.tasks.saving import SaveLast
+from lightning_sobolev.experiments.run.saving import SaveLast
 
 SIZES = {"num_states": 120, "num_validation_states": 16, "num_test_states": 16}
 

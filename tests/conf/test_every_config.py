@@ -10,9 +10,9 @@ from hydra.utils import instantiate
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from omegaconf import DictConfig, OmegaConf
 
-from lightning_sobolev._conf import config_folder
 from lightning_sobolev.atari import NatureCNN, make_environments
-from lightning_sobolev.tasks.run import build_trainer
+from lightning_sobolev.experiments.run.conf import config_folder
+from lightning_sobolev.experiments.run.train import build_trainer
 
 CONF = config_folder()
 # Scripts of their own: train_teacher.yaml and tune.yaml with their groups, benchmark, decouple and

@@ -6,9 +6,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-from lightning_sobolev._conf import config_folder
 from lightning_sobolev.atari import AtariSettings
-from lightning_sobolev.tasks.ppo import Limits, PPOSettings
+from lightning_sobolev.experiments.run.conf import config_folder
+from lightning_sobolev.experiments.teach import Limits, PPOSettings
 
 CONF = config_folder()
 NAMES = sorted(path.stem for path in (CONF / "teacher_training").glob("*.yaml"))

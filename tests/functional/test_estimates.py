@@ -2,12 +2,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from lightning_sobolev.functional import (
-    LANDSCAPES,
-    central_differences,
-    landscape,
-    neighbor_derivatives,
-)
+from lightning_sobolev.experiments.regression.landscapes import LANDSCAPES, landscape
+from lightning_sobolev.functional import central_differences, neighbor_derivatives
 from tests._reference import dense_jacobian
 
 

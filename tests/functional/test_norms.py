@@ -6,12 +6,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from lightning_sobolev import TimeSpaceNorm
-from lightning_sobolev.functional import (
-    Quadrature,
-    gauss_legendre,
-    mixed_derivatives,
-    monte_carlo,
-)
+from lightning_sobolev.functional import Quadrature, gauss_legendre, mixed_derivatives, monte_carlo
 
 pytestmark = pytest.mark.usefixtures("float64")
 

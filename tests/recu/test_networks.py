@@ -6,17 +6,11 @@ from torch import nn
 from torch.testing import assert_close
 
 from lightning_sobolev import TimeSpaceNorm
+from lightning_sobolev.activations import ReCU
 from lightning_sobolev.functional import gauss_legendre, mixed_derivatives
-from lightning_sobolev.recu import (
-    ReCU,
-    approximate,
-    identity,
-    monomial,
-    num_weights,
-    partition_of_unity,
-    product,
-    square,
-)
+from lightning_sobolev.recu.approximation import approximate, num_weights
+from lightning_sobolev.recu.exact import identity, monomial, product, square
+from lightning_sobolev.recu.partition import partition_of_unity
 
 pytestmark = pytest.mark.usefixtures("float64")
 EPSILON = torch.finfo(torch.float64).eps

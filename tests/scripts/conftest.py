@@ -8,10 +8,10 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from lightning_sobolev._conf import config_folder
-from lightning_sobolev.data import images
-from lightning_sobolev.data.image_set import ImageSet
-from lightning_sobolev.tasks.run import run
+from lightning_sobolev.experiments.images import data as images
+from lightning_sobolev.experiments.images.image_set import ImageSet
+from lightning_sobolev.experiments.run.conf import config_folder
+from lightning_sobolev.experiments.run.train import run
 
 # A real game, cut short: episodes of a hundred steps.
 # Real games, cut short: episodes of a few hundred frames.

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from lightning_sobolev.tasks.animation import ANIMATION, animate
+from lightning_sobolev.experiments.distillation.animation import ANIMATION, animate
 from tests.scripts.conftest import DISTILLATION
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "animate.py"

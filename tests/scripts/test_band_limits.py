@@ -3,11 +3,11 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
+from lightning_sobolev.experiments.band_limits.profile import BandProfile, accuracy
+from lightning_sobolev.experiments.report.layouts import NOISES, RATES
+from lightning_sobolev.experiments.report.report import report
+from lightning_sobolev.experiments.run.finished import FinishedRun
 from lightning_sobolev.layers import BandLimitedConv1d, band_limit
-from lightning_sobolev.tasks.band_limits import BandProfile, accuracy
-from lightning_sobolev.tasks.finished import FinishedRun
-from lightning_sobolev.tasks.layouts import NOISES, RATES
-from lightning_sobolev.tasks.report import report
 
 SHORT = ("+experiment=band_limits", "data=signals", "steps=3", "test_rows=100", "data.batch_size=8")
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from hydra.utils import instantiate
 
-from lightning_sobolev.tasks.history import read_curves
-from lightning_sobolev.tasks.run import run
+from lightning_sobolev.experiments.run.history import read_curves
+from lightning_sobolev.experiments.run.train import run
 from tests.scripts.conftest import DISTILLATION
 
 LEARNS = (*DISTILLATION, "steps=6", "val_every=1", "sobolev=none", "pictures=false")

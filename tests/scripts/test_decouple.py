@@ -2,12 +2,12 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from lightning_sobolev._conf import config_folder
-from lightning_sobolev.data import images
-from lightning_sobolev.data.image_set import ImageSet
-from lightning_sobolev.tasks.decoupling import run_decoupling
-from lightning_sobolev.tasks.records import read_csv
-from lightning_sobolev.tasks.report import report
+from lightning_sobolev.experiments.images import data as images
+from lightning_sobolev.experiments.images.image_set import ImageSet
+from lightning_sobolev.experiments.report.records import read_csv
+from lightning_sobolev.experiments.report.report import report
+from lightning_sobolev.experiments.run.conf import config_folder
+from lightning_sobolev.experiments.synthetic_gradients.processes.study import run_decoupling
 
 SMALL = ("data.batch_size=16", "data.num_train=64", "data.num_validation=32", "progress=false")
 

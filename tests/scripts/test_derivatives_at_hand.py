@@ -2,9 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from lightning_sobolev.data import atomic_systems
-from lightning_sobolev.tasks.prices import PriceErrors
-from lightning_sobolev.tasks.run import run
+from lightning_sobolev.experiments.finance.prices import PriceErrors
+from lightning_sobolev.experiments.forces import systems as atomic_systems
+from lightning_sobolev.experiments.run.train import run
 
 FINANCE = ("+experiment=finance", "scale=smoke", "steps=4", "num_samples=300")
 

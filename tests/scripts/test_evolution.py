@@ -3,7 +3,7 @@ import math
 
 import pytest
 
-from lightning_sobolev.tasks.report import report
+from lightning_sobolev.experiments.report.report import report
 
 
 @pytest.mark.parametrize(("norm", "optimizer"), [("time_space", "lbfgs"), ("none", "adam")])

@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from lightning_sobolev.data import images
-from lightning_sobolev.data.image_set import ImageSet
-from lightning_sobolev.tasks.report import report
+from lightning_sobolev.experiments.images import data as images
+from lightning_sobolev.experiments.images.image_set import ImageSet
+from lightning_sobolev.experiments.report.report import report
 from tests.scripts.test_report import read
 
 SETTINGS = ("+experiment=noise", "scale=smoke", "steps=2", "val_every=2", "data.num_train=128",

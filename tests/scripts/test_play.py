@@ -4,9 +4,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightning_sobolev.tasks.playing import PlayGame
-from lightning_sobolev.tasks.scoring import TABLE, Scoring
-from lightning_sobolev.tasks.stored import chosen_weights, load_module
+from lightning_sobolev.experiments.distillation.playing import PlayGame
+from lightning_sobolev.experiments.distillation.scoring import TABLE, Scoring
+from lightning_sobolev.experiments.run.stored import chosen_weights, load_module
 from tests.scripts.conftest import DISTILLATION
 
 EPISODES = "sizes.smoke.num_episodes=2"

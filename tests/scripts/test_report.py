@@ -6,12 +6,12 @@ import statistics
 import pytest
 from omegaconf import OmegaConf
 
-from lightning_sobolev.tasks import figures
-from lightning_sobolev.tasks.figures import telling_apart
-from lightning_sobolev.tasks.history import write_curves
-from lightning_sobolev.tasks.layouts import PONG, layout_of_table
-from lightning_sobolev.tasks.report import report
-from lightning_sobolev.tasks.tables import MeanAndError, summarize
+from lightning_sobolev.experiments.report import figures
+from lightning_sobolev.experiments.report.figures import telling_apart
+from lightning_sobolev.experiments.report.layouts import PONG, layout_of_table
+from lightning_sobolev.experiments.report.report import report
+from lightning_sobolev.experiments.report.tables import MeanAndError, summarize
+from lightning_sobolev.experiments.run.history import write_curves
 
 
 def store(folder, metrics, config, choices):

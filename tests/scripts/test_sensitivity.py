@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from lightning_sobolev.tasks.records import read_csv
-from lightning_sobolev.tasks.run import run
+from lightning_sobolev.experiments.report.records import read_csv
+from lightning_sobolev.experiments.run.train import run
 
 SETTINGS = (
     "+experiment=sensitivity",

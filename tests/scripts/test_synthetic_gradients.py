@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from lightning_sobolev.data.fashion_mnist import FASHION_MNIST
-from lightning_sobolev.tasks.history import read_curves
-from lightning_sobolev.tasks.report import report
-from lightning_sobolev.tasks.resuming import LAST
-from lightning_sobolev.tasks.run import run
+from lightning_sobolev.experiments.images.fashion_mnist import FASHION_MNIST
+from lightning_sobolev.experiments.report.report import report
+from lightning_sobolev.experiments.run.history import read_curves
+from lightning_sobolev.experiments.run.resuming import LAST
+from lightning_sobolev.experiments.run.train import run
 from tests.scripts.test_report import read, store
 
 ROOT = Path(__file__).parents[2]

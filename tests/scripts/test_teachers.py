@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from lightning_sobolev.atari import NatureCNN
-from lightning_sobolev.tasks.run import run
+from lightning_sobolev.experiments.run.train import run
 from tests.scripts.test_train import PONG
 
 

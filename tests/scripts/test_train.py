@@ -14,10 +14,10 @@ from hydra.errors import HydraException, InstantiationException
 from hydra.utils import instantiate
 from torch.testing import assert_close
 
-from lightning_sobolev.tasks.history import read_curves
-from lightning_sobolev.tasks.resuming import LAST, checkpoint_to_resume
-from lightning_sobolev.tasks.run import config_hash, run
-from lightning_sobolev.tasks.surfaces import FIT, Surface
+from lightning_sobolev.experiments.regression.surface import FIT, Surface
+from lightning_sobolev.experiments.run.history import read_curves
+from lightning_sobolev.experiments.run.resuming import LAST, checkpoint_to_resume
+from lightning_sobolev.experiments.run.train import config_hash, run
 from tests.scripts.conftest import DISTILLATION
 
 ROOT = Path(__file__).parents[2]
@@ -227,7 +227,7 @@ def missing_logger():
 
 
 def test_missing_matplotlib_is_said_once(composed, caplog, monkeypatch):
-    monkeypatch.setattr("lightning_sobolev.tasks.run.find_spec", {}.get)
+    monkeypatch.setattr("lightning_sobolev.experiments.run.train.find_spec", {}.get)
     cfg = composed(*REGRESSION)
     run(cfg)
     assert caplog.text.count("matplotlib is missing") == 1

@@ -3,7 +3,7 @@ import torch
 from torch.testing import assert_close
 
 from lightning_sobolev import AnalyticTeacher
-from lightning_sobolev.functional import landscape
+from lightning_sobolev.experiments.regression.landscapes import landscape
 from lightning_sobolev.spec import OUTPUT_MAPS
 from tests._reference import dense_hessian, dense_jacobian
 

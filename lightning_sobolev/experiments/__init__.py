@@ -1,0 +1,1 @@
+"""The experiments: everything that Hydra builds; the library never imports this."""

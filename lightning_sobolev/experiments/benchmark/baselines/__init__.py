@@ -1,0 +1,1 @@
+"""Kriging and JENN on the same points."""

@@ -1,0 +1,1 @@
+"""Distil Atari policies."""

@@ -1,0 +1,174 @@
+"""Teach a policy to answer as another one: an ordinary LightningModule.
+
+Nothing in it knows of derivative matching; a ``SobolevCallback`` adds that from outside.
+"""
+
+from collections.abc import Sequence
+
+import lightning.pytorch as pl
+import torch
+from jaxtyping import Float, UInt8
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+
+from lightning_sobolev._types import Teacher
+from lightning_sobolev.experiments.run.optimizers import cosine_decay
+from lightning_sobolev.experiments.run.sharding import shard
+from lightning_sobolev.functional.derivatives import tape_jet
+from lightning_sobolev.functional.discrepancies import POLICY_LOSSES
+from lightning_sobolev.functional.projections import draw
+from lightning_sobolev.metrics import (
+    ActionDisagreement,
+    DerivativeCosine,
+    DerivativeNMSE,
+    PolicyKL,
+)
+
+
+def log_softmax(logits: Float[Tensor, "batch actions"]) -> Float[Tensor, "batch actions"]:
+    """Return log-probabilities, the function of the output that is compared.
+
+    In float32 at least: CPU autocast leaves log_softmax in bfloat16, where the probabilities do not
+    sum to one. The gradient then pushes all logits of a state in the same direction, step after
+    step, until they are too large for their differences to be told apart (measured: KL 0.002 after
+    6,000 steps, 0.03 after 10,000).
+    """
+    return torch.log_softmax(logits if logits.dtype == torch.float64 else logits.float(), dim=-1)
+
+
+class DistillationModule(pl.LightningModule):
+    r"""Bring a student's policy to its teacher's over recorded states.
+
+    By default the loss is :math:`\mathrm{KL}(\text{teacher} \,\|\, \text{student})`.
+
+    A batch is ``{"x": uint8 [batch, *in], "log_probs": [batch, actions], "index": [batch]}``. Logs
+    ``train/loss`` and ``val/kl``; at test time ``test/kl``, ``test/action_disagreement``,
+    ``test/merged_disagreement`` and, given a teacher, ``test/derivative_nmse`` and
+    ``test/derivative_cosine`` of the log-probabilities' full Jacobian, which costs as many
+    backward passes of student and teacher as there are actions.
+
+    Args:
+        net: Maps float states in 0..1 to logits.
+        lr: Learning rate of the first step; it falls to zero along half a cosine.
+        max_steps: Length of the training.
+        optimizer: adam, adamw or sgd.
+        teacher: Answers with the derivatives to compare with at test time. Not a part of the
+            module: neither trained nor saved with it.
+        same_actions: Groups of actions that do the same, for the merged disagreement.
+        num_derivative_states: Test states on which derivatives are compared, whole batches from
+            the first on: a full Jacobian costs far more than an answer.
+        loss: What is minimised: ``kl`` of the student from the teacher, ``reverse_kl`` of the
+            teacher from the student, or ``cross_entropy`` with the teacher's probabilities, whose
+            gradient is that of ``kl``. Validation and test log ``kl`` in every case.
+
+    Raises:
+        ValueError: If ``loss`` is none of them.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        lr: float = 1e-3,
+        max_steps: int = 4800,
+        optimizer: str = "adam",
+        teacher: Teacher | None = None,
+        same_actions: Sequence[Sequence[int]] = (),
+        num_derivative_states: int = 256,
+        loss: str = "kl",
+    ) -> None:
+        super().__init__()
+        if loss not in POLICY_LOSSES:
+            raise ValueError(f"loss must be one of {tuple(POLICY_LOSSES)}, got {loss!r}")
+        self.save_hyperparameters(ignore=["net", "teacher"])
+        self.net = net
+        self.lr, self.max_steps, self.optimizer = lr, max_steps, optimizer
+        self.value_loss = POLICY_LOSSES[loss]
+        self.teacher = teacher
+        self.num_derivative_states = num_derivative_states
+        self._compared = 0
+        self.val_kl = PolicyKL()
+        self.test_kl = PolicyKL()
+        self.test_disagreement = ActionDisagreement()
+        self.test_merged = ActionDisagreement(merge=[list(group) for group in same_actions])
+        self.test_derivative_nmse = DerivativeNMSE()
+        self.test_derivative_cosine = DerivativeCosine()
+
+    def setup(self, stage: str) -> None:
+        """Center a student on the mean of the states it is going to learn from."""
+        mean_state = getattr(self.trainer.datamodule, "mean_state", None)  # type: ignore[attr-defined]
+        center_on = getattr(self.net, "center_on", None)
+        if stage == "fit" and mean_state is not None and center_on is not None:
+            center_on(mean_state())
+
+    def configure_model(self) -> None:
+        """Split the network over processes where the strategy asks for it."""
+        shard(self.net, self.device_mesh)
+
+    def forward(self, x: UInt8[Tensor, "batch *in"]) -> Float[Tensor, "batch actions"]:
+        """Return the student's log-probabilities."""
+        return log_softmax(self.net(self.scaled(x)))
+
+    def scaled(self, x: UInt8[Tensor, "batch *in"]) -> Float[Tensor, "batch *in"]:
+        """Return states as the networks take them, in 0..1."""
+        return x.to(next(self.net.parameters()).dtype, copy=True).div_(255)
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """Return the batch's mean loss."""
+        del batch_idx
+        loss = self.value_loss(self(batch["x"]), batch["log_probs"]).mean()
+        self.log("train/loss", loss, batch_size=len(batch["x"]))
+        return loss
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Log the divergence on held-out states."""
+        del batch_idx
+        self.val_kl.update(self(batch["x"]), batch["log_probs"])
+        self.log("val/kl", self.val_kl, prog_bar=True)
+
+    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Compare the policies and, given a teacher, their input derivatives."""
+        del batch_idx
+        ours, theirs = self(batch["x"]), batch["log_probs"]
+        for name, metric in (
+            ("kl", self.test_kl),
+            ("action_disagreement", self.test_disagreement),
+            ("merged_disagreement", self.test_merged),
+        ):
+            metric.update(ours, theirs)
+            self.log(f"test/{name}", metric)
+        if self.teacher is not None and self._compared < self.num_derivative_states:
+            self._compared += len(batch["x"])
+            self._compare_derivatives(self.teacher, batch)
+
+    def _compare_derivatives(self, teacher: Teacher, batch: dict[str, Tensor]) -> None:
+        x = self.scaled(batch["x"])
+        student = tape_jet(lambda states: log_softmax(self.net(states)), x)
+        # Every basis direction: nothing random is left for the generator to decide.
+        cotangents = draw(
+            "basis",
+            student.value.shape,
+            num_projections=None,
+            generator=torch.Generator(),
+            dtype=x.dtype,
+            device=x.device,
+        )
+        rows, targets = student.vjp(cotangents), teacher.at(x, log_softmax, batch).vjp(cotangents)
+        self.test_derivative_nmse.update(rows, targets)
+        self.test_derivative_cosine.update(rows, targets)
+        self.log("test/derivative_nmse", self.test_derivative_nmse)
+        self.log("test/derivative_cosine", self.test_derivative_cosine)
+
+    def on_test_start(self) -> None:
+        """Bring the teacher to the student's device: it is no submodule, so nothing else does."""
+        self._compared = 0
+        if (move := getattr(self.teacher, "to", None)) is not None:
+            move(self.device)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Return the optimizer and its schedule."""
+        return cosine_decay(
+            self.net.parameters(),
+            optimizer=self.optimizer,
+            lr=self.lr,
+            max_steps=self.max_steps,
+        )

@@ -1,0 +1,125 @@
+"""How well a network prices options: errors in the market's own units, and a picture."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lightning_sobolev.experiments.finance.data import BasketDataModule
+from lightning_sobolev.experiments.regression.module import RegressionModule
+from lightning_sobolev.experiments.run.finished import FinishedRun
+from lightning_sobolev.functional.derivatives import tape_jet
+from lightning_sobolev.loading import Table
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """True and fitted prices and deltas at some states, in the market's units.
+
+    Args:
+        basket: Value of the basket in each state.
+        price: True value of the call.
+        delta: True derivatives, ``[states, assets]``.
+        fit: The network's value.
+        fit_delta: The network's derivatives.
+    """
+
+    basket: Tensor
+    price: Tensor
+    delta: Tensor
+    fit: Tensor
+    fit_delta: Tensor
+
+    @property
+    def price_rmse(self) -> float:
+        """Root mean squared error of the price, in percent of the basket's price today (100)."""
+        return float((self.fit - self.price).square().mean().sqrt())
+
+    @property
+    def delta_rmse(self) -> float:
+        """The same of the deltas, relative to the root mean square of the true ones."""
+        error = (self.fit_delta - self.delta).square().mean()
+        return float((error / self.delta.square().mean()).sqrt())
+
+
+def fit_at(module: RegressionModule, data: BasketDataModule, table: Table) -> Fit:
+    """Evaluate a network at the states of a table.
+
+    Args:
+        module: The trained module.
+        data: What it was trained on; knows the units.
+        table: States with true prices and deltas, in the network's units.
+
+    Returns:
+        Both, in the market's units.
+    """
+    units = data.units
+    columns = {name: column.double() for name, column in table.columns.items()}
+    jet = tape_jet(module.net, table.columns["x"].to(module.device))
+    slope = jet.vjp(torch.ones_like(jet.value)[None])[0]
+    return Fit(
+        basket=units.inputs(columns["x"], undo=True) @ data.call.weights,
+        price=units.targets(columns["y"], undo=True),
+        delta=units.jacobian(columns["dydx"], undo=True),
+        fit=units.targets(jet.value.detach().cpu().double(), undo=True),
+        fit_delta=units.jacobian(slope.detach().cpu().double(), undo=True),
+    )
+
+
+class PriceErrors:
+    """Closing step: errors at validation and test states, and ``prices.png``.
+
+    Args:
+        picture: Whether to draw.
+    """
+
+    def __init__(self, *, picture: bool = True) -> None:
+        self.picture = picture
+
+    def __call__(self, run: FinishedRun) -> Mapping[str, float]:
+        """Return the errors.
+
+        Raises:
+            ValueError: If the run is not a regression on baskets.
+        """
+        module, data = run.module, run.datamodule
+        if not isinstance(module, RegressionModule) or not isinstance(data, BasketDataModule):
+            raise ValueError(
+                "PriceErrors needs a RegressionModule on a BasketDataModule, got "
+                f"{type(module).__name__} on {type(data).__name__}"
+            )
+        module.eval()
+        numbers = {}
+        fits = {"val": data.validation_points(), "test": data.test_points()}
+        for stage, table in fits.items():
+            fit = fit_at(module, data, table)
+            numbers[f"{stage}/price_rmse"] = fit.price_rmse
+            numbers[f"{stage}/delta_rmse"] = fit.delta_rmse
+        if self.picture:
+            draw_fit(fit, run.folder / "prices.png")
+        return numbers
+
+
+def draw_fit(fit: Fit, path: Path) -> None:
+    """Draw prices and the deltas' sum over the value of the basket.
+
+    Args:
+        fit: What is drawn.
+        path: The PNG file.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8.4, 3.6), layout="constrained")
+    pairs = {
+        "price of the call": (fit.price, fit.fit),
+        "sum of deltas": (fit.delta.sum(1), fit.fit_delta.sum(1)),
+    }
+    for axes, (title, (true, fitted)) in zip(figure.subplots(1, 2), pairs.items(), strict=True):
+        axes.plot(fit.basket, fitted, ".", markersize=2, label="network")
+        axes.plot(fit.basket, true, ".", markersize=2, color="black", label="true")
+        axes.set(xlabel="value of the basket", title=title)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize="small", markerscale=4)
+    figure.savefig(path, dpi=120)

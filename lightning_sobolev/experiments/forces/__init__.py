@@ -1,0 +1,1 @@
+"""Learn energies and forces."""

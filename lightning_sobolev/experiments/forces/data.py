@@ -1,0 +1,104 @@
+"""Frames of a small system of atoms with energies and forces, as batches."""
+
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lightning_sobolev.experiments.common.tables import TableDataModule
+from lightning_sobolev.experiments.forces.frame_files import stored_frames
+from lightning_sobolev.experiments.forces.systems import Frames, atomic_system
+from lightning_sobolev.loading import OrderedRows, Table, TableLoader
+
+# Seeds of the three trajectories, which have nothing in common.
+_TRAIN, _VALIDATION, _TEST = 0, 1, 2
+
+
+class ForcesDataModule(TableDataModule):
+    """Energies and their gradients at the configurations of molecular dynamics.
+
+    A batch is ``{"positions": [batch, atoms, 3], "energy": [batch], "gradient": [batch, atoms,
+    3]}`` in Å, eV and eV/Å. The gradient is minus the forces. Training, validation and test
+    frames are from three trajectories; they are simulated on first use and kept in ``root``.
+
+    Args:
+        system: ``cu13``, ``morse13`` or ``ethanol``.
+        num_frames: Training frames, drawn from the training trajectory.
+        root: Folder of the simulated frames.
+        pool: Length of the training trajectory.
+        batch_size: Frames of a training batch.
+        steps_per_epoch: Batches that count as one epoch.
+        seed: Seed of which frames are drawn and of their order. None takes one from the system.
+        num_validation_frames: Length of the validation trajectory.
+        num_test_frames: Length of the test trajectory.
+        dtype: Floating-point type of the batches; torch's default when None.
+
+    Raises:
+        ValueError: If the system is unknown or there are too few frames.
+    """
+
+    def __init__(
+        self,
+        system: str,
+        num_frames: int,
+        *,
+        root: str | Path = "recordings/frames",
+        pool: int = 1000,
+        batch_size: int = 16,
+        steps_per_epoch: int = 1000,
+        seed: int | None = 0,
+        num_validation_frames: int = 100,
+        num_test_frames: int = 300,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        drawn = torch.Generator().seed() if seed is None else seed
+        super().__init__(batch_size=batch_size, steps_per_epoch=steps_per_epoch, seed=drawn)
+        atomic_system(system)
+        if not 2 <= num_frames <= pool:
+            raise ValueError(f"num_frames must be between 2 and pool={pool}, got {num_frames}")
+        self.system, self.num_frames, self.root = system, num_frames, Path(root)
+        self._lengths = {_TRAIN: pool, _VALIDATION: num_validation_frames, _TEST: num_test_frames}
+        self.dtype = torch.get_default_dtype() if dtype is None else dtype
+
+    def prepare_data(self) -> None:
+        """Simulate what is not there yet."""
+        for seed in self._lengths:
+            self._frames(seed)
+
+    def training_points(self) -> Table:
+        """Return the drawn training frames."""
+        generator = torch.Generator().manual_seed(self.seed)
+        rows = torch.randperm(self._lengths[_TRAIN], generator=generator)[: self.num_frames]
+        return self._table(self._frames(_TRAIN), rows)
+
+    def validation_points(self) -> Table:
+        """Return the frames of the validation trajectory."""
+        return self._table(self._frames(_VALIDATION))
+
+    def test_points(self) -> Table:
+        """Return the frames of the test trajectory."""
+        return self._table(self._frames(_TEST))
+
+    def val_dataloader(self) -> TableLoader:
+        """Return every validation frame once."""
+        table = self.validation_points()
+        return TableLoader(table, OrderedRows(len(table), 256, **self._share()))
+
+    def energy_statistics(self) -> tuple[float, float]:
+        """Return mean and deviation of the training energies, in eV."""
+        energy = self.training_points().columns["energy"].double()
+        return float(energy.mean()), float(energy.std(correction=0))
+
+    def _frames(self, seed: int) -> Frames:
+        return stored_frames(self.root, self.system, self._lengths[seed], seed=seed)
+
+    def _table(self, frames: Frames, rows: Float[Tensor, " frames"] | None = None) -> Table:
+        columns = {
+            "positions": frames.positions,
+            "energy": frames.energy,
+            "gradient": -frames.forces,
+        }
+        return Table(
+            {k: (v if rows is None else v[rows]).to(self.dtype) for k, v in columns.items()}
+        )

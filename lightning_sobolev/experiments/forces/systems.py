@@ -1,0 +1,152 @@
+"""Small systems of atoms with a real calculator, and frames of their thermal motion.
+
+Needs ``ase`` (extra ``mol``); ethanol also needs ``tblite``. Energies are in eV, positions in Å and
+forces, minus the gradient of the energy, in eV/Å.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+MORSE = {"depth": 0.35, "distance": 2.55, "steepness": 5.0}
+"""Of the cluster ``morse13``, see :func:`lightning_sobolev.experiments.forces.potentials.morse`."""
+_BURN_IN = 200
+
+
+@dataclass(frozen=True, slots=True)
+class AtomicSystem:
+    """What is simulated and how.
+
+    Args:
+        numbers: Atomic number of every atom.
+        build: Returns ASE's atoms with a calculator.
+        temperature: In K.
+        time_step: In fs.
+        every: Steps from one frame to the next.
+        parameters: Of the calculator; frames that were made with others are not used.
+    """
+
+    numbers: tuple[int, ...]
+    build: Callable[[], Any]
+    temperature: float
+    time_step: float
+    every: int = 10
+    parameters: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Frames:
+    """Configurations of one system with what its calculator says of them.
+
+    Args:
+        positions: In Å.
+        energy: In eV.
+        forces: In eV/Å.
+    """
+
+    positions: Float[Tensor, "frames atoms 3"]
+    energy: Float[Tensor, " frames"]
+    forces: Float[Tensor, "frames atoms 3"]
+
+
+def _needed(module: str, package: str) -> Any:
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"{package} is needed to simulate atoms, got {error}: install the extra 'mol'"
+        ) from error
+
+
+def _icosahedron(calculator: Any) -> Any:
+    atoms = _needed("ase.cluster", "ase").Icosahedron("Cu", 2)
+    atoms.calc = calculator
+    return atoms
+
+
+def _copper() -> Any:
+    return _icosahedron(_needed("ase.calculators.emt", "ase").EMT())
+
+
+def _morse() -> Any:
+    potential = _needed("ase.calculators.morse", "ase").MorsePotential
+    # Cut off where no pair of the cluster comes: the sum over all pairs is exact.
+    return _icosahedron(
+        potential(
+            epsilon=MORSE["depth"], r0=MORSE["distance"], rho0=MORSE["steepness"],
+            rcut1=20.0, rcut2=21.0,
+        )
+    )  # fmt: skip
+
+
+def _ethanol() -> Any:
+    atoms = _needed("ase.build", "ase").molecule("CH3CH2OH")
+    atoms.calc = _needed("tblite.ase", "tblite").TBLite(method="GFN2-xTB", verbosity=0)
+    return atoms
+
+
+SYSTEMS = {
+    "cu13": AtomicSystem((29,) * 13, _copper, 600.0, 5.0),
+    "morse13": AtomicSystem((29,) * 13, _morse, 600.0, 5.0, parameters=str(MORSE)),
+    "ethanol": AtomicSystem((6, 6, 8, 1, 1, 1, 1, 1, 1), _ethanol, 500.0, 1.0),
+}
+"""Copper in the effective medium theory, a Morse cluster, ethanol in GFN2-xTB."""
+
+
+def atomic_system(name: str) -> AtomicSystem:
+    """Return a system by its name.
+
+    Args:
+        name: A key of ``SYSTEMS``.
+
+    Raises:
+        ValueError: If there is no such system.
+    """
+    if name not in SYSTEMS:
+        raise ValueError(f"system must be one of {tuple(SYSTEMS)}, got {name!r}")
+    return SYSTEMS[name]
+
+
+def simulate(system: AtomicSystem, num_frames: int, *, seed: int) -> Frames:
+    """Run Langevin dynamics and keep a frame now and then.
+
+    Args:
+        system: What is simulated.
+        num_frames: Frames to keep, after 200 steps in which the system warms up.
+        seed: Of the thermal noise.
+
+    Returns:
+        The frames, in the order of time.
+
+    Raises:
+        ValueError: If no frame is asked for.
+    """
+    if num_frames < 1:
+        raise ValueError(f"num_frames must be at least 1, got {num_frames}")
+    units, langevin = _needed("ase.units", "ase"), _needed("ase.md.langevin", "ase")
+    random = np.random.RandomState(seed)
+    atoms = system.build()
+    spread = np.sqrt(atoms.get_masses() * units.kB * system.temperature)
+    atoms.set_momenta(random.standard_normal((len(atoms), 3)) * spread[:, None])
+    dynamics = langevin.Langevin(
+        atoms,
+        system.time_step * units.fs,
+        temperature_K=system.temperature,
+        friction=0.02 / units.fs,
+        fixcm=False,
+        rng=random,
+    )
+    dynamics.run(_BURN_IN)
+    kept: list[tuple[np.ndarray, float, np.ndarray]] = []
+    for _ in range(num_frames):
+        dynamics.run(system.every)
+        energy = atoms.get_potential_energy()
+        kept.append((atoms.get_positions(), energy, atoms.get_forces(apply_constraint=False)))
+    positions, energies, forces = (np.stack(column) for column in zip(*kept, strict=True))
+    return Frames(*(torch.from_numpy(array).double() for array in (positions, energies, forces)))

@@ -1,0 +1,84 @@
+"""MNIST-1D: 4,000 training and 1,000 test signals of 40 points, drawn from ten classes.
+
+Source: Greydanus and Kobak 2024, Scaling Down Deep Learning with MNIST-1D (ICML). Apache-2.0.
+"""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+from lightning_sobolev.experiments.common.tables import TableDataModule
+from lightning_sobolev.loading import OrderedRows, Table, TableLoader
+
+
+class SignalDataModule(TableDataModule):
+    """MNIST-1D, generated where it is needed (extra ``signals``); nothing is downloaded.
+
+    A batch is ``{"x": [batch, 1, 40], "y": [batch]}``, standardised. The signals do not depend on
+    the seed: they are those of the package's own defaults.
+
+    Args:
+        batch_size: Signals of a training batch.
+        steps_per_epoch: Batches that count as one epoch.
+        seed: Seed of the order.
+
+    Raises:
+        ValueError: If a count is too small.
+    """
+
+    def __init__(self, *, batch_size: int = 64, steps_per_epoch: int = 500, seed: int = 0) -> None:
+        super().__init__(batch_size=batch_size, steps_per_epoch=steps_per_epoch, seed=seed)
+        self._tables: dict[str, Table] = {}
+
+    def setup(self, stage: str | None = None) -> None:
+        """Generate the signals."""
+        del stage
+        if not self._tables:
+            self._tables = _generated()
+
+    def training_points(self) -> Table:
+        """Return the training signals."""
+        return self._tables["train"]
+
+    def test_points(self) -> Table:
+        """Return the test signals."""
+        return self._tables["test"]
+
+    def val_dataloader(self) -> TableLoader:
+        """Return signals of another seed, to choose settings by, in order."""
+        table = self._tables["val"]
+        return TableLoader(table, OrderedRows(len(table), 1024, **self._share()))
+
+
+def _generated() -> dict[str, Table]:
+    from mnist1d.data import get_dataset_args, make_dataset
+
+    others = get_dataset_args()
+    others.seed += 1
+    others.num_samples = 1250  # 1,000 of them in the part that is used
+    with _kept_generators():
+        made, other = make_dataset(), make_dataset(others)
+    sets = {"train": (made, ""), "test": (made, "_test"), "val": (other, "")}
+    return {
+        stage: Table(
+            {
+                "x": torch.from_numpy(found[f"x{end}"]).float()[:, None],
+                "y": torch.from_numpy(found[f"y{end}"]).long(),
+            }
+        )
+        for stage, (found, end) in sets.items()
+    }
+
+
+@contextmanager
+def _kept_generators() -> Iterator[None]:
+    # The package seeds the generators of the whole process.
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)

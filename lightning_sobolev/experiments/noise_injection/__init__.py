@@ -1,0 +1,1 @@
+"""Classifiers with noise on their weights."""

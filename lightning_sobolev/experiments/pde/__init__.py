@@ -1,0 +1,1 @@
+"""Fit solutions of evolution equations."""

@@ -1,0 +1,108 @@
+"""Fit a function of time and space in a norm that may treat the two differently."""
+
+from collections.abc import Mapping, Sequence
+
+import lightning.pytorch as pl
+import torch
+from jaxtyping import Float
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+
+from lightning_sobolev.experiments.pde.data import derivatives_of, quadrature_of
+from lightning_sobolev.experiments.run.optimizers import LINE_SEARCH, cosine_decay, line_search
+from lightning_sobolev.functional.mixed import Index, mixed_derivatives
+from lightning_sobolev.functional.norms import TimeSpaceNorm
+from lightning_sobolev.functional.quadrature import check_box
+from lightning_sobolev.metrics import TimeSpaceError
+
+
+class EvolutionModule(pl.LightningModule):
+    """The squared relative error in one norm, on batches of ``EvolutionDataModule``.
+
+    Logs ``train/loss`` every ``log_every_n_steps``, and at test time ``test/NAME`` for every test
+    norm: the error's norm divided by the solution's.
+
+    Args:
+        net: Maps ``[batch, axes]`` to ``[batch]``, for inputs of mean zero and unit deviation.
+        norm: What is trained in.
+        test_norms: What is tested in, by name.
+        box: ``(low, high)`` of every axis, time first; inputs are standardized by it.
+        lr: Learning rate of the first step; it falls to zero along half a cosine.
+        max_steps: Length of the training.
+        optimizer: lbfgs, for batches of all points, whose lr is the length of the first trial along
+            a line; or adam, adamw, sgd, soap.
+
+    Raises:
+        ValueError: If the box is not one.
+    """
+
+    center: Tensor
+    deviation: Tensor
+
+    def __init__(
+        self,
+        net: nn.Module,
+        norm: TimeSpaceNorm,
+        test_norms: Mapping[str, TimeSpaceNorm],
+        *,
+        box: Sequence[Sequence[float]] = ((0.0, 1.0), (0.0, 1.0)),
+        lr: float = 1.0,
+        max_steps: int = 15,
+        optimizer: str = "lbfgs",
+    ) -> None:
+        super().__init__()
+        check_box(box)
+        self.net, self.norm = net, norm
+        self.lr, self.max_steps, self.optimizer = lr, max_steps, optimizer
+        low, high = torch.tensor([list(side) for side in box]).T
+        self.register_buffer("center", (low + high) / 2)
+        # The deviation of a uniform distribution.
+        self.register_buffer("deviation", (high - low) / 12**0.5)
+        self.errors = nn.ModuleDict({n: TimeSpaceError(norm) for n, norm in test_norms.items()})
+        dim = len(box) - 1
+        self.test_indices = tuple({i: None for n in test_norms.values() for i in n.indices(dim)})
+
+    def forward(self, x: Float[Tensor, "batch axes"]) -> Float[Tensor, " batch"]:
+        """Return the fitted values at points in the units of the box."""
+        values: Tensor = self.net((x - self.center) / self.deviation)
+        return values
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """Return the squared relative error in the norm."""
+        del batch_idx
+        quadrature, target = quadrature_of(batch), derivatives_of(batch)
+        indices = self.norm.indices(quadrature.points.shape[-1] - 1)
+        loss = self.norm.loss(self._derivatives(batch, indices), target, quadrature)
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if (self.global_step + 1) % every == 0:
+            self.log("train/loss", loss, batch_size=len(batch["points"]))
+        return loss
+
+    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Compare with the solution in every test norm."""
+        del batch_idx
+        student = self._derivatives(batch, self.test_indices)
+        for name, error in self.errors.items():
+            assert isinstance(error, TimeSpaceError)
+            error.update(student, derivatives_of(batch), quadrature_of(batch))
+            self.log(f"test/{name}", error)
+
+    def _derivatives(
+        self, batch: Mapping[str, Tensor], indices: Sequence[Index]
+    ) -> dict[Index, Tensor]:
+        return mixed_derivatives(self, batch["points"], indices)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Return the optimizer and its schedule.
+
+        Raises:
+            ValueError: If several processes are to search along lines, each by its own rows.
+        """
+        if self.optimizer == LINE_SEARCH:
+            if self.trainer.world_size > 1:
+                got = self.trainer.world_size
+                raise ValueError(f"optimizer='lbfgs' needs one process, got {got}")
+            return line_search(self.net.parameters(), lr=self.lr)
+        return cosine_decay(
+            self.net.parameters(), optimizer=self.optimizer, lr=self.lr, max_steps=self.max_steps
+        )

@@ -1,0 +1,1 @@
+"""Fit classical optimisation functions."""

@@ -1,0 +1,1 @@
+"""Attacks on classifiers and what they reveal."""

@@ -1,0 +1,1 @@
+"""Train parts of a network without waiting for the gradient."""

@@ -1,1 +1,0 @@
-"""Networks with derivatives beside the packages people use, on the same points."""

@@ -1,0 +1,151 @@
+import lightning.pytorch as pl
+import pytest
+import torch
+from torch import nn
+from torch.distributions import Categorical
+from torch.testing import assert_close
+from torch.utils.data import DataLoader
+
+from lightning_sobolev.experiments.distillation.module import DistillationModule, log_softmax
+from lightning_sobolev.functional.discrepancies import POLICY_LOSSES
+from lightning_sobolev.teachers import NetworkTeacher
+
+SHAPE, ACTIONS, ROWS = (2, 3, 3), 4, 10
+
+
+def policy(seed):
+    torch.manual_seed(seed)
+    flat = torch.Size(SHAPE).numel()
+    net = nn.Sequential(nn.Flatten(), nn.Linear(flat, 8), nn.Tanh(), nn.Linear(8, ACTIONS))
+    return net.double()
+
+
+def batch_of(teacher):
+    generator = torch.Generator().manual_seed(5)
+    x = torch.randint(0, 256, (ROWS, *SHAPE), generator=generator, dtype=torch.uint8)
+    log_probs = torch.log_softmax(teacher(x.double() / 255), -1).detach()
+    return {"x": x, "log_probs": log_probs, "index": torch.arange(ROWS)}
+
+
+def results_of(module, batch):
+    """Test on two unequal parts of the batch, under inference mode as users do."""
+    parts = [{k: v[rows] for k, v in batch.items()} for rows in (slice(0, 7), slice(7, ROWS))]
+    trainer = pl.Trainer(
+        accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False
+    )
+    return trainer.test(module, DataLoader(parts, batch_size=None), verbose=False)[0]
+
+
+def dense_jacobian(net, x):
+    def log_probs(point):
+        return torch.log_softmax(net(point), -1).sum(0)
+
+    return torch.autograd.functional.jacobian(log_probs, x.double() / 255).movedim(1, 0)
+
+
+def test_a_student_equal_to_its_teacher_is_exact():
+    teacher = policy(0)
+    module = DistillationModule(policy(0), teacher=NetworkTeacher(teacher))
+    result = results_of(module, batch_of(teacher))
+    expected = {"kl": 0.0, "action_disagreement": 0.0, "merged_disagreement": 0.0}
+    expected |= {"derivative_nmse": 0.0, "derivative_cosine": 1.0}
+    assert set(result) == {f"test/{name}" for name in expected}
+    for name, value in expected.items():
+        assert result[f"test/{name}"] == pytest.approx(value, abs=1e-6)
+
+
+def test_numbers_are_those_of_the_dense_jacobian():
+    teacher, student = policy(0), policy(1)
+    batch = batch_of(teacher)
+    result = results_of(DistillationModule(student, teacher=NetworkTeacher(teacher)), batch)
+    ours, theirs = dense_jacobian(student, batch["x"]), dense_jacobian(teacher, batch["x"])
+    nmse = (ours - theirs).square().sum() / theirs.square().sum()
+    assert result["test/derivative_nmse"] == pytest.approx(float(nmse), rel=1e-5)
+    log_probs = torch.log_softmax(student(batch["x"].double() / 255), -1).detach()
+    p = batch["log_probs"].exp()
+    kl = (p * (batch["log_probs"] - log_probs)).sum(-1).mean()
+    assert result["test/kl"] == pytest.approx(float(kl), rel=1e-5)
+    wrong = log_probs.argmax(-1) != batch["log_probs"].argmax(-1)
+    assert result["test/action_disagreement"] == pytest.approx(float(wrong.double().mean()))
+
+
+def test_actions_that_do_the_same_may_be_confused():
+    teacher = policy(0)
+    swapped = policy(0)
+    with torch.no_grad():
+        swapped[-1].weight.copy_(swapped[-1].weight[[1, 0, 3, 2]])
+        swapped[-1].bias.copy_(swapped[-1].bias[[1, 0, 3, 2]])
+    module = DistillationModule(swapped, same_actions=[[0, 1], [2, 3]])
+    result = results_of(module, batch_of(teacher))
+    assert result["test/action_disagreement"] == 1.0
+    assert result["test/merged_disagreement"] == 0.0
+    assert "test/derivative_nmse" not in result
+
+
+def test_the_teacher_is_no_part_of_the_module():
+    module = DistillationModule(policy(1), teacher=NetworkTeacher(policy(0)))
+    assert all(name.startswith("net.") for name in module.state_dict())
+    assert "teacher" not in module.hparams
+
+
+@pytest.mark.parametrize("loss", POLICY_LOSSES)
+def test_training_lowers_the_divergence(loss):
+    teacher = policy(0)
+    batch = batch_of(teacher)
+    module = DistillationModule(policy(1), lr=1e-2, max_steps=60, loss=loss)
+    before = results_of(module, batch)["test/kl"]
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_steps=60,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    loaders = (DataLoader([batch] * count, batch_size=None) for count in (60, 1))
+    trainer.fit(module, *loaders)
+    assert results_of(module, batch)["test/kl"] < 0.2 * before
+    assert_close(torch.tensor(trainer.optimizers[0].param_groups[0]["lr"]), torch.tensor(0.0))
+
+
+@pytest.mark.parametrize(
+    ("changes", "first", "second"),
+    [({}, 1, 0), ({"loss": "kl"}, 1, 0), ({"loss": "reverse_kl"}, 0, 1)],
+)
+def test_the_loss_is_the_divergence_from_teacher_to_student_or_back(
+    changes, first, second, monkeypatch
+):
+    """The default is the first; 0 is the student, 1 the teacher."""
+    batch = batch_of(policy(0))
+    module = DistillationModule(policy(1), **changes)
+    monkeypatch.setattr(module, "log", lambda *_, **__: None)  # there is no trainer
+    policies = [Categorical(logits=logits) for logits in (module(batch["x"]), batch["log_probs"])]
+    assert_close(
+        module.training_step(batch, 0),
+        torch.distributions.kl_divergence(policies[first], policies[second]).mean(),
+    )
+
+
+def test_a_loss_that_does_not_exist_is_named():
+    with pytest.raises(ValueError, match=r"loss must be one of \('kl', .* got 'mse'"):
+        DistillationModule(policy(0), loss="mse")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"optimizer": "newton"}, "optimizer must be one of .*'adam'.* got 'newton'"),
+        ({"lr": 0.0}, "lr must be positive, got 0.0"),
+        ({"max_steps": 0}, "max_steps must be at least 1, got 0"),
+    ],
+)
+def test_optimizer_settings_are_checked(changes, message):
+    with pytest.raises(ValueError, match=message):
+        DistillationModule(policy(0), **changes).configure_optimizers()
+
+
+def test_log_probabilities_are_float32_under_autocast():
+    logits = (torch.randn(64, 6) + 30.0).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        total = log_softmax(logits).exp().sum(-1)
+    assert_close(total, torch.ones(64))

@@ -1,0 +1,54 @@
+import math
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from lightning_sobolev.experiments.finance.pricing import bachelier_call, black_scholes_call
+
+PRICES = torch.tensor([70.0, 95.0, 110.0, 140.0], dtype=torch.float64)
+
+
+def expected_payoff(prices, strike, moved):
+    """Integrate the payoff over a standard normal by the trapezoidal rule."""
+    z = torch.linspace(-12, 12, 400_001, dtype=torch.float64)
+    density = torch.exp(-0.5 * z.square()) / math.sqrt(2 * math.pi)
+    payoffs = (moved(prices[:, None], z) - strike).clamp_min(0)
+    return torch.trapezoid(payoffs * density, z, dim=1)
+
+
+def test_bachelier_is_the_expected_payoff():
+    value, _ = bachelier_call(PRICES, 100.0, 15.0)
+    assert_close(value, expected_payoff(PRICES, 100.0, lambda p, z: p + 15 * z), rtol=1e-7, atol=0)
+
+
+def test_black_scholes_is_the_expected_payoff():
+    value, _ = black_scholes_call(PRICES, 100.0, 0.3)
+    found = expected_payoff(PRICES, 100.0, lambda p, z: p * torch.exp(0.3 * z - 0.045))
+    assert_close(value, found, rtol=1e-7, atol=0)
+
+
+def test_black_scholes_of_the_textbook():
+    # at the money, a fifth of volatility, one year, no interest: 7.9656
+    value, delta = black_scholes_call(torch.tensor([100.0], dtype=torch.float64), 100.0, 0.2)
+    assert_close(value.item(), 7.965567455405804, rtol=1e-12, atol=0)
+    assert_close(delta.item(), 0.539827837277029, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("formula", [bachelier_call, black_scholes_call])
+def test_delta_is_the_derivative_of_the_value(formula):
+    x = PRICES.clone().requires_grad_()
+    value, delta = formula(x, 100.0, 0.4)
+    (gradient,) = torch.autograd.grad(value.sum(), x)
+    assert_close(delta.detach(), gradient)
+
+
+@pytest.mark.parametrize("formula", [bachelier_call, black_scholes_call])
+def test_a_deviation_must_be_positive(formula):
+    with pytest.raises(ValueError, match=r"deviation must be positive, got 0"):
+        formula(PRICES, 100.0, 0.0)
+
+
+def test_a_strike_must_be_positive():
+    with pytest.raises(ValueError, match=r"strike must be positive, got -1"):
+        black_scholes_call(PRICES, -1.0, 0.2)
