@@ -1,21 +1,25 @@
 """Atari: games, policies, recorded play of a teacher, and how well a policy plays."""
 
-from lightning_sobolev.atari.behavior import Behavior
+from lightning_sobolev.atari.agents.cards import agent_names, load_agent, save_agent
+from lightning_sobolev.atari.agents.formats import ForeignAgent
 from lightning_sobolev.atari.datamodule import RecordingDataModule
 from lightning_sobolev.atari.environments import (
     AtariSettings,
     Environments,
     Transition,
     games,
-    make_environments,
+    num_actions,
 )
-from lightning_sobolev.atari.evaluation import EpisodeReturns, play
-from lightning_sobolev.atari.foreign import ForeignAgent
+from lightning_sobolev.atari.evaluate import (
+    EpisodeReturns,
+    OnPolicyAnswers,
+    on_policy_answers,
+    play,
+)
 from lightning_sobolev.atari.minari_export import export_minari
 from lightning_sobolev.atari.minari_import import import_minari
-from lightning_sobolev.atari.module_policy import ModulePolicy
 from lightning_sobolev.atari.networks import CenteredPolicy, NatureCNN, SmallCNN, scale_pixels
-from lightning_sobolev.atari.policy import choose, log_probabilities
+from lightning_sobolev.atari.policy import Behavior, ModulePolicy, choose, log_probabilities
 from lightning_sobolev.atari.recorder import record
 from lightning_sobolev.atari.recording import Recording, fingerprint
 from lightning_sobolev.atari.rounds import Rounds
@@ -23,8 +27,6 @@ from lightning_sobolev.atari.sampling import EvenSampler, StepLoader, StepSample
 from lightning_sobolev.atari.splits import SplitSizes
 from lightning_sobolev.atari.states import RecordedStates
 from lightning_sobolev.atari.stored import StoredDataModule
-from lightning_sobolev.atari.visited import VisitedAnswers, visit
-from lightning_sobolev.atari.zoo import agents, load_agent, save_agent
 
 __all__ = [
     "AtariSettings",
@@ -36,6 +38,7 @@ __all__ = [
     "ForeignAgent",
     "ModulePolicy",
     "NatureCNN",
+    "OnPolicyAnswers",
     "RecordedStates",
     "Recording",
     "RecordingDataModule",
@@ -46,8 +49,7 @@ __all__ = [
     "StepSampler",
     "StoredDataModule",
     "Transition",
-    "VisitedAnswers",
-    "agents",
+    "agent_names",
     "choose",
     "export_minari",
     "fingerprint",
@@ -55,10 +57,10 @@ __all__ = [
     "import_minari",
     "load_agent",
     "log_probabilities",
-    "make_environments",
+    "num_actions",
+    "on_policy_answers",
     "play",
     "record",
     "save_agent",
     "scale_pixels",
-    "visit",
 ]

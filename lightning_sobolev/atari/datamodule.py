@@ -8,8 +8,9 @@ import torch
 from jaxtyping import Int
 from torch import nn
 
-from lightning_sobolev.atari.behavior import Behavior
+from lightning_sobolev.atari.agents.cards import Agent, load_agent
 from lightning_sobolev.atari.environments import AtariSettings
+from lightning_sobolev.atari.policy import Behavior
 from lightning_sobolev.atari.recorder import record
 from lightning_sobolev.atari.recording import Recording, identity_of
 from lightning_sobolev.atari.rounds import Rounds, Visits
@@ -17,7 +18,6 @@ from lightning_sobolev.atari.sampling import StepLoader
 from lightning_sobolev.atari.serving import StatesDataModule
 from lightning_sobolev.atari.splits import SplitSizes, choose_fraction, split_by_episode
 from lightning_sobolev.atari.states import STRIDE, RecordedStates, indices_of
-from lightning_sobolev.atari.zoo import Agent, load_agent
 
 
 class RecordingDataModule(StatesDataModule):

@@ -15,8 +15,8 @@ from torch import nn
 
 from lightning_sobolev._files import read_json, write_json
 from lightning_sobolev._progress import Advance, progress_bar
-from lightning_sobolev.atari.behavior import Behavior
-from lightning_sobolev.atari.environments import AtariSettings, make_environments
+from lightning_sobolev.atari.environments import AtariSettings, Environments
+from lightning_sobolev.atari.policy import Behavior
 from lightning_sobolev.atari.recording import Recording, identity_of
 from lightning_sobolev.atari.replacing import HEADER, discard_others, forget
 from lightning_sobolev.atari.rollout import Rollout
@@ -58,7 +58,7 @@ def record(
         teacher: Maps scaled stacks to logits; it is copied.
         num_states: How many states at least; whole steps of all games are recorded.
         behavior: Who acts, and how; None draws actions from the teacher's own probabilities.
-        player: Who takes the decisions that ``behavior.teacher_share`` does not give to the
+        player: Who takes the decisions that ``behavior.beta`` does not give to the
             teacher; a network like the teacher, e.g. a student. It is copied.
         seed: Seed of the games and of all draws.
         device: Where the networks work.
@@ -130,7 +130,7 @@ class _Recorder:
 
     def _start(self) -> Rollout:
         seed = self._identity["seed"]
-        environments = make_environments(self._settings, seed)
+        environments = Environments(self._settings, seed)
         return Rollout(environments, seed=seed, behavior=self._players.behavior)
 
     @property

@@ -11,8 +11,8 @@ from jaxtyping import Float, Int, UInt8
 from torch import nn
 
 from lightning_sobolev._files import read_json, sha256_of
-from lightning_sobolev.atari.behavior import Behavior
 from lightning_sobolev.atari.environments import AtariSettings
+from lightning_sobolev.atari.policy import Behavior
 from lightning_sobolev.atari.storage import ARRAY_FILES, FORMAT_VERSION, INDEX_FILE
 
 _REMEDY = "pass remake=True to record it anew, or delete the folder"

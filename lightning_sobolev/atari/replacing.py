@@ -8,7 +8,7 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_sobolev._files import read_json
-from lightning_sobolev.atari.behavior import Behavior
+from lightning_sobolev.atari.policy import Behavior
 from lightning_sobolev.atari.recording import read_identity
 from lightning_sobolev.atari.storage import ARRAY_FILES, INDEX_FILE, beside
 

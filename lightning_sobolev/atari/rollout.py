@@ -8,9 +8,8 @@ from jaxtyping import Float, Int, UInt8
 from torch import nn
 
 from lightning_sobolev._progress import Advance
-from lightning_sobolev.atari.behavior import Behavior, decide
 from lightning_sobolev.atari.environments import Environments, check_num_actions
-from lightning_sobolev.atari.policy import log_probabilities
+from lightning_sobolev.atari.policy import Behavior, decide, log_probabilities
 from lightning_sobolev.atari.storage import CONTINUES, STATE, TERMINATED, TRUNCATED, Chunk
 
 

@@ -20,7 +20,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
-from lightning_sobolev.atari.behavior import Behavior
+from lightning_sobolev.atari.policy import Behavior
 from lightning_sobolev.atari.recording import Recording
 
 
@@ -65,7 +65,7 @@ class Rounds:
         Returns:
             The same with the teacher's share in this round.
         """
-        return replace(plain, teacher_share=self.beta**number)
+        return replace(plain, beta=self.beta**number)
 
     def steps(self, trainer: pl.Trainer) -> int:
         """Count the batches of a round.

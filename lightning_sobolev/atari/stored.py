@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
+from lightning_sobolev.atari.agents.cards import Agent, load_agent
 from lightning_sobolev.atari.recording import Recording, fingerprint
 from lightning_sobolev.atari.serving import StatesDataModule
 from lightning_sobolev.atari.splits import choose_fraction, split_all
 from lightning_sobolev.atari.states import RecordedStates, indices_of
-from lightning_sobolev.atari.zoo import Agent, load_agent
 
 
 class StoredDataModule(StatesDataModule):
