@@ -1,58 +1,24 @@
-"""Pictures of one run: its curves, and what teacher and student look at."""
+"""What teacher and student look at: gradients of log-probabilities in the pixels."""
 
-from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
+import lightning.pytorch as pl
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
+from lightning_sobolev._files import whole
 from lightning_sobolev._types import Jet
 from lightning_sobolev.experiments.distillation.module import DistillationModule, log_softmax
-from lightning_sobolev.experiments.run.finished import FinishedRun
-from lightning_sobolev.experiments.run.history import CURVES, read_curves
 from lightning_sobolev.functional.derivatives import tape_jet
-
-
-def save_curves(folder: Path) -> Path | None:
-    """Draw every logged curve over steps and over seconds into ``curves.png``.
-
-    Args:
-        folder: The folder of a run, with its ``curves.csv``.
-
-    Returns:
-        The picture's path, or None when nothing was logged.
-    """
-    from matplotlib.figure import Figure
-
-    curves = read_curves(folder / CURVES) if (folder / CURVES).is_file() else {}
-    if not curves:
-        return None
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    for column, (axes, label) in enumerate(zip(figure.subplots(1, 2), ("step", "s"), strict=True)):
-        for key, entries in sorted(curves.items()):
-            positive = [entry for entry in entries if entry[2] > 0]
-            marker = "." if len(positive) == 1 else ""
-            axes.plot(
-                [entry[column] for entry in positive],
-                [entry[2] for entry in positive],
-                label=key,
-                marker=marker,
-                linewidth=1.2,
-            )
-        axes.set(xlabel=label, yscale="log")
-        axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
-    path = folder / "curves.png"
-    figure.savefig(path, dpi=120)
-    return path
 
 
 def saliency(
     module: DistillationModule, x: Tensor
 ) -> tuple[Float[Tensor, "batch *in"], Float[Tensor, "batch *in"]]:
-    """Return the input gradients of teacher and student for the teacher's likeliest action.
+    """Return the input gradients of teacher and student for the teacher's greedy action.
 
     Args:
         module: A distillation module with a teacher.
@@ -65,29 +31,24 @@ def saliency(
         raise ValueError("module must have a teacher to compare with, got teacher=None")
     states = module.scaled(x)
     teacher = module.teacher.at(states, log_softmax)
-    likeliest = teacher.value.argmax(-1)
+    greedy = teacher.value.argmax(-1)
     student = tape_jet(lambda point: log_softmax(module.net(point)), states)
-    return gradient_of(teacher, likeliest), gradient_of(student, likeliest)
+    return gradient_of(teacher, greedy), gradient_of(student, greedy)
 
 
 def gradient_of(jet: Jet, outputs: Int[Tensor, " batch"]) -> Float[Tensor, "batch *in"]:
-    """Return the gradient of one output of every row.
-
-    Args:
-        jet: Of a function with values ``[batch, out]``.
-        outputs: Numbers of the outputs.
-    """
+    """Return the gradient of one output of every row; the jet's values are ``[batch, out]``."""
     cotangents = torch.nn.functional.one_hot(outputs, jet.value.shape[-1]).to(jet.value)
     return jet.vjp(cotangents[None])[0]
 
 
 def overlay(
-    picture: UInt8[Tensor, "*shape"], gradient: Float[Tensor, "*shape"], limit: float
+    frame: UInt8[Tensor, "*shape"], gradient: Float[Tensor, "*shape"], limit: float
 ) -> UInt8[Tensor, "*shape 3"]:
-    """Lay a gradient over gray pictures: red raises, blue lowers, in proportion to its size.
+    """Lay a gradient over gray frames: red raises, blue lowers, in proportion to its size.
 
     Args:
-        picture: Gray values.
+        frame: Gray values.
         gradient: Numbers of any scale.
         limit: The size from which a pixel is covered completely; positive.
 
@@ -95,16 +56,16 @@ def overlay(
         Red, green and blue values.
     """
     signed = (gradient / limit).clamp(-1.0, 1.0)
-    gray = (1 - signed.abs()) * picture
+    gray = (1 - signed.abs()) * frame
     color = [gray + 255 * signed.clamp(min=0), gray, gray - 255 * signed.clamp(max=0)]
     return torch.stack(color, dim=-1).round().to(torch.uint8)
 
 
-class SaliencyPicture:
+class SaliencyFigure(pl.Callback):
     """Draw input gradients of teacher and student over test states into ``saliency.png``.
 
-    Red pixels raise the log-probability of the teacher's likeliest action, blue ones lower it;
-    gradients are summed over the stacked pictures, one scale for each state.
+    Red pixels raise the log-probability of the teacher's greedy action, blue ones lower it;
+    gradients are summed over the stacked frames, one scale for each state.
 
     Args:
         num_states: States side by side, evenly spaced over the test states.
@@ -115,18 +76,19 @@ class SaliencyPicture:
         self.num_states = num_states
         self.enabled = enabled
 
-    def __call__(self, run: FinishedRun) -> Mapping[str, float]:
-        """Draw; add no number."""
-        if self.enabled and isinstance(run.module, DistillationModule):
-            run.module.eval()
-            x = _evenly_spaced(run, self.num_states).to(run.module.device)
-            gradients = [rows.sum(1).cpu() for rows in saliency(run.module, x)]
-            _draw(x[:, -1].cpu(), gradients, run.folder / "saliency.png")
-        return {}
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Draw."""
+        if not self.enabled:
+            return
+        module = DistillationModule.of(pl_module, self)
+        x = _evenly_spaced(trainer, self.num_states).to(module.device)
+        gradients = [rows.sum(1).cpu() for rows in saliency(module, x)]
+        with whole(Path(trainer.default_root_dir) / "saliency.png") as path:
+            _draw(x[:, -1].cpu(), gradients, path)
 
 
-def _evenly_spaced(run: FinishedRun, count: int) -> Tensor:
-    loader = run.datamodule.test_dataloader()
+def _evenly_spaced(trainer: pl.Trainer, count: int) -> Tensor:
+    loader: Any = trainer.test_dataloaders
     stride = max(len(loader) // count, 1)
     batches = [batch["x"] for batch in islice(loader, 0, stride * count, stride)]
     if len(batches) >= count:
@@ -149,4 +111,4 @@ def _draw(frames: Tensor, gradients: list[Tensor], path: Path) -> None:
             axes.imshow(overlay(frames[column], maps[column], limit).numpy())
             axes.set(xticks=[], yticks=[])
         grid[row][0].set_ylabel(name)
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=120, format="png")
