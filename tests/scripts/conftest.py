@@ -13,7 +13,6 @@ from lightning_sobolev.experiments.images.image_set import ImageSet
 from lightning_sobolev.experiments.run.conf import config_folder
 from lightning_sobolev.experiments.run.train import run
 
-# A real game, cut short: episodes of a hundred steps.
 # Real games, cut short: episodes of a few hundred frames.
 DISTILLATION = (
     "+experiment=distill_pong",
@@ -23,10 +22,10 @@ DISTILLATION = (
     "data.num_test_states=32",
     "data.num_validation_states=32",
     "data.batch_size=8",
-    "env.settings.num_envs=2",
-    "env.settings.max_num_frames_per_episode=400",
+    "+env.settings.num_envs=2",
+    "+env.settings.max_num_frames_per_episode=400",
     "sizes.smoke.num_episodes=0",
-    "task.closing.animation.num_frames=20",
+    "callbacks.video.num_frames=20",
 )
 
 
