@@ -55,15 +55,7 @@ class PlayGame(pl.Callback):
             pl_module.log_dict(self.returns(student, progress=shows_no_bar(trainer)))
 
     def returns(self, module: DistillationModule, *, progress: bool = True) -> dict[str, Tensor]:
-        """Play with a student and with its teacher.
-
-        Args:
-            module: Holds both.
-            progress: Whether to show a progress bar.
-
-        Returns:
-            Means and standard errors by the keys above.
-        """
+        """Play with a student and its teacher; return means and standard errors by their keys."""
         numbers: dict[str, Tensor] = {}
         players = {"student": (module.net, None), "teacher": (module.playing_teacher, self.cache)}
         for ending, games in self.games.items():

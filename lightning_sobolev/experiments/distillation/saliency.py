@@ -18,15 +18,7 @@ from lightning_sobolev.functional.derivatives import tape_jet
 def saliency(
     module: DistillationModule, x: Tensor
 ) -> tuple[Float[Tensor, "batch *in"], Float[Tensor, "batch *in"]]:
-    """Return the input gradients of teacher and student for the teacher's greedy action.
-
-    Args:
-        module: A distillation module with a teacher.
-        x: States as the batch holds them.
-
-    Raises:
-        ValueError: If the module has no teacher.
-    """
+    """Return the input gradients of teacher and student for the teacher's greedy action."""
     if module.teacher is None:
         raise ValueError("module must have a teacher to compare with, got teacher=None")
     states = module.scaled(x)
@@ -45,16 +37,7 @@ def gradient_of(jet: Jet, outputs: Int[Tensor, " batch"]) -> Float[Tensor, "batc
 def overlay(
     frame: UInt8[Tensor, "*shape"], gradient: Float[Tensor, "*shape"], limit: float
 ) -> UInt8[Tensor, "*shape 3"]:
-    """Lay a gradient over gray frames: red raises, blue lowers, in proportion to its size.
-
-    Args:
-        frame: Gray values.
-        gradient: Numbers of any scale.
-        limit: The size from which a pixel is covered completely; positive.
-
-    Returns:
-        Red, green and blue values.
-    """
+    """Lay a gradient over gray frames: red raises, blue lowers; at the limit it covers all."""
     signed = (gradient / limit).clamp(-1.0, 1.0)
     gray = (1 - signed.abs()) * frame
     color = [gray + 255 * signed.clamp(min=0), gray, gray - 255 * signed.clamp(max=0)]

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -72,25 +73,19 @@ def play_stored(
         yield path
 
 
-def film_stored(
-    root: Path, *, num_frames: int = 300, every: int = 2, greedy: bool = False, seed: int = 1000
-) -> Iterator[Path]:
+def film_stored(root: Path, **look: Any) -> Iterator[Path]:
     """Write ``game.gif`` into the folder of every finished distillation below a folder.
 
     Args:
         root: A folder with finished distillations; their recordings are not needed.
-        num_frames: See :class:`GameVideo`, as for the rest.
-        every: Steps of the agent from one frame to the next.
-        greedy: Whether greedy actions are taken instead of sampled ones.
-        seed: Seed of the game and of the sampled actions.
+        **look: Arguments of :class:`GameVideo`.
 
     Yields:
         Every file when it is written.
     """
     for run in _distillations(root):
         module, settings = _student(run)
-        video = GameVideo(settings, num_frames=num_frames, every=every, greedy=greedy, seed=seed)
-        yield video.save(module, run.folder / VIDEO)
+        yield GameVideo(settings, **look).save(module, run.folder / VIDEO)
 
 
 def _distillations(root: Path) -> list[Run]:

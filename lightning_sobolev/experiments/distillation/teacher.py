@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,12 +26,7 @@ CARD = "teacher.json"
 
 
 def agent_teacher(agent: Agent | nn.Module) -> NetworkTeacher:
-    """Return an agent as a teacher.
-
-    Args:
-        agent: What :func:`~lightning_sobolev.atari.load_agent` takes, or a network from scaled
-            stacks to logits.
-    """
+    """Return what ``load_agent`` takes, or a network from scaled stacks to logits, as a teacher."""
     return NetworkTeacher(_loaded(agent)[0])
 
 
@@ -77,36 +72,31 @@ class Games:
         Returns:
             Mean return and its standard error.
         """
-        if cache is None:
-            played = self._play(network, device, progress)
-        else:
-            asked = {"teacher_sha256": fingerprint(network), **asdict(self)}
-            name = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
-            path = cache / f"{name}.json"
-            cache.mkdir(parents=True, exist_ok=True)
-            with FileLock(cache / ".lock"):
-                known = read_json(path)
-                if known is None or known.get("asked") != asked:
-                    known = {"asked": asked, **self._play(network, device, progress)}
-                    write_json(path, known)
-            played = known
-        # as float32, which numbers become that are logged, they would lose their last digits
-        keys = {"mean": key, "standard_error": f"{key}_standard_error"}
-        return {keys[part]: torch.tensor(played[part], dtype=torch.float64) for part in keys}
 
-    def _play(
-        self, network: nn.Module, device: torch.device | str, progress: bool
-    ) -> dict[str, float]:
-        played = play(
-            network,
-            self.settings,
-            num_episodes=self.num_episodes,
-            greedy=self.greedy,
-            seed=self.seed,
-            device=device,
-            progress=progress,
-        )
-        return {"mean": played.mean, "standard_error": played.standard_error}
+        def found() -> dict[str, Any]:
+            games = {name: value for name, value in asdict(self).items() if name != "settings"}
+            played = play(network, self.settings, device=device, progress=progress, **games)
+            return {"mean": played.mean, "standard_error": played.standard_error}
+
+        asked = {"teacher_sha256": fingerprint(network), **asdict(self)}
+        returns = found() if cache is None else _looked_up(cache, asked, found)
+        keys = {"mean": key, "standard_error": f"{key}_standard_error"}
+        # logged as float32, which plain numbers become, they would lose their last digits
+        return {keys[part]: torch.tensor(returns[part], dtype=torch.float64) for part in keys}
+
+
+def _looked_up(
+    cache: Path, asked: dict[str, Any], find: Callable[[], dict[str, Any]]
+) -> dict[str, Any]:
+    digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+    path = cache / f"{digest[:16]}.json"
+    cache.mkdir(parents=True, exist_ok=True)
+    with FileLock(cache / ".lock"):
+        known = read_json(path)
+        if known is None or known.get("asked") != asked:
+            known = {"asked": asked, **find()}
+            write_json(path, known)
+    return known
 
 
 class ReplayCheck(pl.Callback):
@@ -154,14 +144,7 @@ class ReplayCheck(pl.Callback):
         self.games = Games(settings, num_episodes, greedy, seed)
 
     def __call__(self, teacher: nn.Module) -> None:
-        """Check who is about to make the data.
-
-        Args:
-            teacher: The network that answers in the data.
-
-        Raises:
-            ValueError: If it is another network than the teacher, or returns too little.
-        """
+        """Refuse who is about to make the data, if it is another network or returns too little."""
         network, _ = _loaded(self.agent)
         if fingerprint(teacher) != fingerprint(network):
             raise ValueError(

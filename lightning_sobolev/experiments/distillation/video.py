@@ -101,16 +101,7 @@ class GameVideo(pl.Callback):
             self.save(module, path, progress=shows_no_bar(trainer))
 
     def save(self, module: DistillationModule, path: Path, *, progress: bool = True) -> Path:
-        """Write the video, whole or not at all.
-
-        Args:
-            module: The student; its teacher is a network.
-            path: The file.
-            progress: Whether to show a progress bar.
-
-        Returns:
-            The file.
-        """
+        """Write the video of a student and its teacher, whole or not at all; return its path."""
         players = {"teacher": module.playing_teacher, "student": module.net}
         with progress_bar("filming the game", 2 * self.num_frames, enabled=progress) as advance:
             films = {
@@ -118,7 +109,8 @@ class GameVideo(pl.Callback):
                 for name, network in players.items()
             }
         milliseconds = round(1000 * self.settings.frameskip * self.every / _FRAMES_PER_SECOND)
-        return save_films(films, path, milliseconds)
+        save_films(films, path, milliseconds)
+        return path
 
     def film(
         self,
@@ -127,16 +119,7 @@ class GameVideo(pl.Callback):
         device: torch.device | str = "cpu",
         advance: Advance = lambda *_: None,
     ) -> Film:
-        """Play one game as :func:`~lightning_sobolev.atari.play` does, and look on.
-
-        Args:
-            network: Maps scaled stacks to logits; it is copied.
-            device: Where it works.
-            advance: Told how many frames were taken.
-
-        Returns:
-            The game up to its end or the longest length.
-        """
+        """Play one game as :func:`~lightning_sobolev.atari.play` does, and look on."""
         environments = Environments(self.settings, self.seed, num_threads=1)
         player = copy.deepcopy(network).to(device).eval()
         rng = None if self.greedy else np.random.default_rng(self.seed)
@@ -167,16 +150,10 @@ def _gradient(
     return gradient_of(jet, jet.value.argmax(-1))[0, -1].detach().float().cpu()
 
 
-def save_films(films: Mapping[str, Film], path: Path, milliseconds: int) -> Path:
-    """Write films side by side as a GIF, whole or not at all.
+def save_films(films: Mapping[str, Film], path: Path, milliseconds: int) -> None:
+    """Write films by the names of their players side by side as a GIF, whole or not at all.
 
-    Args:
-        films: By the name of the player. A film that ends sooner stops at its last frame.
-        path: The file.
-        milliseconds: From one frame to the next; GIF knows multiples of ten.
-
-    Returns:
-        The file.
+    A film that ends sooner stops at its last frame. GIF knows multiples of ten milliseconds.
     """
     from PIL import Image
 
@@ -192,7 +169,6 @@ def save_films(films: Mapping[str, Film], path: Path, milliseconds: int) -> Path
     told = {"save_all": True, "append_images": rest, "duration": milliseconds, "loop": 0}
     with whole(path) as writing:
         first.save(writing, "GIF", **told)
-    return path
 
 
 def _images(films: Mapping[str, Film]) -> Iterator["Image"]:

@@ -112,6 +112,11 @@ def film(gray, num_shots, *, gradient=0.0, ended=False):
     return Film(frames, gradients, tuple(float(n) for n in range(num_shots)), ended)
 
 
+def saved(films, folder):
+    save_films(films, folder / VIDEO, 70)
+    return folder / VIDEO
+
+
 def screens(path):
     """Return [frame, player, height, width, color] at the size at which they were played."""
     frames = []
@@ -133,7 +138,7 @@ def test_overlay_is_gray_without_a_gradient_and_red_or_blue_at_the_limit():
 
 def test_films_stand_side_by_side_and_the_shorter_one_stops(tmp_path):
     films = {"teacher": film(40, 4), "student": film(120, 2, ended=True)}
-    shown = screens(save_films(films, tmp_path / VIDEO, 70))
+    shown = screens(saved(films, tmp_path))
     assert shown.shape == (4, 2, SIDE, SIDE, 3)
     for number in range(4):
         assert np.abs(shown[number, 0] - (40 + 20 * number)).max() <= 4
@@ -142,7 +147,7 @@ def test_films_stand_side_by_side_and_the_shorter_one_stops(tmp_path):
 
 def test_the_scale_is_common_to_both_players(tmp_path):
     films = {"teacher": film(40, 2, gradient=1.0), "student": film(40, 2, gradient=-0.5)}
-    first = screens(save_films(films, tmp_path / VIDEO, 70))[0]
+    first = screens(saved(films, tmp_path))[0]
     assert np.abs(first[0, 0] - [255, 0, 0]).max() <= 4
     assert np.abs(first[1, 0] - [20, 20, 148]).max() <= 4
     assert np.abs(first[:, 1:] - 40).max() <= 4
@@ -150,7 +155,7 @@ def test_the_scale_is_common_to_both_players(tmp_path):
 
 def test_scores_are_written_above(tmp_path):
     films = {"teacher": film(40, 2), "student": film(40, 2)}
-    with Image.open(save_films(films, tmp_path / VIDEO, 70)) as image:
+    with Image.open(saved(films, tmp_path)) as image:
         assert image.info["duration"] == 70
         captions = []
         for number in range(2):
@@ -162,7 +167,7 @@ def test_scores_are_written_above(tmp_path):
 
 def test_a_video_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     films = {"teacher": film(40, 3), "student": film(40, 3)}
-    before = save_films(films, tmp_path / VIDEO, 70).read_bytes()
+    before = saved(films, tmp_path).read_bytes()
 
     def break_off(_, target, *__, **___):
         target.write_bytes(b"GIF8")
@@ -170,5 +175,5 @@ def test_a_video_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Image.Image, "save", break_off)
     with pytest.raises(OSError, match="no space left"):
-        save_films(films, tmp_path / VIDEO, 70)
+        saved(films, tmp_path)
     assert (tmp_path / VIDEO).read_bytes() == before
