@@ -53,7 +53,11 @@ def finished(composed):
         notes = Path(cfg.run_dir) / ".hydra"
         notes.mkdir()
         OmegaConf.save(cfg, notes / "config.yaml")
-        OmegaConf.save({"hydra": {"runtime": {"choices": {}}}}, notes / "hydra.yaml")
+        with initialize_config_dir(str(config_folder()), version_base="1.3"):
+            whole = compose("train", list(overrides), return_hydra_config=True)
+        choices = {"hydra": {"runtime": {"choices": whole.hydra.runtime.choices}}}
+        OmegaConf.save(OmegaConf.create(choices), notes / "hydra.yaml")
+        OmegaConf.save(OmegaConf.create(list(overrides)), notes / "overrides.yaml")
         return cfg, metrics
 
     return finish

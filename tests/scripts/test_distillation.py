@@ -88,8 +88,13 @@ def test_what_the_table_holds_is_not_played_again(finished, tmp_path, monkeypatc
     np.testing.assert_array_equal(lines[::2], [[2, 1000], [3, 1000], [2, 1]])
 
 
-def test_runs_that_cannot_play_are_named(finished, tmp_path):
-    finished("+experiment=regression", "steps=2", "data.num_test_points=64", "pictures=false")
+def test_runs_that_cannot_play_are_named(tmp_path):
+    notes = tmp_path / "run" / ".hydra"
+    notes.mkdir(parents=True)
+    (tmp_path / "run" / "metrics.json").write_text("{}")
+    (notes / "config.yaml").write_text("module: {_target_: somebody.RegressionModule}")
+    (notes / "overrides.yaml").write_text("[]")
+    (notes / "hydra.yaml").write_text("hydra: {runtime: {choices: {}}}")
     for use in (film_stored(tmp_path), play_stored(tmp_path, tmp_path)):
         with pytest.raises(ValueError, match="must be a run of DistillationModule, got .*Regress"):
             list(use)
