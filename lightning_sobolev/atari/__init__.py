@@ -1,7 +1,6 @@
 """Atari: games, policies, recorded play of a teacher, and how well a policy plays."""
 
 from lightning_sobolev.atari.behavior import Behavior
-from lightning_sobolev.atari.datamodule import RecordingDataModule
 from lightning_sobolev.atari.environments import (
     AtariSettings,
     Environments,
@@ -11,18 +10,19 @@ from lightning_sobolev.atari.environments import (
 )
 from lightning_sobolev.atari.evaluation import EpisodeReturns, play
 from lightning_sobolev.atari.foreign import ForeignAgent
-from lightning_sobolev.atari.minari_export import export_minari
-from lightning_sobolev.atari.minari_import import import_minari
+from lightning_sobolev.atari.minari import export_minari, import_minari
 from lightning_sobolev.atari.module_policy import ModulePolicy
 from lightning_sobolev.atari.networks import CenteredPolicy, NatureCNN, SmallCNN, scale_pixels
 from lightning_sobolev.atari.policy import choose, log_probabilities
-from lightning_sobolev.atari.recorder import record
-from lightning_sobolev.atari.recording import Recording, fingerprint
-from lightning_sobolev.atari.rounds import Rounds
-from lightning_sobolev.atari.sampling import EvenSampler, StepLoader, StepSampler
-from lightning_sobolev.atari.splits import SplitSizes
-from lightning_sobolev.atari.states import RecordedStates
-from lightning_sobolev.atari.stored import StoredDataModule
+from lightning_sobolev.atari.recordings.dagger import DAgger
+from lightning_sobolev.atari.recordings.datamodule import (
+    RecordingDataModule,
+    RecordingOptions,
+    StoredDataModule,
+)
+from lightning_sobolev.atari.recordings.dataset import SplitSizes
+from lightning_sobolev.atari.recordings.format import Recording, fingerprint
+from lightning_sobolev.atari.recordings.record import record
 from lightning_sobolev.atari.visited import VisitedAnswers, visit
 from lightning_sobolev.atari.zoo import agents, load_agent, save_agent
 
@@ -30,20 +30,17 @@ __all__ = [
     "AtariSettings",
     "Behavior",
     "CenteredPolicy",
+    "DAgger",
     "Environments",
     "EpisodeReturns",
-    "EvenSampler",
     "ForeignAgent",
     "ModulePolicy",
     "NatureCNN",
-    "RecordedStates",
     "Recording",
     "RecordingDataModule",
-    "Rounds",
+    "RecordingOptions",
     "SmallCNN",
     "SplitSizes",
-    "StepLoader",
-    "StepSampler",
     "StoredDataModule",
     "Transition",
     "VisitedAnswers",

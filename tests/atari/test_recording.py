@@ -1,44 +1,154 @@
 import dataclasses
+import errno
 import json
 import os
+import re
+import resource
 import shutil
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
 import torch
 from ale_py.vector_env import AtariVectorEnv
-from torch.testing import assert_close
 
+from lightning_sobolev import _files
 from lightning_sobolev.atari import (
     AtariSettings,
     Behavior,
     Recording,
     log_probabilities,
     record,
-    recorder,
-    replacing,
 )
 from lightning_sobolev.atari.environments import Environments
-from lightning_sobolev.atari.storage import ARRAY_FILES, INDEX_FILE, beside
+from lightning_sobolev.atari.recordings import format as stored
+from lightning_sobolev.atari.recordings import record as recording_module
+from lightning_sobolev.atari.recordings.format import FORMAT_VERSION, INDEX_FILE, LOCK_FILE
 
 
 @pytest.fixture
 def messages(monkeypatch):
     heard = []
-    for place in (recorder, replacing):
-        monkeypatch.setattr(place, "rank_zero_info", heard.append)
+    monkeypatch.setattr(recording_module, "rank_zero_info", heard.append)
     return heard
 
 
-def checksums(folder):
-    return json.loads((folder / INDEX_FILE).read_text())["sha256"]
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def stop_after(monkeypatch, steps):
-    """Make the games raise what Ctrl-C raises, once."""
-    count = {"left": steps}
-    step = Environments.step
+def seeds_of_shard(seed, shard, num_envs):
+    """Seeds of the games, written out by hand."""
+    games = int(np.random.SeedSequence((seed, shard)).generate_state(1)[0])
+    return (np.random.SeedSequence(games).generate_state(num_envs) >> 1).astype(np.int32)
+
+
+@pytest.mark.parametrize(
+    ("game", "num_actions", "options", "num_states"),
+    [
+        ("pong", 6, {"max_num_frames_per_episode": 120}, 100),
+        ("breakout", 4, {"episodic_life": True}, 150),  # real ends, and FIRE at the start
+        ("pong", 6, {"max_num_frames_per_episode": 60, "stack_num": 3, "img_height": 60}, 60),
+    ],
+)
+def test_stacks_are_the_environments_bit_for_bit(tmp_path, game, num_actions, options, num_states):
+    """The bare environment, given the recorded actions, shows what was recorded."""
+    settings = AtariSettings(game, num_envs=2, **options)
+    teacher = torch.nn.Sequential(
+        torch.nn.AdaptiveAvgPool2d(8), torch.nn.Flatten(), torch.nn.LazyLinear(num_actions)
+    )
+    teacher(torch.rand(1, settings.stack_num, settings.img_height, 84))
+    made = record(tmp_path / game, settings, teacher, num_states=num_states, seed=3)
+    assert made.num_states >= num_states
+    assert len(made.episode_lengths) > 1
+    last = max(made.episode_lengths[0])
+    for shard in range(len(made.episode_lengths)):
+        env = AtariVectorEnv(game, 2, autoreset_mode="SameStep", reward_clipping=False, **options)
+        stacks = env.reset(seed=seeds_of_shard(3, shard, 2))[0]
+        lengths = made.episode_lengths[shard]
+        for age in range(max(lengths)):
+            action = np.zeros(2, np.int64)
+            rows = {}
+            for lane in range(2):
+                if age < lengths[lane]:
+                    (row,) = np.flatnonzero(
+                        (made.episodes == 2 * shard + lane) & (made.states["age"] == age)
+                    )
+                    rows[lane], action[lane] = row, made.states["action"][row]
+            before = stacks
+            stacks, rewards, terminated, truncated, _ = env.step(action)
+            for lane, row in rows.items():
+                np.testing.assert_array_equal(made.stacks(np.array([row]))[0], before[lane])
+                state = made.states[row]
+                assert state["reward"] == rewards[lane]
+                assert state["end"] == terminated[lane] + 2 * truncated[lane]
+                assert (state["end"] > 0) == (age == lengths[lane] - 1)
+    assert last > settings.stack_num
+
+
+def test_episodes_lie_one_after_another(recording):
+    assert (np.diff(recording.episodes) >= 0).all()
+    lengths = np.concatenate(recording.episode_lengths)
+    np.testing.assert_array_equal(np.bincount(recording.episodes), lengths)
+    np.testing.assert_array_equal(
+        recording.states["age"], np.concatenate([np.arange(length) for length in lengths])
+    )
+    first = np.flatnonzero(recording.states["age"] == 0)
+    assert recording.stacks(first)[:, :3].max() == 0  # no stack crosses an episode
+
+
+def test_the_default_is_the_plain_draw_from_the_teacher(recording, settings, teacher):
+    """Written out by hand: what is played, answered and drawn depends on these numbers alone."""
+    for shard in range(2):
+        games = int(np.random.SeedSequence((0, shard)).generate_state(1)[0])
+        environments, step = Environments(settings, games), 0
+        stacks, running = environments.reset(), np.arange(settings.num_envs)
+        while len(running):
+            answers = log_probabilities(teacher, stacks[running])
+            noise = np.random.default_rng((0, shard, step)).gumbel(size=answers.shape)
+            actions = np.zeros(settings.num_envs, np.int64)
+            actions[running] = (answers + noise).argmax(axis=1)
+            for lane, answer in zip(running, answers, strict=True):
+                episode = shard * settings.num_envs + lane
+                (row,) = np.flatnonzero(
+                    (recording.episodes == episode) & (recording.states["age"] == step)
+                )
+                np.testing.assert_array_equal(recording.log_probs[row], answer)
+                assert recording.states["action"][row] == actions[lane]
+            result, step = environments.step(actions), step + 1
+            stacks, running = result.stacks, running[~result.ended[running]]
+
+
+def test_greedy_actions_are_the_teachers_first_choice(tmp_path, settings, teacher):
+    made = record(
+        tmp_path / "greedy", settings, teacher, num_states=20, behavior=Behavior(greedy=True)
+    )
+    np.testing.assert_array_equal(made.states["action"], made.log_probs.argmax(axis=1))
+
+
+def test_a_recording_that_is_there_is_not_made_again(recording, settings, teacher, messages):
+    before = contents(recording.folder)
+    again = record(recording.folder, settings, teacher, num_states=200)
+    assert again.num_states == recording.num_states
+    assert contents(recording.folder) == before
+    assert messages == []
+
+
+def test_a_longer_recording_begins_with_the_shorter(tmp_path, recording, settings, teacher):
+    folder = tmp_path / "pong"
+    short = record(folder, settings, teacher, num_states=80)
+    files = contents(folder)
+    record(folder, settings, teacher, num_states=300)
+    assert contents(folder) == contents(recording.folder)
+    assert all(contents(folder)[name] == files[name] for name in files if name != INDEX_FILE)
+    np.testing.assert_array_equal(short.states, recording.states[: short.num_states])
+
+
+@pytest.fixture
+def interrupted(tmp_path, settings, teacher, monkeypatch):
+    """A recording into which Ctrl-C came in the third shard."""
+    count, step = {"left": 40}, Environments.step
 
     def counted(self, actions):
         count["left"] -= 1
@@ -46,149 +156,22 @@ def stop_after(monkeypatch, steps):
             raise KeyboardInterrupt
         return step(self, actions)
 
-    monkeypatch.setattr(Environments, "step", counted)
-
-
-def replayed(game, actions, seed, **options):
-    """The stacks that the bare environment gives for recorded actions."""
-    num_envs = actions.shape[1]
-    env = AtariVectorEnv(game, num_envs, autoreset_mode="SameStep", **options)
-    seeds = (np.random.SeedSequence(seed).generate_state(num_envs) >> 1).astype(np.int32)
-    stacks, rewards, ends = [env.reset(seed=seeds)[0]], [], []
-    for action in actions:
-        stack, reward, terminated, truncated, _ = env.step(action.astype(np.int64))
-        stacks.append(stack)
-        rewards.append(reward)
-        ends.append(terminated + 2 * truncated)
-    return np.stack(stacks[:-1]), np.stack(rewards), np.stack(ends)
-
-
-@pytest.mark.parametrize(
-    ("game", "num_actions", "options", "num_states"),
-    [
-        ("pong", 6, {"max_num_frames_per_episode": 120}, 320),
-        ("breakout", 4, {"episodic_life": True}, 480),  # real ends, and FIRE at the start
-        ("pong", 6, {"max_num_frames_per_episode": 60, "stack_num": 3, "img_height": 60}, 160),
-    ],
-)
-def test_stacks_are_the_environments_bit_for_bit(tmp_path, game, num_actions, options, num_states):
-    settings = AtariSettings(game, num_envs=2, **options)
-    teacher = torch.nn.Sequential(
-        torch.nn.AdaptiveAvgPool2d(8), torch.nn.Flatten(), torch.nn.LazyLinear(num_actions)
-    )
-    teacher(torch.rand(1, settings.stack_num, settings.img_height, 84))
-    made = record(tmp_path / game, settings, teacher, num_states=num_states, seed=3)
-    states = made.states.reshape(-1, 2)
-    stacks, rewards, ends = replayed(game, states["action"], 3, reward_clipping=False, **options)
-    rows = np.arange(made.num_states)
-    np.testing.assert_array_equal(made.stacks(rows), stacks.reshape(-1, *stacks.shape[2:]))
-    np.testing.assert_array_equal(states["reward"], rewards)
-    np.testing.assert_array_equal(states["end"], ends)
-    assert (ends > 0).sum() > 4
-    assert len(np.unique(made.episodes)) == 2 + (ends[:-1] > 0).sum()
-
-
-def test_no_stack_crosses_an_episode(recording):
-    rows = np.arange(recording.num_states)
-    numbers = recording.frame_numbers(rows)
-    own = recording.episodes[rows][:, None]
-    found = np.where(numbers == 0, own, recording.episodes[np.maximum(numbers - 1, 0)])
-    np.testing.assert_array_equal(found, np.broadcast_to(own, found.shape))
-    padded = (numbers == 0).sum(axis=1)
-    np.testing.assert_array_equal(padded, np.maximum(3 - recording.states["age"], 0))
-
-
-def test_stored_answers_are_the_teachers(recording, teacher):
-    rows = np.arange(0, recording.num_states, 7)
-    expected = log_probabilities(teacher, recording.stacks(rows))
-    found = recording.teacher_log_probs(rows)
-    assert found.dtype == np.float32
-    assert_close(torch.from_numpy(found), torch.from_numpy(expected), rtol=1e-5, atol=1e-5)
-
-
-def test_actions_follow_the_teacher(recording, tmp_path, settings, teacher):
-    drawn = recording.log_probs[np.arange(recording.num_states), recording.states["action"]]
-    entropy = -(np.exp(recording.log_probs) * recording.log_probs).sum(axis=1)
-    # E[-log p(a)] is the entropy; the bound is 5 standard errors
-    assert abs((-drawn - entropy).mean()) < 5 * (-drawn - entropy).std() / np.sqrt(len(drawn))
-    made = record(
-        tmp_path / "greedy", settings, teacher, num_states=40, behavior=Behavior(greedy=True)
-    )
-    np.testing.assert_array_equal(made.states["action"], made.log_probs.argmax(axis=1))
-
-
-def test_index_says_what_was_recorded(recording):
-    index = json.loads((recording.folder / INDEX_FILE).read_text())
-    assert index["counts"] == {"num_states": 300, "num_episodes": 20, "num_actions": 6}
-    assert index["settings"] == dataclasses.asdict(recording.settings)
-    assert set(index["sha256"]) == set(ARRAY_FILES)
-    assert recording.frames.shape == (301, 84, 84)
-    assert not beside(recording.folder, "partial").exists()
-
-
-def test_a_recording_that_is_there_is_not_made_again(recording, settings, teacher, messages):
-    before = os.stat(recording.folder / "frames.npy").st_mtime_ns
-    again = record(recording.folder, settings, teacher, num_states=200)
-    assert again.num_states == recording.num_states
-    assert os.stat(recording.folder / "frames.npy").st_mtime_ns == before
-    assert messages == []
-
-
-def test_a_recording_older_than_a_setting_is_not_made_again(copied, settings, teacher, messages):
-    index = json.loads((copied / INDEX_FILE).read_text())
-    del index["settings"]["fire_on_life_loss"]
-    (copied / INDEX_FILE).write_text(json.dumps(index))
-    record(copied, settings, teacher, num_states=32)
-    assert messages == []
-    other = dataclasses.replace(settings, fire_on_life_loss=True)
-    record(copied, other, teacher, num_states=32)
-    assert "fire_on_life_loss: False instead of True" in messages[0]
-
-
-def test_a_longer_recording_begins_with_the_shorter(tmp_path, recording, settings, teacher):
-    folder = tmp_path / "pong"
-    record(folder, settings, teacher, num_states=120)
-    record(folder, settings, teacher, num_states=300)
-    assert checksums(folder) == checksums(recording.folder)
-
-
-@pytest.mark.parametrize("steps", [1, 75, 149])
-def test_interrupted_recording_goes_on_as_if_never_stopped(
-    tmp_path, recording, settings, teacher, messages, monkeypatch, steps
-):
-    folder = tmp_path / "pong"
     with monkeypatch.context() as patch:
-        stop_after(patch, steps)
+        patch.setattr(Environments, "step", counted)
         with pytest.raises(KeyboardInterrupt):
-            record(folder, settings, teacher, num_states=300, chunk_steps=30)
-    assert not folder.exists()
-    assert beside(folder, "partial").exists()
-    record(folder, settings, teacher, num_states=300, chunk_steps=30)
-    assert checksums(folder) == checksums(recording.folder)
-    assert any("going on after" in text for text in messages) == (steps > 30)
+            record(tmp_path / "pong", settings, teacher, num_states=300)
+    return tmp_path / "pong"
 
 
-@pytest.mark.parametrize("harm", ["cut", "flip", "replaced"])
-def test_damaged_unfinished_recording_is_mended(
-    tmp_path, recording, settings, teacher, messages, monkeypatch, harm
+def test_an_interrupted_recording_goes_on_as_if_never_stopped(
+    interrupted, recording, settings, teacher, messages
 ):
-    folder = tmp_path / "pong"
-    with monkeypatch.context() as patch:
-        stop_after(patch, 135)
-        with pytest.raises(KeyboardInterrupt):
-            record(folder, settings, teacher, num_states=300, chunk_steps=30)
-    chunks = sorted(beside(folder, "partial").glob("chunk-*.npz"))
-    content = bytearray(chunks[2].read_bytes())
-    if harm == "cut":
-        chunks[2].write_bytes(content[:1000])
-    elif harm == "flip":
-        content[len(content) // 2] ^= 1
-        chunks[2].write_bytes(content)
-    else:
-        shutil.copy(chunks[1], chunks[2])  # whole, but not what the game replays
-    record(folder, settings, teacher, num_states=300, chunk_steps=30)
-    assert checksums(folder) == checksums(recording.folder)
-    assert any("recording anew" in text for text in messages) == (harm == "replaced")
+    assert Recording(interrupted).num_states == 60  # whole at any time
+    (interrupted / "shard-00002.frames.0123abcd.tmp").write_bytes(b"left by kill -9")
+    (interrupted / "shard-00007.states.npy").write_bytes(b"of no shard that counts")
+    record(interrupted, settings, teacher, num_states=300)
+    assert contents(interrupted) == contents(recording.folder)
+    assert messages == [f"Recording {interrupted}: going on after 60 states."]
 
 
 @pytest.fixture
@@ -198,39 +181,92 @@ def copied(tmp_path, recording):
     return folder
 
 
-@pytest.mark.parametrize("name", ARRAY_FILES)
-@pytest.mark.parametrize("harm", ["flip", "remove"])
-def test_damaged_file_is_named_and_remade_on_demand(copied, settings, teacher, name, harm):
-    good, path = checksums(copied), copied / name
+@pytest.mark.parametrize("name", ["shard-00001.frames", "shard-00000.states.npy"])
+@pytest.mark.parametrize("harm", ["flip", "cut", "remove"])
+def test_a_damaged_file_is_named_and_remade_on_demand(
+    copied, recording, settings, teacher, name, harm
+):
+    path = copied / name
+    content = bytearray(path.read_bytes())
     if harm == "flip":
-        content = bytearray(path.read_bytes())
         content[-1] ^= 1
-        path.write_bytes(content)
-    else:
+    path.write_bytes(content[:-1] if harm == "cut" else content)
+    if harm == "remove":
         path.unlink()
-    for attempt in (Recording, lambda f: record(f, settings, teacher, num_states=300)):
+    for num_states in (300, 400):
         with pytest.raises(ValueError, match=f"damaged recording: .*{name}.*remake=True"):
-            attempt(copied)
+            record(copied, settings, teacher, num_states=num_states)
+    if harm != "flip":  # these are seen without checksums, too
+        with pytest.raises(ValueError, match=f"damaged recording: .*{name}"):
+            Recording(copied, verify=False)
     record(copied, settings, teacher, num_states=300, remake=True)
-    assert checksums(copied) == good
+    assert contents(copied) == contents(recording.folder)
 
 
-def test_damaged_index_is_named(copied, settings, teacher):
-    (copied / INDEX_FILE).write_text("{")
-    with pytest.raises(ValueError, match=r"damaged recording: .*index\.json is not readable"):
+def changed(content, *keys, value):
+    for key in keys[:-1]:
+        content = content[key]
+    content[keys[-1]] = value
+
+
+@pytest.mark.parametrize(
+    ("keys", "value"),
+    [
+        (("identity", "settings", "num_envs"), 3),
+        (("identity", "settings", "stack_num"), 3),
+        (("identity", "seed"), 1),
+        (("identity", "teacher_sha256"), "0" * 64),
+        (("shards", 0, "episode_lengths"), [14, 16]),
+        (("shards",), []),
+        (("sha256",), None),
+    ],
+)
+def test_a_changed_index_is_named(copied, settings, teacher, keys, value):
+    index = json.loads((copied / INDEX_FILE).read_text())
+    changed(index, *keys, value=value)
+    (copied / INDEX_FILE).write_text(json.dumps(index))
+    text = r"damaged recording: .*index\.json does not have its own checksum"
+    with pytest.raises(ValueError, match=text):
+        Recording(copied)
+    with pytest.raises(ValueError, match=text):
         record(copied, settings, teacher, num_states=300)
 
 
-def test_missing_recording_is_named(tmp_path):
+def test_an_unreadable_index_and_a_missing_recording_are_named(copied, tmp_path):
+    (copied / INDEX_FILE).write_text("{")
+    with pytest.raises(ValueError, match=r"damaged recording: .*index\.json is not readable"):
+        Recording(copied)
     with pytest.raises(FileNotFoundError, match=r"no recording at .*nowhere"):
         Recording(tmp_path / "nowhere")
 
 
-def test_another_format_is_refused(copied):
+def test_a_recording_older_than_a_setting_is_not_made_again(copied, settings, teacher, messages):
     index = json.loads((copied / INDEX_FILE).read_text())
-    (copied / INDEX_FILE).write_text(json.dumps({**index, "format": 0}))
-    with pytest.raises(ValueError, match="must have format 1, got 0"):
-        Recording(copied)
+    del index["identity"]["settings"]["fire_on_life_loss"]
+    shards = [stored.Shard(**shard) for shard in index["shards"]]
+    stored.write_index(copied, index["identity"], shards)
+    record(copied, settings, teacher, num_states=32)
+    assert messages == []
+
+
+@pytest.mark.parametrize("imported", [False, True])
+def test_an_earlier_format_is_refused_and_made_anew(tmp_path, settings, teacher, messages, imported):
+    folder = tmp_path / "pong"
+    folder.mkdir()
+    for name in ("frames.npy", "log_probs.npy", "states.npy"):
+        (folder / name).write_bytes(b"of the first format")
+    index = {"format": 1, "settings": {}, **({"imported": {}} if imported else {})}
+    (folder / INDEX_FILE).write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=f"must have format {FORMAT_VERSION}, got 1, of another"):
+        Recording(folder)
+    if imported:
+        with pytest.raises(ValueError, match="must have format"):
+            record(folder, settings, teacher, num_states=20)
+        assert len(contents(folder)) == 4
+        return
+    record(folder, settings, teacher, num_states=20)
+    assert "of an earlier version" in messages[0]
+    assert not (folder / "frames.npy").exists()
 
 
 @pytest.mark.parametrize(
@@ -240,56 +276,162 @@ def test_another_format_is_refused(copied):
         ({"teacher": 1}, "teacher_sha256"),
         ({"seed": 1}, "seed: 0 instead of 1"),
         ({"behavior": Behavior(greedy=True)}, "greedy: False instead of True"),
-        ({"behavior": Behavior(epsilon=0.1)}, r"(epsilon: 0.0 instead of 0.1)"),
+        ({"behavior": Behavior(epsilon=0.1)}, "(epsilon: 0.0 instead of 0.1)"),
     ],
 )
 def test_another_recording_is_replaced_with_a_message(
     copied, settings, small_teacher, messages, change, named
 ):
-    asked = {"num_states": 40, **change}
+    asked = {"num_states": 20, **change}
     asked["settings"] = dataclasses.replace(settings, **change.get("settings", {}))
     asked["teacher"] = small_teacher(seed=change.get("teacher", 0))
-    before = checksums(copied)
     made = record(copied, **asked)
-    assert made.num_states == 40
-    assert checksums(copied) != before
+    assert made.num_states == 30
+    assert len(contents(copied)) == 4
     assert len(messages) == 1
     assert "made with other settings" in messages[0]
     assert named in messages[0]
 
 
-def test_a_folder_of_other_things_is_never_deleted(copied, settings, teacher):
+def test_no_folder_is_touched_that_was_not_made_here(copied, settings, teacher):
+    """Also not one whose name looks like a working copy of this recording."""
+    others = [copied.with_name(f"pong.{name}") for name in ("old", "partial", "writing", "lock")]
+    for other in others:
+        shutil.copytree(copied, other)
+        (other / "thesis.tex").write_text("years of work")
+    before = [contents(other) for other in others]
+    record(copied, settings, teacher, num_states=400)
+    record(copied, settings, teacher, num_states=20, seed=1)
+    record(copied, settings, teacher, num_states=20, remake=True)
+    shutil.rmtree(copied)
+    record(copied, settings, teacher, num_states=20)
+    assert [contents(other) for other in others] == before
+
+
+@pytest.mark.parametrize("with_recording", [False, True])
+def test_a_folder_of_other_things_is_never_deleted(copied, settings, teacher, with_recording):
+    if not with_recording:
+        shutil.rmtree(copied)
+        copied.mkdir()
     (copied / "thesis.tex").write_text("years of work")
-    with pytest.raises(ValueError, match=r"must hold nothing but a recording.*thesis\.tex"):
-        record(copied, settings, teacher, num_states=40, remake=True)
-    assert (copied / "thesis.tex").exists()
+    (copied / "frames.npy").write_text("somebody's frames")
+    before = contents(copied)
+    for change in ({"remake": True}, {"seed": 5}):
+        with pytest.raises(ValueError, match=r"must hold .*frames\.npy', 'thesis\.tex"):
+            record(copied, settings, teacher, num_states=40, **change)
+    assert contents(copied) == before
 
 
-def test_a_swap_that_was_interrupted_is_undone(copied, settings, teacher):
-    good = checksums(copied)
-    copied.rename(beside(copied, "old"))
-    made = record(copied, settings, teacher, num_states=300)
-    assert checksums(made.folder) == good
+def test_a_folder_behind_a_link_keeps_its_place(copied, settings, teacher, tmp_path):
+    (tmp_path / "link").symlink_to(copied)
+    record(tmp_path / "link", settings, teacher, num_states=20, remake=True)
+    assert (tmp_path / "link").is_symlink()
+    assert Recording(copied).num_states == 30
 
 
-def test_two_at_once_make_one_recording(tmp_path, settings, teacher, messages):
+@pytest.mark.skipif(os.name == "nt", reason="folders are not made read-only this way")
+def test_a_finished_recording_is_used_without_writing(copied, settings, teacher, monkeypatch):
+    def refused(*_):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    (copied / LOCK_FILE).unlink()
+    monkeypatch.setattr(_files.FileLock, "acquire", refused)  # the tests may be root's
+    copied.chmod(0o500)
+    try:
+        assert record(copied, settings, teacher, num_states=300).num_states == 300
+        with pytest.raises(OSError, match=r"cannot be locked.*\.lock"):
+            record(copied, settings, teacher, num_states=400)
+    finally:
+        copied.chmod(0o700)
+
+
+def test_two_at_once_make_one_recording_and_one_says_that_it_waits(
+    tmp_path, settings, teacher, messages, monkeypatch
+):
+    folder, heard = tmp_path / "pong", []
+    monkeypatch.setattr(_files, "rank_zero_info", heard.append)
+    arrived, made = threading.Event(), []
+    play = recording_module._play_shard
+
+    def slowly(*arguments):
+        arrived.set()
+        while not heard:
+            threading.Event().wait(0.01)
+        yield from play(*arguments)
+
+    monkeypatch.setattr(recording_module, "_play_shard", slowly)
+
+    def work():
+        made.append(record(folder, settings, teacher, num_states=60, progress=False))
+
+    first, second = (threading.Thread(target=work) for _ in range(2))
+    first.start()
+    arrived.wait()
+    second.start()
+    first.join()
+    second.join()
+    assert [one.num_states for one in made] == [60, 60]
+    assert heard == [f"{folder / LOCK_FILE}: another process holds this lock, waiting for it."]
+
+
+@contextmanager
+def full_disk(size):
+    """Let no file grow beyond a size: the kernel then refuses to write, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize(
+    ("size", "name"),
+    [(50_000, "shard-00000.frames"), (211_000, "shard-00000.frames"), (300, "index.json")],
+)
+def test_a_full_disk_names_the_file_and_heals(
+    tmp_path, settings, teacher, monkeypatch, recording, size, name
+):
     folder = tmp_path / "pong"
-    with ThreadPoolExecutor(2) as pool:
-        made = pool.map(
-            lambda _: record(folder, settings, teacher, num_states=80, progress=False), range(2)
-        )
-        assert [one.num_states for one in made] == [80, 80]
-    assert messages == []
+    if name == INDEX_FILE:
+        monkeypatch.setattr(recording_module, "write_shard", lambda *_: stored.Shard([15] * 2, "", ""))
+    with full_disk(size), pytest.raises(OSError, match=re.escape(str(folder / name))):
+        record(folder, settings, teacher, num_states=30)
+    monkeypatch.undo()
+    assert [path.name for path in folder.iterdir()] == [LOCK_FILE]
+    record(folder, settings, teacher, num_states=300)
+    assert contents(folder) == contents(recording.folder)
 
 
-def test_wrong_number_of_actions_is_refused(tmp_path, settings, small_teacher):
+class Answers(torch.nn.Module):
+    """A policy that gives the same answer everywhere."""
+
+    def __init__(self, *logits):
+        super().__init__()
+        self.register_buffer("logits", torch.tensor(logits))
+
+    def forward(self, x):
+        return self.logits.expand(len(x), -1)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("who", ["teacher", "player"])
+def test_answers_that_are_no_numbers_are_refused(tmp_path, settings, teacher, who, bad):
+    broken = Answers(0.0, bad, 0.0, 0.0, 0.0, 0.0)
+    options = {"num_states": 20}
+    if who == "player":
+        options |= {"behavior": Behavior(teacher_share=0.5), "player": broken}
+    with pytest.raises(ValueError, match=f"{who} must answer with finite numbers, got .*nan"):
+        record(tmp_path / "pong", settings, broken if who == "teacher" else teacher, **options)
+    assert not (tmp_path / "pong" / INDEX_FILE).exists()
+
+
+def test_wrong_numbers_are_refused(tmp_path, settings, teacher, small_teacher):
     with pytest.raises(ValueError, match=r"teacher must have 6 outputs for pong \(NOOP.*got 4"):
         record(tmp_path / "pong", settings, small_teacher(num_actions=4), num_states=40)
-
-
-def test_no_states_are_refused(tmp_path, settings, teacher):
-    with pytest.raises(ValueError, match="num_states must be at least 1, got 0"):
-        record(tmp_path / "pong", settings, teacher, num_states=0)
+    for count in (0, "many", 1.5):
+        with pytest.raises(ValueError, match=f"num_states must be a whole number .*{count!r}"):
+            record(tmp_path / "pong", settings, teacher, num_states=count)
 
 
 def test_the_teacher_is_left_as_it_was(tmp_path, settings, small_teacher):

@@ -8,11 +8,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from lightning_sobolev._files import read_json, write_json
+from lightning_sobolev._files import locked, read_json, write_json
 from lightning_sobolev.atari.environments import AtariSettings
 from lightning_sobolev.atari.evaluation import play
-from lightning_sobolev.atari.recording import fingerprint
-from lightning_sobolev.atari.storage import lock
+from lightning_sobolev.atari.recordings.format import fingerprint
 from lightning_sobolev.experiments.run.threads import one_thread
 
 Estimated = tuple[float, float]
@@ -84,7 +83,7 @@ class Games:
         asked = {"teacher_sha256": fingerprint(network), **asdict(self)}
         name = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
         path = cache / f"{name}.json"
-        with lock(cache):
+        with locked(cache / ".lock"):
             known = read_json(path)
             if known is None or known.get("asked") != asked:
                 mean, error = self.play(network, device=device, progress=progress)

@@ -12,7 +12,7 @@ from torch import nn
 
 from lightning_sobolev._files import write_json
 from lightning_sobolev.atari.environments import AtariSettings
-from lightning_sobolev.atari.recording import fingerprint
+from lightning_sobolev.atari.recordings.format import fingerprint
 from lightning_sobolev.experiments.distillation.returns import Games
 from lightning_sobolev.experiments.run.finished import StartingRun
 from lightning_sobolev.teachers import NetworkTeacher
