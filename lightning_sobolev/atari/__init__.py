@@ -1,19 +1,23 @@
 """Atari: games, policies, recorded play of a teacher, and how well a policy plays."""
 
-from lightning_sobolev.atari.behavior import Behavior
+from lightning_sobolev.atari.agents.cards import agent_names, load_agent, save_agent
+from lightning_sobolev.atari.agents.formats import ForeignAgent
 from lightning_sobolev.atari.environments import (
     AtariSettings,
     Environments,
     Transition,
     games,
-    make_environments,
+    num_actions,
 )
-from lightning_sobolev.atari.evaluation import EpisodeReturns, play
-from lightning_sobolev.atari.foreign import ForeignAgent
+from lightning_sobolev.atari.evaluate import (
+    EpisodeReturns,
+    OnPolicyAnswers,
+    on_policy_answers,
+    play,
+)
 from lightning_sobolev.atari.minari import export_minari, import_minari
-from lightning_sobolev.atari.module_policy import ModulePolicy
 from lightning_sobolev.atari.networks import CenteredPolicy, NatureCNN, SmallCNN, scale_pixels
-from lightning_sobolev.atari.policy import choose, log_probabilities
+from lightning_sobolev.atari.policy import Behavior, ModulePolicy, choose, log_probabilities
 from lightning_sobolev.atari.recordings.dagger import DAgger
 from lightning_sobolev.atari.recordings.datamodule import (
     RecordingDataModule,
@@ -23,8 +27,6 @@ from lightning_sobolev.atari.recordings.datamodule import (
 from lightning_sobolev.atari.recordings.dataset import SplitSizes
 from lightning_sobolev.atari.recordings.format import Recording, fingerprint
 from lightning_sobolev.atari.recordings.record import record
-from lightning_sobolev.atari.visited import VisitedAnswers, visit
-from lightning_sobolev.atari.zoo import agents, load_agent, save_agent
 
 __all__ = [
     "AtariSettings",
@@ -36,6 +38,7 @@ __all__ = [
     "ForeignAgent",
     "ModulePolicy",
     "NatureCNN",
+    "OnPolicyAnswers",
     "Recording",
     "RecordingDataModule",
     "RecordingOptions",
@@ -43,8 +46,7 @@ __all__ = [
     "SplitSizes",
     "StoredDataModule",
     "Transition",
-    "VisitedAnswers",
-    "agents",
+    "agent_names",
     "choose",
     "export_minari",
     "fingerprint",
@@ -52,10 +54,10 @@ __all__ = [
     "import_minari",
     "load_agent",
     "log_probabilities",
-    "make_environments",
+    "num_actions",
+    "on_policy_answers",
     "play",
     "record",
     "save_agent",
     "scale_pixels",
-    "visit",
 ]

@@ -6,7 +6,7 @@ import torch
 from stable_baselines3 import A2C, DQN, PPO
 from torch import nn
 
-from lightning_sobolev.atari import make_environments
+from lightning_sobolev.atari import Environments
 
 LAST, FIRST = (84, 84, 4), (4, 84, 84)
 SETTINGS = {
@@ -40,7 +40,7 @@ class Game(gymnasium.Env):
     """One real game, as this package shows it."""
 
     def __init__(self, settings):
-        self._games = make_environments(settings, seed=0)
+        self._games = Environments(settings, seed=0)
         self.observation_space = gymnasium.spaces.Box(0, 255, FIRST, np.uint8)
         self.action_space = gymnasium.spaces.Discrete(self._games.num_actions)
 

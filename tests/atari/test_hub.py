@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 from lightning_sobolev._files import sha256_of
 from lightning_sobolev.atari import AtariSettings, ForeignAgent, load_agent, save_agent
-from lightning_sobolev.atari.hub import HubFile
+from lightning_sobolev.atari.agents.hub import parse
 from tests.atari._foreign import CleanRLPPO, seeded
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -41,7 +41,7 @@ def test_file_at_a_commit(repository):
         "layout": "CleanRL PPO",
         "input_scale": 1.0,
         "temperature": None,
-        "pictures": card["source"]["pictures"],
+        "frames": card["source"]["frames"],
     }
     assert_close(loaded.head.weight, network.actor.weight, rtol=0, atol=0)
 
@@ -86,7 +86,7 @@ def test_incomplete_id_is_refused(source):
 
 def test_path_out_of_the_repository_is_refused():
     with pytest.raises(ValueError, match=r"FILE in .* must lie in the repository, got '\.\./a'"):
-        HubFile.parse(f"hf://people/pong/../a@{COMMIT}")
+        parse(f"hf://people/pong/../a@{COMMIT}")
 
 
 @pytest.mark.usefixtures("repository")

@@ -104,7 +104,7 @@ def test_the_student_of_the_round_plays_other_games_than_the_teacher(build, tmp_
         assert recording.identity["player_sha256"] == before[number]
         assert recording.identity["teacher_sha256"] == fingerprint(teacher)
         assert recording.identity["seed"] == number
-        assert recording.identity["behavior"]["teacher_share"] == 0.0
+        assert recording.identity["behavior"]["beta"] == 0.0
         assert recording.num_states == 60
 
 
@@ -142,7 +142,7 @@ def test_a_fraction_is_taken_of_every_round(build, tmp_path):
 def test_the_teachers_share_fades(build, tmp_path):
     data = build(beta=0.5)
     fit(data, tmp_path)
-    shares = [one.identity["behavior"]["teacher_share"] for one in data.visits.recordings]
+    shares = [one.identity["behavior"]["beta"] for one in data.visits.recordings]
     assert shares == [0.5, 0.25]
 
 
@@ -258,7 +258,7 @@ def test_a_checkpoint_of_other_rounds_is_refused(build, tmp_path):
         ({"round_states": 0}, "round_states must be a whole number >= 1, got 0"),
         ({"fraction": 0.1, "round_states": 4}, "fraction must leave a state of 4, got 0.1"),
         ({"beta": 1.0}, r"beta must be in \[0, 1\), got 1.0"),
-        ({"behavior": Behavior(teacher_share=0.5)}, "player must be given exactly"),
+        ({"behavior": Behavior(beta=0.5)}, "player must be given exactly"),
     ],
 )
 def test_bad_numbers_are_refused(build, change, message):
@@ -281,4 +281,4 @@ def test_what_cannot_be_trained_in_rounds_is_refused(build, tmp_path, change, op
 def test_a_round_knows_its_behavior():
     rounds = Rounds(number=3, beta=0.5)
     plain = Behavior(temperature=2.0)
-    assert rounds.behavior(2, plain) == Behavior(temperature=2.0, teacher_share=0.25)
+    assert rounds.behavior(2, plain) == Behavior(temperature=2.0, beta=0.25)

@@ -10,7 +10,7 @@ from hydra.utils import instantiate
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from omegaconf import DictConfig, OmegaConf
 
-from lightning_sobolev.atari import NatureCNN, make_environments
+from lightning_sobolev.atari import Environments, NatureCNN
 from lightning_sobolev.experiments.run.conf import config_folder
 from lightning_sobolev.experiments.run.train import build_trainer
 
@@ -161,7 +161,7 @@ def test_there_is_an_experiment_for_every_task():
 @pytest.mark.parametrize("game", ["pong", "breakout", "space_invaders"])
 def test_actions_are_those_of_the_game(game, tmp_path):
     cfg = composed([f"+experiment=distill_{game}"], tmp_path)
-    environments = make_environments(instantiate(cfg.env.settings), seed=0)
+    environments = Environments(instantiate(cfg.env.settings), seed=0)
     assert cfg.env.num_actions == environments.num_actions
     names = environments.action_meanings
     merged = [{names[action] for action in group} for group in cfg.env.same_actions]

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from lightning_sobolev._progress import Advance, progress_bar
 from lightning_sobolev.atari.environments import (
     AtariSettings,
+    Environments,
     check_num_actions,
-    make_environments,
 )
 from lightning_sobolev.atari.networks import scale_pixels
 from lightning_sobolev.atari.policy import choose, log_probabilities
@@ -125,7 +125,7 @@ class GameAnimation:
         Raises:
             ValueError: If the outputs are not the game's actions.
         """
-        environments = make_environments(self.settings, self.seed, num_threads=1)
+        environments = Environments(self.settings, self.seed, num_threads=1)
         player = copy.deepcopy(network).to(device).eval()
         rng = None if self.greedy else np.random.default_rng(self.seed)
         stacks, score = environments.reset(), 0.0

@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import nn
 
+from lightning_sobolev.atari.agents.cards import Agent, load_agent
 from lightning_sobolev.atari.environments import AtariSettings
-from lightning_sobolev.atari.zoo import Agent, load_agent
 from lightning_sobolev.experiments.distillation.module import DistillationModule
 from lightning_sobolev.experiments.distillation.returns import Games
 from lightning_sobolev.experiments.distillation.verification import ReplayCheck

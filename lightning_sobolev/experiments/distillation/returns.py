@@ -10,7 +10,7 @@ from torch import nn
 
 from lightning_sobolev._files import locked, read_json, write_json
 from lightning_sobolev.atari.environments import AtariSettings
-from lightning_sobolev.atari.evaluation import play
+from lightning_sobolev.atari.evaluate import play
 from lightning_sobolev.atari.recordings.format import fingerprint
 from lightning_sobolev.experiments.run.threads import one_thread
 

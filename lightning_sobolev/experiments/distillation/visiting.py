@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import torch
 
 from lightning_sobolev.atari.environments import AtariSettings
-from lightning_sobolev.atari.visited import visit
+from lightning_sobolev.atari.evaluate import visit
 from lightning_sobolev.experiments.distillation.module import DistillationModule
 from lightning_sobolev.experiments.run.finished import FinishedRun
 from lightning_sobolev.experiments.run.threads import one_thread

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from lightning_sobolev.atari.environments import AtariSettings, make_environments
-from lightning_sobolev.atari.evaluation import EpisodeReturns, play
+from lightning_sobolev.atari.agents.cards import Card, load_agent, save_agent
+from lightning_sobolev.atari.environments import AtariSettings, Environments
+from lightning_sobolev.atari.evaluate import EpisodeReturns, play
 from lightning_sobolev.atari.networks import NatureCNN
 from lightning_sobolev.atari.policy import choose, log_probabilities
-from lightning_sobolev.atari.zoo import Card, load_agent, save_agent
 from lightning_sobolev.experiments.run.threads import one_thread
 
 _LIBRARIES = ("stable-baselines3", "torch", "ale-py", "gymnasium", "numpy")
@@ -56,7 +56,7 @@ def export_agent(
             way: games(greedy=way == "greedy", progress=progress) for way in ("sampled", "greedy")
         }
         rounding = _rounding(network, stored, settings, seed=seed)
-    environments = make_environments(settings, seed=0)
+    environments = Environments(settings, seed=0)
     card = {
         "actions": list(environments.action_meanings),
         "input": _input_of(settings),
@@ -96,7 +96,7 @@ def _rounding(
     exact: nn.Module, stored: nn.Module, settings: AtariSettings, *, seed: int, num_steps: int = 256
 ) -> dict[str, Any]:
     """Compare log-probabilities before and after rounding, on the agent's own play."""
-    environments = make_environments(settings, seed)
+    environments = Environments(settings, seed)
     stacks, rng, errors = environments.reset(), np.random.default_rng(seed), []
     for _ in range(num_steps):
         answer = log_probabilities(stored, stacks)

@@ -16,9 +16,9 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.logger import Logger
 
 from lightning_sobolev._progress import progress_bar
-from lightning_sobolev.atari.environments import AtariSettings, make_environments
+from lightning_sobolev.atari.agents.cards import Card, load_agent
+from lightning_sobolev.atari.environments import AtariSettings, Environments
 from lightning_sobolev.atari.networks import NatureCNN
-from lightning_sobolev.atari.zoo import Card, load_agent
 from lightning_sobolev.experiments.run.finished import write_metrics
 from lightning_sobolev.experiments.run.resuming import LAST, checkpoint_to_resume, command_to_resume
 from lightning_sobolev.experiments.run.train import build_loggers, config_hash
@@ -99,7 +99,7 @@ def _learner(cfg: DictConfig, state: State) -> tuple[AtariSettings, PPO]:
     steps = state.get("num_timesteps", 0)
     # new games after every interruption, not those of the beginning once more
     seed = int(np.random.SeedSequence((cfg.seed, steps)).generate_state(1)[0])
-    environments = make_environments(settings, seed, num_threads=cfg.threads or 0)
+    environments = Environments(settings, seed, num_threads=cfg.threads or 0)
     games = Games(environments, life_ends=ppo.life_ends)
     learner = build_learner(ppo, games, seed=cfg.seed, device=cfg.device)
     if state:

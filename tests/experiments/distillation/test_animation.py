@@ -3,7 +3,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from lightning_sobolev.atari import AtariSettings, SmallCNN, make_environments, play, scale_pixels
+from lightning_sobolev.atari import AtariSettings, Environments, SmallCNN, play, scale_pixels
 from lightning_sobolev.experiments.distillation.animation import GameAnimation
 from lightning_sobolev.experiments.distillation.module import DistillationModule
 from lightning_sobolev.experiments.regression.module import RegressionModule
@@ -58,7 +58,7 @@ def test_pictures_are_taken_every_so_many_steps_and_no_longer_than_asked():
 def test_the_gradient_is_that_of_the_likeliest_action_in_the_newest_picture():
     player = network(linear)
     film = GameAnimation(pong(), num_frames=1, seed=SEED).film(player)
-    stacks = torch.from_numpy(make_environments(pong(num_envs=1), SEED).reset())
+    stacks = torch.from_numpy(Environments(pong(num_envs=1), SEED).reset())
     probs = player(scale_pixels(stacks)).softmax(-1)[0].detach()
     rows = player[1].weight.detach()
     # d log p_a / dx = w_a - sum_b p_b w_b

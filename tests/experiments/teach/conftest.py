@@ -3,7 +3,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from lightning_sobolev.atari import AtariSettings, make_environments
+from lightning_sobolev.atari import AtariSettings, Environments
 from lightning_sobolev.experiments.run.conf import config_folder
 from lightning_sobolev.experiments.teach.games import Games
 from lightning_sobolev.experiments.teach.learner import build_learner
@@ -31,7 +31,7 @@ def small_learner():
 
     def build(**options):
         settings = AtariSettings("breakout", num_envs=2, fire_on_life_loss=True)
-        games = Games(make_environments(settings, seed=3, num_threads=1))
+        games = Games(Environments(settings, seed=3, num_threads=1))
         return build_learner(PPOSettings(**{**SMALL, **options}), games, seed=0, device="cpu")
 
     return build

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from lightning_sobolev.atari import AtariSettings, load_agent, make_environments, play
-from lightning_sobolev.atari.evaluation import EpisodeReturns
+from lightning_sobolev.atari import AtariSettings, Environments, load_agent, play
+from lightning_sobolev.atari.evaluate import EpisodeReturns
 
 SHORT = AtariSettings("pong", num_envs=2, max_num_frames_per_episode=80)
 
@@ -25,7 +25,7 @@ class Always(torch.nn.Module):
 def test_returns_are_the_sums_of_unclipped_rewards():
     settings = AtariSettings("space_invaders", max_num_frames_per_episode=1200)
     played = play(Always(1, 6), settings, num_episodes=3, greedy=True, seed=5)
-    environments = make_environments(
+    environments = Environments(
         AtariSettings("space_invaders", num_envs=3, max_num_frames_per_episode=1200), seed=5
     )
     environments.reset()

@@ -4,6 +4,7 @@ import hashlib
 import io
 import os
 import pickle
+import tracemalloc
 import zipfile
 
 import pytest
@@ -18,8 +19,8 @@ from lightning_sobolev.atari import (
     load_agent,
     save_agent,
 )
-from lightning_sobolev.atari import weight_files as weight_files_module
-from lightning_sobolev.atari.weight_files import read_weights
+from lightning_sobolev.atari.agents import reading
+from lightning_sobolev.atari.agents.reading import read_weights
 from tests.atari._foreign import CleanRLDQN, CleanRLPPO, seeded
 
 TINY = {"action_net.weight": torch.arange(6.0), "action_net.bias": torch.ones(2)}
@@ -90,7 +91,7 @@ def test_zip_without_a_policy_is_refused(tmp_path):
 
 
 def test_zip_that_would_fill_the_memory_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(weight_files_module, "_LARGEST", 1000)
+    monkeypatch.setattr(reading, "_LARGEST", 1000)
     path = archive(tmp_path / "a.zip", {"policy.pth": bytes(1001)})
     with pytest.raises(ValueError, match=r"must have at most 1000 bytes, got 1001"):
         read_weights(path)
@@ -113,13 +114,57 @@ def test_truncated_wherever_it_is_cut(tmp_path, ending):
             read_weights(path)
 
 
-def test_changed_bytes_inside_a_zip_are_found_by_its_checksum(tmp_path):
-    path = archive(tmp_path / "a.zip", {"policy.pth": saved(TINY)})
+@pytest.mark.parametrize("ending", ["zip", "pt"])
+def test_a_changed_byte_is_noticed_wherever_it_is(tmp_path, ending):
+    path = tmp_path / f"a.{ending}"
+    if ending == "zip":
+        archive(path, {"policy.pth": saved(TINY)})
+    else:
+        path.write_bytes(saved(TINY))
+    whole, refused = path.read_bytes(), []
+    for place in range(0, len(whole), 3):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x10]) + whole[place + 1 :])
+        try:
+            # what is no part of the weights (paddings, times) may be changed
+            assert_close(read_weights(path), TINY, rtol=0, atol=0)
+        except ValueError as error:
+            refused.append(str(error))
+    assert len(refused) > len(whole) // 10
+    assert all(str(path) in message for message in refused)
+
+
+def forged(path, size):
+    """Let the directory of a zip say that its first member has another size."""
     content = bytearray(path.read_bytes())
-    content[300] ^= 0xFF
+    entry = content.index(b"PK\x01\x02")
+    content[entry + 24 : entry + 28] = size.to_bytes(4, "little")
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"whole zip of stable-baselines3, got .*CRC"):
+
+
+def most_memory(path, message):
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=message):
         read_weights(path)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return most
+
+
+def test_no_more_is_inflated_than_a_member_declares(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("policy.pth", bytes(50_000_000))
+    forged(tmp_path / "a.zip", 1000)
+    message = r"a\.zip must be a whole zip of stable-baselines3, got .*CRC"
+    assert most_memory(tmp_path / "a.zip", message) < 5_000_000
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_DEFLATED, zipfile.ZIP_STORED])
+def test_members_of_a_torch_file_have_the_size_that_they_declare(tmp_path, compression):
+    path = tmp_path / "a.pt"
+    with zipfile.ZipFile(path, "w", compression) as file:
+        file.writestr("archive/data.pkl", bytes(50_000))
+    forged(path, 2**31)
+    assert most_memory(path, r"a\.pt must be a whole state dict .*compressed") < 5_000_000
 
 
 def test_old_formats_of_torch_are_read_or_refused_alike(tmp_path):
@@ -164,7 +209,7 @@ def test_another_network_is_refused(tmp_path):
 
 def test_a_layer_of_another_size_is_named(tmp_path):
     path = stored(tmp_path, seeded(CleanRLPPO, hidden=256))
-    expected = r"network\.7\.weight in .* must have shape \[512, 3136\] .* got \[256, 3136\]"
+    expected = r"network\.7\.weight in .* must have shape \[512, 3136\], got \[256, 3136\]"
     with pytest.raises(ValueError, match=expected):
         load_agent(path)
 
@@ -183,12 +228,31 @@ def test_distributional_heads_are_refused(tmp_path):
         load_agent(tmp_path / "c51.pt")
 
 
-def test_weights_that_are_not_numbers_are_refused(tmp_path):
-    network = seeded(CleanRLPPO)
-    with torch.no_grad():
-        network.actor.bias[0] = torch.nan
-    with pytest.raises(ValueError, match=r"actor\.bias in .* must be finite"):
-        load_agent(stored(tmp_path, network))
+@pytest.mark.parametrize(
+    ("name", "weight", "message"),
+    [
+        ("actor.bias", torch.full((6,), torch.nan), "be finite"),
+        ("actor.bias", torch.ones(6, dtype=torch.complex64), r"real numbers, got torch\.complex64"),
+        ("actor.bias", torch.ones(6, dtype=torch.int64), r"real numbers, got torch\.int64"),
+        ("actor.bias", torch.ones(6).to_sparse(), r"dense array .* got .* torch\.sparse_coo"),
+        ("actor.bias", torch.ones(6, device="meta"), r"dense array .* on meta"),
+        ("actor.bias", torch.ones(1).expand(6), "hold all of its 6 numbers, got 4 bytes"),
+        ("actor.weight", torch.ones(1, 1).expand(6, 512), "hold all of its 3072 numbers"),
+    ],
+)
+def test_weights_that_are_not_dense_finite_numbers_are_refused(tmp_path, name, weight, message):
+    torch.save({**seeded(CleanRLPPO).state_dict(), name: weight}, tmp_path / "a.pt")
+    with pytest.raises(ValueError, match=rf"{name} in .*a\.pt must .*{message}"):
+        load_agent(tmp_path / "a.pt")
+
+
+def test_a_policy_of_many_actions_that_are_not_there_takes_no_memory(tmp_path):
+    network, many = seeded(CleanRLPPO).state_dict(), 2**40
+    network |= {"actor.bias": torch.ones(1).expand(many)}
+    network |= {"actor.weight": torch.ones(1, 1).expand(many, 512)}
+    torch.save(network, tmp_path / "a.pt")
+    with pytest.raises(ValueError, match=f"must hold all of its {512 * many} numbers"):
+        load_agent(tmp_path / "a.pt")
 
 
 def test_own_names_without_a_card_are_a_state_dict(tmp_path):

@@ -1,16 +1,20 @@
 """Stored agents: weights as safetensors, and a card that says what they are and how good."""
 
+import hashlib
+import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import nn
 
 from lightning_sobolev._files import read_json, sha256_of, whole, write_json
+from lightning_sobolev.atari.agents.formats import ForeignAgent, filled, load_foreign, scale_input
+from lightning_sobolev.atari.agents.hub import PREFIX
+from lightning_sobolev.atari.agents.reading import read_weights
 from lightning_sobolev.atari.environments import AtariSettings
-from lightning_sobolev.atari.foreign import ForeignAgent, load_foreign, scale_input
-from lightning_sobolev.atari.hub import PREFIX
 from lightning_sobolev.atari.networks import NatureCNN, SmallCNN
 
 NETWORKS: dict[str, type[NatureCNN | SmallCNN]] = {"NatureCNN": NatureCNN, "SmallCNN": SmallCNN}
@@ -19,17 +23,14 @@ Card = dict[str, Any]
 Agent = str | Path | ForeignAgent
 """Name or file of an agent, or a closer description of one."""
 
-_ZOO = Path(__file__).parent / "zoo"
-_CARD_KEYS = ("network", "num_actions", "environment", "sha256")
+_PACKAGED = Path(__file__).parent / "weights"
+_NEEDED = ("network", "num_actions", "environment", "sha256")
+_DIGEST = "card_sha256"
 
 
-def agents() -> tuple[str, ...]:
-    """List the agents that come with the package.
-
-    Returns:
-        Their names, in alphabetical order.
-    """
-    return tuple(sorted(path.stem for path in _ZOO.glob("*.safetensors")))
+def agent_names() -> tuple[str, ...]:
+    """Return the names of the agents that come with the package."""
+    return tuple(sorted(path.stem for path in _PACKAGED.glob("*.safetensors")))
 
 
 def load_agent(agent: Agent) -> tuple[nn.Module, Card]:
@@ -45,25 +46,23 @@ def load_agent(agent: Agent) -> tuple[nn.Module, Card]:
         network: weights that were stored for another scale of the input have been brought to 0..1.
 
     Raises:
-        ValueError: If there is no such agent, its card is incomplete, or the weights are not those
-            that the card describes.
+        ValueError: If there is no such agent, its card is incomplete or damaged, or the weights are
+            not those that the card describes.
     """
     if isinstance(agent, ForeignAgent):
-        return _load_given(agent)
-    if str(agent).endswith(".safetensors") and not str(agent).startswith(PREFIX):
-        path = Path(agent)
-    elif str(agent).startswith(PREFIX) or Path(agent).suffix:
-        return _load_given(ForeignAgent(agent))
-    else:
-        path = _ZOO / f"{agent}.safetensors"
+        return _load_described(agent)
+    if str(agent).startswith(PREFIX) or Path(agent).suffix not in ("", ".safetensors"):
+        return _load_described(ForeignAgent(agent))
+    path = Path(agent) if Path(agent).suffix else _PACKAGED / f"{agent}.safetensors"
     if not path.exists():
         raise ValueError(
-            f"agent must be one of {', '.join(agents())} or a .safetensors file, got {str(agent)!r}"
+            f"agent must be one of {', '.join(agent_names())} or a .safetensors file, "
+            f"got {str(agent)!r}"
         )
     return _load_with_card(path)
 
 
-def _load_given(agent: ForeignAgent) -> tuple[nn.Module, Card]:
+def _load_described(agent: ForeignAgent) -> tuple[nn.Module, Card]:
     path, _ = agent.fetch()
     if path.suffix != ".safetensors" or not path.with_suffix(".json").exists():
         return load_foreign(agent)
@@ -73,11 +72,7 @@ def _load_given(agent: ForeignAgent) -> tuple[nn.Module, Card]:
             f"{agent.input_scale} and {agent.temperature}: leave them out"
         )
     network, card = _load_with_card(path)
-    if agent.num_actions not in (None, card["num_actions"]):
-        raise ValueError(
-            f"{agent.source} must have num_actions={agent.num_actions} outputs, got "
-            f"{card['num_actions']}"
-        )
+    agent.check_num_actions(card["num_actions"])
     return network, card
 
 
@@ -89,16 +84,41 @@ def _load_with_card(path: Path) -> tuple[nn.Module, Card]:
             f"{path} must have the sha256 of its card, {card['sha256']}, got {found}: the file is "
             "damaged or belongs to another card"
         )
-    settings = AtariSettings(**card["environment"])
-    network = NETWORKS[card["network"]](
-        card["num_actions"],
-        stack_num=settings.stack_num,
-        height=settings.img_height,
-        width=settings.img_width,
-    )
-    network.load_state_dict({name: weight.float() for name, weight in load_file(path).items()})
-    scale_input(network, card.get("input_scale", 1.0))
+    kind, settings = NETWORKS[card["network"]], AtariSettings(**card["environment"])
+    network = filled(kind, card["num_actions"], settings, read_weights(path), str(path))
+    scale_input(network, card["input_scale"])
     return network.eval(), {**card, "input_scale": 1.0}
+
+
+def _read_card(path: Path) -> Card:
+    card = read_json(path) or {}
+    if missing := [key for key in _NEEDED if key not in card]:
+        raise ValueError(f"{path} must be a card with {', '.join(_NEEDED)}, it lacks {missing}")
+    # cards of earlier versions have none
+    digest = card.pop(_DIGEST, None)
+    if digest is not None and digest != _digest(card):
+        raise ValueError(
+            f"{path} must have the {_DIGEST} that it states, got another one: it is damaged or was "
+            f"changed; where that was meant, leave {_DIGEST} out"
+        )
+    if card["network"] not in NETWORKS:
+        raise ValueError(
+            f"network in {path} must be one of {', '.join(NETWORKS)}, got {card['network']!r}"
+        )
+    scale = card.setdefault("input_scale", 1.0)
+    if not isinstance(scale, int | float) or not 0.0 < scale < math.inf:
+        raise ValueError(f"input_scale in {path} must be a positive number, got {scale!r}")
+    try:
+        AtariSettings(**card["environment"])
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"environment in {path} must be what AtariSettings takes: {error}"
+        ) from error
+    return card
+
+
+def _digest(card: Card) -> str:
+    return hashlib.sha256(json.dumps(card, sort_keys=True).encode()).hexdigest()
 
 
 def save_agent(
@@ -141,23 +161,13 @@ def save_agent(
         }
     with whole(path) as writing:
         writing.write_bytes(save(weights))  # save_file would leave a file that others may not read
-    card: Card = {
+    facts: Card = {
         "network": name,
         "num_actions": network.num_actions,
         "environment": asdict(settings),
         "input_scale": 1.0,
         "sha256": sha256_of(path),
-        **(about or {}),
     }
-    write_json(path.with_suffix(".json"), card)
-    return card
-
-
-def _read_card(path: Path) -> Card:
-    card = read_json(path)
-    missing = [key for key in _CARD_KEYS if key not in (card or {})]
-    if card is None or missing:
-        raise ValueError(f"{path} must be a card with {', '.join(_CARD_KEYS)}, it lacks {missing}")
-    if card["network"] not in NETWORKS:
-        raise ValueError(f"network must be one of {', '.join(NETWORKS)}, got {card['network']!r}")
+    card = {**facts, **(about or {}), **facts}
+    write_json(path.with_suffix(".json"), {**card, _DIGEST: _digest(card)})
     return card
