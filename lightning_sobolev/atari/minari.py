@@ -10,6 +10,8 @@ import copy
 import hashlib
 import importlib
 import re
+import shutil
+import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from itertools import chain
@@ -63,8 +65,8 @@ def export_minari(
     dataset_id: str,
     *,
     stacked: bool = False,
-    description: str | None = None,
     progress: bool = True,
+    **about: Any,
 ) -> Path:
     """Write a recording as a local Minari data set, one episode for each of its episodes.
 
@@ -73,8 +75,9 @@ def export_minari(
         dataset_id: New name with a version, e.g. ``"pong/teacher-v0"``.
         stacked: Whether an observation is the whole stack that the teacher saw. Otherwise it is its
             newest frame, which takes a fourth of the space.
-        description: What the data set is, for people.
         progress: Whether to show a progress bar (on a terminal).
+        **about: What ``minari.create_dataset_from_buffers`` takes to describe a data set:
+            ``description``, ``author``, ``author_email``, ``code_permalink`` ...
 
     Returns:
         The folder of the data set. What an exception leaves there is deleted.
@@ -89,22 +92,28 @@ def export_minari(
     if place.exists():
         raise ValueError(f"dataset_id must be new, got {dataset_id!r}, which is at {place}")
     settings = recording.settings
-    shape = (settings.stack_num if stacked else 1, settings.img_height, settings.img_width)
+    about = {
+        "observation_space": Box(
+            0,
+            255,
+            (settings.stack_num if stacked else 1, settings.img_height, settings.img_width),
+            np.uint8,
+        ),
+        "action_space": Discrete(recording.num_actions),
+        "algorithm_name": f"policy {recording.identity['teacher_sha256'][:16]}",
+        "description": f"Play of {settings.game} with a teacher's answers.",
+        **about,
+    }
+    text = f"exporting {dataset_id}"
     try:
-        with progress_bar(
-            f"exporting {dataset_id}", recording.num_states, enabled=progress
-        ) as advance:
-            minari.create_dataset_from_buffers(
-                dataset_id,
-                _exported(minari, recording, stacked=stacked, advance=advance),
-                observation_space=Box(0, 255, shape, np.uint8),
-                action_space=Discrete(recording.num_actions),
-                algorithm_name=f"policy {recording.identity['teacher_sha256'][:16]}",
-                description=description or f"Play of {settings.game} with a teacher's answers.",
-            )
+        with (
+            progress_bar(text, recording.num_states, enabled=progress) as advance,
+            warnings.catch_warnings(action="ignore", category=UserWarning),  # nobody's name is set
+        ):
+            episodes = _exported(minari, recording, stacked=stacked, advance=advance)
+            minari.create_dataset_from_buffers(dataset_id, episodes, **about)
     except BaseException:
-        if place.exists():
-            minari.delete_dataset(dataset_id)
+        shutil.rmtree(place, ignore_errors=True)
         raise
     return place
 

@@ -49,7 +49,7 @@ def seeds_of_shard(seed, shard, num_envs):
     [
         ("pong", 6, {"max_num_frames_per_episode": 120}, 100),
         ("breakout", 4, {"episodic_life": True}, 150),  # real ends, and FIRE at the start
-        ("pong", 6, {"max_num_frames_per_episode": 60, "stack_num": 3, "img_height": 60}, 60),
+        ("pong", 6, {"max_num_frames_per_episode": 60, "stack_num": 3, "img_height": 60}, 40),
     ],
 )
 def test_stacks_are_the_environments_bit_for_bit(tmp_path, game, num_actions, options, num_states):
@@ -129,7 +129,7 @@ def test_greedy_actions_are_the_teachers_first_choice(tmp_path, settings, teache
 
 def test_a_recording_that_is_there_is_not_made_again(recording, settings, teacher, messages):
     before = contents(recording.folder)
-    again = record(recording.folder, settings, teacher, num_states=200)
+    again = record(recording.folder, settings, teacher, num_states=150)
     assert again.num_states == recording.num_states
     assert contents(recording.folder) == before
     assert messages == []
@@ -137,9 +137,9 @@ def test_a_recording_that_is_there_is_not_made_again(recording, settings, teache
 
 def test_a_longer_recording_begins_with_the_shorter(tmp_path, recording, settings, teacher):
     folder = tmp_path / "pong"
-    short = record(folder, settings, teacher, num_states=80)
+    short = record(folder, settings, teacher, num_states=100)
     files = contents(folder)
-    record(folder, settings, teacher, num_states=300)
+    record(folder, settings, teacher, num_states=180)
     assert contents(folder) == contents(recording.folder)
     assert all(contents(folder)[name] == files[name] for name in files if name != INDEX_FILE)
     np.testing.assert_array_equal(short.states, recording.states[: short.num_states])
@@ -159,7 +159,7 @@ def interrupted(tmp_path, settings, teacher, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Environments, "step", counted)
         with pytest.raises(KeyboardInterrupt):
-            record(tmp_path / "pong", settings, teacher, num_states=300)
+            record(tmp_path / "pong", settings, teacher, num_states=180)
     return tmp_path / "pong"
 
 
@@ -167,9 +167,9 @@ def test_an_interrupted_recording_goes_on_as_if_never_stopped(
     interrupted, recording, settings, teacher, messages
 ):
     assert Recording(interrupted).num_states == 60  # whole at any time
-    (interrupted / "shard-00002.frames.0123abcd.tmp").write_bytes(b"left by kill -9")
+    (interrupted / "shard-00001.frames.0123abcd.tmp").write_bytes(b"left by kill -9")
     (interrupted / "shard-00007.states.npy").write_bytes(b"of no shard that counts")
-    record(interrupted, settings, teacher, num_states=300)
+    record(interrupted, settings, teacher, num_states=180)
     assert contents(interrupted) == contents(recording.folder)
     assert messages == [f"Recording {interrupted}: going on after 60 states."]
 
@@ -193,13 +193,13 @@ def test_a_damaged_file_is_named_and_remade_on_demand(
     path.write_bytes(content[:-1] if harm == "cut" else content)
     if harm == "remove":
         path.unlink()
-    for num_states in (300, 400):
+    for num_states in (180, 240):
         with pytest.raises(ValueError, match=f"damaged recording: .*{name}.*remake=True"):
             record(copied, settings, teacher, num_states=num_states)
     if harm != "flip":  # these are seen without checksums, too
         with pytest.raises(ValueError, match=f"damaged recording: .*{name}"):
             Recording(copied, verify=False)
-    record(copied, settings, teacher, num_states=300, remake=True)
+    record(copied, settings, teacher, num_states=180, remake=True)
     assert contents(copied) == contents(recording.folder)
 
 
@@ -216,7 +216,7 @@ def changed(content, *keys, value):
         (("identity", "settings", "stack_num"), 3),
         (("identity", "seed"), 1),
         (("identity", "teacher_sha256"), "0" * 64),
-        (("shards", 0, "episode_lengths"), [14, 16]),
+        (("shards", 0, "episode_lengths"), [29, 31]),
         (("shards",), []),
         (("sha256",), None),
     ],
@@ -229,7 +229,7 @@ def test_a_changed_index_is_named(copied, settings, teacher, keys, value):
     with pytest.raises(ValueError, match=text):
         Recording(copied)
     with pytest.raises(ValueError, match=text):
-        record(copied, settings, teacher, num_states=300)
+        record(copied, settings, teacher, num_states=180)
 
 
 def test_an_unreadable_index_and_a_missing_recording_are_named(copied, tmp_path):
@@ -286,7 +286,7 @@ def test_another_recording_is_replaced_with_a_message(
     asked["settings"] = dataclasses.replace(settings, **change.get("settings", {}))
     asked["teacher"] = small_teacher(seed=change.get("teacher", 0))
     made = record(copied, **asked)
-    assert made.num_states == 30
+    assert made.num_states == 60
     assert len(contents(copied)) == 4
     assert len(messages) == 1
     assert "made with other settings" in messages[0]
@@ -300,7 +300,7 @@ def test_no_folder_is_touched_that_was_not_made_here(copied, settings, teacher):
         shutil.copytree(copied, other)
         (other / "thesis.tex").write_text("years of work")
     before = [contents(other) for other in others]
-    record(copied, settings, teacher, num_states=400)
+    record(copied, settings, teacher, num_states=240)
     record(copied, settings, teacher, num_states=20, seed=1)
     record(copied, settings, teacher, num_states=20, remake=True)
     shutil.rmtree(copied)
@@ -326,21 +326,21 @@ def test_a_folder_behind_a_link_keeps_its_place(copied, settings, teacher, tmp_p
     (tmp_path / "link").symlink_to(copied)
     record(tmp_path / "link", settings, teacher, num_states=20, remake=True)
     assert (tmp_path / "link").is_symlink()
-    assert Recording(copied).num_states == 30
+    assert Recording(copied).num_states == 60
 
 
 @pytest.mark.skipif(os.name == "nt", reason="folders are not made read-only this way")
 def test_a_finished_recording_is_used_without_writing(copied, settings, teacher, monkeypatch):
-    def refused(*_):
+    def refused(*_, **options):
         raise PermissionError(errno.EACCES, "Permission denied")
 
     (copied / LOCK_FILE).unlink()
     monkeypatch.setattr(_files.FileLock, "acquire", refused)  # the tests may be root's
     copied.chmod(0o500)
     try:
-        assert record(copied, settings, teacher, num_states=300).num_states == 300
+        assert record(copied, settings, teacher, num_states=180).num_states == 180
         with pytest.raises(OSError, match=r"cannot be locked.*\.lock"):
-            record(copied, settings, teacher, num_states=400)
+            record(copied, settings, teacher, num_states=240)
     finally:
         copied.chmod(0o700)
 
@@ -387,19 +387,19 @@ def full_disk(size):
 
 @pytest.mark.parametrize(
     ("size", "name"),
-    [(50_000, "shard-00000.frames"), (211_000, "shard-00000.frames"), (300, "index.json")],
+    [(50_000, "shard-00000.frames"), (423_000, "shard-00000.frames"), (300, "index.json")],
 )
 def test_a_full_disk_names_the_file_and_heals(
     tmp_path, settings, teacher, monkeypatch, recording, size, name
 ):
     folder = tmp_path / "pong"
     if name == INDEX_FILE:
-        monkeypatch.setattr(recording_module, "write_shard", lambda *_: stored.Shard([15] * 2, "", ""))
+        monkeypatch.setattr(recording_module, "write_shard", lambda *_: stored.Shard([30] * 2, "", ""))
     with full_disk(size), pytest.raises(OSError, match=re.escape(str(folder / name))):
-        record(folder, settings, teacher, num_states=30)
+        record(folder, settings, teacher, num_states=60)
     monkeypatch.undo()
     assert [path.name for path in folder.iterdir()] == [LOCK_FILE]
-    record(folder, settings, teacher, num_states=300)
+    record(folder, settings, teacher, num_states=180)
     assert contents(folder) == contents(recording.folder)
 
 
@@ -420,7 +420,7 @@ def test_answers_that_are_no_numbers_are_refused(tmp_path, settings, teacher, wh
     broken = Answers(0.0, bad, 0.0, 0.0, 0.0, 0.0)
     options = {"num_states": 20}
     if who == "player":
-        options |= {"behavior": Behavior(teacher_share=0.5), "player": broken}
+        options |= {"behavior": Behavior(beta=0.5), "player": broken}
     with pytest.raises(ValueError, match=f"{who} must answer with finite numbers, got .*nan"):
         record(tmp_path / "pong", settings, broken if who == "teacher" else teacher, **options)
     assert not (tmp_path / "pong" / INDEX_FILE).exists()
