@@ -22,6 +22,7 @@ from lightning_sobolev.atari.recordings.dagger import DAgger
 from lightning_sobolev.atari.recordings.datamodule import (
     RecordingDataModule,
     RecordingOptions,
+    StatesDataModule,
     StoredDataModule,
 )
 from lightning_sobolev.atari.recordings.dataset import SplitSizes
@@ -44,6 +45,7 @@ __all__ = [
     "RecordingOptions",
     "SmallCNN",
     "SplitSizes",
+    "StatesDataModule",
     "StoredDataModule",
     "Transition",
     "agent_names",

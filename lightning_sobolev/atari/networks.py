@@ -1,12 +1,14 @@
 """Convolutional policies over stacked frames: from pixels in 0..1 to logits of the actions."""
 
 import math
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
+
+from lightning_sobolev.atari.environments import AtariSettings, num_actions
 
 
 def scale_pixels(stacks: UInt8[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -50,6 +52,13 @@ class PixelPolicy(nn.Module):
         flat = channels * math.prod(size.tolist())
         self.body = nn.Sequential(*layers, nn.Flatten(), nn.Linear(flat, self.hidden), nn.ReLU())
         self.head = nn.Linear(self.hidden, num_actions)
+
+    @classmethod
+    def for_game(cls, settings: AtariSettings) -> Self:
+        """Return a network for what the settings show, with as many outputs as there are actions."""
+        height, width = settings.img_height, settings.img_width
+        actions = num_actions(settings)
+        return cls(actions, stack_num=settings.stack_num, height=height, width=width)
 
     @property
     def num_actions(self) -> int:

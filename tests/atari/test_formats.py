@@ -1,4 +1,5 @@
 import copy
+import hashlib
 import io
 import zipfile
 
@@ -11,13 +12,13 @@ from torch.testing import assert_close
 from lightning_sobolev.atari import (
     AtariSettings,
     ForeignAgent,
+    NatureCNN,
     load_agent,
     log_probabilities,
-    play,
     save_agent,
 )
 from lightning_sobolev.functional.derivatives import value_and_vjp
-from tests.atari._foreign import CleanRLDQN, CleanRLPPO, Game, sb3_model, seeded
+from tests.atari._foreign import CleanRLDQN, CleanRLPPO, sb3_model, seeded
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +47,8 @@ def rows_of(function, x, generator):
 def log_probs_of(policy):
     """Answer as stable-baselines3 does, from bytes."""
 
-    def function(pictures):
-        return policy.get_distribution(pictures).distribution.logits
+    def function(frames):
+        return policy.get_distribution(frames).distribution.logits
 
     return function
 
@@ -55,12 +56,10 @@ def log_probs_of(policy):
 def agree(network, theirs, stacks, generator, *, tolerance):
     """Compare with a function of bytes: the same values, and 255 times its derivatives."""
     state = generator.get_state()
-    pictures = stacks.to(next(network.parameters()).dtype)
-    expected, slopes = rows_of(theirs, pictures, generator)
+    frames = stacks.to(next(network.parameters()).dtype)
+    expected, slopes = rows_of(theirs, frames, generator)
     generator.set_state(state)
-    values, rows = rows_of(
-        lambda x: torch.log_softmax(network(x), dim=-1), pictures / 255, generator
-    )
+    values, rows = rows_of(lambda x: torch.log_softmax(network(x), dim=-1), frames / 255, generator)
     assert rows.abs().max() > 1e-3
     assert_close(values, expected, rtol=tolerance, atol=tolerance)
     assert_close(rows, 255 * slopes, rtol=tolerance, atol=tolerance)
@@ -71,36 +70,28 @@ def test_actor_answers_as_in_stable_baselines3(models, name, stacks, generator):
     model, path = models[name]
     network, _ = load_agent(path)
     agree(network, log_probs_of(model.policy), stacks, generator, tolerance=1e-5)
-
-
-@pytest.mark.parametrize("name", ["ppo", "a2c"])
-def test_actor_in_float64_is_the_same_function(models, name, stacks, generator):
-    model, path = models[name]
     # its preprocessing is float32 whatever the model is, so the layers are asked one by one
     policy = model.policy
     parts = policy.pi_features_extractor, policy.mlp_extractor, policy.action_net
     extractor, further, head = (copy.deepcopy(part).double() for part in parts)
 
-    def theirs(pictures):
-        return torch.log_softmax(head(further.forward_actor(extractor(pictures / 255))), dim=-1)
+    def exact(frames):
+        return torch.log_softmax(head(further.forward_actor(extractor(frames / 255))), dim=-1)
 
-    agree(load_agent(path)[0].double(), theirs, stacks, generator, tolerance=1e-10)
+    agree(network.double(), exact, stacks, generator, tolerance=1e-10)
 
 
-def test_q_values_are_those_of_stable_baselines3(models, stacks, generator):
+def test_q_values_are_those_of_stable_baselines3(models, stacks):
     model, path = models["dqn"]
     network, card = load_agent(ForeignAgent(path, temperature=1.0))
-    expected, slopes = rows_of(
-        lambda pictures: model.policy.q_net(pictures), stacks.float(), copy_of(generator)
-    )
-    values, rows = rows_of(network, stacks / 255, generator)
-    assert_close(values, expected, rtol=1e-5, atol=1e-5)
-    assert_close(rows, 255 * slopes, rtol=1e-5, atol=1e-5)
     assert card["source"]["temperature"] == 1.0
     q_net = copy.deepcopy(model.policy.q_net).double()
     x = (stacks / 255).double()
     exact = q_net.q_net(q_net.features_extractor(x))
     assert_close(network.double()(x), exact, rtol=1e-10, atol=1e-10)
+    greedy, _ = model.predict(stacks.numpy(), deterministic=True)
+    chosen = log_probabilities(load_agent(path)[0], stacks.numpy()).argmax(1)
+    np.testing.assert_array_equal(chosen, greedy)
 
 
 def copy_of(generator):
@@ -114,30 +105,23 @@ def test_q_values_become_a_softmax_at_the_temperature(models, stacks, generator,
     stated = 0.01 if temperature is None else temperature
     assert card["source"]["temperature"] == stated
 
-    def theirs(pictures):
-        return torch.log_softmax(model.policy.q_net(pictures) / stated, dim=-1)
+    def theirs(frames):
+        return torch.log_softmax(model.policy.q_net(frames) / stated, dim=-1)
 
     agree(network, theirs, stacks, generator, tolerance=1e-4 if temperature is None else 1e-5)
 
 
-def test_greedy_action_is_the_one_that_dqn_takes(models, stacks):
-    model, path = models["dqn"]
-    expected, _ = model.predict(stacks.numpy(), deterministic=True)
-    chosen = log_probabilities(load_agent(path)[0], stacks.numpy()).argmax(1)
-    np.testing.assert_array_equal(chosen, expected)
-
-
-def test_actor_with_an_extractor_of_its_own(tmp_path, stacks, generator):
-    model = sb3_model("ppo", steps=8, policy_kwargs={"share_features_extractor": False})
+@pytest.mark.parametrize(
+    ("name", "policy"),
+    [
+        ("ppo", {"share_features_extractor": False}),
+        ("a2c", {"net_arch": {"pi": [], "vf": [16]}}),  # a critic with further layers
+    ],
+)
+def test_actors_beside_other_critics(tmp_path, stacks, generator, name, policy):
+    model = sb3_model(name, steps=8, policy_kwargs=policy)
     model.save(tmp_path / "own.zip")
     network, _ = load_agent(tmp_path / "own.zip")
-    agree(network, log_probs_of(model.policy), stacks, generator, tolerance=1e-5)
-
-
-def test_critic_may_have_further_layers(tmp_path, stacks, generator):
-    model = sb3_model("a2c", policy_kwargs={"net_arch": {"pi": [], "vf": [16]}})
-    model.save(tmp_path / "critic.zip")
-    network, _ = load_agent(tmp_path / "critic.zip")
     agree(network, log_probs_of(model.policy), stacks, generator, tolerance=1e-5)
 
 
@@ -178,8 +162,8 @@ def test_cleanrl_answers_as_its_own_network(tmp_path, kind, ending, stacks, gene
     is_q = kind is CleanRLDQN
     network, _ = load_agent(ForeignAgent(path, temperature=1.0 if is_q else None))
 
-    def theirs(pictures):
-        return torch.log_softmax(original(pictures), dim=-1)
+    def theirs(frames):
+        return torch.log_softmax(original(frames), dim=-1)
 
     agree(network, theirs, stacks, generator, tolerance=1e-5)
     original.double()
@@ -210,29 +194,88 @@ def test_foreign_agent_stored_anew_keeps_its_card(models, tmp_path, stacks):
     assert_close(described(stacks / 255), network(stacks / 255), rtol=0, atol=0)
 
 
-@pytest.mark.atari_long
-@pytest.mark.parametrize("name", ["ppo", "dqn"])
-def test_policy_trained_in_the_real_game(tmp_path, name):
-    settings = AtariSettings("pong", num_envs=1)
-    options = {"ppo": {"n_steps": 128, "batch_size": 64}, "dqn": {"buffer_size": 3000}}[name]
-    game = Game(settings)
-    model = sb3_model(name, steps=3000, env=game, **options)
-    model.save(tmp_path / "pong.zip")
-    temperature = 1.0 if name == "dqn" else None
-    agent = ForeignAgent(tmp_path / "pong.zip", settings, 6, temperature=temperature)
-    network, _ = load_agent(agent)
-    observation, _ = game.reset()
-    seen = []
-    for step in range(300):
-        seen.append(observation.copy())
-        observation, *_ = game.step(step % 6)
-    stacks = torch.from_numpy(np.stack(seen[::30]))
-    function = log_probs_of(model.policy) if name == "ppo" else model.policy.q_net
-    generator = torch.Generator().manual_seed(0)
-    expected, slopes = rows_of(function, stacks.float(), copy_of(generator))
-    answer = (lambda x: torch.log_softmax(network(x), 1)) if name == "ppo" else network
-    values, rows = rows_of(answer, stacks / 255, generator)
-    assert_close(values, expected, rtol=1e-5, atol=1e-5)
-    assert_close(rows, 255 * slopes, rtol=1e-5, atol=1e-5)
-    short = AtariSettings("pong", num_envs=1, max_num_frames_per_episode=2000)
-    assert -21 <= play(network, short, num_episodes=1, progress=False).mean <= 21
+def stored(tmp_path, weights):
+    torch.save(weights, tmp_path / "a.pt")
+    return tmp_path / "a.pt"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"actor.bias": torch.full((6,), torch.nan)}, "be finite"),
+        ({"actor.bias": torch.ones(6, dtype=torch.complex64)}, r"real numbers, got torch\.complex"),
+        ({"actor.bias": torch.ones(6, dtype=torch.int64)}, r"real numbers, got torch\.int64"),
+        ({"actor.bias": torch.ones(6).to_sparse()}, r"dense array .* got .* torch\.sparse_coo"),
+        ({"actor.bias": torch.ones(6, device="meta")}, r"dense array .* on meta"),
+        ({"actor.bias": torch.ones(1).expand(6)}, "hold all of its 6 numbers, got 4 bytes"),
+        ({"network.7.weight": torch.ones(256, 3136)}, r"shape \[512, 3136\], got \[256, 3136\]"),
+    ],
+)
+def test_weights_that_do_not_fit_are_named(tmp_path, changes, message):
+    path = stored(tmp_path, {**seeded(CleanRLPPO).state_dict(), **changes})
+    with pytest.raises(ValueError, match=rf"{next(iter(changes))} in .*a\.pt must .*{message}"):
+        load_agent(path)
+
+
+def test_a_policy_of_many_actions_that_are_not_there_takes_no_memory(tmp_path):
+    many = 2**40
+    head = {"actor.bias": torch.ones(1).expand(many), "actor.weight": torch.ones(1, 1)}
+    head["actor.weight"] = head["actor.weight"].expand(many, 512)
+    path = stored(tmp_path, {**seeded(CleanRLPPO).state_dict(), **head})
+    with pytest.raises(ValueError, match=f"must hold all of its {512 * many} numbers"):
+        load_agent(path)
+
+
+def test_other_networks_are_refused(tmp_path):
+    path = stored(tmp_path, torch.nn.Linear(2, 2).state_dict())
+    with pytest.raises(ValueError, match=r"must hold a Nature network .* got tensors \['weight'"):
+        load_agent(path)
+    path = stored(tmp_path, {**seeded(CleanRLDQN).state_dict(), "atoms": torch.ones(51)})
+    with pytest.raises(ValueError, match=r"nothing more, .* got further tensors \['atoms'\]"):
+        load_agent(path)
+
+
+@pytest.mark.parametrize(
+    "wanted", [{"num_actions": 6}, {"environment": AtariSettings("pong")}], ids=str
+)
+def test_another_number_of_actions_is_refused(tmp_path, wanted):
+    path = stored(tmp_path, seeded(CleanRLDQN, num_actions=4).state_dict())
+    assert load_agent(path)[1]["num_actions"] == 4
+    with pytest.raises(ValueError, match=r"must have num_actions=6 outputs, got 4"):
+        load_agent(ForeignAgent(path, **wanted))
+
+
+def test_own_names_without_a_card_are_a_state_dict(tmp_path):
+    path = tmp_path / "a.safetensors"
+    save_file(NatureCNN(6).state_dict(), path)
+    assert load_agent(ForeignAgent(path))[1]["source"]["layout"] == "lightning_sobolev"
+    with pytest.raises(ValueError, match="must be a card"):
+        load_agent(path)
+
+
+def test_what_was_said_of_a_file_is_compared(tmp_path):
+    path = stored(tmp_path, seeded(CleanRLPPO).state_dict())
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert load_agent(ForeignAgent(path, sha256=digest.upper()))[1]["source"]["sha256"] == digest
+    with pytest.raises(ValueError, match=f"must have the sha256 0123, got {digest}"):
+        load_agent(ForeignAgent(path, sha256="0123"))
+    with pytest.raises(ValueError, match=r"temperature must be None .* logits .*, got 1\.0"):
+        load_agent(ForeignAgent(path, temperature=1.0))
+    with pytest.raises(ValueError, match=r"source must be an existing file"):
+        load_agent(ForeignAgent(tmp_path / "none.pt"))
+
+
+@pytest.mark.parametrize("name", ["input_scale", "temperature"])
+@pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf")])
+def test_factors_must_be_positive(name, value):
+    with pytest.raises(ValueError, match=f"{name} must be a positive number, got {value}"):
+        ForeignAgent("a.zip", **{name: value})
+
+
+def test_what_the_card_says_is_not_said_twice(tmp_path, small_teacher):
+    path = tmp_path / "a.safetensors"
+    save_agent(path, small_teacher(), AtariSettings("pong"))
+    with pytest.raises(ValueError, match=r"are said by its card, got 255\.0 and None"):
+        load_agent(ForeignAgent(path, input_scale=255.0))
+    with pytest.raises(ValueError, match=r"must have num_actions=4 outputs, got 6"):
+        load_agent(ForeignAgent(path, num_actions=4))

@@ -13,20 +13,19 @@ from lightning_sobolev.experiments.images.image_set import ImageSet
 from lightning_sobolev.experiments.run.conf import config_folder
 from lightning_sobolev.experiments.run.train import run
 
-# A real game, cut short: episodes of a hundred steps.
 # Real games, cut short: episodes of a few hundred frames.
 DISTILLATION = (
     "+experiment=distill_pong",
     "scale=smoke",
     "steps=2",
-    "data.num_states=128",
-    "data.num_test_states=32",
-    "data.num_validation_states=32",
+    "data.sizes.train=128",
+    "data.sizes.test=32",
+    "data.sizes.validation=32",
     "data.batch_size=8",
-    "env.settings.num_envs=2",
-    "env.settings.max_num_frames_per_episode=400",
+    "+env.settings.num_envs=2",
+    "sizes.smoke.frames=400",
     "sizes.smoke.num_episodes=0",
-    "task.closing.animation.num_frames=20",
+    "callbacks.video.num_frames=20",
 )
 
 

@@ -148,7 +148,8 @@ def test_wrong_numbers_are_refused_before_recording(build, change, message):
 
 
 def test_the_check_comes_before_anything_is_recorded(build, tmp_path):
-    def check():
+    def check(teacher):
+        assert teacher is data.teacher
         raise ValueError("not the teacher of the card")
 
     data = build(root=tmp_path, prepare=False, check=check)
