@@ -176,10 +176,15 @@ class Environments:
         """What each action presses, in the order of the network's outputs."""
         return tuple(action.name for action in self._env.ale.get_action_set())
 
-    def reset(self) -> UInt8[np.ndarray, "env stack height width"]:
-        """Start every game from the seed and return the first stacks."""
+    def reset(self, seed: int | None = None) -> UInt8[np.ndarray, "env stack height width"]:
+        """Start every game from a seed, by default that of all, and return the first stacks."""
         # consecutive seeds would give runs with seeds 0 and 1 all but one of their games in common
-        seeds = np.random.SeedSequence(self._seed).generate_state(self.num_envs) >> 1
+        seeds = (
+            np.random.SeedSequence(self._seed if seed is None else seed).generate_state(
+                self.num_envs
+            )
+            >> 1
+        )
         stacks, info = self._env.reset(seed=seeds.astype(np.int32))
         self._lives, self._lost_life = np.array(info["lives"]), np.zeros(self.num_envs, bool)
         return np.asarray(stacks)

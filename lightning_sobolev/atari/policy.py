@@ -1,8 +1,7 @@
 """A network as a player: log-probabilities of its actions, and who takes which of them."""
 
 import math
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -117,13 +116,6 @@ class Behavior:
                 "player must be given exactly where beta is below 1, got "
                 f"{'no player' if player is None else 'a player'} and beta={self.beta}"
             )
-
-    def identity(self) -> dict[str, Any]:
-        """Say what decides the actions: ``greedy``, the rest only where it is not the default."""
-        fields = asdict(self)
-        greedy = fields.pop("greedy")
-        plain = self == Behavior(greedy=greedy)
-        return {"greedy": greedy} if plain else {"greedy": greedy, "behavior": fields}
 
 
 def decide(

@@ -13,8 +13,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from lightning_sobolev._types import Teacher
-from lightning_sobolev.atari import CenteredPolicy
-from lightning_sobolev.atari.serving import StatesDataModule
+from lightning_sobolev.atari import CenteredPolicy, StatesDataModule
 from lightning_sobolev.experiments.common.optimizers import (
     OptimizerFactory,
     SchedulerFactory,
@@ -103,7 +102,7 @@ class DistillationModule(pl.LightningModule):
         """Center a student on the mean of the states it is going to learn from."""
         states = self._states()
         if stage == "fit" and states is not None and isinstance(self.net, CenteredPolicy):
-            self.net.center_on(states.mean_state())
+            self.net.center_on(states.mean_state)
 
     def _states(self) -> StatesDataModule | None:
         datamodule: Any = self.trainer.datamodule  # type: ignore[attr-defined]
