@@ -36,14 +36,7 @@ def _loaded(agent: Agent | nn.Module) -> tuple[nn.Module, Card | None]:
 
 @dataclass(frozen=True, slots=True)
 class Games:
-    """Games that are the same for everybody who plays them.
-
-    Args:
-        settings: What is played.
-        num_episodes: Whole episodes.
-        greedy: Whether the greedy action is taken instead of a sampled one.
-        seed: Seed of the games and of the sampled actions.
-    """
+    """Games that are the same for everybody who plays them."""
 
     settings: AtariSettings
     num_episodes: int
