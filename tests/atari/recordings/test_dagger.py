@@ -194,27 +194,24 @@ def test_a_training_goes_on_after_a_step(build, straight, tmp_path, step):
     assert_same(resumed, straight)
 
 
-def test_a_play_that_was_interrupted_is_continued(build, straight, tmp_path, monkeypatch):
+def test_a_play_that_was_interrupted_is_continued(build, tmp_path, monkeypatch):
     written, write = [], recording_module.write_shard
 
     def stops(*arguments):
-        if len(written) == 5:  # three of the teacher's, one of round 1, and one of round 2
+        if len(written) == 5:  # three of the teacher's and two of three of the student's
             raise Stopped
         written.append(write(*arguments))
         return written[-1]
 
-    # 120 states a round: two shards
-    with monkeypatch.context() as patch, pytest.raises(Stopped):
+    broken_off = DAgger(2, num_states=150)
+    with monkeypatch.context() as patch:
         patch.setattr(recording_module, "write_shard", stops)
-        fit(build(root=tmp_path), tmp_path, DAgger(2, num_states=150), [SaveEvery()])
+        with pytest.raises(Stopped):
+            fit(build(root=tmp_path), tmp_path, broken_off, [SaveEvery()])
     messages = []
     monkeypatch.setattr(recording_module, "rank_zero_info", messages.append)
-    fit(
-        build(root=tmp_path),
-        tmp_path,
-        DAgger(2, num_states=150),
-        ckpt_path=tmp_path / "3.ckpt",
-    )
+    dagger = DAgger(2, num_states=150)
+    fit(build(root=tmp_path), tmp_path, dagger, ckpt_path=tmp_path / "3.ckpt")
     assert [message.split(": ")[1] for message in messages] == ["going on after 120 states."]
 
 

@@ -266,9 +266,13 @@ class Writing(Student):
 
 
 def test_stored_states_keep_their_indices_whatever_else_is_served(stored):
-    both, alone = (indices(data.test_dataloader()) for data in (
-        stored(), stored("strays", sizes=SplitSizes(train=None, validation=4, test=12))
-    ))
+    both, alone = (
+        indices(data.test_dataloader())
+        for data in (
+            stored(),
+            stored("strays", sizes=SplitSizes(train=None, validation=4, test=12)),
+        )
+    )
     # 180 and 120 states
     assert np.bincount(both // STRIDE).tolist() == [18, 12]
     np.testing.assert_array_equal(both[both >= STRIDE] - STRIDE, alone)

@@ -250,7 +250,9 @@ def test_a_recording_older_than_a_setting_is_not_made_again(copied, settings, te
 
 
 @pytest.mark.parametrize("imported", [False, True])
-def test_an_earlier_format_is_refused_and_made_anew(tmp_path, settings, teacher, messages, imported):
+def test_an_earlier_format_is_refused_and_made_anew(
+    tmp_path, settings, teacher, messages, imported
+):
     folder = tmp_path / "pong"
     folder.mkdir()
     for name in ("frames.npy", "log_probs.npy", "states.npy"):
@@ -265,7 +267,7 @@ def test_an_earlier_format_is_refused_and_made_anew(tmp_path, settings, teacher,
         assert len(contents(folder)) == 4
         return
     record(folder, settings, teacher, num_states=20)
-    assert "of an earlier version" in messages[0]
+    assert "has the format of an earlier version" in messages[0]
     assert not (folder / "frames.npy").exists()
 
 
@@ -331,7 +333,7 @@ def test_a_folder_behind_a_link_keeps_its_place(copied, settings, teacher, tmp_p
 
 @pytest.mark.skipif(os.name == "nt", reason="folders are not made read-only this way")
 def test_a_finished_recording_is_used_without_writing(copied, settings, teacher, monkeypatch):
-    def refused(*_, **options):
+    def refused(*_, timeout=None):  # noqa: ARG001
         raise PermissionError(errno.EACCES, "Permission denied")
 
     (copied / LOCK_FILE).unlink()
@@ -346,7 +348,7 @@ def test_a_finished_recording_is_used_without_writing(copied, settings, teacher,
 
 
 def test_two_at_once_make_one_recording_and_one_says_that_it_waits(
-    tmp_path, settings, teacher, messages, monkeypatch
+    tmp_path, settings, teacher, monkeypatch
 ):
     folder, heard = tmp_path / "pong", []
     monkeypatch.setattr(_files, "rank_zero_info", heard.append)
@@ -394,7 +396,9 @@ def test_a_full_disk_names_the_file_and_heals(
 ):
     folder = tmp_path / "pong"
     if name == INDEX_FILE:
-        monkeypatch.setattr(recording_module, "write_shard", lambda *_: stored.Shard([30] * 2, "", ""))
+        monkeypatch.setattr(
+            recording_module, "write_shard", lambda *_: stored.Shard([30] * 2, "", "")
+        )
     with full_disk(size), pytest.raises(OSError, match=re.escape(str(folder / name))):
         record(folder, settings, teacher, num_states=60)
     monkeypatch.undo()
@@ -429,7 +433,7 @@ def test_answers_that_are_no_numbers_are_refused(tmp_path, settings, teacher, wh
 def test_wrong_numbers_are_refused(tmp_path, settings, teacher, small_teacher):
     with pytest.raises(ValueError, match=r"teacher must have 6 outputs for pong \(NOOP.*got 4"):
         record(tmp_path / "pong", settings, small_teacher(num_actions=4), num_states=40)
-    for count in (0, "many", 1.5):
+    for count in (0, -1, "many", 1.5):
         with pytest.raises(ValueError, match=f"num_states must be a whole number .*{count!r}"):
             record(tmp_path / "pong", settings, teacher, num_states=count)
 

@@ -65,7 +65,8 @@ def test_episodes_are_dealt_in_their_order():
 
 def test_fractions_are_nested_and_random():
     parts = [
-        choose_fraction(1000, num_states=900, fraction=f, seed=0) for f in (1 / 64, 1 / 16, 1 / 8, 1)
+        choose_fraction(1000, num_states=900, fraction=f, seed=0)
+        for f in (1 / 64, 1 / 16, 1 / 8, 1)
     ]
     assert [len(part) for part in parts] == [14, 56, 112, 900]
     for small, large in pairwise(parts):
