@@ -132,7 +132,7 @@ def test_last_is_what_an_ended_game_showed():
 
 def test_fire_in_a_game_without_it_is_refused():
     with pytest.raises(ValueError, match="fire_on_life_loss must be false for freeway"):
-        Environments(AtariSettings("freeway", fire_on_life_loss=True), seed=0)
+        Environments(AtariSettings("freeway", num_envs=1, fire_on_life_loss=True), seed=0)
 
 
 def test_pong_has_six_actions_in_this_order():
