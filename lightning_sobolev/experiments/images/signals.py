@@ -11,22 +11,19 @@ import numpy as np
 import torch
 
 from lightning_sobolev.experiments.common.tables import TableDataModule
-from lightning_sobolev.loading import OrderedRows, Table, TableLoader
+from lightning_sobolev.loading import ResumableLoader, Table
 
 
 class SignalDataModule(TableDataModule):
     """MNIST-1D, generated where it is needed (extra ``signals``); nothing is downloaded.
 
-    A batch is ``{"x": [batch, 1, 40], "y": [batch]}``, standardised. The signals do not depend on
-    the seed: they are those of the package's own defaults.
+    A batch is ``{"x": [batch, 1, 40], "y": [batch]}``, standardized. The signals do not depend on
+    the seed: they are those of the package's own defaults. Those for validation have another seed.
 
     Args:
         batch_size: Signals of a training batch.
         steps_per_epoch: Batches that count as one epoch.
         seed: Seed of the order.
-
-    Raises:
-        ValueError: If a count is too small.
     """
 
     def __init__(self, *, batch_size: int = 64, steps_per_epoch: int = 500, seed: int = 0) -> None:
@@ -47,10 +44,9 @@ class SignalDataModule(TableDataModule):
         """Return the test signals."""
         return self._tables["test"]
 
-    def val_dataloader(self) -> TableLoader:
-        """Return signals of another seed, to choose settings by, in order."""
-        table = self._tables["val"]
-        return TableLoader(table, OrderedRows(len(table), 1024, **self._share()))
+    def val_dataloader(self) -> ResumableLoader:
+        """Return the signals to choose settings by, in order."""
+        return self._ordered(self._tables["val"])
 
 
 def _generated() -> dict[str, Table]:
