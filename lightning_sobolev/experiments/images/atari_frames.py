@@ -69,7 +69,8 @@ def atari_frames(
             if not path.is_file():  # another process may have been quicker
                 _record(path, {"train": num_train // 10, "test": num_test // 10}, seed)
     try:
-        with np.load(path) as stored:  # a zip file, which has a checksum of every array
+        # a zip file: it has a checksum of every array
+        with path.open("rb") as file, np.load(file) as stored:
             train, test = (
                 Labeled(*(torch.from_numpy(stored[f"{part}_{of}"]) for of in Labeled._fields))
                 for part in ("train", "test")
@@ -106,7 +107,8 @@ def _images(game: str, counts: list[int], generator: torch.Generator) -> Sequenc
     clean = torch.stack(kept)
     span = 2 * _NOISE + 1
     noise = torch.randint(0, span, clean.shape, generator=generator, dtype=torch.int16)
-    return (clean + noise - _NOISE).clamp(0, 255).to(torch.uint8).split(counts)
+    noisy = (clean + noise - _NOISE).clamp(0, 255).to(torch.uint8)
+    return torch.split(noisy, counts)
 
 
 def _episodes(game: str, generator: torch.Generator) -> Iterator[list[UInt8[Tensor, "3 32 32"]]]:

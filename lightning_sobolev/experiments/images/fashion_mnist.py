@@ -98,21 +98,9 @@ def _content(path: Path, sha256: str) -> bytes:
 
 
 def read_idx(content: bytes, name: str) -> UInt8[Tensor, "*shape"]:
-    """Decode an idx file of unsigned bytes.
-
-    Two zero bytes, the type of the entries, the number of axes, each axis as a big-endian 32-bit
-    number, then the entries.
-
-    Args:
-        content: The unpacked file.
-        name: What to call it in an error.
-
-    Returns:
-        The array.
-
-    Raises:
-        ValueError: If it is no such file, or has more or fewer entries than it says.
-    """
+    """Decode an idx file of unsigned bytes, which ``name`` calls by its name in errors."""
+    # Two zero bytes, the type of the entries, the number of axes, the size of each as a big-endian
+    # number of four bytes, then the entries.
     if len(content) < 4 or content[:3] != b"\x00\x00\x08":
         raise ValueError(f"{name} must be an idx file of unsigned bytes, got {content[:4].hex()}")
     start = 4 + 4 * content[3]

@@ -94,13 +94,7 @@ class ClassificationModule(pl.LightningModule):
 
 
 def stored_classifier(folder: str | Path) -> NetworkTeacher:
-    """Return the network of a finished run as a teacher.
-
-    Args:
-        folder: The folder of the run.
-
-    Returns:
-        The teacher, with the weights that the run tested.
+    """Return the network of a finished run as a teacher, with the weights that it tested.
 
     Raises:
         ValueError: If the folder holds no finished run of a classifier.

@@ -114,14 +114,7 @@ def image_resnet(in_channels: int = 1, num_classes: int = 10, *, width: int = 8)
 
 
 class Standardize(nn.Module):
-    """Subtracts a mean and divides by a standard deviation.
-
-    ``nn.Sequential(Standardize(mean, std), net)`` takes pixels in [0, 1], as attacks need them.
-
-    Args:
-        mean: Of the pixels, ``[channels, 1, 1]``.
-        std: Their standard deviation.
-    """
+    """First part of a network on pixels in [0, 1], as attacks need it; ``[channels, 1, 1]``."""
 
     mean: Tensor
     std: Tensor

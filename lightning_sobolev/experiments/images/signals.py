@@ -3,12 +3,8 @@
 Source: Greydanus and Kobak 2024, Scaling Down Deep Learning with MNIST-1D (ICML). Apache-2.0.
 """
 
-import random
-from collections.abc import Iterator
-from contextlib import contextmanager
-
-import numpy as np
 import torch
+from lightning.pytorch.utilities.seed import isolate_rng
 
 from lightning_sobolev.experiments.common.tables import TableDataModule
 from lightning_sobolev.loading import ResumableLoader, Table
@@ -55,7 +51,7 @@ def _generated() -> dict[str, Table]:
     others = get_dataset_args()
     others.seed += 1
     others.num_samples = 1250  # 1,000 of them in the part that is used
-    with _kept_generators():
+    with isolate_rng():  # the package seeds the generators of the whole process
         made, other = make_dataset(), make_dataset(others)
     sets = {"train": (made, ""), "test": (made, "_test"), "val": (other, "")}
     return {
@@ -67,14 +63,3 @@ def _generated() -> dict[str, Table]:
         )
         for stage, (found, end) in sets.items()
     }
-
-
-@contextmanager
-def _kept_generators() -> Iterator[None]:
-    # The package seeds the generators of the whole process.
-    python, numpy = random.getstate(), np.random.get_state()
-    try:
-        yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)

@@ -1,32 +1,17 @@
 """A training on images that broke off inside a step goes on as if it had not."""
 
+from functools import partial
+
 import lightning.pytorch as L
 import pytest
 import torch
 from torch import nn
-from torch.nn.functional import cross_entropy
 
-from lightning_sobolev.experiments.images import data as images
-from lightning_sobolev.experiments.images.data import ImageDataModule
-from lightning_sobolev.experiments.images.image_set import ImageSet
+from lightning_sobolev.experiments.images import datamodule
+from lightning_sobolev.experiments.images.datamodule import ImageDataModule
+from lightning_sobolev.experiments.images.image_set import ImageSet, Labeled
+from lightning_sobolev.experiments.images.module import ClassificationModule
 from tests.plugin._trainers import trainer, weights
-
-
-class Fits(L.LightningModule):
-    def __init__(self):
-        super().__init__()
-        with torch.random.fork_rng():
-            torch.manual_seed(1)
-            self.net = nn.Sequential(nn.Flatten(), nn.Linear(36, 10))
-
-    def training_step(self, batch, batch_idx):
-        return cross_entropy(self.net(batch["x"]), batch["y"])
-
-    def validation_step(self, batch, batch_idx):
-        pass
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
 class BreaksOff(L.Callback):
@@ -44,7 +29,10 @@ class BreaksOff(L.Callback):
 
 
 def train(*callbacks, ckpt=None):
-    module, data = Fits(), ImageDataModule(num_validation=6, batch_size=5)
+    torch.manual_seed(1)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(36, 10))
+    module = ClassificationModule(net, partial(torch.optim.SGD, lr=0.1))
+    data = ImageDataModule(num_validation=6, batch_size=5)
     used = trainer(*callbacks, max_epochs=3, precision="32-true")
     used.fit(module, data, ckpt_path=ckpt, weights_only=True)
     return weights(module), used.global_step
@@ -53,9 +41,9 @@ def train(*callbacks, ckpt=None):
 @pytest.mark.parametrize("step", [2, 4, 6])
 def test_the_batch_of_a_step_that_broke_off_is_given_again(step, tmp_path, generator, monkeypatch):
     pixels = torch.randint(0, 256, (30, 1, 6, 6), dtype=torch.uint8, generator=generator)
-    labels = torch.arange(30) % 10
-    made = ImageSet(pixels, labels, pixels[:5], labels[:5], num_classes=10)
-    monkeypatch.setitem(images.IMAGES, "fashion_mnist", lambda *_, **__: made)
+    made = Labeled(pixels, torch.arange(30) % 10)
+    found = ImageSet(made, made, tuple("0123456789"))
+    monkeypatch.setitem(datamodule.IMAGES, "fashion_mnist", lambda *_, **__: found)
     whole, steps = train()
     path = tmp_path / "broken.ckpt"
     with pytest.raises(RuntimeError, match="a fault inside the step"):
