@@ -58,7 +58,9 @@ def atari_frames(
             recorded, or is damaged.
     """
     for name, count in (("num_train", num_train), ("num_test", num_test)):
-        require(count > 0 and count % len(GAMES) == 0, name, "a multiple of ten games", count)
+        require(
+            count > 0 and count % len(GAMES) == 0, name, f"a multiple of {len(GAMES)} games", count
+        )
     folder = Path(root) if root is not None else cache_folder()
     path = folder / f"atari-frames-{num_train}-{num_test}-seed-{seed}.npz"
     if not path.is_file():
@@ -67,7 +69,8 @@ def atari_frames(
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{path}.lock"):
             if not path.is_file():  # another process may have been quicker
-                _record(path, {"train": num_train // 10, "test": num_test // 10}, seed)
+                counts = {"train": num_train // len(GAMES), "test": num_test // len(GAMES)}
+                _record(path, counts, seed)
     try:
         # a zip file: it has a checksum of every array
         with path.open("rb") as file, np.load(file) as stored:

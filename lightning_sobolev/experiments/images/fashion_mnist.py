@@ -55,8 +55,7 @@ def fashion_mnist(root: str | Path | None = None, *, download: bool = True) -> I
     """
     folder = _folder(Path(root) if root is not None else cache_folder() / "fashion-mnist", download)
     train_images, train_labels, test_images, test_labels = (
-        read_idx(_content(folder / name, sha256), name)
-        for name, sha256 in zip(NAMES, CONTENT, strict=True)
+        _array(_content(folder / name, sha256)) for name, sha256 in zip(NAMES, CONTENT, strict=True)
     )
     train = Labeled(train_images.unsqueeze(1), train_labels.long())
     return ImageSet(train, Labeled(test_images.unsqueeze(1), test_labels.long()), CLASSES)
@@ -97,15 +96,9 @@ def _content(path: Path, sha256: str) -> bytes:
     return content
 
 
-def read_idx(content: bytes, name: str) -> UInt8[Tensor, "*shape"]:
-    """Decode an idx file of unsigned bytes, which ``name`` calls by its name in errors."""
-    # Two zero bytes, the type of the entries, the number of axes, the size of each as a big-endian
-    # number of four bytes, then the entries.
-    if len(content) < 4 or content[:3] != b"\x00\x00\x08":
-        raise ValueError(f"{name} must be an idx file of unsigned bytes, got {content[:4].hex()}")
+def _array(content: bytes) -> UInt8[Tensor, "*shape"]:
+    # An idx file: two zero bytes, the type of the entries, the number of axes, the size of each as
+    # a big-endian number of four bytes, then the entries. Its checksum says that it is one.
     start = 4 + 4 * content[3]
     shape = [int.from_bytes(content[at : at + 4], "big") for at in range(4, start, 4)]
-    entries = len(content) - start
-    if entries != torch.Size(shape).numel():
-        raise ValueError(f"{name} must hold {shape} bytes as its header says, got {entries}")
     return torch.frombuffer(bytearray(content), dtype=torch.uint8, offset=start).reshape(shape)

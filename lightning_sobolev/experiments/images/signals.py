@@ -3,6 +3,8 @@
 Source: Greydanus and Kobak 2024, Scaling Down Deep Learning with MNIST-1D (ICML). Apache-2.0.
 """
 
+from functools import cache
+
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 
@@ -45,6 +47,7 @@ class SignalDataModule(TableDataModule):
         return self._ordered(self._tables["val"])
 
 
+@cache  # two seconds
 def _generated() -> dict[str, Table]:
     from mnist1d.data import get_dataset_args, make_dataset
 

@@ -14,7 +14,6 @@ from lightning_sobolev.experiments.images.fashion_mnist import (
     DEBIAN,
     NAMES,
     fashion_mnist,
-    read_idx,
 )
 
 
@@ -98,19 +97,6 @@ def test_a_damaged_file_is_named(damage, message, clothes, tmp_path):
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(ValueError, match=f"{NAMES[0]} {message}"):
         fashion_mnist(folder)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"\x00\x00\x0d\x01\x00\x00\x00\x01x", "idx file of unsigned bytes, got 00000d01"),
-        (idx(torch.zeros(2, 3, dtype=torch.uint8))[:-1], r"must hold \[2, 3\] bytes .*, got 5"),
-        (b"\x00", "got 00"),
-    ],
-)
-def test_a_broken_idx_file_is_refused(content, message):
-    with pytest.raises(ValueError, match=message):
-        read_idx(content, "train")
 
 
 class Silent(http.server.SimpleHTTPRequestHandler):
