@@ -7,7 +7,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
-from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics.functional.classification import multiclass_accuracy
 
 from lightning_sobolev.experiments.band_limits.figure import save_profile
 from lightning_sobolev.functional.projections import generator_for
@@ -90,13 +90,10 @@ def accuracy(
         batches: Inputs and classes.
         noise: Standard deviation of noise on the inputs, the same in every call.
     """
-    counted = None
-    for number, (x, y) in enumerate(batches):
-        drawn = torch.randn(x.shape, generator=generator_for(number), dtype=x.dtype).to(x.device)
-        with torch.no_grad():
-            logits = net(x + noise * drawn)
-        if counted is None:
-            counted = MulticlassAccuracy(logits.shape[-1], average="micro").to(x.device)
-        counted.update(logits, y)
-    assert counted is not None
-    return float(counted.compute())
+    answers = []
+    with torch.no_grad():
+        for number, (x, _) in enumerate(batches):
+            drawn = torch.randn(x.shape, generator=generator_for(number), dtype=x.dtype)
+            answers.append(net(x + noise * drawn.to(x.device)))
+    logits, labels = torch.cat(answers), torch.cat([y for _, y in batches])
+    return float(multiclass_accuracy(logits, labels, logits.shape[-1], average="micro"))

@@ -69,8 +69,7 @@ def atari_frames(
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{path}.lock"):
             if not path.is_file():  # another process may have been quicker
-                counts = {"train": num_train // len(GAMES), "test": num_test // len(GAMES)}
-                _record(path, counts, seed)
+                _record(path, [num_train // len(GAMES), num_test // len(GAMES)], seed)
     try:
         # a zip file: it has a checksum of every array
         with path.open("rb") as file, np.load(file) as stored:
@@ -83,19 +82,18 @@ def atari_frames(
     return ImageSet(train, test, GAMES)
 
 
-def _record(path: Path, counts: dict[str, int], seed: int) -> None:
+def _record(path: Path, counts: list[int], seed: int) -> None:
     """Play every game, and store the images whole or not at all."""
-    parts: dict[str, list[Tensor]] = {part: [] for part in counts}
+    parts = []
     for label, game in enumerate(GAMES):
         log.info("recording %s (%d of %d)", game, label + 1, len(GAMES))
-        images = _images(game, list(counts.values()), generator_for(seed, label))
-        for part, of_game in zip(counts, images, strict=True):
-            parts[part].append(of_game)
-    arrays = {f"{part}_images": torch.cat(images).numpy() for part, images in parts.items()}
-    for part, count in counts.items():
-        arrays[f"{part}_labels"] = np.arange(len(GAMES)).repeat(count)
+        parts.append(_images(game, counts, generator_for(seed, label)))
+    arrays = {}
+    for name, images in zip(("train", "test"), zip(*parts, strict=True), strict=True):
+        arrays[f"{name}_images"] = torch.cat(images).numpy()
+        arrays[f"{name}_labels"] = np.arange(len(GAMES)).repeat(len(images[0]))
     with whole(path) as writing, writing.open("wb") as file:
-        np.savez(file, **arrays)  # type: ignore[arg-type]
+        np.savez(file, **arrays)
 
 
 def _images(game: str, counts: list[int], generator: torch.Generator) -> Sequence[Tensor]:
