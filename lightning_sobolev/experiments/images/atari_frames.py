@@ -93,7 +93,7 @@ def _record(path: Path, counts: list[int], seed: int) -> None:
         arrays[f"{name}_images"] = torch.cat(images).numpy()
         arrays[f"{name}_labels"] = np.arange(len(GAMES)).repeat(len(images[0]))
     with whole(path) as writing, writing.open("wb") as file:
-        np.savez(file, **arrays)
+        np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
 def _images(game: str, counts: list[int], generator: torch.Generator) -> Sequence[Tensor]:

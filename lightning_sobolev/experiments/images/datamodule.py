@@ -1,18 +1,18 @@
 """Batches of labeled images, or signals, for training, validation and test."""
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 
 import lightning.pytorch as pl
 import torch
-from jaxtyping import Int, UInt8
+from jaxtyping import Int
 from torch import Tensor
 
 from lightning_sobolev._checks import require
 from lightning_sobolev.experiments.images.atari_frames import atari_frames
 from lightning_sobolev.experiments.images.fashion_mnist import fashion_mnist
-from lightning_sobolev.experiments.images.image_set import ImageSet
+from lightning_sobolev.experiments.images.image_set import ImageSet, Labeled
+from lightning_sobolev.experiments.images.networks import Standardize
 from lightning_sobolev.functional.projections import generator_for
 from lightning_sobolev.loading import OrderedBatches, ResumableLoader, ShuffledBatches, Table
 
@@ -25,29 +25,15 @@ _EVALUATED_AT_ONCE = 500
 
 
 class ImageTable(Table):
-    """Images that become numbers of mean zero and standard deviation one when asked for.
+    """Images as whole levels that become pixels in [0, 1], and are standardized, when asked for."""
 
-    Args:
-        images: The images.
-        labels: Their classes.
-        mean: Of the training pixels, by channel.
-        std: Their standard deviation, by channel.
-    """
-
-    def __init__(
-        self,
-        images: UInt8[Tensor, "images channels height width"],
-        labels: Int[Tensor, " images"],
-        *,
-        mean: Tensor,
-        std: Tensor,
-    ) -> None:
-        super().__init__({"x": images, "y": labels})
-        self.mean, self.std = mean[:, None, None], std[:, None, None]
+    def __init__(self, images: Labeled, standardize: Standardize) -> None:
+        super().__init__({"x": images.images, "y": images.labels})
+        self.standardize = standardize
 
     def __getitem__(self, rows: Int[Tensor, " batch"]) -> dict[str, Tensor]:
         batch = super().__getitem__(rows)
-        return {**batch, "x": (batch["x"].to(self.mean.dtype) / 255 - self.mean) / self.std}
+        return {**batch, "x": self.standardize(batch["x"].to(torch.float32) / 255)}
 
 
 class ImageDataModule(pl.LightningDataModule):
@@ -119,16 +105,17 @@ class ImageDataModule(pl.LightningDataModule):
         validation = order[: self.num_validation]
         train = order[self.num_validation :][: self.num_train]
         pixels = images[train].movedim(1, 0).flatten(1).float() / 255
-        mean, std = pixels.mean(1), pixels.std(1)
+        mean, std = pixels.mean(1)[:, None, None], pixels.std(1)[:, None, None]
         if not self.standardize:
             mean, std = torch.zeros_like(mean), torch.ones_like(std)
-        table = partial(ImageTable, mean=mean, std=std)
-        self.classes = found.classes
-        self.tables = {
-            "train": table(images[train], labels[train]),
-            "val": table(images[validation], labels[validation]),
-            "test": table(*found.test),
+        parts = {
+            "train": Labeled(images[train], labels[train]),
+            "val": Labeled(images[validation], labels[validation]),
+            "test": found.test,
         }
+        standardize = Standardize(mean, std)
+        self.tables = {stage: ImageTable(part, standardize) for stage, part in parts.items()}
+        self.classes = found.classes
 
     def train_dataloader(self) -> ResumableLoader:
         """Return one shuffled pass over the training images."""

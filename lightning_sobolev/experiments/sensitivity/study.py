@@ -16,7 +16,6 @@ from lightning_sobolev.adversarial import ParticleSwarm
 from lightning_sobolev.experiments.images.datamodule import ImageDataModule
 from lightning_sobolev.experiments.images.image_set import Labeled
 from lightning_sobolev.experiments.images.module import ClassificationModule
-from lightning_sobolev.experiments.images.networks import Standardize
 from lightning_sobolev.experiments.sensitivity.adversarial_training import (
     errors,
     examined,
@@ -89,9 +88,8 @@ class AttackStudy(pl.Callback):
         """Do the study and log ``influence/`` numbers."""
         data: ImageDataModule = trainer.datamodule  # type: ignore[attr-defined]
         folder = Path(trainer.default_root_dir)
-        table = data.tables["test"]
         net = copy.deepcopy(pl_module.get_submodule("net"))
-        model = nn.Sequential(Standardize(table.mean, table.std), net)
+        model = nn.Sequential(data.tables["test"].standardize, net)  # on pixels in [0, 1]
         model.eval().requires_grad_(False).cpu()
         train, test = (_pixels(data, stage) for stage in ("train", "test"))
         with torch.enable_grad():
