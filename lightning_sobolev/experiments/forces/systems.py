@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 MORSE = {"depth": 0.35, "distance": 2.55, "steepness": 5.0}
-"""Of the cluster ``morse13``, see :func:`lightning_sobolev.experiments.forces.potentials.morse`."""
+"""Of the cluster ``morse13``, see ``MorseCluster``."""
 _BURN_IN = 200
 
 

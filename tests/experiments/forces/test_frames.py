@@ -7,8 +7,8 @@ from lightning_sobolev.experiments.forces import frame_files
 from lightning_sobolev.experiments.forces import systems as atomic_systems
 from lightning_sobolev.experiments.forces.data import ForcesDataModule
 from lightning_sobolev.experiments.forces.frame_files import stored_frames
-from lightning_sobolev.experiments.forces.potentials import morse
-from lightning_sobolev.experiments.forces.systems import MORSE, atomic_system, simulate
+from lightning_sobolev.experiments.forces.morse import MorseCluster
+from lightning_sobolev.experiments.forces.systems import atomic_system, simulate
 
 pytest.importorskip("ase")
 
@@ -43,7 +43,7 @@ def test_forces_are_minus_the_slope_of_the_energy(name):
 def test_the_morse_potential_is_ases():
     frames = simulate(atomic_system("morse13"), 3, seed=1)
     positions = frames.positions.requires_grad_()
-    energy = morse(positions, **MORSE)
+    energy = MorseCluster()(positions)
     (gradient,) = torch.autograd.grad(energy.sum(), positions)
     assert_close(energy.detach(), frames.energy, rtol=1e-10, atol=1e-10)
     assert_close(-gradient, frames.forces, rtol=1e-9, atol=1e-9)
@@ -79,14 +79,14 @@ def test_damage_and_other_settings_are_found(tmp_path):
     (path,) = tmp_path.iterdir()
     whole = path.read_bytes()
     path.write_bytes(whole[:-8] + b"\0" * 8)
-    with pytest.raises(ValueError, match="must have the checksum"):
+    with pytest.raises(ValueError, match=r"must have the sha256 .*: delete it"):
         stored_frames(tmp_path, "morse13", 2, seed=0)
     path.write_bytes(whole[:100])
     with pytest.raises(ValueError, match=r"must be a file of frames, .*: delete it"):
         stored_frames(tmp_path, "morse13", 2, seed=0)
     path.write_bytes(whole)
     save_file(load_file(path), path, metadata={"settings": "others"})
-    with pytest.raises(ValueError, match=r"must hold frames made with .*, got others"):
+    with pytest.raises(ValueError, match=r"must have the settings .*, got others: delete it"):
         stored_frames(tmp_path, "morse13", 2, seed=0)
 
 
@@ -94,7 +94,7 @@ def test_batches_hold_the_gradient_of_the_energy(tmp_path):
     data = ForcesDataModule("morse13", 4, root=tmp_path, pool=5, dtype=torch.float64, **SHORT)
     batch = next(iter(data.train_dataloader()))
     positions = batch["positions"].requires_grad_()
-    (gradient,) = torch.autograd.grad(morse(positions, **MORSE).sum(), positions)
+    (gradient,) = torch.autograd.grad(MorseCluster()(positions).sum(), positions)
     assert_close(batch["gradient"], gradient, rtol=1e-9, atol=1e-9)
     assert len(batch["energy"]) == 4
     sizes = [len(data.validation_points()), len(data.test_points())]
