@@ -4,6 +4,8 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
+from hydra.utils import instantiate
 
 from lightning_sobolev.experiments.forces import systems
 from lightning_sobolev.experiments.regression.surface import FIT
@@ -19,6 +21,12 @@ def test_regression_leaves_numbers_and_a_surface(composed, optimizer):
     assert metrics["test/value_nmse"] > 0
     assert metrics["test/derivative_nmse"] > 0
     assert {path.name for path in Path(cfg.run_dir).iterdir()} >= {FIT, "surface.png"}
+
+
+def test_a_line_search_gets_all_points(composed):
+    cfg = composed("+experiment=regression_lbfgs", "num_points=300")
+    assert instantiate(cfg.data).batch_size == 300
+    assert instantiate(cfg.optimizer)([torch.nn.Parameter(torch.ones(1))]).defaults["lr"] == 1.0
 
 
 @pytest.mark.parametrize("sobolev", ["none", "order1"])
