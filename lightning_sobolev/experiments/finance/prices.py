@@ -6,6 +6,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from lightning_sobolev._files import whole
@@ -17,21 +18,13 @@ from lightning_sobolev.loading import Table
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """True and fitted prices and deltas at some states, in the market's units.
+    """True and fitted prices and deltas at some states, in the market's units."""
 
-    Args:
-        basket: Value of the basket in each state.
-        price: True value of the call.
-        delta: True derivatives, ``[states, assets]``.
-        fit: The network's value.
-        fit_delta: The network's derivatives.
-    """
-
-    basket: Tensor
-    price: Tensor
-    delta: Tensor
-    fit: Tensor
-    fit_delta: Tensor
+    basket: Float[Tensor, " states"]
+    price: Float[Tensor, " states"]
+    delta: Float[Tensor, "states assets"]
+    fit: Float[Tensor, " states"]
+    fit_delta: Float[Tensor, "states assets"]
 
     @property
     def price_rmse(self) -> float:
@@ -100,12 +93,7 @@ class PriceErrors(pl.Callback):
 
 
 def draw_fit(fit: Fit, path: Path) -> None:
-    """Draw prices and the deltas' sum over the value of the basket.
-
-    Args:
-        fit: What is drawn.
-        path: The PNG file, written whole or not at all.
-    """
+    """Draw prices and the deltas' sum over the value of the basket into a PNG file."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8.4, 3.6), layout="constrained")
