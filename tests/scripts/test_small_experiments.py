@@ -14,9 +14,10 @@ from lightning_sobolev.experiments.run.train import run
 FINANCE = ("+experiment=finance", "steps=2", "num_samples=300", "sizes.full.num_test_points=64")
 
 
-@pytest.mark.parametrize("optimizer", ["regression", "regression_lbfgs"])
+@pytest.mark.parametrize("optimizer", ["adam", "lbfgs"])
 def test_regression_leaves_numbers_and_a_surface(composed, optimizer):
-    cfg = composed(f"+experiment={optimizer}", "scale=smoke", "steps=2", "sobolev=order1_full")
+    chosen = [f"optimizer={optimizer}", "scale=smoke", "steps=2", "sobolev=order1_full"]
+    cfg = composed("+experiment=regression", *chosen)
     metrics = run(cfg)
     assert metrics["test/value_nmse"] > 0
     assert metrics["test/derivative_nmse"] > 0
@@ -24,7 +25,7 @@ def test_regression_leaves_numbers_and_a_surface(composed, optimizer):
 
 
 def test_a_line_search_gets_all_points(composed):
-    cfg = composed("+experiment=regression_lbfgs", "num_points=300")
+    cfg = composed("+experiment=regression", "optimizer=lbfgs", "num_points=300")
     assert instantiate(cfg.data).batch_size == 300
     assert instantiate(cfg.optimizer)([torch.nn.Parameter(torch.ones(1))]).defaults["lr"] == 1.0
 
