@@ -11,7 +11,7 @@ import hydra
 from omegaconf import DictConfig
 
 from lightning_sobolev.experiments.run.conf import config_folder
-from lightning_sobolev.experiments.teach import train_teacher
+from lightning_sobolev.experiments.teach.train import train_teacher
 
 
 @hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="train_teacher")
