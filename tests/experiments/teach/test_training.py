@@ -15,8 +15,8 @@ import torch
 from torch.testing import assert_close
 
 from lightning_sobolev.atari import load_agent
-from lightning_sobolev.experiments.run.resuming import LAST
 from lightning_sobolev.experiments import teach
+from lightning_sobolev.experiments.run.resuming import LAST
 from lightning_sobolev.experiments.teach import train
 from lightning_sobolev.experiments.teach.callback import BetweenUpdates
 from lightning_sobolev.experiments.teach.checkpoints import (
