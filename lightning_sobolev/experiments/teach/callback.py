@@ -9,17 +9,14 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import pandas as pd
 from lightning.pytorch.loggers import Logger
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import KVWriter
 
-from lightning_sobolev._files import whole
 from lightning_sobolev._progress import Advance
 
 _NAMES = {
@@ -69,12 +66,6 @@ class Curves(KVWriter):
         for logger in self.loggers:
             logger.log_metrics(metrics, step)
             logger.save()
-
-    def save(self, path: Path) -> None:
-        """Write all rows, whole or not at all."""
-        rows = pd.DataFrame(self.rows or None, columns=None if self.rows else ["step", "seconds"])
-        with whole(path) as writing:
-            rows.to_csv(writing, index=False)
 
     def close(self) -> None:
         """Close the loggers."""

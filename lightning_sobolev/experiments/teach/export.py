@@ -15,7 +15,6 @@ from lightning_sobolev.atari.evaluation import EpisodeReturns, play
 from lightning_sobolev.atari.networks import NatureCNN
 from lightning_sobolev.atari.policy import choose, log_probabilities
 from lightning_sobolev.atari.zoo import Card, load_agent, save_agent
-from lightning_sobolev.experiments.run.threads import one_thread
 
 _LIBRARIES = ("stable-baselines3", "torch", "ale-py", "gymnasium", "numpy")
 
@@ -47,7 +46,7 @@ def export_agent(
     Returns:
         The card.
     """
-    with tempfile.TemporaryDirectory() as folder, one_thread():
+    with tempfile.TemporaryDirectory() as folder:
         draft = Path(folder) / "draft.safetensors"
         save_agent(draft, network, settings, half=True)
         stored, _ = load_agent(draft)

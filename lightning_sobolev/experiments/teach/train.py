@@ -20,10 +20,14 @@ from lightning_sobolev._progress import progress_bar
 from lightning_sobolev.atari.environments import AtariSettings, make_environments
 from lightning_sobolev.atari.networks import NatureCNN
 from lightning_sobolev.atari.zoo import load_agent
-from lightning_sobolev.experiments.run.finished import METRICS, write_metrics
-from lightning_sobolev.experiments.run.history import CURVES
-from lightning_sobolev.experiments.run.resuming import LAST, checkpoint_to_resume, command_to_resume
-from lightning_sobolev.experiments.run.train import build_loggers, config_hash
+from lightning_sobolev.experiments.run.checkpoints import (
+    LAST,
+    checkpoint_to_resume,
+    command_to_resume,
+)
+from lightning_sobolev.experiments.run.conf import config_hash
+from lightning_sobolev.experiments.run.curves import write_curves
+from lightning_sobolev.experiments.run.train import METRICS, build_loggers, write_metrics
 from lightning_sobolev.experiments.teach.callback import (
     BetweenUpdates,
     Curves,
@@ -44,6 +48,12 @@ log = logging.getLogger(__name__)
 
 State = dict[str, Any]
 
+# What may be another one when a training goes on: how long, how and where it is gone on with.
+_OF_A_PIECE = (
+    *("n_timesteps", "train", "start", "stop_at", "max_minutes", "checkpoint_minutes"),
+    *("log_every", "device", "precision", "export", "env.settings.num_envs"),
+)
+
 
 def train_teacher(cfg: DictConfig) -> dict[str, float | str]:
     """Train, or go on, until the last step or a limit; then store the agent.
@@ -63,8 +73,8 @@ def train_teacher(cfg: DictConfig) -> dict[str, float | str]:
     started = time.perf_counter()
     cfg = _checked(cfg)
     folder = Path(cfg.run_dir)
-    (folder / METRICS).unlink(missing_ok=True)
-    ckpt = checkpoint_to_resume(cfg.ckpt, folder)
+    ckpt = checkpoint_to_resume(cfg, free=_OF_A_PIECE)
+    (folder / METRICS).unlink(missing_ok=True)  # an earlier run's
     state: State = {"pieces": [], "rows": [], "seconds": 0.0, "num_timesteps": 0}
     if ckpt is not None:
         state |= load_checkpoint(ckpt)
@@ -162,7 +172,7 @@ def _learn(cfg: DictConfig, settings: AtariSettings, learner: PPO, state: State)
         state.update(seconds=curves.seconds, rows=curves.rows, environment=asdict(settings))
         kept = ("environment", "pieces", "seconds", "rows")
         save_checkpoint(folder / LAST, learner, {name: state[name] for name in kept})
-        curves.save(folder / CURVES)
+        write_curves(folder, curves.rows)
 
     name = f"training on {settings.game}"
     with (
@@ -199,6 +209,7 @@ def _limit(cfg: DictConfig, learner: PPO, curves: Curves) -> str | None:
 def _export(
     cfg: DictConfig, settings: AtariSettings, learner: PPO, state: State
 ) -> dict[str, float | str]:
+    torch.set_num_threads(1)  # a few states at a time: more threads only wait for each other
     trained = {
         "algorithm": "proximal policy optimisation of stable-baselines3; the critic is left out",
         "steps": learner.num_timesteps,

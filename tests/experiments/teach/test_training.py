@@ -12,11 +12,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torch.testing import assert_close
 
 from lightning_sobolev.atari import load_agent
 from lightning_sobolev.experiments import teach
-from lightning_sobolev.experiments.run.resuming import LAST
+from lightning_sobolev.experiments.run.checkpoints import LAST
 from lightning_sobolev.experiments.teach import train
 from lightning_sobolev.experiments.teach.callback import BetweenUpdates
 from lightning_sobolev.experiments.teach.checkpoints import (
@@ -57,6 +58,17 @@ def test_time_that_is_up_ends_the_run_without_numbers(composed):
     assert train_teacher(cfg) == {}
     assert checkpoint(cfg)["num_timesteps"] == 0
     assert not (Path(cfg.run_dir) / "metrics.json").exists()
+
+
+@pytest.mark.usefixtures("without_agent")
+def test_last_is_a_training_of_the_same_settings_but_for_its_length(stopped):
+    earlier = Path(stopped.run_dir)
+    (earlier / ".hydra").mkdir()
+    OmegaConf.save(stopped, earlier / ".hydra" / "config.yaml")
+    storing = compose_training(earlier, "ckpt=last", "train=false", "n_timesteps=32")
+    assert train_teacher(storing)["steps"] == 32
+    with pytest.raises(ValueError, match=r"same settings.*ppo\.gamma: 0\.99, not 0\.9"):
+        train_teacher(compose_training(earlier.parent / "other", "ckpt=last", "ppo.gamma=0.9"))
 
 
 def test_the_agent_of_a_checkpoint_is_stored_without_training(stopped, composed):
