@@ -24,7 +24,7 @@ def composed(folder, *overrides, **settings):
         "name": "toy",
         "model": {"_target_": "tests.experiments.run._toy.toy_net"},
         "module": {"_target_": "tests.experiments.run._toy.Toy", **parts},
-        "data": {"_target_": f"{Points.__module__}.Points", "seed": "${seed}"},
+        "data": {"_target_": "tests.experiments.tune._search.Points", "seed": "${seed}"},
         "score": {"metric": "val/error", "mode": "min"},
         "sobolev": {"final_weight": "${sobolev.weight}"},
         "run_dir": str(folder),

