@@ -27,7 +27,13 @@ from lightning_sobolev.experiments.run.checkpoints import (
 )
 from lightning_sobolev.experiments.run.conf import config_hash
 from lightning_sobolev.experiments.run.curves import write_curves
-from lightning_sobolev.experiments.run.train import METRICS, build_loggers, write_metrics
+from lightning_sobolev.experiments.run.train import (
+    METRICS,
+    Metrics,
+    alone_in,
+    build_loggers,
+    write_metrics,
+)
 from lightning_sobolev.experiments.teach.callback import (
     BetweenUpdates,
     Curves,
@@ -55,7 +61,7 @@ _OF_A_PIECE = (
 )
 
 
-def train_teacher(cfg: DictConfig) -> dict[str, float | str]:
+def train_teacher(cfg: DictConfig) -> Metrics:
     """Train, or go on, until the last step or a limit; then store the agent.
 
     Leaves in ``cfg.run_dir``: ``checkpoints/last.ckpt``, ``curves.csv``, and at the end the agent
@@ -69,10 +75,20 @@ def train_teacher(cfg: DictConfig) -> dict[str, float | str]:
 
     Raises:
         SystemExit: If somebody interrupted it, when everything is saved.
+        ValueError: If a setting or the checkpoint is not what it must be; the error says which.
     """
     started = time.perf_counter()
     cfg = _checked(cfg)
-    folder = Path(cfg.run_dir)
+    with alone_in(Path(cfg.run_dir)):
+        metrics = _train_and_export(cfg, Path(cfg.run_dir))
+        if metrics:
+            seconds = time.perf_counter() - started
+            metrics |= {"seconds_total": seconds, "config_hash": config_hash(cfg)}
+            write_metrics(Path(cfg.run_dir), metrics)
+    return metrics
+
+
+def _train_and_export(cfg: DictConfig, folder: Path) -> Metrics:
     ckpt = checkpoint_to_resume(cfg, free=_OF_A_PIECE)
     (folder / METRICS).unlink(missing_ok=True)  # an earlier run's
     state: State = {"pieces": [], "rows": [], "seconds": 0.0, "num_timesteps": 0}
@@ -90,10 +106,7 @@ def train_teacher(cfg: DictConfig) -> dict[str, float | str]:
         if stopped_by == "max_minutes":
             log.info("time is up at step %d; to go on: %s", learner.num_timesteps, again)
             return {}
-    metrics = _export(cfg, settings, learner, state)
-    metrics |= {"seconds_total": time.perf_counter() - started, "config_hash": config_hash(cfg)}
-    write_metrics(folder, metrics)
-    return metrics
+    return _export(cfg, settings, learner, state)
 
 
 def _checked(cfg: DictConfig) -> DictConfig:
@@ -206,9 +219,7 @@ def _limit(cfg: DictConfig, learner: PPO, curves: Curves) -> str | None:
     return "stop_at" if is_enough else None
 
 
-def _export(
-    cfg: DictConfig, settings: AtariSettings, learner: PPO, state: State
-) -> dict[str, float | str]:
+def _export(cfg: DictConfig, settings: AtariSettings, learner: PPO, state: State) -> Metrics:
     torch.set_num_threads(1)  # a few states at a time: more threads only wait for each other
     trained = {
         "algorithm": "proximal policy optimisation of stable-baselines3; the critic is left out",

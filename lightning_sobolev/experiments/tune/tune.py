@@ -5,6 +5,7 @@ import os
 import shutil
 import time
 from pathlib import Path
+from random import Random
 from typing import Any
 
 # Before Ray reads them: no reports home, and the paths of a configuration stay relative to where
@@ -27,6 +28,7 @@ from lightning_sobolev.experiments.run.conf import config_hash
 from lightning_sobolev.experiments.run.train import (
     METRICS,
     Metrics,
+    alone_in,
     build_trainer,
     checked,
     prepare_process,
@@ -58,12 +60,18 @@ def run_tuning(cfg: DictConfig) -> Metrics:
     Returns:
         The content of ``metrics.json``; empty if it was there before.
     """
-    started = time.perf_counter()
     cfg = _checked(cfg)
     folder = Path(cfg.run_dir)
-    if (folder / METRICS).is_file():
-        log.info("%s is finished", folder)
-        return {}
+    with alone_in(folder):
+        _check_folder(cfg, folder)
+        if (folder / METRICS).is_file():
+            log.info("%s is finished", folder)
+            return {}
+        return _search(cfg, folder)
+
+
+def _search(cfg: DictConfig, folder: Path) -> Metrics:
+    started = time.perf_counter()
     prepare_process(cfg)
     instantiate(cfg.data).prepare_data()  # once, before several members would
     checkpoints = train_population(cfg, folder)
@@ -101,12 +109,15 @@ def _checked(cfg: DictConfig) -> DictConfig:
     if cfg.score is None or cfg.score.mode not in ("min", "max"):
         raise ValueError(f"score must be {{metric: ..., mode: min or max}}, got {cfg.score}")
     read_search_space(cfg)
-    stored = Path(cfg.run_dir) / _HASH
+    return cfg
+
+
+def _check_folder(cfg: DictConfig, folder: Path) -> None:
+    stored = folder / _HASH  # Hydra has replaced the earlier call's configuration by this one's
     if not stored.is_file():
         write_text(stored, config_hash(cfg))
     elif stored.read_text() != config_hash(cfg):
-        raise ValueError(f"run_dir must be of a search of the same settings, got {cfg.run_dir}")
-    return cfg
+        raise ValueError(f"run_dir must be of a search of the same settings, got {folder}")
 
 
 def train_population(cfg: DictConfig, folder: Path) -> dict[int, Path]:
@@ -148,13 +159,13 @@ def _tuner(cfg: DictConfig, folder: Path) -> tune.Tuner:
         return tune.Tuner.restore(str(folder), trainable, resume_errored=True)
     space = read_search_space(cfg)
     scheduler = instantiate(cfg.tune.scheduler)
-    members = tune.grid_search(list(range(cfg.tuning.population)))
-    sampled = {name: tune.uniform(*setting.bounds) for name, setting in space.items()}
+    first = first_configs(cfg)
     return tune.Tuner(
         trainable,
-        param_space={MEMBER: members, **(sampled if cfg.tune.sampled else {})},
+        param_space={key: tune.uniform(-100.0, 100.0) for key in first[0]},
         tune_config=tune.TuneConfig(
-            search_alg=BasicVariantGenerator(random_state=cfg.seed),
+            num_samples=len(first),
+            search_alg=BasicVariantGenerator(points_to_evaluate=first),
             scheduler=scheduler and scheduler(space, mode=cfg.score.mode, seed=cfg.seed),
             reuse_actors=True,  # else every copy waits for a new process
         ),
@@ -170,6 +181,23 @@ def _tuner(cfg: DictConfig, folder: Path) -> tune.Tuner:
             verbose=0,
         ),
     )
+
+
+def first_configs(cfg: DictConfig) -> list[dict[str, float]]:
+    """Return what every member begins with: its number and positions of its settings.
+
+    Ray could sample them itself, but a search that was killed before all members had begun does
+    not find them again.
+
+    Args:
+        cfg: The composed configuration. The samples are a function of its seed.
+    """
+    random, space = Random(f"{cfg.seed} first"), read_search_space(cfg)
+    sampled = space if cfg.tune.sampled else {}
+    return [
+        {MEMBER: member, **{name: random.uniform(*s.bounds) for name, s in sampled.items()}}
+        for member in range(cfg.tuning.population)
+    ]
 
 
 class _Progress(tune.Callback):

@@ -3,6 +3,7 @@
 import sys
 
 from hydra import compose, initialize_config_dir
+from lightning.pytorch import Callback
 from omegaconf import OmegaConf, open_dict
 
 from lightning_sobolev.experiments.run.conf import config_folder
@@ -12,6 +13,11 @@ from tests.experiments.run._toy import ToyData
 class Points(ToyData):
     def validation_points(self):
         return self.training_points()
+
+
+class Refuses(Callback):
+    def setup(self, trainer, pl_module, stage):
+        raise RuntimeError("asked")
 
 
 def composed(folder, *overrides, **settings):

@@ -82,6 +82,14 @@ def test_members_begin_with_weights_of_their_own_and_the_same_data(tmp_path):
     assert scores[0] != scores[1]
 
 
+def test_the_teacher_is_checked_in_the_first_interval_alone(donor, tmp_path):
+    refuses = {"verify": {"_target_": "tests.experiments.tune._search.Refuses"}}
+    cfg = composed(tmp_path, callbacks=refuses)
+    with pytest.raises(RuntimeError, match="asked"):
+        train_interval(cfg, tmp_path / "first", 0, 1, resume=False)
+    trained(cfg, tmp_path / "later", end=6, start=donor[0])
+
+
 def test_a_score_of_the_test_is_taken_at_the_validation_points(tmp_path):
     # In the toy these are the points of val/error.
     by = [composed(tmp_path, score={"metric": metric}) for metric in ("val/error", "test/error")]

@@ -22,7 +22,7 @@ from lightning_sobolev.experiments.tune.history import read_history
 from lightning_sobolev.experiments.tune.rules import Truncation
 from lightning_sobolev.experiments.tune.schedulers import Population
 from lightning_sobolev.experiments.tune.trainable import WORKING
-from lightning_sobolev.experiments.tune.tune import run_tuning
+from lightning_sobolev.experiments.tune.tune import first_configs, run_tuning
 from tests.experiments.tune._search import composed
 from tests.experiments.tune._toy import SPACE, STARTS, Climber, staged
 
@@ -51,6 +51,17 @@ def test_a_folder_is_of_one_search(tmp_path):
     assert run_tuning(composed(tmp_path)) == {}  # finished, and left alone
     with pytest.raises(ValueError, match="run_dir must be of a search of the same settings"):
         run_tuning(composed(tmp_path, "seed=1"))
+
+
+def test_members_begin_with_samples_uniform_in_the_logarithm(tmp_path):
+    cfg = composed(tmp_path, "tuning.population=2000")
+    first = first_configs(cfg)
+    assert first == first_configs(cfg)
+    assert [config["member"] for config in first] == list(range(2000))
+    low, high = math.log(3e-4), math.log(3e-2)
+    uniform = stats.uniform(low, high - low).cdf
+    assert stats.kstest([config["lr"] for config in first], uniform).pvalue > 0.01
+    assert first_configs(composed(tmp_path, "tune=constant"))[1] == {"member": 1}
 
 
 # The cluster's own processes and sockets are still closing when a test ends.
@@ -123,7 +134,3 @@ def test_a_killed_search_goes_on_and_ends_as_if_it_had_not_been(tmp_path):
     same = [{k: v for k, v in n.items() if k not in ("seconds_total",)} for n in numbers]
     assert same[0] == same[1]
     assert math.isfinite(same[0]["test/error"])
-    # The members begin with settings sampled uniformly in the logarithm.
-    first = np.log(one.loc[one["interval"] == 1, "setting_lr"])
-    low, high = math.log(3e-4), math.log(3e-2)
-    assert stats.kstest(first, stats.uniform(low, high - low).cdf).pvalue > 0.01
