@@ -14,14 +14,14 @@ from lightning_sobolev.experiments.run.conf import config_folder
 
 
 @hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="tune")
-def main(cfg: DictConfig) -> None:
-    """Run the composed search."""
+def main(cfg: DictConfig) -> float | str | None:
+    """Run the composed search; a sweeper compares the best member's score."""
     if find_spec("ray") is None:
         sys.exit("tune.py: ray is missing: pip install 'lightning-sobolev[tune]'")
     from lightning_sobolev.experiments.tune.tune import run_tuning
 
     try:
-        run_tuning(cfg)
+        return run_tuning(cfg).get("score")
     except (ValueError, RuntimeError) as error:
         sys.exit(f"tune.py: {error}")
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from lightning_sobolev.atari.environments import AtariSettings, make_environments
+from lightning_sobolev.atari.environments import AtariSettings, Environments
 from lightning_sobolev.atari.evaluation import EpisodeReturns, play
 from lightning_sobolev.atari.networks import NatureCNN
 from lightning_sobolev.atari.policy import choose, log_probabilities
@@ -59,7 +59,7 @@ def export_agent(
     shape = f"{settings.stack_num}, {settings.img_height}, {settings.img_width}"
     how = "lightning_sobolev.atari.play with the environment named here, "
     card = {
-        "actions": list(make_environments(settings, seed=0).action_meanings),
+        "actions": list(Environments(settings, seed=0).action_meanings),
         "input": f"float32 in 0..1 (bytes / 255), [batch, {shape}], the newest frame last",
         "output": "logits of the actions",
         **about,
@@ -91,7 +91,7 @@ def _rounding(
     exact: nn.Module, stored: nn.Module, settings: AtariSettings, *, seed: int, num_steps: int = 64
 ) -> dict[str, Any]:
     """Compare log-probabilities before and after rounding, on the agent's own play."""
-    environments = make_environments(settings, seed)
+    environments = Environments(settings, seed)
     stacks, rng, errors = environments.reset(), np.random.default_rng(seed), []
     for _ in range(num_steps):
         answer = log_probabilities(stored, stacks)

@@ -17,7 +17,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.logger import Logger
 
 from lightning_sobolev._progress import progress_bar
-from lightning_sobolev.atari.environments import AtariSettings, make_environments
+from lightning_sobolev.atari.environments import AtariSettings, Environments
 from lightning_sobolev.atari.networks import NatureCNN
 from lightning_sobolev.atari.zoo import load_agent
 from lightning_sobolev.experiments.run.checkpoints import (
@@ -143,7 +143,7 @@ def _learner(cfg: DictConfig, settings: AtariSettings, state: State) -> PPO:
     steps = state["num_timesteps"]
     # new games after every interruption, not those of the beginning once more
     seed = int(np.random.SeedSequence((cfg.seed, steps)).generate_state(1)[0])
-    environments = make_environments(settings, seed, num_threads=cfg.threads or 0)
+    environments = Environments(settings, seed, num_threads=cfg.threads or 0)
     learner = build_learner(
         cfg.ppo,
         AtariVecEnv(environments, life_ends=cfg.life_ends),

@@ -154,15 +154,20 @@ def _tuner(cfg: DictConfig, folder: Path) -> tune.Tuner:
     container = OmegaConf.to_container(cfg, resolve=False)  # a member's settings change others
     resources = {str(name): float(amount) for name, amount in cfg.tuning.resources.items()}
     trainable = tune.with_resources(tune.with_parameters(Member, cfg=container), resources)
+    first = first_configs(cfg)
+    param_space = {key: tune.uniform(-100.0, 100.0) for key in first[0]}
     if tune.Tuner.can_restore(folder):
         log.info("going on with %s", folder)
-        return tune.Tuner.restore(str(folder), trainable, resume_errored=True)
+        # Ray does not write its state whole or not at all: if the kill fell into that, it begins
+        # again, for which it needs the space.
+        return tune.Tuner.restore(
+            str(folder), trainable, resume_errored=True, param_space=param_space
+        )
     space = read_search_space(cfg)
     scheduler = instantiate(cfg.tune.scheduler)
-    first = first_configs(cfg)
     return tune.Tuner(
         trainable,
-        param_space={key: tune.uniform(-100.0, 100.0) for key in first[0]},
+        param_space=param_space,
         tune_config=tune.TuneConfig(
             num_samples=len(first),
             search_alg=BasicVariantGenerator(points_to_evaluate=first),
@@ -185,9 +190,6 @@ def _tuner(cfg: DictConfig, folder: Path) -> tune.Tuner:
 
 def first_configs(cfg: DictConfig) -> list[dict[str, float]]:
     """Return what every member begins with: its number and positions of its settings.
-
-    Ray could sample them itself, but a search that was killed before all members had begun does
-    not find them again.
 
     Args:
         cfg: The composed configuration. The samples are a function of its seed.

@@ -3,7 +3,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from lightning_sobolev.atari import AtariSettings, make_environments
+from lightning_sobolev.atari import AtariSettings, Environments
 from lightning_sobolev.experiments.run.conf import config_folder
 from lightning_sobolev.experiments.teach.policy import build_learner
 from lightning_sobolev.experiments.teach.vec_env import AtariVecEnv
@@ -34,7 +34,7 @@ def small_learner():
 
     def build(precision="32-true", **ppo):
         settings = AtariSettings("breakout", num_envs=2, fire_on_life_loss=True)
-        env = AtariVecEnv(make_environments(settings, seed=3, num_threads=1))
+        env = AtariVecEnv(Environments(settings, seed=3, num_threads=1))
         with initialize_config_dir(str(config_folder()), version_base="1.3"):
             usual = compose("train_teacher").ppo
         return build_learner({**usual, **SMALL, **ppo}, env, seed=0, precision=precision)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from lightning_sobolev.atari import AtariSettings, make_environments
+from lightning_sobolev.atari import AtariSettings, Environments
 from lightning_sobolev.experiments.teach.vec_env import AtariVecEnv
 
 BREAKOUT = AtariSettings("breakout", num_envs=2, fire_on_life_loss=True)
@@ -9,8 +9,8 @@ BREAKOUT = AtariSettings("breakout", num_envs=2, fire_on_life_loss=True)
 
 def played(settings, steps, **options):
     """Play at random; yield what the adapter and the environments below it say of the same step."""
-    env = AtariVecEnv(make_environments(settings, 0, num_threads=1), **options)
-    below = make_environments(settings, 0, num_threads=1)
+    env = AtariVecEnv(Environments(settings, 0, num_threads=1), **options)
+    below = Environments(settings, 0, num_threads=1)
     np.testing.assert_array_equal(env.reset(), below.reset())
     rng = np.random.default_rng(0)
     for _ in range(steps):
@@ -75,7 +75,7 @@ def test_a_cut_game_is_told_from_a_lost_one():
 
 def test_bootstrapping_uses_the_value_of_the_last_stack(small_learner):
     settings = AtariSettings("pong", num_envs=2, max_num_frames_per_episode=20)
-    env = AtariVecEnv(make_environments(settings, seed=0, num_threads=1))
+    env = AtariVecEnv(Environments(settings, seed=0, num_threads=1))
     learner = type(small_learner())(
         "CnnPolicy", env, n_steps=8, batch_size=16, n_epochs=1, gamma=0.5, seed=0, device="cpu"
     )
@@ -96,13 +96,13 @@ def test_bootstrapping_uses_the_value_of_the_last_stack(small_learner):
 
 @pytest.mark.parametrize("name", ["reward_clipping", "episodic_life"])
 def test_games_that_do_it_themselves_are_refused(name):
-    environments = make_environments(AtariSettings("pong", num_envs=1, **{name: True}), seed=0)
+    environments = Environments(AtariSettings("pong", num_envs=1, **{name: True}), seed=0)
     with pytest.raises(ValueError, match=f"{name} of the games must be false"):
         AtariVecEnv(environments)
 
 
 def test_settings_of_the_games_cannot_be_changed():
-    env = AtariVecEnv(make_environments(AtariSettings("pong", num_envs=2), seed=0))
+    env = AtariVecEnv(Environments(AtariSettings("pong", num_envs=2), seed=0))
     assert env.get_attr("settings", indices=[0])[0].game == "pong"
     assert env.env_is_wrapped(object) == [False, False]
     with pytest.raises(AttributeError, match="settings cannot be set"):
