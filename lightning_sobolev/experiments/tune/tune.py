@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from ray import tune
 from ray.tune.search import BasicVariantGenerator
 
-from lightning_sobolev._files import whole, write_text
+from lightning_sobolev._files import read_json, whole, write_json
 from lightning_sobolev.experiments.run.checkpoints import BEST, LAST
 from lightning_sobolev.experiments.run.conf import config_hash
 from lightning_sobolev.experiments.run.train import (
@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 logging.getLogger("ray.tune.schedulers.pbt").setLevel(logging.WARNING)
 
 POPULATION = "population"
-_HASH = "config_hash"
+_BEGUN = "search.json"
 
 
 def run_tuning(cfg: DictConfig) -> Metrics:
@@ -60,10 +60,10 @@ def run_tuning(cfg: DictConfig) -> Metrics:
     Returns:
         The content of ``metrics.json``; empty if it was there before.
     """
-    cfg = _checked(cfg)
+    given, cfg = config_hash(cfg), _checked(cfg)
     folder = Path(cfg.run_dir)
     with alone_in(folder):
-        _check_folder(cfg, folder)
+        cfg.seed = _seed_of(folder, given, cfg.seed)
         if (folder / METRICS).is_file():
             log.info("%s is finished", folder)
             return {}
@@ -112,12 +112,15 @@ def _checked(cfg: DictConfig) -> DictConfig:
     return cfg
 
 
-def _check_folder(cfg: DictConfig, folder: Path) -> None:
-    stored = folder / _HASH  # Hydra has replaced the earlier call's configuration by this one's
-    if not stored.is_file():
-        write_text(stored, config_hash(cfg))
-    elif stored.read_text() != config_hash(cfg):
+def _seed_of(folder: Path, settings: str, seed: int) -> int:
+    # Hydra has replaced the earlier call's configuration by this one's.
+    begun = read_json(folder / _BEGUN)
+    if begun is None:
+        begun = {"settings": settings, "seed": seed}
+        write_json(folder / _BEGUN, begun)
+    if begun["settings"] != settings:
         raise ValueError(f"run_dir must be of a search of the same settings, got {folder}")
+    return int(begun["seed"])  # drawn by the first call where none is given
 
 
 def train_population(cfg: DictConfig, folder: Path) -> dict[int, Path]:
