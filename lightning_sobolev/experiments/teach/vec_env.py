@@ -1,12 +1,11 @@
-"""The games as stable-baselines3 takes them, with ends and rewards as training wants them.
+"""Atari games as stable-baselines3 takes them, with ends and rewards as training wants them.
 
 Note [life ends]: a lost life ends the episode for the advantage and for nothing else: the game goes
 on where it is. The native ``episodic_life`` starts the game anew instead, so that nothing beyond a
 first life is ever learned, and its ``life_loss_info`` hides which ends are those of games.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from gymnasium import spaces
@@ -18,11 +17,12 @@ from lightning_sobolev.atari.environments import Environments, Transition
 Stacks = UInt8[np.ndarray, "env stack height width"]
 
 
-class Games(VecEnv):
+class AtariVecEnv(VecEnv):
     """Games for an on-policy learner: rewards by their sign, ends at lost lives.
 
     When a game ends, ``info["episode"]`` holds its whole return ``r``, not clipped, and its length
-    ``l``. At every end ``info["terminal_observation"]`` holds the stack that it came to, and
+    ``l`` (``VecMonitor`` would count at every lost life, and clipped rewards). At every end
+    ``info["terminal_observation"]`` holds the stack that it came to, and
     ``info["TimeLimit.truncated"]`` says whether the game was only cut, so that the learner goes on
     from the value there.
 
@@ -79,10 +79,10 @@ class Games(VecEnv):
 
     def _end_of_game(self, result: Transition, env: int) -> dict[str, Any]:
         assert result.last is not None, "the environment must return the last stacks of ended games"
-        played = {"r": float(self._returns[env]), "l": int(self._lengths[env])}
+        episode = {"r": float(self._returns[env]), "l": int(self._lengths[env])}
         self._returns[env], self._lengths[env] = 0.0, 0
         return {
-            "episode": played,
+            "episode": episode,
             "terminal_observation": result.last[env],
             "TimeLimit.truncated": bool(result.truncated[env] and not result.terminated[env]),
         }
@@ -91,31 +91,21 @@ class Games(VecEnv):
         """Nothing is held that the garbage collector does not free."""
 
     def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
-        """Return an attribute, once per game.
+        """Return what the games have in common, once a game; nothing is rendered."""
+        value = None if attr_name == "render_mode" else getattr(self._environments, attr_name)
+        return [value for _ in self._get_indices(indices)]
 
-        Raises:
-            AttributeError: If there is none of that name.
-        """
-        if attr_name == "render_mode":
-            return [None] * self.num_envs
-        return [getattr(self._environments, attr_name)] * len(self._chosen(indices))
-
-    def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
+    def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> NoReturn:
         """Refuse: the games share their settings, which do not change."""
         del value, indices
         raise AttributeError(f"{attr_name} cannot be set: the games' settings do not change")
 
-    def env_method(
-        self, method_name: str, *method_args: Any, indices: Any = None, **method_kwargs: Any
-    ) -> list[Any]:
+    def env_method(self, method_name: str, *_: Any, indices: Any = None, **__: Any) -> NoReturn:
         """Refuse: there is no environment object per game."""
-        del method_args, indices, method_kwargs
+        del indices
         raise AttributeError(f"{method_name} cannot be called: there is no object for one game")
 
     def env_is_wrapped(self, wrapper_class: type, indices: Any = None) -> list[bool]:
         """Say that no game is wrapped."""
         del wrapper_class
-        return [False] * len(self._chosen(indices))
-
-    def _chosen(self, indices: Any) -> Sequence[int]:
-        return list(self._get_indices(indices))
+        return [False for _ in self._get_indices(indices)]
