@@ -61,15 +61,6 @@ def value_and_matched(
     :class:`~lightning_sobolev.functional.derivatives.FuncJet`; the same for a teacher that is
     given as a function. Assumes row independence. Looks at no number and draws none.
 
-    Args:
-        student: Maps x to the value that is compared and anything else.
-        x: Points of evaluation. Need not require grad.
-        terms: What is compared, by number.
-        directions: For each term.
-        targets: The teacher as a function, or what it said for each term.
-        allows_unknown: Whether NaN in a target means unknown.
-        non_finite: Whether rows with a target that is not finite are left out.
-
     Returns:
         The value and the distances, differentiable in the student's parameters.
     """

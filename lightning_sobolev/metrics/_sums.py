@@ -34,16 +34,7 @@ class SumMetric(Metric):
 
 
 def check_shapes(student: Tensor, target: Tensor, target_name: str) -> None:
-    """Refuse shapes that differ: they would broadcast to something else than was meant.
-
-    Args:
-        student: First argument of a metric.
-        target: Second argument.
-        target_name: What the second argument is called there.
-
-    Raises:
-        ValueError: If the shapes differ.
-    """
+    """Refuse shapes that differ: they would broadcast to something else than was meant."""
     if student.shape != target.shape:
         raise ValueError(
             f"student and {target_name} must have the same shape, "

@@ -35,16 +35,7 @@ _MAX_ROWS = 3
 
 
 def examine(seen: Observation, policy: Policy, draws: Draws) -> None:
-    """Check the parameter gradient of the derivative terms on a small float64 copy.
-
-    Args:
-        seen: An observed call of the student.
-        policy: What is matched and how.
-        draws: Random choices, so that the check sees directions of the kind that are trained on.
-
-    Raises:
-        ValueError: If it disagrees with finite differences.
-    """
+    """Check the parameter gradient of the derivative terms on a small float64 copy."""
     if all(term.order == 0 for term in policy.spec.terms):
         return
     is_split = any(type(parameter).__name__ == "DTensor" for parameter in seen.module.parameters())
@@ -159,14 +150,9 @@ class _Curvature:
         return self._directions[index]
 
     def disagreement(self, *, plain: bool = False) -> float:
-        """Compare the parameter gradient with central differences.
+        """Return the largest relative deviation from central differences, each at its best step.
 
-        Args:
-            plain: Whether to look at the value, with no derivative in it: what disagrees even
-                there was written so.
-
-        Returns:
-            Largest relative deviation over directions, each at its best step size.
+        A plain look is at the value, with no derivative in it: what disagrees there was written so.
         """
         self._plain = plain
         parameters = self._parameters

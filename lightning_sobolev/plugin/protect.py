@@ -21,16 +21,10 @@ from torch.overrides import TorchFunctionMode
 
 @contextmanager
 def protected(*, exact_norms: bool, compiled: bool, recurrent: bool) -> Iterator[None]:
-    """Run the student's forward and its derivatives on operations that can be differentiated twice.
+    """Run what is inside on operations that can be differentiated twice.
 
-    Args:
-        exact_norms: Write norms out; needed for tangents and at order 2.
-        compiled: Whether something in the step is compiled; it then runs eager, since
-            aot_autograd supports no double backward.
-        recurrent: Whether cuDNN is to be off.
-
-    Yields:
-        Nothing.
+    Norms are written out for tangents and at order 2. What is compiled runs eager: aot_autograd has
+    no double backward.
     """
     with ExitStack() as stack:
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
@@ -169,15 +163,7 @@ class ExplainedError(RuntimeError):
 
 @contextmanager
 def explained() -> Iterator[None]:
-    """Say what to do about torch's own errors of higher derivatives.
-
-    Yields:
-        Nothing.
-
-    Raises:
-        RuntimeError: Torch's own, when there is nothing to say about it.
-        ExplainedError: In place of torch's, which is quoted and chained.
-    """
+    """Say what to do about torch's own errors of higher derivatives."""
     try:
         yield
     except RuntimeError as error:
@@ -203,13 +189,6 @@ def kept_gathered(module: nn.Module, *, to_the_end: bool = False) -> Iterator[No
 
     Without this the inner pass reshards what the outer one needs ("setStorage ... out of bounds";
     ``reshard_after_forward=False`` does not help), and the outer pass what other forwards need.
-
-    Args:
-        module: The module whose ``fully_shard``-ed parts are kept.
-        to_the_end: Whether this is the outer pass, after which nobody needs them any more.
-
-    Yields:
-        Nothing.
     """
     for part in sharded_parts(module):
         part.set_reshard_after_backward(False, recurse=False)
@@ -224,15 +203,7 @@ def kept_gathered(module: nn.Module, *, to_the_end: bool = False) -> Iterator[No
 
 @contextmanager
 def batch_norm_aside(module: nn.Module, *, evaluate: bool) -> Iterator[None]:
-    """Keep a second forward from moving the batch norms' running statistics.
-
-    Args:
-        module: The student.
-        evaluate: Whether to hold them in eval mode too, so that rows do not see each other.
-
-    Yields:
-        Nothing.
-    """
+    """Keep a second forward from moving running statistics; in eval mode rows do not meet."""
     norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     training = [m for m in norms if m.training]
     kept = [dict(norm._buffers) for norm in training]

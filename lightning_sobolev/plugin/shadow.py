@@ -72,14 +72,7 @@ class Passing:
 
 @contextmanager
 def bare(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Take off what stands in for ``forward``, so that a compiler sees what the user wrote.
-
-    Args:
-        modules: Whose ``forward`` may be shadowed.
-
-    Yields:
-        Nothing.
-    """
+    """Take off what stands in for ``forward``, so that a compiler sees what the user wrote."""
     taken = []
     for module in modules:
         shadow, hooks = vars(module).pop("forward", None), module._forward_hooks
