@@ -85,13 +85,8 @@ class RunningBalance:
     ) -> dict[str, float]:
         """Return every term's weight at a step; measure those that are balanced and due.
 
-        Args:
-            terms: Unweighted terms of this step, with their graphs.
-            spec: The terms' settings.
-            step: The global step.
-            value_loss: The loss without derivative terms.
-            parameters: Gives those of the model; asked only where a term is measured.
-            sum_over_processes: Sums a small vector over processes, so that all use one weight.
+        ``parameters`` are asked only where a term is measured; ``sum_over_processes`` lets all
+        processes use one weight.
 
         Returns:
             Weights by term.

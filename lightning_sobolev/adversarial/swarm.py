@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lightning_sobolev._checks import require
-from lightning_sobolev.sensitivity import class_gradients
+from lightning_sobolev.adversarial.fisher import class_gradients
 
 # Of the wanted class against the size of the change, in 255ths of a pixel's range (the authors').
 _CLASS_WEIGHT = 1e7

@@ -33,6 +33,20 @@ class SumMetric(Metric):
             setattr(self, name, getattr(self, name) + part.detach().double())
 
 
+class MeanMetric(SumMetric):
+    """A mean of what was counted."""
+
+    total: Tensor
+    count: Tensor
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__("total", "count", **kwargs)
+
+    def compute(self) -> Tensor:
+        """Return the mean."""
+        return self.total / self.count
+
+
 def check_shapes(student: Tensor, target: Tensor, target_name: str) -> None:
     """Refuse shapes that differ: they would broadcast to something else than was meant."""
     if student.shape != target.shape:
