@@ -92,7 +92,7 @@ def _filtered(term: SobolevTerm, rows: Float[Tensor, "proj batch *in"]) -> Tenso
 
 def _squares(student: Tensor, target: Tensor) -> Float[Tensor, "proj batch elements"]:
     # An unknown element is zero on both sides, in the error and in its scale.
-    return (student - target).square().reshape(*student.shape[:2], -1)
+    return (student - target).square().reshape(*student.shape[:2], student.shape[2:].numel())
 
 
 def check_target(
@@ -143,7 +143,7 @@ def _at_least_single(rows: Tensor) -> Tensor:
 
 def without_ones(shape: Sequence[int]) -> tuple[int, ...]:
     """Return the shape without axes of length one behind the first."""
-    return (shape[0], *(size for size in shape[1:] if size != 1))
+    return (*shape[:1], *(size for size in shape[1:] if size != 1))
 
 
 def joined(parts: list[Matched]) -> Matched:

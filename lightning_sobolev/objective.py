@@ -138,7 +138,8 @@ def reduced(
     assert matched.reference is not None
     energies, rows = _known_sum(matched.reference, matched.known)
     totals = sum_over_processes(torch.cat([energies.reshape(-1), rows[None]]).detach())
-    if matched.known is not None and not float(totals[-1]) > 0.0:
+    may_be_empty = matched.known is not None or not len(matched.distance[0])
+    if may_be_empty and not float(totals[-1]) > 0.0:
         return mean.sum()  # nothing is known in this batch: zero, and the scale stays
     read(totals[:-1].sum(), lambda energy: _check_energy(term, energy, mean.dtype))
     scale = scales.update(term.key, (totals[:-1] / totals[-1]).reshape(mean.shape))

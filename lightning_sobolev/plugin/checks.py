@@ -67,8 +67,9 @@ def check_modules(
     inner_precision: InnerPrecision = "float32",
 ) -> None:
     """Refuse a student that is not there, is its own teacher, or ignores the inner precision."""
-    names = [name for name, _ in module.named_modules() if name]
-    if target is not None and target not in names:
+    # Not only those that named_modules() lists: it gives a shared submodule one name.
+    if target is not None and not _has_submodule(module, target):
+        names = [name for name, _ in module.named_modules() if name]
         raise ValueError(f"module must name a submodule, one of {names}, got {target!r}")
     is_double = any(parameter.dtype == torch.float64 for parameter in module.parameters())
     if inner_precision == "bf16-mixed" and is_double:
@@ -84,6 +85,13 @@ def check_modules(
                 "teacher must not share parameters with the student, which it froze; got "
                 f"{len(shared)} shared ones, first {shared[0]!r}; pass copy.deepcopy(network)"
             )
+
+
+def _has_submodule(module: nn.Module, name: str) -> bool:
+    try:
+        return module.get_submodule(name) is not module
+    except AttributeError:
+        return False
 
 
 def check_weights(spec: SobolevSpec, *, sharded: bool, compiled: bool, searches: bool) -> None:

@@ -133,11 +133,44 @@ def _instance_norm(
     return _per_channel(x, weight, bias)
 
 
-_WRITTEN_OUT: dict[Callable[..., Any], Callable[..., Tensor]] = {
+def _native_layer_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    _, mean, variance = _standardize(input, list(range(-len(normalized_shape), 0)), eps)
+    y = _layer_norm(input, normalized_shape, weight, bias, eps)
+    return y, mean, torch.rsqrt(variance + eps)
+
+
+def _weights_first(norm: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Take arguments in the order of torch's own function, which differs from F's."""
+
+    def reordered(
+        input: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        *rest: Any,
+        cudnn_enabled: bool = True,
+    ) -> Tensor:
+        del cudnn_enabled
+        return norm(input, running_mean, running_var, weight, bias, *rest[:3])
+
+    return reordered
+
+
+_WRITTEN_OUT: dict[Callable[..., Any], Callable[..., Any]] = {
     F.layer_norm: _layer_norm,
     F.batch_norm: _batch_norm,
     F.instance_norm: _instance_norm,
     torch.layer_norm: _layer_norm,
+    torch.native_layer_norm: _native_layer_norm,
+    torch.batch_norm: _weights_first(_batch_norm),
+    torch.instance_norm: _weights_first(_instance_norm),
 }
 
 

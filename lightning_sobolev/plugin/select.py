@@ -93,7 +93,13 @@ def _locate_one(wrt: str | int | None, forward: Callable[..., Any], inputs: Inpu
             f"with respect to, got {got if wrt is None else _paths.describe(chosen)}; for integer "
             "inputs name the submodule behind the embedding with module="
         )
-    return (*path, *inner)
+    found = (*path, *inner)
+    if (tensor := _paths.get(inputs, found, "wrt")).ndim == 0:
+        raise ValueError(
+            f"wrt={wrt!r}: the observed input must have rows, got {_paths.describe(tensor)}; name "
+            "another argument with wrt="
+        )
+    return found
 
 
 def select_output(result: Any, output: str | int | None) -> Tensor:

@@ -31,7 +31,9 @@ class Shadow:
         self._owner, self._name, self._function = owner, name, function
         self._earlier = vars(owner).get(name)
         # A compiled method is the class's own too; its copy is not compiled.
-        self._is_own = getattr(original, "__func__", None) is getattr(type(owner), name)
+        is_class_method = getattr(original, "__func__", None) is getattr(type(owner), name)
+        # Of a decorated method unwrap() finds the function inside: nobody else has put one here.
+        self._is_own = self._earlier is None or is_class_method
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:  # noqa: D102
         return self._function(*args, **kwargs)

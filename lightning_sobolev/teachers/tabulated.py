@@ -49,7 +49,7 @@ class TabulatedJet:
     def vjp(self, cotangents: Float[Tensor, "proj batch *out"]) -> Float[Tensor, "proj batch *in"]:
         """Contract the cotangents with the Jacobian's output axes."""
         jacobian = self._require(self._jacobian, "jacobian", "an order-1 term")
-        flat = self._flat(jacobian, "jacobian", cotangents[0, 0].numel(), 1)
+        flat = self._flat(jacobian, "jacobian", cotangents.shape[2:].numel(), 1)
         rows = _contract("bcd,pbc->pbd", flat, _flat_rows(cotangents))
         return rows.reshape(*rows.shape[:2], *self._in_shape)
 
@@ -68,7 +68,7 @@ class TabulatedJet:
     ) -> Float[Tensor, "proj batch *in"]:
         """Contract the Hessian with a cotangent and a tangent."""
         hessian = self._require(self._hessian, "hessian", "an order-2 term")
-        flat = self._flat(hessian, "hessian", cotangents[0, 0].numel(), 2)
+        flat = self._flat(hessian, "hessian", cotangents.shape[2:].numel(), 2)
         u, v = _flat_rows(cotangents), _flat_rows(tangents)
         return _contract("bcde,pbc,pbe->pbd", flat, u, v).reshape(tangents.shape)
 

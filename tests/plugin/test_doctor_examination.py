@@ -149,3 +149,11 @@ def test_what_was_chosen_and_found_is_said(caplog):
     assert "engine='tape', which reuses the step's own forward" in said
     assert "net.rnn (GRU): cuDNN is off" in said
     assert "agrees with finite differences to" in said
+
+
+def test_the_generators_of_other_devices_are_left_alone(monkeypatch):
+    module, callback, seeded = Regressor(), SobolevCallback(mlp(seed=7)), []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    fit(module, points(), callback)
+    assert callback.cost is not None
+    assert not seeded

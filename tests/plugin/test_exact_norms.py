@@ -147,3 +147,28 @@ def test_norms_that_the_user_holds_in_eval_stay_there(x):
         assert not norm.training
     assert not norm.training
     assert_close(norm.running_mean, torch.zeros(3).double())
+
+
+def test_torchs_own_functions_are_caught_as_well(x):
+    one, other = torch.rand(2, 3, dtype=torch.float64)
+    statistics = [torch.zeros(3, dtype=torch.float64), torch.ones(3, dtype=torch.float64)]
+    calls = {
+        torch.layer_norm: (x, (4,), None, None, 1e-5),
+        torch.native_layer_norm: (x, (4,), None, None, 1e-5),
+        torch.batch_norm: (x, one, other, *statistics, True, 0.1, 1e-5, False),
+        torch.instance_norm: (x, one, other, None, None, True, 0.1, 1e-5, False),
+    }
+
+    def called(function, args):
+        for buffer, value in zip(statistics, (0.0, 1.0), strict=True):
+            buffer.fill_(value)
+        return function(*args), [buffer.clone() for buffer in statistics]
+
+    for function, args in calls.items():
+        expected = called(function, args)
+        with ExactNorms():
+            found = called(function, args)
+            written_out = function(args[0].clone().requires_grad_(), *args[1:])
+        assert_close(found, expected)
+        first = written_out[0] if isinstance(written_out, tuple) else written_out
+        assert "Norm" not in str(first.grad_fn)

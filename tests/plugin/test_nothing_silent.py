@@ -155,3 +155,34 @@ def test_activation_checkpointing_without_reentry_changes_nothing():
         fit(module, points(), SobolevCallback(mlp(seed=7)))
         found.append(weights(module))
     assert_close(*found)
+
+
+class ScalarFirst(Regressor):
+    def forward(self, share, x):
+        return share * self.net(x)
+
+    def training_step(self, batch, batch_idx):
+        return mse_loss(self(torch.tensor(1.0).double(), batch[0]), batch[1])
+
+
+@pytest.mark.parametrize("engine", ["tape", "func"])
+def test_an_input_without_rows(engine):
+    text = r"wrt=None: .* must have rows, got a tensor \[\] of torch.float64; name another"
+    refuses(ScalarFirst(), text, engine=engine)
+
+
+class Twice(Regressor):
+    """One network under two names."""
+
+    def __init__(self):
+        super().__init__()
+        self.nets = nn.ModuleDict({"b": self.net})
+
+
+def test_a_submodule_may_be_named_by_any_of_its_names():
+    found = []
+    for name in ("net", "nets.b"):
+        module = Twice()
+        fit(module, points(), SobolevCallback(mlp(seed=7), module=name))
+        found.append(weights(module))
+    assert_close(*found, rtol=0, atol=0)
