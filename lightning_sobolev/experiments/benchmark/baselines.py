@@ -22,13 +22,15 @@ import pandas as pd
 import torch
 from omegaconf import DictConfig
 from torch import Tensor
+from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from lightning_sobolev import BatchTeacher, SobolevCallback, SobolevSpec, SobolevTerm
 from lightning_sobolev._files import whole, write_text
+from lightning_sobolev.experiments.common.optimizers import line_search
 from lightning_sobolev.experiments.regression.data import LandscapeDataModule
 from lightning_sobolev.experiments.regression.mlp import mlp
 from lightning_sobolev.experiments.regression.module import RegressionModule
-from lightning_sobolev.loading import ShuffledRows, Table, TableLoader
+from lightning_sobolev.loading import ResumableLoader, ShuffledBatches, Table
 
 log = logging.getLogger(__name__)
 
@@ -128,8 +130,11 @@ def _network(
     rows = Table({name: table[name].to(dtype) for name in names})
     steps, batch = (ADAM_STEPS, 128) if adam else (10**6, len(rows))
     net = mlp(rows.columns["x"].shape[1], width=64, activation="sine" if sine else "tanh").to(dtype)
-    chosen: dict[str, Any] = {"lr": 3e-3} if adam else {"lr": 1.0, "optimizer": "lbfgs"}
-    module = RegressionModule(net, max_steps=steps, **chosen)
+    if adam:
+        schedule = partial(CosineAnnealingLR, T_max=steps)
+        module = RegressionModule(net, partial(torch.optim.Adam, lr=3e-3, fused=True), schedule)
+    else:
+        module = RegressionModule(net, line_search)
     callbacks: list[pl.Callback] = [] if adam else [_StopAfter(budget)]
     if order > 0:
         teacher = BatchTeacher(jacobian="dydx", hessian="hessian" if order == 2 else None)
@@ -138,7 +143,7 @@ def _network(
         accelerator="cpu", max_steps=steps, callbacks=callbacks, logger=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
-    trainer.fit(module, TableLoader(rows, ShuffledRows(len(rows), batch, steps, seed=seed)))
+    trainer.fit(module, ResumableLoader(rows, ShuffledBatches(len(rows), batch, steps, seed=seed)))
     return torch.no_grad()(lambda x: module.eval().net(x.to(dtype)).double())
 
 
