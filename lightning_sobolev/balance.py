@@ -66,11 +66,7 @@ class Balanced:
 
 @dataclass(slots=True)
 class RunningBalance:
-    """The present weight of every balanced term.
-
-    Args:
-        state: Weight by term; a term that was not measured yet is not in it.
-    """
+    """The present weight of every balanced term."""
 
     state: dict[str, float] = field(default_factory=dict)
 

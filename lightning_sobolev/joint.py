@@ -32,13 +32,7 @@ Directions = tuple[Tensor | None, Tensor | None]
 
 @dataclass(frozen=True, slots=True)
 class Joint:
-    """What one evaluation gives.
-
-    Args:
-        aux: What the student's function returned beside its value.
-        value: The student's value.
-        matched: For each term, the distances with their axes.
-    """
+    """What one evaluation gives; ``aux`` is what the student returned beside its value."""
 
     aux: Any
     value: Tensor

@@ -51,12 +51,7 @@ class Asked:
 
 
 class Compiler:
-    """Compiles the observed call of one module, once for each shape of its inputs.
-
-    Args:
-        root: The LightningModule, whose shadows are taken off meanwhile.
-        policy: What is matched and how it is compiled.
-    """
+    """Compiles the observed call of one module, once for each shape of its inputs."""
 
     def __init__(self, root: nn.Module, policy: Policy) -> None:
         self.given_up = False
@@ -204,14 +199,7 @@ def _shapes(inputs: Inputs) -> tuple[Any, ...]:
 
 @dataclass(frozen=True)
 class StepCompiler:
-    """A compiler with the choices of one step.
-
-    Args:
-        compiler: Compiles.
-        policy: What is matched.
-        draws: Random choices of the step.
-        weights: Of each term; one of weight 0 is not evaluated.
-    """
+    """A compiler with the choices of one step."""
 
     compiler: Compiler
     policy: Policy

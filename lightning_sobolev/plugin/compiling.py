@@ -66,12 +66,7 @@ class GivenUp(Exception):
 class CompiledFunction:
     """Compiles when first called, compares with the eager function, counts its graphs.
 
-    Args:
-        eager: The function; gives a :class:`~lightning_sobolev.joint.Joint`.
-        settings: How it is compiled.
-        module: Whose parameters the gradients are compared in.
-        names: Of the terms, by number.
-        nested: Whether the call is made where compiled code is told to run eager.
+    Nested is a call where compiled code is told to run eager.
     """
 
     def __init__(

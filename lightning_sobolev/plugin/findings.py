@@ -15,13 +15,7 @@ _DROPOUTS = (nn.modules.dropout._DropoutNd,)
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing about the student that a user should know.
-
-    Args:
-        name: Name of the layer.
-        kind: Its class.
-        remark: What it means here and what is done about it.
-    """
+    """One thing about the student that a user should know."""
 
     name: str
     kind: str

@@ -27,14 +27,7 @@ from lightning_sobolev.spec import SobolevTerm
 class StepPart:
     """Implements :class:`lightning_sobolev.plugin.step.Part`.
 
-    Args:
-        root: The LightningModule.
-        policy: What is matched.
-        draws: Random choices of this step.
-        finish: Called with the observations, the batch and the loss so far; evaluates, logs, and
-            returns the weighted sum.
-        batch: What the step was given.
-        compiled: Compiles the call of the student, or None.
+    ``finish`` evaluates what was observed, logs, and returns the weighted sum.
     """
 
     def __init__(

@@ -24,9 +24,6 @@ class Place:
 
     Several inputs are one: their rows flattened and joined, ``[batch, D_1 + D_2 + ...]``. Every
     projection and scale then means the same as for one input.
-
-    Args:
-        paths: Where each of them stands.
     """
 
     paths: tuple[_paths.Path, ...]

@@ -16,13 +16,7 @@ from torch import nn
 
 
 class Shadow:
-    """Stands in for a method; copies and pickles as what it stands in for.
-
-    Args:
-        owner: The module in whose instance dictionary it is put.
-        name: Name of the method.
-        function: What is called instead.
-    """
+    """Stands in for a method; copies and pickles as what it stands in for."""
 
     def __init__(self, owner: nn.Module, name: str, function: Callable[..., Any]) -> None:
         # Lightning looks for parameter names such as batch_idx one step behind __wrapped__.
@@ -51,12 +45,7 @@ class Shadow:
 
 
 class Passing:
-    """A forward hook, or any other object, that copies and pickles as one that does nothing.
-
-    Args:
-        function: What is called.
-        held: What a holder wants to find again.
-    """
+    """A forward hook, or a holder, that copies and pickles as one that does nothing."""
 
     def __init__(self, function: Callable[..., None] | None = None, held: Any = None) -> None:
         self._function, self.held = function, held

@@ -58,11 +58,7 @@ class Matcher(Protocol):
 
 
 class ObservedStep:
-    """Runs the user's step under observation and adds what the callbacks return.
-
-    Args:
-        module: The module whose methods are shadowed.
-    """
+    """Runs the user's step under observation and adds what the callbacks return."""
 
     def __init__(self, module: LightningModule) -> None:
         self.matchers: list[Matcher] = []

@@ -20,14 +20,7 @@ _LOOKED_AT = 10
 
 
 class CachedJet:
-    """Value and derivatives along the directions that were stored, and along no others.
-
-    Args:
-        settings: Of the cache.
-        index: Numbers of the samples.
-        records: One per sample.
-        x: The inputs, for shape, type and device.
-    """
+    """Value and derivatives along the directions that were stored, and along no others."""
 
     def __init__(
         self, settings: CacheSettings, index: Tensor, records: np.ndarray, x: Tensor
