@@ -159,6 +159,7 @@ def test_decorated_methods_are_copied_as_those_of_the_copy(copier):
     assert_close(weights(twin), weights(plain), rtol=0, atol=0)
 
 
+@pytest.mark.usefixtures("doctor")
 @pytest.mark.filterwarnings("error:.*finite differences skipped")
 def test_the_doctor_examines_a_decorated_student():
     taught = [Decorated(), Regressor()]

@@ -12,6 +12,8 @@ from tests.plugin._ordinary import ORDINARY, Last
 from tests.plugin._students import Regressor, mlp
 from tests.plugin._trainers import as_loader, fit, points, weights
 
+pytestmark = pytest.mark.usefixtures("doctor")
+
 VJP, JVP, CURVED = SobolevTerm(), SobolevTerm(side="tangent"), SobolevTerm(order=2)
 
 

@@ -33,27 +33,22 @@ class Breaks(Regressor):
         return loss
 
 
-@pytest.mark.parametrize("engine", ["tape", "func"])
-def test_everything_is_restored_after_a_crash(engine):
-    module, used = Breaks(), callback(engine=engine)
-    before = attributes(module)
-    with pytest.raises(KeyError, match="a fault of the step itself"):
-        fit(module, points(), used)
-    assert_unchanged(module, before)
-    fit(module, points(), used, limit_train_batches=1)
-    assert_unchanged(module, before)
-
-
 class Interrupts(L.Callback):
     def on_train_batch_end(self, *args):
         raise KeyboardInterrupt
 
 
-def test_everything_is_restored_after_an_interrupt():
-    module = Regressor()
+@pytest.mark.parametrize("engine", ["tape", "func"])
+@pytest.mark.parametrize(
+    ("make", "others", "error"), [(Breaks, [], KeyError), (Regressor, [Interrupts()], SystemExit)]
+)
+def test_everything_is_restored_after_a_crash_and_an_interrupt(make, others, error, engine):
+    module, used = make(), callback(engine=engine)
     before = attributes(module)
-    with pytest.raises(SystemExit):
-        fit(module, points(), callback(), Interrupts())
+    with pytest.raises(error):
+        fit(module, points(), used, *others)
+    assert_unchanged(module, before)
+    fit(module, points(), used, limit_train_batches=1)
     assert_unchanged(module, before)
 
 
