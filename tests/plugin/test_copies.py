@@ -10,13 +10,8 @@ import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging, WeightAveraging
 from torch.testing import assert_close
 
-from lightning_sobolev import SobolevCallback
-from tests.plugin._students import Regressor, mlp
+from tests.plugin._students import Regressor, callback, mlp
 from tests.plugin._trainers import fit, points, weights
-
-
-def callback(**options):
-    return SobolevCallback(**{"teacher": mlp(seed=7), **options})
 
 
 class Copies(L.Callback):

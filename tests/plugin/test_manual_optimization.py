@@ -5,13 +5,8 @@ import torch
 from torch.nn.functional import mse_loss
 from torch.testing import assert_close
 
-from lightning_sobolev import SobolevCallback
-from tests.plugin._students import ManualRegressor, Regressor, Silent, mlp
+from tests.plugin._students import ManualRegressor, Regressor, Silent, callback, mlp
 from tests.plugin._trainers import fit, points, weights
-
-
-def callback(**options):
-    return SobolevCallback(**{"teacher": mlp(seed=7), **options})
 
 
 class Adversaries(Regressor):

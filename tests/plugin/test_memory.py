@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lightning_sobolev import SobolevCallback, SobolevSpec, SobolevTerm
-from tests.plugin._students import ManualRegressor, Regressor, mlp
+from tests.plugin._students import Breaks, ManualRegressor, Regressor, mlp
 from tests.plugin._trainers import fit, points
 
 SPEC = SobolevSpec(
@@ -66,20 +66,6 @@ def test_memory_does_not_grow_in_500_steps(engine):
     )
     assert len(set(counts.tensors[1:])) == 1
     assert max(counts.resident[2:]) - counts.resident[2] < 1000
-
-
-class Breaks(Regressor):
-    """Fails behind the observed forward, at a chosen batch."""
-
-    def __init__(self, number):
-        super().__init__()
-        self.number = number
-
-    def training_step(self, batch, batch_idx):
-        loss = super().training_step(batch, batch_idx)
-        if batch_idx == self.number:
-            raise KeyError("a fault of the step itself")
-        return loss
 
 
 class BreaksLater(Breaks):

@@ -4,14 +4,9 @@ import lightning.pytorch as L
 import pytest
 from torch.nn.functional import mse_loss
 
-from lightning_sobolev import SobolevCallback
-from tests.plugin._students import Regressor, mlp
+from tests.plugin._students import Breaks, Regressor, callback
 from tests.plugin._traces import assert_unchanged, attributes
 from tests.plugin._trainers import fit, points, trainer, weights
-
-
-def callback(**options):
-    return SobolevCallback(**{"teacher": mlp(seed=7), **options})
 
 
 def test_everything_is_restored_after_fit_and_fit_works_twice():
@@ -23,14 +18,6 @@ def test_everything_is_restored_after_fit_and_fit_works_twice():
     fit(module, points(), used)
     assert_unchanged(module, before)
     assert (weights(module) - once).norm() > 0.0
-
-
-class Breaks(Regressor):
-    def training_step(self, batch, batch_idx):
-        loss = super().training_step(batch, batch_idx)
-        if batch_idx == 1:
-            raise KeyError("a fault of the step itself")
-        return loss
 
 
 class Interrupts(L.Callback):
