@@ -172,17 +172,7 @@ def switch_evaluation_noise(module: nn.Module, on: bool) -> None:
 
 
 def noise_penalty(module: nn.Module) -> Float[Tensor, ""]:
-    r"""Return :math:`\sum |F|^2` over a network's noise: a penalty on correlated noise.
-
-    Args:
-        module: The network.
-
-    Returns:
-        The sum; zero where all noise is white.
-
-    Raises:
-        ValueError: If there is no noise.
-    """
+    r"""Return :math:`\sum |F|^2` over a network's noise: a penalty on correlated noise."""
     found = _injections(module)
     squares = [noise.factor.square().sum() for noise in found if noise.factor is not None]
     return torch.stack([found[0].alpha.new_zeros(()), *squares]).sum()

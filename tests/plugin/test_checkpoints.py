@@ -7,16 +7,11 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.testing import assert_close
 
 from lightning_sobolev import SobolevCallback, SobolevMixin, SobolevSpec, SobolevTerm
-from tests.plugin._students import Regressor, mlp
+from tests.plugin._students import Adam, mlp
 from tests.plugin._trainers import fit, points, trainer, weights
 
 SPEC = SobolevSpec(terms=[SobolevTerm(), SobolevTerm(order=2, weight=0.1, rows=0.5)])
 OPTIONS = {"enable_checkpointing": True, "max_epochs": 4}
-
-
-class Adam(Regressor):
-    def configure_optimizers(self):
-        return torch.optim.Adam(self.parameters(), lr=0.01)
 
 
 class WithMixin(SobolevMixin, Adam):

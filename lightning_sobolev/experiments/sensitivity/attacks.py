@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from lightning_sobolev._types import BatchFn
 from lightning_sobolev.adversarial import GradientAttack, ParticleSwarm
+from lightning_sobolev.adversarial.fisher import ClassGradients, class_gradients
 from lightning_sobolev.functional.projections import generator_for
-from lightning_sobolev.sensitivity import ClassGradients, class_gradients
 
 log = logging.getLogger(__name__)
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -11,6 +10,7 @@ from torch.nn import functional
 
 from lightning_sobolev.atari.networks import NatureCNN
 from lightning_sobolev.experiments.regression.mlp import mlp
+from lightning_sobolev.spec import OUTPUT_MAPS
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Workload:
     def networks(self) -> tuple[nn.Module, nn.Module]:
         """Return a student and a teacher, the same ones every time."""
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+            torch.default_generator.manual_seed(0)
             student, teacher = self.make(), self.make()
         return student, teacher.eval().requires_grad_(False)
 
@@ -48,14 +48,8 @@ class Workload:
         generator = torch.Generator().manual_seed(1)
         x = torch.rand(self.batch_size, *self.in_shape, generator=generator)
         with torch.no_grad():
-            y = OUTPUT[self.on](self.networks()[1](x))
+            y = OUTPUT_MAPS[self.on](self.networks()[1](x))
         return {"x": x, "y": y, "index": torch.arange(self.batch_size)}
-
-
-OUTPUT: dict[str, Callable[[Tensor], Tensor]] = {
-    "identity": lambda y: y,
-    "log_softmax": lambda y: torch.log_softmax(y, -1),
-}
 
 
 class _Block(nn.Module):
@@ -73,7 +67,7 @@ class _Block(nn.Module):
 
 
 def resnet() -> nn.Module:
-    """Return a small residual network with batch norms for pictures of 32 by 32."""
+    """Return a small residual network with batch norms for images of 32 by 32."""
     blocks = [_Block(16, 16, 1), _Block(16, 32, 2), _Block(32, 64, 2)]
     stem = [nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
     return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
@@ -84,8 +78,9 @@ class Encoder(nn.Module):
 
     def __init__(self, width: int = 64) -> None:
         super().__init__()
-        options: dict[str, Any] = {"dropout": 0.0, "activation": "gelu", "batch_first": True}
-        layer = nn.TransformerEncoderLayer(width, 4, 2 * width, **options)
+        layer = nn.TransformerEncoderLayer(
+            width, 4, 2 * width, dropout=0.0, activation="gelu", batch_first=True
+        )
         self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
         self.head = nn.Linear(width, 8)
 
@@ -100,15 +95,16 @@ def perceptron(batch_size: int, *, width: int = 256, outputs: int = 1) -> Worklo
     return Workload("mlp", lambda: mlp(2, outputs, width=width), (2,), batch_size)
 
 
-def _pixels(batch_size: int) -> Workload:
+def pixels(batch_size: int) -> Workload:
+    """Return the workload of Nature-CNN on four stacked frames."""
     return Workload("nature_cnn", lambda: NatureCNN(6), (4, 84, 84), batch_size, "log_softmax")
 
 
 _ALL = (
     perceptron(100),
     perceptron(10_000),
-    _pixels(64),
-    _pixels(512),
+    pixels(64),
+    pixels(512),
     Workload("resnet", resnet, (3, 32, 32), 64, "log_softmax"),
     Workload("transformer", Encoder, (16, 64), 64),
 )

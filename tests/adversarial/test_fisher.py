@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_sobolev.sensitivity import class_gradients
+from lightning_sobolev.adversarial.fisher import class_gradients
 from tests._reference import dense_jacobian
 
 pytestmark = pytest.mark.usefixtures("float64")
