@@ -14,12 +14,13 @@ from torch.testing import assert_close
 from lightning_sobolev.experiments.synthetic_gradients.kinds import KINDS
 from lightning_sobolev.experiments.synthetic_gradients.matching import Matching
 from lightning_sobolev.experiments.synthetic_gradients.models import build_models
+from lightning_sobolev.experiments.synthetic_gradients.processes.channel import build_cut
 from lightning_sobolev.experiments.synthetic_gradients.processes.pipeline import run_pipeline
 from lightning_sobolev.experiments.synthetic_gradients.processes.settings import (
     Optimizers,
     Pipeline,
 )
-from lightning_sobolev.experiments.synthetic_gradients.processes.stage import Channel, StageProcess
+from lightning_sobolev.experiments.synthetic_gradients.processes.stage import StageProcess
 from lightning_sobolev.experiments.synthetic_gradients.sections import activation_shapes, split
 from lightning_sobolev.experiments.synthetic_gradients.step import build_stages, take_step
 from tests.experiments.synthetic_gradients._networks import (
@@ -170,23 +171,25 @@ def test_a_stage_that_is_lost_is_named_and_nobody_hangs(sent, message):
 
 
 def test_no_batches_end_the_run():
-    with pytest.raises(RuntimeError, match="stage 0 must finish, got .*must give at least one batch, got none"):
+    with pytest.raises(
+        RuntimeError, match="stage 0 must finish, got .*must give at least one batch, got none"
+    ):
         run_pipeline(built(vectors, "critic", [2]), [], OPTIMIZERS, Pipeline(steps=1))
 
 
 def lowest_process(kind, *, buffer=8):
     """Return the process of a lowest stage, and what is above it, to be called in this one."""
     lower, upper = built(vectors, kind, [2], normalize="none")
-    above = Channel(multiprocessing.get_context(), 8)
-    signs = torch.zeros(3, dtype=torch.int64)
+    above = build_cut(multiprocessing.get_context(), 8)
+    signs = torch.zeros(2, dtype=torch.int64)
     process = StageProcess(lower, OPTIMIZERS, Pipeline(steps=9, buffer=buffer), None, above, signs)
     return process, upper, above
 
 
-def answer(process, above, number, gradient, value):
-    """Send a target down, wait until it is there, and let the stage take a step."""
-    above.down.put((number, gradient.numpy(), value.numpy()))
-    while above.down.empty():
+def answer(above, number, gradient, value):
+    """Send a target down and wait until it is there."""
+    above.down.send(number, [gradient, value], lambda: None)
+    while above.down.is_empty:
         time.sleep(0.001)
 
 
@@ -198,8 +201,8 @@ def test_a_late_target_teaches_the_model_alone_and_at_its_own_activation(kind, g
     pairs = [batch(vectors, generator) for _ in range(3)]
     for number, pair in enumerate(pairs[:2]):
         process._step(number, *pair)
-    _, h, _ = above.up.get()
-    h, y = torch.from_numpy(h).requires_grad_(), pairs[0][1]
+    _, (h, y) = above.up.receive(lambda: None)
+    h.requires_grad_()
     value = cross_entropy(upper.section(h), y, reduction="none")
     (gradient,) = torch.autograd.grad(value.sum(), h)
     value = value.detach()
@@ -216,7 +219,7 @@ def test_a_late_target_teaches_the_model_alone_and_at_its_own_activation(kind, g
     loss.backward()
     expected = [p.detach() - MODEL_LR * p.grad for p in reference.parameters()]
     unanswered = copy.deepcopy(section), copy.deepcopy(model)
-    answer(process, above, 0, gradient, value)
+    answer(above, 0, gradient, value)
     process._step(2, *pairs[2])
     assert_close(list(model.parameters()), expected, rtol=1e-10, atol=1e-12)
     assert (process._learned, process._lateness, process._forgotten) == (1, 2, 0)
@@ -237,7 +240,7 @@ def test_a_target_whose_activation_is_forgotten_teaches_nothing(generator):
     before = copy.deepcopy(list(model.parameters()))
     for number in range(4):
         if number == 3:
-            answer(process, above, 0, torch.ones(ROWS, 6), torch.ones(ROWS))
+            answer(above, 0, torch.ones(ROWS, 6), torch.ones(ROWS))
         process._step(number, *batch(vectors, generator))
     assert_close(list(model.parameters()), before, rtol=0, atol=0)
     assert (process._learned, process._forgotten) == (0, 1)

@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from torch.multiprocessing.spawn import (
     start_processes,
 )
 
+from lightning_sobolev.experiments.synthetic_gradients.processes.channel import Cut, build_cut
 from lightning_sobolev.experiments.synthetic_gradients.processes.settings import (
     Optimizers,
     Pipeline,
@@ -29,9 +31,7 @@ from lightning_sobolev.experiments.synthetic_gradients.processes.settings import
 )
 from lightning_sobolev.experiments.synthetic_gradients.processes.stage import (
     DONE,
-    WAITS,
     Batches,
-    Channel,
     StageProcess,
 )
 from lightning_sobolev.experiments.synthetic_gradients.step import Stage
@@ -69,13 +69,14 @@ def run_pipeline(
     """
     method = _start_method()
     context = multiprocessing.get_context(method)
-    channels = [Channel(context, pipeline.capacity) for _ in stages[1:]]
-    signs = torch.full((len(stages), 3), _NOT_STARTED).share_memory_()  # type: ignore[no-untyped-call]
+    started = context.Barrier(len(stages))
+    cuts = [build_cut(context, pipeline.capacity) for _ in stages[1:]]
+    signs = torch.full((len(stages), 2), _NOT_STARTED).share_memory_()  # type: ignore[no-untyped-call]
     with tempfile.TemporaryDirectory() as folder:
-        # as bytes: shared tensors take an open file each, of which there are not enough
+        # as bytes: else every tensor takes an open file, of which there are not enough
         task = pickle.dumps((stages, batches, optimizers, pipeline, Path(folder)))
         running = start_processes(  # type: ignore[no-untyped-call]
-            _live, (task, channels, signs), len(stages), join=False, start_method=method
+            _live, (task, cuts, signs, started), len(stages), join=False, start_method=method
         )
         try:
             _join(running, signs, pipeline.timeout, watch)
@@ -105,12 +106,9 @@ def _join(
                 is_silent = running.processes[number].is_alive() and sign[DONE] != _NOT_STARTED
                 if sign != seen[number][0] or not is_silent:
                     seen[number] = (sign, time.monotonic())
-            for number, (sign, since) in enumerate(seen):
-                # one at a queue may be in the middle of what another one has sent by half
-                patience = 2 * timeout if sign[WAITS] else timeout
-                if time.monotonic() - since > patience:
+                if time.monotonic() - seen[number][1] > timeout:
                     raise RuntimeError(
-                        f"stage {number} must give a sign in {patience:g} s, got none: the other "
+                        f"stage {number} must give a sign in {timeout:g} s, got none: the other "
                         "stages were ended"
                     )
     except ProcessExitedException as error:
@@ -123,20 +121,24 @@ def _join(
         raise RuntimeError(f"stage {error.error_index} must finish, got {reason}") from error
 
 
-def _live(number: int, task: bytes, channels: Sequence[Channel], signs: Tensor) -> None:
+def _live(number: int, task: bytes, cuts: Sequence[Cut], signs: Tensor, started: Barrier) -> None:
     torch.set_num_threads(1)
+    torch.multiprocessing.set_sharing_strategy("file_system")  # needs no answer of the sender
+    torch.zeros(1).share_memory_()  # its first use starts a helper
     stages, batches, optimizers, pipeline, folder = pickle.loads(task)
     stage = stages[number]
-    below = None if stage.is_lowest else channels[number - 1]
-    above = None if stage.is_highest else channels[number]
+    below = None if stage.is_lowest else cuts[number - 1]
+    above = None if stage.is_highest else cuts[number]
     try:
         process = StageProcess(stage, optimizers, pipeline, below, above, signs[number])
+        started.wait()
         report = process.run(batches)
         parts = {name: part.state_dict() for name, part in _parts(stage).items()}
         torch.save({"report": asdict(report), **parts}, folder / str(number))
     except BaseException:
-        for channel in channels:  # else the process waits for readers that may be lost
-            channel.abandon()
+        for cut in cuts:  # else the process waits for readers that may be lost
+            cut.up.abandon()
+            cut.down.abandon()
         raise
 
 

@@ -11,19 +11,20 @@ Source: Jaderberg et al. 2017, Decoupled Neural Interfaces using Synthetic Gradi
 (arXiv:1608.05343), section 2; Czarnecki et al. 2017 (arXiv:1706.04859) for what models are taught.
 """
 
-import queue
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
-from multiprocessing.context import BaseContext
-from typing import Any
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from lightning_sobolev.experiments.common.optimizers import OptimizerFactory, SchedulerFactory
 from lightning_sobolev.experiments.synthetic_gradients.prediction import LossGradient
+from lightning_sobolev.experiments.synthetic_gradients.processes.channel import (
+    Channel,
+    Cut,
+    Packet,
+)
 from lightning_sobolev.experiments.synthetic_gradients.processes.settings import (
     Optimizers,
     Pipeline,
@@ -32,30 +33,7 @@ from lightning_sobolev.experiments.synthetic_gradients.processes.settings import
 from lightning_sobolev.experiments.synthetic_gradients.step import Stage
 
 Batches = Iterable[Mapping[str, Tensor]]
-Packet = tuple[int, Tensor, Tensor | None]
-DONE, BEATS, WAITS = range(3)  # steps; what moves while it waits; whether it is at a queue
-_SECONDS_BETWEEN_SIGNS = 0.2
-
-
-class Channel:
-    """The two queues of a cut: activations and classes up, losses and gradients down.
-
-    The queue upwards is bounded; the other one never holds more than two packets beyond that, since
-    the stage below takes all that has come before it sends the next activation.
-
-    Args:
-        context: Of the processes.
-        capacity: Packets that the queue upwards holds.
-    """
-
-    def __init__(self, context: BaseContext, capacity: int) -> None:
-        self.up: queue.Queue[Any] = context.Queue(capacity)  # type: ignore[assignment]
-        self.down: queue.Queue[Any] = context.Queue()  # type: ignore[assignment]
-
-    def abandon(self) -> None:
-        """Let the process end although nobody takes what it has sent."""
-        for one in (self.up, self.down):
-            one.cancel_join_thread()  # type: ignore[attr-defined]
+DONE, BEATS = range(2)  # steps, and a count that moves while the stage waits
 
 
 class StageProcess:
@@ -65,9 +43,9 @@ class StageProcess:
         stage: The section and its model.
         optimizers: Build what trains them.
         pipeline: How stages work beside each other.
-        below: The channel to the stage below, if there is one.
-        above: The channel to the stage above, if there is one.
-        signs: ``DONE``, ``BEATS`` and ``WAITS``, for whoever watches from another process.
+        below: What connects it to the stage below, if there is one.
+        above: What connects it to the stage above, if there is one.
+        signs: ``DONE`` and ``BEATS``, for whoever watches from another process.
     """
 
     def __init__(
@@ -75,9 +53,9 @@ class StageProcess:
         stage: Stage,
         optimizers: Optimizers,
         pipeline: Pipeline,
-        below: Channel | None,
-        above: Channel | None,
-        signs: Int[Tensor, "3"],
+        below: Cut | None,
+        above: Cut | None,
+        signs: Int[Tensor, "2"],
     ) -> None:
         self.stage, self.pipeline, self.signs = stage, pipeline, signs
         self.below, self.above = below, above
@@ -128,8 +106,7 @@ class StageProcess:
     def _from_below(self) -> Iterator[tuple[int, Tensor, Tensor]]:
         assert self.below is not None
         while (packet := self._receive(self.below.up)) is not None:
-            number, x, y = packet
-            assert y is not None
+            number, (x, y) = packet
             yield number, x, y
 
     def _step(self, number: int, x: Float[Tensor, "batch *in"], y: Int[Tensor, " batch"]) -> None:
@@ -157,7 +134,7 @@ class StageProcess:
         packet = self._receive(self.above.down)
         assert packet is not None
         assert packet[0] == number
-        return LossGradient(*packet[1:])
+        return LossGradient(*packet[1])
 
     def _keep(self, number: int, h: Tensor, y: Tensor) -> None:
         self._buffer[number] = (h, y)
@@ -167,10 +144,12 @@ class StageProcess:
     def _learn(self, number: int) -> None:
         """Teach the model all targets that have come; in lockstep, wait for this batch's."""
         assert self.above is not None
-        packet = self._receive(self.above.down, wait=self.pipeline.lockstep)
-        while packet is not None:
+        waits = self.pipeline.lockstep
+        while waits or not self.above.down.is_empty:
+            packet = self._receive(self.above.down)
+            assert packet is not None
             self._teach(packet, number)
-            packet = self._receive(self.above.down, wait=False)
+            waits = False
 
     def _teach(self, packet: Packet, number: int) -> None:
         kept = self._buffer.pop(packet[0], None)
@@ -178,7 +157,7 @@ class StageProcess:
             self._forgotten += 1
             return
         predicted = self.stage.predict(*kept, create_graph=True)
-        self.stage.teach(predicted, LossGradient(*packet[1:]))
+        self.stage.teach(predicted, LossGradient(*packet[1]))
         self._move_model()
         self._learned += 1
         self._lateness += number - packet[0]
@@ -186,44 +165,26 @@ class StageProcess:
     def _finish(self) -> None:
         """Say that nothing follows, and take what still comes, or nobody could leave."""
         if self.above is not None:
-            self._patiently(self.above.up.put, None)
+            self.above.up.end(self._beat)
         if self.below is not None:
-            self.below.down.put(None)
+            self.below.down.end(self._beat)
         if self.above is not None:
             while self._receive(self.above.down) is not None:
                 pass
 
-    def _send(self, to: "queue.Queue[Any]", number: int, *tensors: Tensor | None) -> None:
-        # as arrays, through a pipe: shared tensors take an open file each
-        arrays = (None if tensor is None else tensor.numpy() for tensor in tensors)
-        self._patiently(to.put, (number, *arrays))
-
-    def _receive(self, of: "queue.Queue[Any]", *, wait: bool = True) -> Packet | None:
-        """Return the next packet; None when nothing follows, or nothing is there yet."""
-        try:
-            packet = self._patiently(of.get, wait=wait)
-        except queue.Empty:
-            return None
-        if packet is None:
-            return None
-        number, first, second = packet
-        return number, torch.from_numpy(first), None if second is None else torch.from_numpy(second)
-
-    def _patiently(self, call: Callable[..., Any], *packet: Any, wait: bool = True) -> Any:
-        """Use a queue for as long as it takes, give a sign now and then, and count the seconds."""
+    def _send(self, to: Channel, number: int, *tensors: Tensor | None) -> None:
         started = time.perf_counter()
-        self.signs[WAITS] = 1
-        try:
-            while True:
-                try:
-                    return call(*packet, timeout=_SECONDS_BETWEEN_SIGNS if wait else 0)
-                except (queue.Empty, queue.Full):
-                    self.signs[BEATS] += 1
-                    if not wait:
-                        raise
-        finally:
-            self.signs[WAITS] = 0
-            self._waited += time.perf_counter() - started
+        to.send(number, [tensor for tensor in tensors if tensor is not None], self._beat)
+        self._waited += time.perf_counter() - started
+
+    def _receive(self, of: Channel) -> Packet | None:
+        started = time.perf_counter()
+        packet = of.receive(self._beat)
+        self._waited += time.perf_counter() - started
+        return packet
+
+    def _beat(self) -> None:
+        self.signs[BEATS] += 1
 
 
 def _mover(
