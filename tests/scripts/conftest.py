@@ -14,20 +14,19 @@ from lightning_sobolev.experiments.images.image_set import ImageSet, Labeled
 from lightning_sobolev.experiments.run.conf import config_folder
 from lightning_sobolev.experiments.run.train import run
 
-# A real game, cut short: episodes of a hundred steps.
 # Real games, cut short: episodes of a few hundred frames.
 DISTILLATION = (
     "+experiment=distill_pong",
     "scale=smoke",
     "steps=2",
-    "data.num_states=128",
-    "data.num_test_states=32",
-    "data.num_validation_states=32",
+    "data.sizes.train=128",
+    "data.sizes.test=32",
+    "data.sizes.validation=32",
     "data.batch_size=8",
-    "env.settings.num_envs=2",
-    "env.settings.max_num_frames_per_episode=400",
+    "+env.settings.num_envs=2",
+    "sizes.smoke.frames=400",
     "sizes.smoke.num_episodes=0",
-    "task.closing.animation.num_frames=20",
+    "callbacks.video.num_frames=20",
 )
 
 
@@ -55,7 +54,11 @@ def finished(composed):
         notes = Path(cfg.run_dir) / ".hydra"
         notes.mkdir()
         OmegaConf.save(cfg, notes / "config.yaml")
-        OmegaConf.save({"hydra": {"runtime": {"choices": {}}}}, notes / "hydra.yaml")
+        with initialize_config_dir(str(config_folder()), version_base="1.3"):
+            whole = compose("train", list(overrides), return_hydra_config=True)
+        choices = {"hydra": {"runtime": {"choices": whole.hydra.runtime.choices}}}
+        OmegaConf.save(OmegaConf.create(choices), notes / "hydra.yaml")
+        OmegaConf.save(OmegaConf.create(list(overrides)), notes / "overrides.yaml")
         return cfg, metrics
 
     return finish
