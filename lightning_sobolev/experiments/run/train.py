@@ -26,7 +26,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig
 from rich.console import Console
 
-from lightning_sobolev._files import write_text
+from lightning_sobolev._files import sweep, write_text
 from lightning_sobolev.experiments.report.curves import save_curves
 from lightning_sobolev.experiments.run.checkpoints import (
     LAST,
@@ -65,9 +65,9 @@ def run(cfg: DictConfig) -> Metrics:
     started = time.perf_counter()
     cfg = checked(cfg)
     prepare_process(cfg)
-    with _alone_in(Path(cfg.run_dir)):
+    with alone_in(Path(cfg.run_dir)):
         ckpt = checkpoint_to_resume(cfg)
-        (Path(cfg.run_dir) / METRICS).unlink(missing_ok=True)  # an earlier run's
+        _clean(Path(cfg.run_dir))
         metrics = _train_and_test(cfg, ckpt)
         if not metrics:
             return {}
@@ -80,6 +80,12 @@ def run(cfg: DictConfig) -> Metrics:
     console.print(matched(cfg), highlight=False)
     log.info("numbers: %s", path)
     return metrics
+
+
+def _clean(folder: Path) -> None:
+    (folder / METRICS).unlink(missing_ok=True)  # an earlier run's
+    for place in (folder, folder / LAST.parent):
+        sweep(place)
 
 
 def _train_and_test(cfg: DictConfig, ckpt: Path | None) -> Metrics:
@@ -253,7 +259,19 @@ def write_metrics(folder: Path, metrics: Mapping[str, float | str]) -> Path:
 
 
 @contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
+def alone_in(folder: Path) -> Iterator[None]:
+    """Hold a folder for one run; a lock that its process leaves behind holds nobody up.
+
+    Args:
+        folder: The folder of the run.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        ValueError: If another run works there.
+        Timeout: If what is done inside waits in vain for another lock.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     # Processes that a strategy starts share the folder with the first one, which holds the lock.
     is_first = os.environ.get("LOCAL_RANK", "0") == "0"
