@@ -142,7 +142,7 @@ def read_index(folder: Path) -> Index | None:
     return Index(identity, [Shard(**shard) for shard in content["shards"]])
 
 
-def is_of_format_1(folder: Path) -> bool:
+def is_outdated(folder: Path) -> bool:
     """Say whether a recording of an earlier version is here that can be made again."""
     index = read_json(folder / INDEX_FILE) or {}
     return index.get("format") == 1 and "imported" not in index
@@ -152,8 +152,9 @@ def foreign_files(folder: Path) -> list[str]:
     """List what is in a folder and is no part of a recording."""
     if not folder.exists():
         return []
-    known = _NAMES_OF_FORMAT_1 if is_of_format_1(folder) else set()
-    names = {path.name for path in folder.iterdir()} - known - {LOCK_FILE}
+    index = read_json(folder / INDEX_FILE) or {}
+    known = {LOCK_FILE, *(_NAMES_OF_FORMAT_1 if index.get("format") == 1 else ())}
+    names = {path.name for path in folder.iterdir()} - known
     return sorted(name for name in names if not _OWN_NAMES.fullmatch(name))
 
 

@@ -39,7 +39,7 @@ from lightning_sobolev.atari.recordings.format import (
     fingerprint,
     foreign_files,
     forget,
-    is_of_format_1,
+    is_outdated,
     read_index,
     state_dtype,
     write_index,
@@ -114,7 +114,7 @@ def record(
     identity = identity_of(settings, teacher, seed=seed, behavior=behavior, player=player)
     if foreign := foreign_files(folder):
         raise ValueError(f"folder must hold a recording or nothing, got {folder} with {foreign}")
-    if not remake and not is_of_format_1(folder):
+    if not remake and not is_outdated(folder):
         index = read_index(folder)
         if index and index.identity == identity and _hold(index.shards, num_states):
             return Recording(folder)
@@ -143,10 +143,10 @@ def _hold(shards: Sequence[Shard], wanted: int | SplitSizes) -> bool:
 
 def _make_room(folder: Path, identity: dict[str, Any], *, remake: bool) -> list[Shard]:
     """Forget another recording, and say why; return the shards that are gone on with."""
-    is_outdated = is_of_format_1(folder)
-    if is_outdated:
+    if is_outdated(folder):
         rank_zero_info(f"Recording {folder}: has the format of an earlier version, recording anew.")
-    if remake or is_outdated:
+        remake = True
+    if remake:
         forget(folder)
     discard_leftovers(folder)
     index = read_index(folder)
