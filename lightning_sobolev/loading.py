@@ -48,20 +48,11 @@ class Table(Dataset[dict[str, Tensor]]):
 
 
 class Batches(DistributedSampler[Any]):
-    """Row numbers of whole batches; this process's share of them.
+    """What both orders share: row numbers of whole batches, and this process's part of them.
 
     Every process has equally many batches and no share is empty, so that no process runs out
     before the others. A ``DistributedSampler`` because Lightning then leaves it in its place under
     several processes and tells it the epoch.
-
-    Args:
-        num_rows: Rows to draw from.
-        batch_size: Rows of a batch over all processes.
-        rank: Number of this process.
-        world_size: Number of processes.
-
-    Raises:
-        ValueError: If there are fewer rows, or a smaller batch, than processes.
     """
 
     start: int
