@@ -208,4 +208,6 @@ def test_one_process_gets_ordered_batches_of_the_size_asked_for():
 def test_neither_short_epochs_new_loaders_nor_several_processes_change_the_order(changes):
     module = Recorder()
     train(module, **changes)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
     assert module.seen == uninterrupted()
