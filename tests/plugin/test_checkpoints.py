@@ -154,7 +154,8 @@ class SavesWithinAStep(L.Callback):
 
 
 def test_a_checkpoint_from_within_a_step_does_not_count_that_step(tmp_path):
-    whole = fit(Adam(), points(), callback(), SavesWithinAStep(tmp_path), **OPTIONS)
+    within = SavesWithinAStep(tmp_path)
+    whole = fit(Adam(), points(), callback(), within, saving(tmp_path), **OPTIONS)
     saved = torch.load(tmp_path / "within.ckpt", weights_only=True)
     (key,) = [key for key in saved["callbacks"] if key.startswith("SobolevCallback")]
     assert saved["callbacks"][key]["counter"] == saved["global_step"] == 5
