@@ -85,7 +85,8 @@ def test_in_lockstep_processes_do_what_one_process_does(network, kind, cuts):
     assert all(report.lateness == report.forgotten == 0 for report in reports)
 
 
-def test_the_locked_pipeline_is_back_propagation(float64):
+@pytest.mark.usefixtures("float64")
+def test_the_locked_pipeline_is_back_propagation():
     """Of the whole network by one optimizer; the data begin anew when they end."""
     whole, stages = vectors(), built(vectors, "backprop", [1, 3])
     run_pipeline(stages, drawn(vectors, 2), OPTIMIZERS, Pipeline(steps=4))
@@ -172,7 +173,7 @@ def test_a_stage_that_is_lost_is_named_and_nobody_hangs(sent, message):
 
 def test_no_batches_end_the_run():
     with pytest.raises(
-        RuntimeError, match="stage 0 must finish, got .*must give at least one batch, got none"
+        RuntimeError, match=r"stage 0 must finish, got .*must give at least one batch, got none"
     ):
         run_pipeline(built(vectors, "critic", [2]), [], OPTIMIZERS, Pipeline(steps=1))
 

@@ -38,13 +38,16 @@ class Channel:
         """
         place = self._sent % self._num_places
         self._sent += 1
-        places, fresh = self._places.get(place, []), None
-        if [t.shape for t in places] == [t.shape for t in tensors]:
-            for there, tensor in zip(places, tensors, strict=True):
+        known, fresh = self._places.get(place, []), None
+        if [tensor.shape for tensor in known] == [tensor.shape for tensor in tensors]:
+            for there, tensor in zip(known, tensors, strict=True):
                 there.copy_(tensor)
         else:
-            fresh = self._places[place] = [t.clone().share_memory_() for t in tensors]
-        _patiently(lambda seconds: self._queue.put((number, place, fresh), timeout=seconds), waiting)
+            fresh = [tensor.clone().share_memory_() for tensor in tensors]  # type: ignore[no-untyped-call]
+            self._places[place] = fresh
+        _patiently(
+            lambda seconds: self._queue.put((number, place, fresh), timeout=seconds), waiting
+        )
 
     def end(self, waiting: Callable[[], None]) -> None:
         """Say that nothing follows.
