@@ -178,6 +178,20 @@ def test_no_batches_end_the_run():
         run_pipeline(built(vectors, "critic", [2]), [], OPTIMIZERS, Pipeline(steps=1))
 
 
+def test_what_was_received_stays_what_it_was():
+    """Although its place is written again, and whatever its shape."""
+    channel = build_cut(multiprocessing.get_context(), 2).up
+    sizes = (4, 4, 5, 4, 4, 4, 5, 2, 2, 2)
+    sent = [torch.full((rows, 3), float(number)) for number, rows in enumerate(sizes)]
+    received = []
+    for number, tensor in enumerate(sent):
+        channel.send(number, [tensor], lambda: None)
+        tensor += 100
+        received.append(channel.receive(lambda: None))
+    assert [number for number, _ in received] == list(range(10))
+    assert_close([one for _, (one,) in received], [tensor - 100 for tensor in sent])
+
+
 def lowest_process(kind, *, buffer=8):
     """Return the process of a lowest stage, and what is above it, to be called in this one."""
     lower, upper = built(vectors, kind, [2], normalize="none")
