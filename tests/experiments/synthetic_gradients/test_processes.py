@@ -2,6 +2,7 @@ import copy
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from functools import partial
 
@@ -20,7 +21,7 @@ from lightning_sobolev.experiments.synthetic_gradients.processes.settings import
     Optimizers,
     Pipeline,
 )
-from lightning_sobolev.experiments.synthetic_gradients.processes.stage import StageProcess
+from lightning_sobolev.experiments.synthetic_gradients.processes.stage import BEATS, StageProcess
 from lightning_sobolev.experiments.synthetic_gradients.sections import activation_shapes, split
 from lightning_sobolev.experiments.synthetic_gradients.step import build_stages, take_step
 from tests.experiments.synthetic_gradients._networks import (
@@ -192,10 +193,10 @@ def test_what_was_received_stays_what_it_was():
     assert_close([one for _, (one,) in received], [tensor - 100 for tensor in sent])
 
 
-def lowest_process(kind, *, buffer=8):
+def lowest_process(kind, *, buffer=8, capacity=8):
     """Return the process of a lowest stage, and what is above it, to be called in this one."""
     lower, upper = built(vectors, kind, [2], normalize="none")
-    above = build_cut(multiprocessing.get_context(), 8)
+    above = build_cut(multiprocessing.get_context(), capacity)
     signs = torch.zeros(2, dtype=torch.int64)
     process = StageProcess(lower, OPTIMIZERS, Pipeline(steps=9, buffer=buffer), None, above, signs)
     return process, upper, above
@@ -259,6 +260,27 @@ def test_a_target_whose_activation_is_forgotten_teaches_nothing(generator):
         process._step(number, *batch(vectors, generator))
     assert_close(list(model.parameters()), before, rtol=0, atol=0)
     assert (process._learned, process._forgotten) == (0, 1)
+
+
+def test_a_stage_that_waits_for_room_takes_answers_meanwhile(generator):
+    """Else both could wait for each other."""
+    process, _, above = lowest_process("sobolev", capacity=1)
+    pairs = [batch(vectors, generator) for _ in range(3)]
+    below = threading.Thread(
+        target=lambda: [process._step(number, *pair) for number, pair in enumerate(pairs)],
+        daemon=True,
+    )
+    below.start()
+    while not process.signs[BEATS]:  # it waits
+        time.sleep(0.01)
+    patience = iter(range(50))  # fifths of a second
+    for _ in range(6):  # more than have room
+        above.down.send(0, [torch.ones(ROWS, 6), torch.ones(ROWS)], lambda: next(patience))
+    for number in range(3):
+        assert above.up.receive(lambda: next(patience))[0] == number
+    below.join(10)
+    assert not below.is_alive()
+    assert process._learned == 1
 
 
 @pytest.mark.parametrize(

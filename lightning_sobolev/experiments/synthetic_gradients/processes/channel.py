@@ -101,9 +101,9 @@ def build_cut(context: BaseContext, capacity: int) -> Cut:
 
     Args:
         context: Of the processes.
-        capacity: Activations that may be under way. Never more than two answers beyond that are,
-            since the stage below takes all that have come before it sends the next activation: the
-            stage above does not wait.
+        capacity: Activations that may be under way. Two answers more have room: the stage below
+            takes all that have come before it sends the next activation, so the stage above
+            hardly ever waits.
     """
     return Cut(Channel(context, capacity), Channel(context, capacity + 2))
 
