@@ -114,12 +114,12 @@ def test_a_student_plays_and_the_teacher_answers(tmp_path, settings, teacher, st
         tmp_path / "pong",
         settings,
         teacher,
-        num_states=80,
+        num_states=90,
         behavior=Behavior(beta=0.0),
         player=student,
     )
     assert (made.states["action"] == 2).all()
-    expected = log_probabilities(teacher, made.stacks(np.arange(80)))
+    expected = log_probabilities(teacher, made.stacks(np.arange(90)))
     assert_close(torch.from_numpy(made.log_probs), torch.from_numpy(expected), rtol=1e-5, atol=1e-5)
 
 
