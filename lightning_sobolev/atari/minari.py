@@ -151,8 +151,8 @@ def import_minari(
     """Make a recording of a local Minari data set; the teacher answers every state.
 
     Observations are grey frames ``[height, width]`` with or without an axis of length 1, colored
-    ones ``[height, width, 3]``, or stacks of grey ones with the oldest first, along the first or the
-    last axis. Stacks begin with black frames whatever the data set began with. Nothing is
+    ones ``[height, width, 3]``, or stacks of grey ones with the oldest first, along the first or
+    the last axis. Stacks begin with black frames whatever the data set began with. Nothing is
     downloaded.
 
     Args:

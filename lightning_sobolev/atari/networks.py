@@ -55,7 +55,7 @@ class PixelPolicy(nn.Module):
 
     @classmethod
     def for_game(cls, settings: AtariSettings) -> Self:
-        """Return a network for what the settings show, with as many outputs as there are actions."""
+        """Return a network for what the settings show and the actions of the game."""
         height, width = settings.img_height, settings.img_width
         actions = num_actions(settings)
         return cls(actions, stack_num=settings.stack_num, height=height, width=width)

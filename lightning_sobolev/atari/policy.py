@@ -104,14 +104,9 @@ class Behavior:
                 "action is the same at every temperature"
             )
 
-    @property
-    def needs_player(self) -> bool:
-        """Whether somebody else than the teacher acts."""
-        return self.beta < 1.0
-
     def check_player(self, player: object | None) -> None:
         """Refuse a player that never acts, and decisions that nobody takes."""
-        if self.needs_player != (player is not None):
+        if (self.beta < 1.0) != (player is not None):
             raise ValueError(
                 "player must be given exactly where beta is below 1, got "
                 f"{'no player' if player is None else 'a player'} and beta={self.beta}"

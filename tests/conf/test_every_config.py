@@ -48,14 +48,11 @@ HOMES = {
     "task/classification": "band_limits",
     "model/pooled_cnn": "band_limits",
     "data/basket": "finance",
-    "task/pricing": "finance",
     "data/forces": "forces",
-    "task/forces": "forces",
     "model/schnet": "forces",
     "teacher/forces": "forces",
     "teacher/morse": "forces",
-    "data/evolution": "evolution",
-    "task/evolution": "evolution",
+    "data/pde": "pde",
     "teacher/classifier": "sensitivity",
 }
 
@@ -172,17 +169,3 @@ def test_the_order_that_a_choice_states_is_that_of_its_terms(file, tmp_path):
     cfg = composed(["+experiment=regression", f"sobolev={file.stem}"], tmp_path)
     callback = instantiate(cfg.sobolev.callback)
     assert int(cfg.sobolev.order) == (0 if callback is None else callback.spec.max_order)
-
-
-@pytest.mark.parametrize("budget", ["steps", "time"])
-@pytest.mark.parametrize("sobolev", ["none", "order1", "order2_full"])
-def test_a_line_search_gets_all_points_and_exact_derivatives(sobolev, budget, tmp_path):
-    chosen = ["optimizer=lbfgs", f"budget={budget}", f"sobolev={sobolev}", "num_points=300"]
-    cfg = composed(["+experiment=regression", *chosen], tmp_path)
-    assert instantiate(cfg.data).batch_size == 300
-    module = instantiate(cfg.task.module)
-    assert (module.optimizer, module.max_steps, module.lr) == ("lbfgs", cfg.steps, 1.0)
-    callback = instantiate(cfg.sobolev.callback)
-    assert callback is None or all(
-        term.num_projections is None or term.order == 1 for term in callback.spec.terms
-    )

@@ -88,10 +88,15 @@ def test_what_the_table_holds_is_not_played_again(finished, tmp_path, monkeypatc
     np.testing.assert_array_equal(lines[::2], [[2, 1000], [3, 1000], [2, 1]])
 
 
-def test_runs_that_cannot_play_are_named(finished, tmp_path):
-    finished("+experiment=regression", "steps=2", "data.num_test_points=64", "pictures=false")
+def test_runs_that_cannot_play_are_named(tmp_path):
+    notes = tmp_path / "run" / ".hydra"
+    notes.mkdir(parents=True)
+    (tmp_path / "run" / "metrics.json").write_text("{}")
+    (notes / "config.yaml").write_text("module: {_target_: somebody.RegressionModule}")
+    (notes / "overrides.yaml").write_text("[]")
+    (notes / "hydra.yaml").write_text("hydra: {runtime: {choices: {}}}")
     for use in (film_stored(tmp_path), play_stored(tmp_path, tmp_path)):
-        with pytest.raises(ValueError, match="must be a run of DistillationModule, got .*Regress"):
+        with pytest.raises(ValueError, match=r"must be a run of DistillationModule, got .*Regress"):
             list(use)
     with pytest.raises(ValueError, match="num_episodes must be at least 2, got 1"):
         list(play_stored(tmp_path, tmp_path, num_episodes=1))
@@ -121,3 +126,17 @@ def test_a_module_that_draws_its_weights_is_refused(composed):
     with pytest.raises(ValueError, match="must load its weights, not draw them"):
         run(cfg)
     assert not (Path(cfg.data.root) / "pong").exists()
+
+
+def test_dagger_adds_what_the_student_visits(composed):
+    quick = (*QUICK, "steps=4", "data.fraction=0.5")
+    dagger = ("callbacks=dagger", "callbacks.dagger.rounds=2", "callbacks.dagger.num_states=600")
+    cfg = composed(*quick, *dagger)
+    metrics = run(cfg)
+    assert metrics["train_states"] == 64 + 300
+    assert 0 < metrics["test/visited_kl"] < 3
+    (index,) = (Path(cfg.data.root) / "pong_dagger").glob("*/index.json")
+    # the recordings that a run leaves can be trained on as they are
+    folders = f"data.folders=[pong,{index.parent}]"
+    stored = composed(*quick, "data=stored", "data.sizes.train=128", folders, name="stored")
+    assert run(stored)["train_states"] == 64

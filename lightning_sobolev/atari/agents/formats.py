@@ -32,19 +32,11 @@ _COLOR = "resized to 84 x 84 by area, then gray; the first frame of an episode f
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How a library names the layers of the Nature network.
-
-    Args:
-        name: What the layout is called in cards and messages.
-        layers: The library's names of the four layers of the body and of the head.
-        others: Beginnings of the names of what is stored beside them: critics, targets, copies.
-        is_q_values: Whether the head gives values of actions instead of logits.
-        frames: How the library makes frames, where it differs between libraries.
-    """
+    """How a library names the layers of the Nature network, and how it makes frames."""
 
     name: str
-    layers: tuple[str, str, str, str, str]
-    others: tuple[str, ...] = ()
+    layers: tuple[str, str, str, str, str]  # four of the body, and the head
+    others: tuple[str, ...] = ()  # beginnings of what is stored beside them: critics, targets
     is_q_values: bool = False
     frames: str = ""
 
@@ -227,9 +219,7 @@ def filled(
     *,
     names: Mapping[str, str] | None = None,
 ) -> Policy:
-    """Build a network with given weights in float32.
-
-    What does not fit is refused before anything is allocated.
+    """Build a network with given weights in float32; refuse others before anything is allocated.
 
     Args:
         kind: Class of the network.

@@ -100,6 +100,6 @@ def _distillations(root: Path) -> list[Run]:
 def _student(run: Run) -> tuple[DistillationModule, AtariSettings]:
     # read, not instantiated: the folder may be somebody else's
     keys = [key for key in run.config["env"]["settings"] if key != "_target_"]
-    settings = {key: run.setting(f"env.settings.{key}") for key in keys}
+    settings: dict[str, Any] = {key: run.setting(f"env.settings.{key}") for key in keys}
     module = load_module(run.folder)
     return DistillationModule.of(module, play_stored), AtariSettings(**settings)

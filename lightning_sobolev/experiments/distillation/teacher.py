@@ -36,14 +36,7 @@ def _loaded(agent: Agent | nn.Module) -> tuple[nn.Module, Card | None]:
 
 @dataclass(frozen=True, slots=True)
 class Games:
-    """Games that are the same for everybody who plays them.
-
-    Args:
-        settings: What is played.
-        num_episodes: Whole episodes.
-        greedy: Whether the greedy action is taken instead of a sampled one.
-        seed: Seed of the games and of the sampled actions.
-    """
+    """Games that are the same for everybody who plays them."""
 
     settings: AtariSettings
     num_episodes: int
@@ -164,13 +157,17 @@ class ReplayCheck(pl.Callback):
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log what the teacher returned."""
         del trainer
-        pl_module.log_dict(self._replay(_loaded(self.agent)[0]))
+        pl_module.log_dict(self._returns(_loaded(self.agent)[0]))
+
+    def _returns(self, network: nn.Module) -> dict[str, Tensor]:
+        if self.games.num_episodes == 0:
+            return {}
+        return self.games.returns(network, "verify/teacher_return", cache=self.cache)
 
     def _replay(self, network: nn.Module) -> dict[str, Tensor]:
-        games = self.games
-        if games.num_episodes == 0:
+        games, numbers = self.games, self._returns(network)
+        if not numbers:
             return {}
-        numbers = games.returns(network, "verify/teacher_return", cache=self.cache)
         mean, error = map(float, numbers.values())
         found = f"{mean:.4g} +- {error:.2g} in {games.num_episodes} episodes"
         log.info("the teacher's return in %s: %s", games.settings.game, found)

@@ -40,19 +40,12 @@ _STRENGTHS = 4.0
 
 @dataclass(frozen=True, slots=True)
 class Film:
-    """One game of one player, seen now and then.
-
-    Args:
-        frames: What was newest on the screen.
-        gradients: Of the greedy action's log-probability, in the pixels of that frame.
-        scores: Sum of the rewards before it.
-        ended: Whether the last frame is the game's last, at which nothing is decided any more.
-    """
+    """One game of one player, seen now and then: the newest frame, and what it looks at."""
 
     frames: UInt8[Tensor, "shot height width"]
-    gradients: Float[Tensor, "shot height width"]
-    scores: tuple[float, ...]
-    ended: bool
+    gradients: Float[Tensor, "shot height width"]  # of the greedy action's log-probability
+    scores: tuple[float, ...]  # sums of the rewards before the frame
+    ended: bool  # whether the last frame is the game's, at which nothing is decided any more
 
 
 class GameVideo(pl.Callback):

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lightning_sobolev._files import whole
-from lightning_sobolev.experiments.run.train import config_hash
+from lightning_sobolev.experiments.run.conf import config_hash
 
 METRICS = "metrics.json"
 ENDS = ("sobolev", "seed", "lr", "steps")  # the last settings of every table, in this order
