@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 import secrets
 from collections.abc import Iterator
@@ -10,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from lightning.pytorch.utilities import rank_zero_info
+
+log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -109,7 +111,7 @@ def locked(path: Path) -> Iterator[None]:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            rank_zero_info(f"{path}: another process holds this lock, waiting for it.")
+            log.info("%s: another process holds this lock, waiting for it.", path)
             lock.acquire()
     except OSError as error:
         raise OSError(error.errno, f"cannot be locked ({error.strerror})", str(path)) from error
