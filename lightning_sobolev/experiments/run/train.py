@@ -171,10 +171,11 @@ def score_of(cfg: DictConfig, metrics: Metrics) -> float | None:
         metrics: What :func:`run` returned.
 
     Returns:
-        The metric that ``cfg.score`` names; None where none is named, and on processes other than
-        the first.
+        The metric that ``cfg.score`` names; None where none is named or it was not measured (a run
+        shorter than ``val_every``), and on processes other than the first.
     """
-    return None if cfg.score is None or not metrics else float(metrics[cfg.score.metric])
+    score = None if cfg.score is None else metrics.get(cfg.score.metric)
+    return None if score is None else float(score)
 
 
 def build_trainer(
