@@ -178,11 +178,12 @@ def import_minari(
         raise ValueError(f"dataset must have at least one step, got none in {dataset.id}")
     settings = replace(settings or AtariSettings(_game_of(dataset)), num_envs=1)
     identity = _identity_of(dataset, settings, teacher)
-    refuse_foreign(folder)
     index = None if remake else read_index(folder)
-    if index is not None and index.identity == identity:
+    if index is None:
+        refuse_foreign(folder)
+    elif index.identity == identity:
         return Recording(folder)
-    if index is not None:
+    else:
         raise ValueError(f"folder must be new, or remake=True, got {folder} with another recording")
     teacher = copy.deepcopy(teacher).to(device).eval()
     with (

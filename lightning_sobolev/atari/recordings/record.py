@@ -112,11 +112,11 @@ def record(
     if not isinstance(num_states, SplitSizes | int) or _wanted(num_states) < 1:
         raise ValueError(f"num_states must be a whole number >= 1 or a split, got {num_states!r}")
     identity = identity_of(settings, teacher, seed=seed, behavior=behavior, player=player)
-    refuse_foreign(folder)
-    if not remake and not is_outdated(folder):
-        index = read_index(folder)
-        if index and index.identity == identity and _hold(index.shards, num_states):
-            return Recording(folder)
+    index = None if remake or is_outdated(folder) else read_index(folder)
+    if index is None:
+        refuse_foreign(folder)
+    elif index.identity == identity and _hold(index.shards, num_states):
+        return Recording(folder)
     networks = {"teacher": teacher, "player": player}
     copies = {
         who: copy.deepcopy(network).to(device).eval()

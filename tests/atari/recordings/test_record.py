@@ -322,6 +322,9 @@ def test_a_folder_of_other_things_is_never_deleted(copied, settings, teacher, wi
         with pytest.raises(ValueError, match=r"must hold .*frames\.npy', 'thesis\.tex"):
             record(copied, settings, teacher, num_states=40, **change)
     assert contents(copied) == before
+    if with_recording:  # it is used and made longer all the same
+        record(copied, settings, teacher, num_states=240)
+        assert contents(copied).items() > {"thesis.tex": b"years of work"}.items()
 
 
 def test_a_folder_behind_a_link_keeps_its_place(copied, settings, teacher, tmp_path):
