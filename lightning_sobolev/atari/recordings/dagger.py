@@ -84,7 +84,9 @@ class DAgger(pl.Callback):
         _student(pl_module, self.student)
         self._steps = -(-trainer.max_steps * trainer.accumulate_grad_batches // self.rounds)
         self._data, self.visited = data, []
-        count = self._states_per_round  # that a fraction leaves none is said before anything is done
+        count = (
+            self._states_per_round
+        )  # that a fraction leaves none is said before anything is done
         choose_fraction(count, num_states=count, fraction=data.fraction, seed=data.seed)
         data.steps_per_epoch = self._steps
 
