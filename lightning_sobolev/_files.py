@@ -30,6 +30,16 @@ def whole(path: Path) -> Iterator[Path]:
         writing.unlink(missing_ok=True)
 
 
+def sweep(folder: Path) -> None:
+    """Delete what writers that were killed left in a folder; nobody may write there meanwhile.
+
+    Args:
+        folder: The folder; those in it are not looked at.
+    """
+    for leftover in folder.glob(f"*.{'[0-9a-f]' * 8}.tmp"):
+        leftover.unlink(missing_ok=True)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text, whole or not at all."""
     with whole(path) as writing:

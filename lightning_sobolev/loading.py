@@ -1,28 +1,35 @@
-"""Batches of a table that is small enough to lie in memory.
+"""Loaders that resume in the middle of an epoch and deal rows to processes.
 
-One fancy index per batch replaces per-row items and their collation, and an epoch is a number of
-steps instead of one pass: with twenty rows, one pass would be a single step, and the book-keeping
-around an epoch would cost more than the step.
+Batch number n is a pure function of (seed, n). A resumed run therefore goes on with the batches
+that were to come, and training does not depend on how many processes share it: every process draws
+the same batches and keeps every ``world_size``-th row.
+
+    table = Table({"x": x, "y": y})
+    batches = ShuffledBatches(len(table), 100, steps=500, seed=0)
+    trainer.fit(module, ResumableLoader(table, batches, trainer))
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from typing import Any
 
+import lightning.pytorch as pl
 import torch
 from jaxtyping import Int
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from lightning_sobolev.functional.projections import generator_for
 
 
 class Table(Dataset[dict[str, Tensor]]):
-    """Columns of equal length; indexing with many rows gives a batch.
+    """Columns of equal length in memory; indexing with many rows gives a batch.
 
     Args:
         columns: Name to tensor ``[rows, ...]``.
 
     Raises:
-        ValueError: If the columns differ in length.
+        ValueError: If there is no column, or the columns differ in length.
     """
 
     def __init__(self, columns: Mapping[str, Tensor]) -> None:
@@ -39,118 +46,182 @@ class Table(Dataset[dict[str, Tensor]]):
         return {name: column[rows] for name, column in self.columns.items()}
 
 
-class ShuffledRows(Sampler[Tensor]):
-    """Row numbers of ``num_batches`` batches an epoch, each cut from a shuffled pass over all rows.
+class Batches(DistributedSampler[Any]):
+    """Row numbers of whole batches; this process's share of them.
 
-    Batch number n is a pure function of (seed, n), so a resumed run goes on with the batches that
-    were to come. Every process draws the same batches and keeps every ``world_size``-th row, so
-    that the training does not depend on how many processes share it.
+    Every process has equally many batches and no share is empty, so that no process runs out
+    before the others. A ``DistributedSampler`` because Lightning then leaves it in its place under
+    several processes and tells it the epoch.
 
     Args:
-        num_rows: Rows of the table.
-        batch_size: Rows of a batch over all processes; a table with fewer rows is its own batch.
-        num_batches: Batches of an epoch.
-        seed: Seed of the order. Epochs go on from one another.
+        num_rows: Rows to draw from.
+        batch_size: Rows of a batch over all processes.
         rank: Number of this process.
         world_size: Number of processes.
+
+    Raises:
+        ValueError: If there are fewer rows, or a smaller batch, than processes.
+    """
+
+    start: int
+    """Batches of this epoch that the next iteration leaves out."""
+
+    def __init__(
+        self, num_rows: int, batch_size: int, *, rank: int = 0, world_size: int = 1
+    ) -> None:
+        for name, count in (("num_rows", num_rows), ("batch_size", batch_size)):
+            if count < max(world_size, 1):
+                raise ValueError(
+                    f"{name} must be at least 1 for each of {world_size} processes, got {count}"
+                )
+        super().__init__(range(num_rows), num_replicas=world_size, rank=rank)  # type: ignore[arg-type]
+        self.num_rows, self.batch_size = num_rows, batch_size
+        self.start = 0
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Batches of an epoch."""
+
+    @abstractmethod
+    def batch(self, number: int) -> Int[Tensor, " batch"]:
+        """Return the rows of batch ``number`` over all processes, counted over all epochs."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go to the beginning of an epoch, or stay where a resumed one goes on."""
+        if epoch != self.epoch:
+            self.epoch, self.start = epoch, 0
+
+    def __iter__(self) -> Iterator[Int[Tensor, " share"]]:
+        epoch, start, self.start = self.epoch, self.start, 0
+        for number in range(epoch * len(self) + start, (epoch + 1) * len(self)):
+            yield self.batch(number)[self.rank :: self.num_replicas]
+        self.set_epoch(epoch + 1)
+
+
+class ShuffledBatches(Batches):
+    """Full batches that are cut from shuffled passes over all rows.
+
+    What is left of a pass after its last full batch is dropped. An epoch is a number of steps and
+    not one pass: with twenty rows a pass may be a single step, and runs on different numbers of
+    rows are compared at equal numbers of steps.
+
+    Args:
+        num_rows: Rows to draw from.
+        batch_size: Rows of a batch over all processes; fewer rows than that are one batch.
+        steps: Batches of an epoch. None takes those of one pass.
+        seed: Seed of the order.
+        rank: Number of this process.
+        world_size: Number of processes.
+
+    Raises:
+        ValueError: If a count is too small, or the processes' shares would differ in size.
     """
 
     def __init__(
         self,
         num_rows: int,
         batch_size: int,
-        num_batches: int,
+        steps: int | None,
         *,
         seed: int,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        self.num_rows = num_rows
-        self.batch_size = min(batch_size, num_rows)
-        self.num_batches = num_batches
-        self.given = 0
-        self._seed, self._rank, self._world_size = seed, rank, world_size
+        super().__init__(num_rows, min(batch_size, num_rows), rank=rank, world_size=world_size)
+        if steps is not None and steps < 1:
+            raise ValueError(f"steps must be at least 1, got {steps}")
+        if self.batch_size % world_size:
+            raise ValueError(
+                f"batch_size (at most num_rows) must be a multiple of the {world_size} processes, "
+                f"so that every row counts alike, got {self.batch_size}"
+            )
+        self.seed = seed
+        self._per_pass = num_rows // self.batch_size
+        self._steps = self._per_pass if steps is None else steps
         self._shuffled: tuple[int, Tensor] = (-1, torch.empty(0, dtype=torch.int64))
 
     def __len__(self) -> int:
-        return self.num_batches
+        return self._steps
 
-    def __iter__(self) -> Iterator[Tensor]:
-        end = (self.given // self.num_batches + 1) * self.num_batches
-        while self.given < end:
-            self.given += 1
-            yield self._rows(self.given - 1)[self._rank :: self._world_size]
-
-    def _rows(self, number: int) -> Int[Tensor, " batch"]:
-        # What is left of a pass after its last full batch is dropped: every batch is full.
-        number_of_pass, place = divmod(number, self.num_rows // self.batch_size)
+    def batch(self, number: int) -> Int[Tensor, " batch"]:
+        """Return the rows of batch ``number``, counted over all epochs."""
+        number_of_pass, place = divmod(number, self._per_pass)
         if self._shuffled[0] != number_of_pass:
-            generator = generator_for(self._seed, number_of_pass)
+            generator = generator_for(self.seed, number_of_pass)
             order = torch.randperm(self.num_rows, generator=generator)
             self._shuffled = (number_of_pass, order)
         return self._shuffled[1][place * self.batch_size : (place + 1) * self.batch_size]
 
 
-class OrderedRows(Sampler[Tensor]):
-    """Every row once, in order; this process's share of it.
+class OrderedBatches(Batches):
+    """Every row once an epoch, in order; for validation and test.
 
     Args:
-        num_rows: Rows of the table.
-        batch_size: Rows of a batch of one process.
+        num_rows: Rows to go through.
+        batch_size: Rows of a batch over all processes. The last batch has what is left; what is too
+            little for all processes joins the batch before it.
         rank: Number of this process.
         world_size: Number of processes.
+
+    Raises:
+        ValueError: If there are fewer rows, or a smaller batch, than processes.
     """
 
     def __init__(
         self, num_rows: int, batch_size: int, *, rank: int = 0, world_size: int = 1
     ) -> None:
-        self.given = 0
-        self.batches = torch.split(torch.arange(rank, num_rows, world_size), batch_size)
+        super().__init__(num_rows, batch_size, rank=rank, world_size=world_size)
+        count, rest = divmod(num_rows, batch_size)
+        self._batches = torch.arange(num_rows).tensor_split(
+            [batch_size * n for n in range(1, count + (rest >= world_size))]
+        )
 
     def __len__(self) -> int:
-        return len(self.batches)
+        return len(self._batches)
 
-    def __iter__(self) -> Iterator[Tensor]:
-        return iter(self.batches)
+    def batch(self, number: int) -> Int[Tensor, " batch"]:
+        """Return the rows of batch ``number``; the same in every epoch."""
+        return self._batches[number % len(self)]
 
 
-class TableLoader(DataLoader[dict[str, Tensor]]):
-    """Asks a table once for each batch of a sampler; resumes in the middle of an epoch.
+class ResumableLoader(DataLoader[Any]):
+    """Asks a dataset once for each batch, and resumes in the middle of an epoch.
 
     Args:
-        table: What is served.
-        rows: Yields the row numbers of whole batches.
-        processed: Says how many batches of the epoch have been trained on. Without it every batch
-            that was given counts, also one whose step was broken off.
+        dataset: Indexed with the row numbers of a whole batch.
+        batches: Yields the row numbers.
+        trainer: Who trains. A checkpoint then counts the batches that were trained on, and a batch
+            whose step was broken off is given again. Without it every batch that was given counts.
     """
 
     def __init__(
-        self,
-        table: Table,
-        rows: ShuffledRows | OrderedRows,
-        processed: Callable[[], int] | None = None,
+        self, dataset: Dataset[Any], batches: Batches, trainer: pl.Trainer | None = None
     ) -> None:
-        super().__init__(table, sampler=rows, batch_size=None)
-        self._rows = rows
-        self._processed = processed
-        self._before_epoch = 0
+        super().__init__(dataset, sampler=batches, batch_size=None)
+        self._batches, self._trainer = batches, trainer
+        self._begun: tuple[int, int] | None = None  # epoch and batches of it that were given
 
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:  # type: ignore[override]
-        # A generator: this runs at the first batch, when the trainer has begun to count anew.
-        self._note_beginning()
-        yield from super().__iter__()
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        # A generator: this runs at the first batch, when the trainer has told the epoch.
+        epoch, given = self._begun = (self._batches.epoch, self._batches.start)
+        for batch in super().__iter__():
+            given += 1
+            self._begun = (epoch, given)
+            yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """Return how many batches need not be given again, over all epochs."""
-        if self._processed is None:
-            return {"given": self._rows.given}
-        return {"given": self._before_epoch + self._processed()}
+        """Return the epoch and how many of its batches need not be given again."""
+        if self._begun is None:
+            return {"epoch": self._batches.epoch, "given": self._batches.start}
+        epoch, given = self._begun
+        if self._trainer is not None:
+            progress: Any = self._trainer.fit_loop.epoch_loop.batch_progress.current
+            given = progress.processed
+        return {"epoch": epoch, "given": given}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on after the batches that were given."""
-        self._rows.given = state["given"]
-        self._note_beginning()
-
-    def _note_beginning(self) -> None:
-        if self._processed is not None:
-            self._before_epoch = self._rows.given - self._processed()
+        """Go on after the batches that need not be given again."""
+        whole_epochs, start = divmod(state["given"], len(self._batches))
+        self._batches.set_epoch(state["epoch"] + whole_epochs)
+        self._batches.start = start
+        self._begun = None

@@ -5,25 +5,29 @@ training and evaluation finished. ``conf/train.yaml`` lists what can be set.
 """
 
 import sys
-import warnings
 
 import hydra
 from omegaconf import DictConfig
 
 from lightning_sobolev.experiments.run.conf import config_folder
-from lightning_sobolev.experiments.run.train import run
+from lightning_sobolev.experiments.run.train import run, score_of
 
 
 @hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="train")
-def main(cfg: DictConfig) -> None:
-    """Run the composed experiment."""
-    run(cfg)
+def main(cfg: DictConfig) -> float | None:
+    """Run the composed experiment.
+
+    Args:
+        cfg: The composed configuration.
+
+    Returns:
+        What a sweeper compares: the metric that ``score`` names.
+    """
+    metrics = run(cfg)
+    return score_of(cfg, metrics)
 
 
 if __name__ == "__main__":
-    # Lightning's own use of torch; nothing that somebody who runs this could change.
-    warnings.filterwarnings("ignore", r"`isinstance\(treespec", FutureWarning)
-    warnings.filterwarnings("ignore", ".*does not have many workers")
     try:
         main()
     except KeyboardInterrupt:

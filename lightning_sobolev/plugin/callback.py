@@ -174,7 +174,7 @@ class SobolevCallback(Callback):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return self._progress.state_dict()
+        return self._progress.finished(self._trainer)
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

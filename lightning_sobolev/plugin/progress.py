@@ -55,9 +55,25 @@ class Progress:
         Args:
             trainer: Knows whether a step is under way.
         """
-        progress: Any = trainer.fit_loop.epoch_loop.batch_progress.current
-        if progress.ready > progress.processed and self._before is not None:
+        if self._is_under_way(trainer) and self._before is not None:
             self.load_state_dict(self._before)
+
+    def finished(self, trainer: Trainer | None) -> dict[str, Any]:
+        """Return the state behind the last finished step, also where one is under way.
+
+        A checkpoint that is written inside a step, as Lightning does when Slurm asks for it, is
+        gone on from by repeating that step.
+
+        Args:
+            trainer: Counts the batches; None outside of a fit.
+        """
+        under_way = trainer is not None and self._is_under_way(trainer)
+        return self._before if under_way and self._before is not None else self.state_dict()
+
+    def _is_under_way(self, trainer: Trainer) -> bool:
+        progress: Any = trainer.fit_loop.epoch_loop.batch_progress
+        begun = self._batch == progress.total.ready
+        return begun and progress.current.ready > progress.current.processed
 
     def state_dict(self) -> dict[str, Any]:
         """Return plain values and tensors.

@@ -15,14 +15,14 @@ from lightning_sobolev.experiments.run.conf import config_folder
 from lightning_sobolev.experiments.run.train import build_trainer
 
 CONF = config_folder()
-# Scripts of their own: train_teacher.yaml and tune.yaml with their groups, benchmark, decouple and
-# peers. They have tests of their own.
+# Scripts of their own: train_teacher.yaml, tune.yaml and benchmark.yaml with their groups, and
+# decouple. They have tests of their own.
 ALL = sorted(path.relative_to(CONF).with_suffix("") for path in CONF.glob("**/*.yaml"))
 FILES = [
     file
     for file in ALL
-    if str(file) not in ("train_teacher", "benchmark", "decouple", "peers", "tune")
-    and str(file.parent) not in ("teacher_training", "tune")
+    if str(file) not in ("train_teacher", "benchmark", "decouple", "tune")
+    and str(file.parent) not in ("teacher_training", "tune", "study")
 ]
 # Files that only make sense in one experiment; the others are tried in the cheapest one.
 HOMES = {

@@ -145,3 +145,23 @@ def test_global_randomness_has_no_say_and_is_not_moved():
     torch.manual_seed(123)
     fit(other, points(), callback(), Watches())
     assert_close(weights(one), weights(other), rtol=0, atol=0)
+
+
+class SavesWithinAStep(L.Callback):
+    """As Lightning does where Slurm asks for it: after the term, before the update."""
+
+    def __init__(self, folder):
+        self.path = folder / "within.ckpt"
+
+    def on_before_backward(self, trainer, *args):
+        if trainer.global_step == 5:
+            trainer.save_checkpoint(self.path)
+
+
+def test_a_checkpoint_from_within_a_step_does_not_count_that_step(tmp_path):
+    whole = fit(Adam(), points(), callback(), SavesWithinAStep(tmp_path), **OPTIONS)
+    saved = torch.load(tmp_path / "within.ckpt", weights_only=True)
+    (key,) = [key for key in saved["callbacks"] if key.startswith("SobolevCallback")]
+    assert saved["callbacks"][key]["counter"] == saved["global_step"] == 5
+    assert saved["callbacks"][key]["scales"]["order_1"]["count"] == 5
+    assert own(whole).state_dict()["counter"] == 12

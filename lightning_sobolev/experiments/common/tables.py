@@ -1,11 +1,10 @@
 """What data modules share whose points lie in memory."""
 
 from abc import abstractmethod
-from typing import Any
 
 import lightning.pytorch as pl
 
-from lightning_sobolev.loading import OrderedRows, ShuffledRows, Table, TableLoader
+from lightning_sobolev.loading import OrderedBatches, ResumableLoader, ShuffledBatches, Table
 
 
 class TableDataModule(pl.LightningDataModule):
@@ -37,22 +36,20 @@ class TableDataModule(pl.LightningDataModule):
     def test_points(self) -> Table:
         """Return what is tested on."""
 
-    def train_dataloader(self) -> TableLoader:
+    def train_dataloader(self) -> ResumableLoader:
         """Return ``steps_per_epoch`` shuffled batches."""
         table = self.training_points()
-        rows = ShuffledRows(
+        batches = ShuffledBatches(
             len(table), self.batch_size, self.steps_per_epoch, seed=self.seed, **self._share()
         )
-        trainer: Any = self.trainer
-        if trainer is None:
-            return TableLoader(table, rows)
-        loop = trainer.fit_loop.epoch_loop
-        return TableLoader(table, rows, lambda: loop.batch_progress.current.processed)
+        return ResumableLoader(table, batches, self.trainer)
 
-    def test_dataloader(self) -> TableLoader:
+    def test_dataloader(self) -> ResumableLoader:
         """Return every test point once."""
-        table = self.test_points()
-        return TableLoader(table, OrderedRows(len(table), 1024, **self._share()))
+        return self._ordered(self.test_points())
+
+    def _ordered(self, table: Table) -> ResumableLoader:
+        return ResumableLoader(table, OrderedBatches(len(table), 1024, **self._share()))
 
     def _share(self) -> dict[str, int]:
         if self.trainer is None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from lightning_sobolev.experiments.common.tables import TableDataModule
 from lightning_sobolev.experiments.forces.frame_files import stored_frames
 from lightning_sobolev.experiments.forces.systems import Frames, atomic_system
-from lightning_sobolev.loading import OrderedRows, Table, TableLoader
+from lightning_sobolev.loading import OrderedBatches, ResumableLoader, Table
 
 # Seeds of the three trajectories, which have nothing in common.
 _TRAIN, _VALIDATION, _TEST = 0, 1, 2
@@ -80,10 +80,10 @@ class ForcesDataModule(TableDataModule):
         """Return the frames of the test trajectory."""
         return self._table(self._frames(_TEST))
 
-    def val_dataloader(self) -> TableLoader:
+    def val_dataloader(self) -> ResumableLoader:
         """Return every validation frame once."""
         table = self.validation_points()
-        return TableLoader(table, OrderedRows(len(table), 256, **self._share()))
+        return ResumableLoader(table, OrderedBatches(len(table), 256, **self._share()))
 
     def energy_statistics(self) -> tuple[float, float]:
         """Return mean and deviation of the training energies, in eV."""

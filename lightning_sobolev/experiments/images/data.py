@@ -13,7 +13,7 @@ from lightning_sobolev.experiments.images.atari_frames import atari_frames
 from lightning_sobolev.experiments.images.fashion_mnist import fashion_mnist
 from lightning_sobolev.experiments.images.image_set import ImageSet
 from lightning_sobolev.functional.projections import generator_for
-from lightning_sobolev.loading import OrderedRows, ShuffledRows, Table, TableLoader
+from lightning_sobolev.loading import OrderedBatches, ResumableLoader, ShuffledBatches, Table
 
 IMAGES: Mapping[str, Callable[..., ImageSet]] = {
     "fashion_mnist": fashion_mnist,
@@ -133,24 +133,27 @@ class ImageDataModule(pl.LightningDataModule):
             "test": table(images.test_images, images.test_labels),
         }
 
-    def train_dataloader(self) -> TableLoader:
+    def train_dataloader(self) -> ResumableLoader:
         """Return one shuffled pass over the training pictures."""
         table = self.tables["train"]
-        batches = max(len(table) // self.batch_size, 1)
-        rows = ShuffledRows(len(table), self.batch_size, batches, seed=self.seed, **self._share())
-        return TableLoader(table, rows)
+        batches = ShuffledBatches(
+            len(table), self.batch_size, None, seed=self.seed, **self._share()
+        )
+        return ResumableLoader(table, batches, self.trainer)
 
-    def val_dataloader(self) -> TableLoader:
+    def val_dataloader(self) -> ResumableLoader:
         """Return every validation picture once."""
         return self._ordered("val")
 
-    def test_dataloader(self) -> TableLoader:
+    def test_dataloader(self) -> ResumableLoader:
         """Return every test picture once."""
         return self._ordered("test")
 
-    def _ordered(self, stage: str) -> TableLoader:
+    def _ordered(self, stage: str) -> ResumableLoader:
         table = self.tables[stage]
-        return TableLoader(table, OrderedRows(len(table), _EVALUATED_AT_ONCE, **self._share()))
+        return ResumableLoader(
+            table, OrderedBatches(len(table), _EVALUATED_AT_ONCE, **self._share())
+        )
 
     def _share(self) -> dict[str, int]:
         if self.trainer is None:

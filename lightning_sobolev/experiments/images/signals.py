@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from lightning_sobolev.experiments.common.tables import TableDataModule
-from lightning_sobolev.loading import OrderedRows, Table, TableLoader
+from lightning_sobolev.loading import OrderedBatches, ResumableLoader, Table
 
 
 class SignalDataModule(TableDataModule):
@@ -47,10 +47,10 @@ class SignalDataModule(TableDataModule):
         """Return the test signals."""
         return self._tables["test"]
 
-    def val_dataloader(self) -> TableLoader:
+    def val_dataloader(self) -> ResumableLoader:
         """Return signals of another seed, to choose settings by, in order."""
         table = self._tables["val"]
-        return TableLoader(table, OrderedRows(len(table), 1024, **self._share()))
+        return ResumableLoader(table, OrderedBatches(len(table), 1024, **self._share()))
 
 
 def _generated() -> dict[str, Table]:

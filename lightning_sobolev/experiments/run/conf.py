@@ -1,8 +1,19 @@
-"""Where the configuration files are: beside a checkout, inside an installed package."""
+"""Configurations: where they are, what a run's was, and whether two of them ask for the same."""
 
+import hashlib
+import json
 from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
 _PACKAGE = Path(__file__).resolve().parents[2]
+
+STORED = Path(".hydra") / "config.yaml"
+# Where a run lies and how it is watched do not change its numbers.
+_BYSTANDERS = ("run_dir", "ckpt", "pictures", "progress", "logger", "threads")
 
 
 def config_folder() -> Path:
@@ -20,3 +31,82 @@ def config_folder() -> Path:
     raise FileNotFoundError(
         f"conf/train.yaml must lie in {_PACKAGE} or {_PACKAGE.parent}, got neither: reinstall"
     )
+
+
+def read_config(folder: Path) -> DictConfig | None:
+    """Read the configuration of a run.
+
+    Args:
+        folder: The folder of the run.
+
+    Returns:
+        The configuration, or None where Hydra left none.
+
+    Raises:
+        ValueError: If the file is damaged.
+    """
+    path = folder / STORED
+    if not path.is_file():
+        return None
+    try:
+        cfg = OmegaConf.load(path)
+    except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
+        raise ValueError(f"{path} must hold the configuration of a run: {error}") from error
+    if not isinstance(cfg, DictConfig):
+        raise ValueError(f"{path} must hold the configuration of a run, got {type(cfg).__name__}")
+    return cfg
+
+
+def config_hash(cfg: DictConfig) -> str:
+    """Return a short hash of everything that decides the result, seed included.
+
+    Args:
+        cfg: The composed configuration.
+    """
+    text = json.dumps(_deciding(cfg), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def differences(one: DictConfig, other: DictConfig) -> list[str]:
+    """Say in which settings two configurations differ, among those that decide the result.
+
+    Args:
+        one: A composed configuration.
+        other: Another one.
+
+    Returns:
+        Texts as ``"lr: 0.001, not 0.002"``; seeds that were drawn count as equal.
+    """
+    first, second = _flat(_deciding(one)), _flat(_deciding(other))
+    if "seed" in first and None in (one.get("seed"), other.get("seed")):
+        first, second = (
+            {key: value for key, value in flat.items() if key.rsplit(".", 1)[-1] != "seed"}
+            for flat in (first, second)
+        )
+    missing = "nothing"
+    return [
+        f"{key}: {first.get(key, missing)}, not {second.get(key, missing)}"
+        for key in sorted(first.keys() | second.keys())
+        if first.get(key, missing) != second.get(key, missing)
+    ]
+
+
+def _deciding(cfg: DictConfig) -> Any:
+    bare = cfg.copy()
+    with open_dict(bare):
+        for key in _BYSTANDERS:
+            bare[key] = "" if key == "run_dir" else None
+    return OmegaConf.to_container(bare, resolve=True)
+
+
+def _flat(content: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(content, dict):
+        items = [(str(key), value) for key, value in content.items()]
+    elif isinstance(content, list):
+        items = [(str(number), value) for number, value in enumerate(content)]
+    else:
+        return {prefix: content}
+    flat: dict[str, Any] = {}
+    for key, value in items:
+        flat |= _flat(value, f"{prefix}.{key}" if prefix else key)
+    return flat

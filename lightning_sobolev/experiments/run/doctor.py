@@ -34,7 +34,7 @@ def main(arguments: Sequence[str]) -> int:
     overrides = parser.parse_args(arguments).overrides
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
         cfg = compose("train", overrides=overrides)
-    if cfg.get("task") is None or cfg.sobolev.callback is None:
+    if cfg.get("module") is None or cfg.sobolev.callback is None:
         print("the doctor needs +experiment=NAME and a sobolev group other than none")
         return 2
     try:
@@ -60,4 +60,4 @@ def _one_step(cfg: DictConfig) -> None:
             enable_progress_bar=False,
             enable_model_summary=False,
         )
-        trainer.fit(instantiate(cfg.task.module), datamodule=instantiate(cfg.data))
+        trainer.fit(instantiate(cfg.module), datamodule=instantiate(cfg.data))

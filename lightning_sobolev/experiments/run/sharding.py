@@ -1,8 +1,9 @@
-"""Sharding of a network for Lightning's ``ModelParallelStrategy``, and its undoing."""
+"""Several processes: a network's parameters are split over them, and one of them goes on alone."""
 
 from collections.abc import Callable
 
 import lightning.pytorch as pl
+import torch
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh
@@ -23,18 +24,33 @@ def shard(net: nn.Module, mesh: DeviceMesh | None) -> None:
         fully_shard(net, mesh=mesh["data_parallel"])
 
 
-def whole(
-    module: pl.LightningModule, build: Callable[[], pl.LightningModule]
+def one_process(
+    trainer: pl.Trainer, module: pl.LightningModule, build: Callable[[], pl.LightningModule]
 ) -> pl.LightningModule:
-    """Return a module that one process can use alone; all processes must call this.
+    """End the work of several processes, so that the first can go on alone; all must call this.
+
+    Tests are one process's work: every row then counts once, and what plays games or draws figures
+    need not know of others.
 
     Args:
-        module: A module that may be sharded.
+        trainer: Has trained the module.
+        module: May be sharded.
         build: Builds it anew.
 
     Returns:
         The module itself, or a copy that has all the weights on the first process.
     """
+    if trainer.world_size == 1:
+        return module
+    module = _whole(module, build)
+    trainer.strategy.barrier()
+    torch.distributed.destroy_process_group()
+    return module
+
+
+def _whole(
+    module: pl.LightningModule, build: Callable[[], pl.LightningModule]
+) -> pl.LightningModule:
     if not any(isinstance(part, FSDPModule) for part in module.modules()):
         return module
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -42,4 +58,4 @@ def whole(
     copy = build()
     if weights:  # empty on all processes but the first
         copy.load_state_dict(weights)
-    return copy.to(module.device)
+    return copy

@@ -46,14 +46,11 @@ def matched(cfg: DictConfig) -> str:
         cfg: The composed configuration.
 
     Returns:
-        Values first, then every term with its directions and weight.
+        Values first, then every term with its directions and weight; without terms what the
+        experiment says (``matched`` in its configuration).
     """
-    if "kind" in cfg:
-        return f"passed down at {cfg.cuts} cut(s): {cfg.kind}"
-    if "norms" in cfg:
-        return f"matched in the norm {cfg.norm}"
     if cfg.sobolev.callback is None:
-        return "matched: values"
+        return f"matched: {cfg.matched}"
     spec = cfg.sobolev.callback.spec
     terms = [f"{_term(term)} of {spec.on}" for term in spec.terms]
     return "matched: " + "; ".join(["values", *terms])

@@ -1,39 +1,56 @@
-"""One run from its configuration: data, training, test, what follows, and the numbers."""
+"""One run from its configuration: data, training, test, and the numbers."""
 
-import hashlib
 import json
 import logging
+import math
+import os
 import secrets
+import signal
 import sys
 import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from filelock import FileLock, Timeout
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from lightning.pytorch.callbacks import RichModelSummary, RichProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger
-from omegaconf import DictConfig, OmegaConf, open_dict
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from omegaconf import DictConfig
 from rich.console import Console
 
-from lightning_sobolev.experiments.distillation.pictures import save_curves
-from lightning_sobolev.experiments.run.finished import FinishedRun, StartingRun, write_metrics
-from lightning_sobolev.experiments.run.resuming import LAST, checkpoint_to_resume, command_to_resume
-from lightning_sobolev.experiments.run.saving import best_weights
-from lightning_sobolev.experiments.run.sharding import whole
+from lightning_sobolev._files import sweep, write_text
+from lightning_sobolev.experiments.report.curves import save_curves
+from lightning_sobolev.experiments.run.checkpoints import (
+    LAST,
+    LastCheckpoint,
+    checkpoint_to_resume,
+    command_to_resume,
+)
+from lightning_sobolev.experiments.run.conf import config_hash
+from lightning_sobolev.experiments.run.curves import Curves
+from lightning_sobolev.experiments.run.interrupts import WholeSteps
+from lightning_sobolev.experiments.run.sharding import one_process
 from lightning_sobolev.experiments.run.summary import matched, summary_table
-from lightning_sobolev.experiments.run.threads import one_thread
 
 log = logging.getLogger(__name__)
 
+METRICS = "metrics.json"
+Metrics = dict[str, float | str]
 
-def run(cfg: DictConfig) -> dict[str, float | str]:
+
+def run(cfg: DictConfig) -> Metrics:
     """Do everything that an experiment needs.
 
     Leaves in ``cfg.run_dir``: ``metrics.json`` (only when everything finished), ``curves.csv``,
-    ``checkpoints/last.ckpt``, pictures, and what the experiment's closing steps write.
+    ``checkpoints/last.ckpt``, figures, and what the experiment's callbacks write.
 
     Args:
         cfg: The composed configuration, see ``conf/train.yaml``.
@@ -42,36 +59,22 @@ def run(cfg: DictConfig) -> dict[str, float | str]:
         The content of ``metrics.json``; empty on processes other than the first.
 
     Raises:
-        ValueError: If no experiment was chosen or the checkpoint to resume from does not exist.
+        ValueError: If no experiment was chosen, the checkpoint to resume from does not exist or is
+            of other settings, or another run works in the same folder.
     """
     started = time.perf_counter()
     cfg = checked(cfg)
     prepare_process(cfg)
-    folder = Path(cfg.run_dir)
-    ckpt = checkpoint_to_resume(cfg.ckpt, folder)
-    datamodule, module = instantiate(cfg.data), instantiate(cfg.task.module)
-    opening = open_run(cfg, StartingRun(module, datamodule, folder, show_progress=cfg.progress))
-    trainer = build_trainer(cfg)
-    metrics: dict[str, float | str] = {
-        **opening,
-        "seed": cfg.seed,
-        "seconds_fit": _fit(trainer, module, datamodule, ckpt),
-        **{key: float(value) for key, value in trainer.callback_metrics.items()},
-        "steps": trainer.global_step,
-        "trainable_parameters": sum(p.numel() for p in module.parameters() if p.requires_grad),
-    }
-    if (states := getattr(datamodule, "num_train_states", None)) is not None:
-        metrics["train_states"] = states
-    tested = best_weights(trainer)
-    metrics |= trainer.test(
-        module, datamodule=datamodule, ckpt_path=tested, weights_only=True, verbose=False
-    )[0]
-    module = whole(module, lambda: instantiate(cfg.task.module))
-    if not trainer.is_global_zero:
-        return {}
-    metrics |= _close(cfg, FinishedRun(module, datamodule, folder, show_progress=cfg.progress))
-    metrics |= {"seconds_total": time.perf_counter() - started, "config_hash": config_hash(cfg)}
-    path = write_metrics(folder, metrics)
+    with _alone_in(Path(cfg.run_dir)):
+        ckpt = checkpoint_to_resume(cfg)
+        _clean(Path(cfg.run_dir))
+        metrics = _train_and_test(cfg, ckpt)
+        if not metrics:
+            return {}
+        if cfg.pictures:
+            save_curves(Path(cfg.run_dir))
+        metrics |= {"seconds_total": time.perf_counter() - started, "config_hash": config_hash(cfg)}
+        path = write_metrics(Path(cfg.run_dir), metrics)
     console = Console()
     console.print(summary_table(cfg, metrics))
     console.print(matched(cfg), highlight=False)
@@ -79,44 +82,59 @@ def run(cfg: DictConfig) -> dict[str, float | str]:
     return metrics
 
 
+def _clean(folder: Path) -> None:
+    (folder / METRICS).unlink(missing_ok=True)  # an earlier run's
+    for place in (folder, folder / LAST.parent):
+        sweep(place)
+
+
+def _train_and_test(cfg: DictConfig, ckpt: Path | None) -> Metrics:
+    datamodule, module = instantiate(cfg.data), instantiate(cfg.module)
+    # Before the clock of the training starts: data is recorded for many runs.
+    datamodule.prepare_data()
+    curves = Curves(cfg.run_dir, cfg.log_every, say=not cfg.progress)
+    trainer = build_trainer(cfg, [curves])
+    _fit(trainer, module, datamodule, ckpt)
+    metrics: Metrics = {
+        "seed": cfg.seed,
+        "seconds_fit": curves.seconds,
+        **{key: float(value) for key, value in trainer.callback_metrics.items()},
+        "steps": trainer.global_step,
+        "trainable_parameters": sum(p.numel() for p in module.parameters() if p.requires_grad),
+    }
+    best = _best_weights(trainer)
+    module = one_process(trainer, module, lambda: instantiate(cfg.module))
+    if not trainer.is_global_zero:
+        return {}
+    if trainer.world_size > 1:
+        trainer = build_trainer(cfg, strategy="auto", devices=1)
+    metrics |= trainer.test(
+        module, datamodule=datamodule, ckpt_path=best, weights_only=True, verbose=False
+    )[0]
+    return metrics
+
+
 def prepare_process(cfg: DictConfig) -> None:
-    """Set threads, seed and how much is said.
+    """Set threads, seed and what is said.
 
     Args:
         cfg: The composed configuration, checked.
     """
-    if not cfg.progress:
-        logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    # Lightning's own advice and habits; nothing that somebody who runs this could change.
+    warnings.filterwarnings("ignore", r"`isinstance\(treespec", FutureWarning)
+    warnings.filterwarnings("ignore", ".*does not have many workers")
+    for name in ("utilities.rank_zero", "trainer.connectors.checkpoint_connector"):
+        logging.getLogger(f"lightning.pytorch.{name}").addFilter(_is_news)
     if cfg.threads is not None:
         torch.set_num_threads(cfg.threads)
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
 
 
-def open_run(cfg: DictConfig, starting: StartingRun) -> dict[str, float]:
-    """Do what comes before the clock of the training starts; data is recorded for many runs.
-
-    Args:
-        cfg: The composed configuration, checked.
-        starting: The run.
-
-    Returns:
-        The numbers of its opening steps.
-    """
-    numbers: dict[str, float] = {}
-    for opening in cfg.task.opening.values():
-        numbers |= instantiate(opening)(starting)
-    with one_thread():
-        starting.datamodule.prepare_data()
-    return numbers
+_HABITS = ("available:", "`Trainer.", "💡", "weights_only", "LOCAL_RANK")
 
 
-def _close(cfg: DictConfig, finished: FinishedRun) -> dict[str, float]:
-    numbers: dict[str, float] = {}
-    for closing in cfg.task.closing.values():
-        numbers |= instantiate(closing)(finished)
-    if cfg.pictures:
-        save_curves(finished.folder)
-    return numbers
+def _is_news(record: logging.LogRecord) -> bool:
+    return not any(habit in record.getMessage() for habit in _HABITS)
 
 
 def checked(cfg: DictConfig) -> DictConfig:
@@ -128,7 +146,7 @@ def checked(cfg: DictConfig) -> DictConfig:
     Raises:
         ValueError: If no experiment was chosen.
     """
-    missing = [group for group in ("task", "data", "model") if cfg.get(group) is None]
+    missing = [part for part in ("module", "data", "model") if cfg.get(part) is None]
     if missing:
         raise ValueError(
             "an experiment must be chosen, +experiment=distill_pong or another one of "
@@ -140,31 +158,67 @@ def checked(cfg: DictConfig) -> DictConfig:
     if cfg.progress is None:
         cfg.progress = sys.stdout.isatty()
     if cfg.pictures and find_spec("matplotlib") is None:
-        log.warning("pictures are left out: matplotlib is missing, install the extra 'viz'")
+        log.warning("pictures are left out: matplotlib is missing, install the extra 'experiments'")
         cfg.pictures = False
     return cfg
 
 
-def build_trainer(cfg: DictConfig) -> pl.Trainer:
+def score_of(cfg: DictConfig, metrics: Metrics) -> float | None:
+    """Return the number by which sweeps compare runs.
+
+    Args:
+        cfg: The composed configuration.
+        metrics: What :func:`run` returned.
+
+    Returns:
+        The metric that ``cfg.score`` names; None where none is named, and on processes other than
+        the first.
+    """
+    return None if cfg.score is None or not metrics else float(metrics[cfg.score.metric])
+
+
+def build_trainer(
+    cfg: DictConfig, callbacks: Sequence[pl.Callback] = (), **options: Any
+) -> pl.Trainer:
     """Return the trainer with callbacks and loggers.
 
     Args:
         cfg: The composed configuration; ``cfg.progress`` is decided.
+        callbacks: More callbacks than the configuration names.
+        **options: Arguments of the trainer that take the place of the configuration's.
     """
-    callbacks = [instantiate(callback) for callback in cfg.callbacks.values()]
+    used = [instantiate(callback) for callback in cfg.callbacks.values()]
     if cfg.sobolev.callback is not None:
         # First: its hooks stand before those of callbacks that copy or save the module.
-        callbacks.insert(0, instantiate(cfg.sobolev.callback))
+        used.insert(0, instantiate(cfg.sobolev.callback))
+    used += [*callbacks, WholeSteps()]
+    used += [LastCheckpoint(Path(cfg.run_dir) / LAST.parent, cfg.checkpoint_every)]
     if cfg.progress:
-        callbacks += [RichProgressBar(refresh_rate=10), RichModelSummary()]
+        used.append(_Bar(refresh_rate=10))
     trainer: pl.Trainer = instantiate(
         cfg.trainer,
-        callbacks=callbacks,
+        callbacks=used,
         logger=build_loggers(cfg) or False,
         enable_progress_bar=cfg.progress,
-        enable_model_summary=cfg.progress,
+        enable_model_summary=False,
+        **options,
     )
     return trainer
+
+
+class _Bar(RichProgressBar):
+    """Lightning's bar without the number of the version, which is the logger's name here."""
+
+    def get_metrics(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule
+    ) -> dict[str, int | str | float | dict[str, float]]:
+        metrics = super().get_metrics(trainer, pl_module)
+        loss = trainer.callback_metrics.get("train/loss")
+        shown = {} if loss is None else {"train/loss": float(loss)}
+        return {**shown, **{key: value for key, value in metrics.items() if key != "v_num"}}
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        return f"training, epoch {current_epoch}"
 
 
 def build_loggers(cfg: DictConfig) -> list[Logger]:
@@ -185,38 +239,60 @@ def build_loggers(cfg: DictConfig) -> list[Logger]:
         return [CSVLogger(cfg.run_dir, name=None, version="csv")]
 
 
+def write_metrics(folder: Path, metrics: Mapping[str, float | str]) -> Path:
+    """Write ``metrics.json`` whole or not at all; its presence says that the run finished.
+
+    Args:
+        folder: The folder of the run.
+        metrics: Flat numbers. JSON has no NaN and no infinity: they become null.
+
+    Returns:
+        The path of the file.
+    """
+    flat = {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in metrics.items()
+    }
+    path = folder / METRICS
+    write_text(path, json.dumps(flat, indent=2, sort_keys=True) + "\n")
+    return path
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    folder.mkdir(parents=True, exist_ok=True)
+    # Processes that a strategy starts share the folder with the first one, which holds the lock.
+    is_first = os.environ.get("LOCAL_RANK", "0") == "0"
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        with lock if is_first else nullcontext():
+            yield
+    except Timeout as error:
+        if error.lock_file != lock.lock_file:
+            raise  # somebody else's, from inside
+        raise ValueError(f"run_dir must be of one run, got {folder}, where one works") from error
+
+
 def _fit(
     trainer: pl.Trainer,
     module: pl.LightningModule,
     datamodule: pl.LightningDataModule,
     ckpt: Path | None,
-) -> float:
-    started = time.perf_counter()
+) -> None:
     try:
         trainer.fit(module, datamodule=datamodule, ckpt_path=ckpt, weights_only=True)
-    except SystemExit:
-        # The trainer turns Ctrl-C into this, after its callbacks have saved the checkpoint.
+    except SystemExit as stop:
+        # The trainer turns signals into this, after its callbacks have saved the checkpoint.
         saved = Path(trainer.default_root_dir) / LAST
         if trainer.is_global_zero and saved.is_file():
-            log.warning(
-                "interrupted at step %d; to go on: %s",
-                trainer.global_step,
-                command_to_resume(saved),
-            )
+            resume = command_to_resume(saved)
+            log.warning("interrupted at step %d; to go on: %s", trainer.global_step, resume)
+        if isinstance(stop, SIGTERMException):
+            raise SystemExit(128 + signal.SIGTERM) from stop  # as the shell reports it
         raise
-    return time.perf_counter() - started
 
 
-def config_hash(cfg: DictConfig) -> str:
-    """Return a short hash of everything that decides the result, seed included.
-
-    Args:
-        cfg: The composed configuration.
-    """
-    bare = cfg.copy()
-    with open_dict(bare):
-        # Where a run lies and how it is watched do not change its numbers.
-        bare.run_dir = ""
-        bare.ckpt = bare.pictures = bare.progress = bare.logger = bare.threads = None
-    text = json.dumps(OmegaConf.to_container(bare, resolve=True), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+def _best_weights(trainer: pl.Trainer) -> Path | None:
+    keepers = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
+    paths = [Path(keeper.best_model_path) for keeper in keepers if keeper.best_model_path]
+    return paths[0] if paths else None

@@ -19,7 +19,7 @@ from lightning_sobolev.experiments.sensitivity.attacks import (
     right_answers,
 )
 from lightning_sobolev.functional.projections import generator_for
-from lightning_sobolev.loading import ShuffledRows
+from lightning_sobolev.loading import ShuffledBatches
 
 _NUM_ATTACKED_BY_PGD = 250
 
@@ -67,7 +67,7 @@ class Defence:
         trained = copy.deepcopy(model).requires_grad_(True).train()
         optimizer = Adam(trained.parameters(), lr=self.lr)
         schedule = CosineAnnealingLR(optimizer, T_max=self.steps)
-        for rows in ShuffledRows(len(pictures.labels), 128, self.steps, seed=self.seed):
+        for rows in ShuffledBatches(len(pictures.labels), 128, self.steps, seed=self.seed):
             optimizer.zero_grad()
             loss = cross_entropy(trained(pictures.images[rows]), pictures.labels[rows])
             loss.backward()  # type: ignore[no-untyped-call]

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, open_dict
 from lightning_sobolev.experiments.run.saving import SaveLast
 from lightning_sobolev.experiments.run.train import build_trainer
 from lightning_sobolev.experiments.tune.rates import OwnLearningRate
-from lightning_sobolev.loading import OrderedRows, TableLoader
+from lightning_sobolev.loading import OrderedBatches, ResumableLoader
 
 _ROWS = 1024
 
@@ -94,7 +94,7 @@ def score(trainer: pl.Trainer, module: pl.LightningModule, datamodule: Any, metr
         found = trainer.validate(module, datamodule=datamodule, weights_only=True, verbose=False)
     else:
         points = datamodule.validation_points()
-        loader = TableLoader(points, OrderedRows(len(points), _ROWS))
+        loader = ResumableLoader(points, OrderedBatches(len(points), _ROWS))
         found = trainer.test(module, dataloaders=loader, weights_only=True, verbose=False)
     if metric not in found[0]:
         raise ValueError(f"tuning.score.metric must be one of {list(found[0])}, got {metric!r}")

@@ -20,7 +20,7 @@ ROOMY = Limits(seconds=60, gib=8)
 def settings(tmp_path, *overrides):
     few = ["functions=[booth]", "dims=[2]", "points=[20,100]", "methods=[jenn,order1_jenn_time]"]
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
-        return compose("peers", [*few, f"out={tmp_path}", *overrides])
+        return compose("benchmark", ["study=baselines", *few, f"out={tmp_path}", *overrides])
 
 
 def test_every_method_gets_the_same_points():

@@ -3,7 +3,6 @@ import torch
 from torch.testing import assert_close
 
 from lightning_sobolev.experiments.regression.data import LandscapeDataModule
-from lightning_sobolev.loading import OrderedRows, ShuffledRows, Table
 
 FUNCTION = "rosenbrock"
 
@@ -52,36 +51,6 @@ def test_points_lie_in_the_domain():
     assert ((x >= module.low) & (x <= module.high)).all()
 
 
-def test_batches_are_full_and_see_every_row_equally_often():
-    batches = list(ShuffledRows(12, 4, 6, seed=0))
-    assert [len(rows) for rows in batches] == [4] * 6
-    assert_close(torch.cat(batches).bincount(), torch.full((12,), 2))
-
-
-def test_batches_go_on_after_those_that_were_given():
-    rows = ShuffledRows(12, 4, 5, seed=0)
-    whole = [batch.tolist() for _ in range(2) for batch in rows]
-    resumed = ShuffledRows(12, 4, 5, seed=0)
-    resumed.given = 7
-    assert [batch.tolist() for batch in resumed] == whole[7:]
-
-
-def test_a_small_table_is_its_own_batch():
-    (rows,) = ShuffledRows(5, 100, 1, seed=0)
-    assert sorted(rows.tolist()) == [0, 1, 2, 3, 4]
-
-
-@pytest.mark.parametrize("sampler", ["shuffled", "ordered"])
-def test_processes_share_the_rows_out(sampler):
-    def rows(**share):
-        if sampler == "shuffled":
-            return torch.cat(list(ShuffledRows(12, 6, 2, seed=3, **share)))
-        return torch.cat(list(OrderedRows(12, 6, **share)))
-
-    shares = [rows(rank=rank, world_size=2) for rank in (0, 1)]
-    assert sorted(torch.cat(shares).tolist()) == sorted(rows().tolist())
-
-
 def test_loaders_yield_batches():
     module = data(batch_size=8, steps_per_epoch=3, num_test_points=100)
     shapes = [tuple(batch["dydx"].shape) for batch in module.train_dataloader()]
@@ -106,8 +75,3 @@ def test_counts_are_checked(changes, message):
 def test_unknown_function_is_named():
     with pytest.raises(ValueError, match="mountain"):
         LandscapeDataModule("mountain", 10)
-
-
-def test_columns_of_different_length_are_refused():
-    with pytest.raises(ValueError, match="one common length"):
-        Table({"x": torch.zeros(3), "y": torch.zeros(4)})

@@ -9,6 +9,8 @@ from lightning_sobolev.experiments.regression.landscapes import LANDSCAPES, land
 from lightning_sobolev.functional.derivatives import hessian, jacobian
 from tests._reference import central_difference
 
+pytestmark = pytest.mark.usefixtures("float64")
+
 MINIMA = {
     "ackley": ((0.0, 0.0), 0.0),
     "beale": ((3.0, 0.5), 0.0),

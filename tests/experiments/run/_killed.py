@@ -21,22 +21,21 @@ def die():
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-class HalfWritten(test_resume.SaveLast):
+class HalfWritten(test_resume.LastCheckpoint):
     """Dies with half of a checkpoint on the disk."""
 
-    def _save(self, trainer):
+    def _write(self, trainer):
+        super()._write(trainer)
         if trainer.global_step == NUMBER + 1:
-            super()._save(trainer)
-            whole = self.path.read_bytes()
-            self.path.with_suffix(".writing").write_bytes(whole[: len(whole) // 2])
+            content = self.path.read_bytes()
+            self.path.with_name("last.ckpt.01234567.tmp").write_bytes(content[: len(content) // 2])
             die()
-        super()._save(trainer)
 
 
 if __name__ == "__main__":
     FOLDER, MOMENT, NUMBER = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
     torch.set_num_threads(1)
     if MOMENT == "while saving":
-        test_resume.SaveLast = HalfWritten
+        test_resume.LastCheckpoint = HalfWritten
         train(FOLDER, every=1)
     train(FOLDER, Kill(MOMENT, NUMBER), every=1)

@@ -15,9 +15,13 @@ from lightning_sobolev._files import write_json
 from lightning_sobolev.atari import AtariSettings
 from lightning_sobolev.atari.storage import STATE, Chunk, write_chunk
 from lightning_sobolev.atari.writing import write_recording
-from lightning_sobolev.experiments.run.finished import write_metrics
-from lightning_sobolev.experiments.run.resuming import LAST, checkpoint_to_resume
-from lightning_sobolev.experiments.run.saving import whole_checkpoint
+from lightning_sobolev.experiments.run.checkpoints import (
+    LAST,
+    checkpoint_to_resume,
+    whole_checkpoint,
+)
+from lightning_sobolev.experiments.run.train import write_metrics
+from tests.experiments.run._toy import composed
 from tests.experiments.run.test_resume import straight, train
 
 __all__ = ["straight"]
@@ -47,11 +51,11 @@ class Fills(L.Callback):
 
 
 def test_a_full_disk_keeps_the_earlier_checkpoint_and_says_so(tmp_path, straight):
-    text = r"step 6 could not be saved \(.*File too large\); .*last.ckpt holds step 4"
+    text = r"step 4 could not be saved \(.*File too large\): .*last.ckpt holds step 3"
     with full_disk(resource.RLIM_INFINITY), pytest.raises(OSError, match=text):
         train(tmp_path, Fills(4), every=2)
     assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
-    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 4
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 3
     found, _, steps = train(tmp_path, resume=True)
     assert steps == straight[2]
     assert torch.equal(found, straight[0])
@@ -65,9 +69,9 @@ class Fails(L.Callback):
 
 def test_a_full_disk_does_not_hide_another_fault(tmp_path, caplog):
     with full_disk(resource.RLIM_INFINITY), pytest.raises(KeyError, match="the fault itself"):
-        train(tmp_path, Fills(4), Fails(), every=4)
+        train(tmp_path, Fills(4), Fails(), every=100)
     assert "step 5 could not be saved" in caplog.text
-    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 4
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 3
 
 
 def a_recording():
@@ -131,11 +135,11 @@ def test_a_damaged_checkpoint_is_named_before_anything_is_built(damage, last, sa
     path = tmp_path / LAST
     path.parent.mkdir()
     path.write_bytes(saved)
-    asked = "last" if last else str(path)
-    assert checkpoint_to_resume(asked, tmp_path) == path
+    cfg = composed(tmp_path, f"ckpt={'last' if last else path}")
+    assert checkpoint_to_resume(cfg) == path
     path.write_bytes(DAMAGES[damage](saved))
     with pytest.raises(ValueError, match=r"ckpt must be a whole checkpoint, got .*last\.ckpt: "):
-        checkpoint_to_resume(asked, tmp_path)
+        checkpoint_to_resume(cfg)
 
 
 def test_every_checkpoint_that_training_leaves_is_whole(saved, tmp_path):
@@ -184,4 +188,4 @@ def test_a_fault_of_one_process_ends_all_and_is_named(every, tmp_path):
     done = on_two_processes(tmp_path, "raises", every)
     assert done.returncode != 0
     assert "a fault of the second process alone" in done.stderr
-    assert ("step 4 is not saved: nothing was saved in this run" in done.stderr) == (every > 1)
+    assert "step 4 is not saved (other processes may be anywhere)" in done.stderr

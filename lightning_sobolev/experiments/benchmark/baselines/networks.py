@@ -18,7 +18,7 @@ from lightning_sobolev.experiments.benchmark.baselines.packages import (
 from lightning_sobolev.experiments.benchmark.baselines.packages import Table as Columns
 from lightning_sobolev.experiments.regression.mlp import mlp
 from lightning_sobolev.experiments.regression.module import RegressionModule
-from lightning_sobolev.loading import ShuffledRows, Table, TableLoader
+from lightning_sobolev.loading import ResumableLoader, ShuffledBatches, Table
 
 Fit = Callable[[Columns, int, float], Predict]
 _WIDTH = 64
@@ -90,7 +90,7 @@ def fit_network(
         enable_model_summary=False,
     )  # fmt: skip
     batch = len(rows) if whole else _ADAM_BATCH
-    trainer.fit(module, TableLoader(rows, ShuffledRows(len(rows), batch, steps, seed=seed)))
+    trainer.fit(module, ResumableLoader(rows, ShuffledBatches(len(rows), batch, steps, seed=seed)))
     return partial(_predict, module)
 
 

@@ -1,0 +1,74 @@
+"""Ctrl-C and Slurm's signal take effect between two steps, never inside one."""
+
+import logging
+import signal
+import threading
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+import lightning.pytorch as pl
+
+log = logging.getLogger(__name__)
+
+_NAMES = ("SIGINT", "SIGUSR1", "SIGUSR2")  # Ctrl-C; Slurm sends one of the others before it kills
+Handler = Callable[[int, FrameType | None], Any]
+
+
+class WholeSteps(pl.Callback):
+    """Hold signals back until the step, or the validation, that is under way is over.
+
+    A handler that raises inside an optimizer's update leaves half of it, and one that saves there,
+    as Lightning does for Slurm, saves half of it. Here a handler runs before the next step begins.
+    A second Ctrl-C runs it at once. SIGTERM needs nothing: Lightning looks at it between steps.
+
+    With several processes signals are left alone: each would hold its own back to another step and
+    wait there for the rest.
+    """
+
+    def __init__(self) -> None:
+        self._handlers: dict[int, Handler] = {}
+        self._held: list[int] = []
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take the place of the handlers that stand."""
+        del pl_module
+        is_main = threading.current_thread() is threading.main_thread()
+        if not is_main or trainer.world_size > 1:
+            return
+        for number in (getattr(signal, name) for name in _NAMES if hasattr(signal, name)):
+            handler = signal.getsignal(number)
+            if callable(handler):
+                self._handlers[number] = handler
+                signal.signal(number, self._hold)
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        """Run what was held back: nothing of this step has happened yet."""
+        self._deliver()
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Put the handlers back and run what was held back."""
+        del trainer, pl_module
+        self._restore()
+        self._deliver()
+
+    def on_exception(self, *_: Any) -> None:
+        """Put the handlers back."""
+        self._restore()
+
+    def _hold(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT:
+            if number in self._held:
+                self._handlers[number](number, frame)
+            log.warning("stopping behind this step; Ctrl-C again stops at once")
+        self._held.append(number)
+
+    def _deliver(self) -> None:
+        held, self._held = self._held, []
+        for number in dict.fromkeys(held):
+            self._handlers[number](number, None)
+
+    def _restore(self) -> None:
+        for number, handler in self._handlers.items():
+            if signal.getsignal(number) == self._hold:
+                signal.signal(number, handler)

@@ -1,0 +1,303 @@
+"""A run of a small experiment: what it leaves, what it refuses, and how it goes on."""
+
+import csv
+import json
+import logging
+import os
+import signal
+from pathlib import Path
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from filelock import FileLock
+from omegaconf import OmegaConf
+from torch import nn
+
+from lightning_sobolev.experiments.run.checkpoints import BEST, LAST
+from lightning_sobolev.experiments.run.conf import STORED, config_hash
+from lightning_sobolev.experiments.run.stored import load_module
+from lightning_sobolev.experiments.run.train import run, score_of
+from tests.experiments.run._toy import composed
+
+
+def weights(folder, name=LAST):
+    return torch.load(folder / name, weights_only=True)["state_dict"]
+
+
+def curves(folder):
+    with (folder / "curves.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def validations(folder):
+    return [(row["step"], row["val/error"]) for row in curves(folder) if row["val/error"]]
+
+
+def stored(cfg):
+    """Leave beside a run what Hydra leaves."""
+    path = Path(cfg.run_dir) / STORED
+    path.parent.mkdir(parents=True)
+    OmegaConf.save(cfg, path)
+    return cfg
+
+
+def with_callback(folder, callback, *overrides, **settings):
+    target = {"_target_": f"{__name__}.{callback.pop('name')}", **callback}
+    return composed(folder, *overrides, callbacks={"added": target}, **settings)
+
+
+# What it leaves
+
+
+def test_a_run_leaves_numbers_curves_and_a_checkpoint(tmp_path):
+    cfg = composed(tmp_path)
+    metrics = run(cfg)
+    assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
+    assert metrics["config_hash"] == config_hash(cfg)
+    assert metrics["steps"] == 12
+    assert 0 < metrics["seconds_fit"] < metrics["seconds_total"]
+    assert score_of(cfg, metrics) == metrics["val/error"] > 0
+    trained = [row["step"] for row in curves(tmp_path) if row["train/loss"]]
+    assert trained == ["2", "4", "6", "8", "10", "12"]
+    assert [step for step, _ in validations(tmp_path)] == ["5", "10"]
+    assert (tmp_path / "curves.png").is_file()
+
+
+def test_without_a_terminal_lines_say_how_it_goes(tmp_path, caplog):
+    with caplog.at_level(logging.INFO):
+        run(composed(tmp_path))
+    assert "step 12/12: train/loss" in caplog.text
+    assert "step 10/12: val/error" in caplog.text
+    assert "Sobolev doctor: agrees with finite differences" in caplog.text
+    assert "GPU available" not in caplog.text
+
+
+def test_hash_follows_the_settings_and_not_the_place(tmp_path):
+    one = config_hash(composed(tmp_path / "a"))
+    assert one == config_hash(composed(tmp_path / "b", "pictures=false", "threads=2"))
+    assert one != config_hash(composed(tmp_path / "a", lr=2e-3))
+
+
+# What it refuses
+
+
+def test_an_old_runs_numbers_are_gone_when_a_run_starts(tmp_path):
+    (tmp_path / "metrics.json").write_text('{"test/error": 0.0}')
+    cfg = with_callback(tmp_path, {"name": "Raise", "step": 3})
+    with pytest.raises(RuntimeError, match="as asked"):
+        run(cfg)
+    assert not (tmp_path / "metrics.json").exists()
+
+
+def test_two_runs_in_one_folder_are_refused(tmp_path):
+    with (
+        FileLock(tmp_path / ".lock"),
+        pytest.raises(ValueError, match=r"run_dir must be of one run, got .*, where one works"),
+    ):
+        run(composed(tmp_path))
+
+
+def test_last_refuses_a_run_of_other_settings_and_names_them(tmp_path):
+    run(stored(composed(tmp_path / "one")))
+    other = composed(tmp_path / "two", "ckpt=last", lr=2e-3, seed=1)
+    with pytest.raises(ValueError, match=r"same settings.*lr: 0\.01, not 0\.002.*seed: 0, not 1"):
+        run(other)
+    named = composed(tmp_path / "two", f"ckpt={tmp_path / 'one' / LAST}", lr=2e-3)
+    assert run(named)["steps"] == 12
+    with pytest.raises(ValueError, match="ckpt=last needs an earlier run's"):
+        run(composed(tmp_path / "elsewhere" / "one", "ckpt=last"))
+    with pytest.raises(ValueError, match=r"ckpt must be 'last' or .*, got 'no\.ckpt'"):
+        run(composed(tmp_path / "three", "ckpt=no.ckpt"))
+
+
+@pytest.mark.parametrize("steps", [12, 11])
+def test_a_diverged_run_keeps_its_good_checkpoint(steps, tmp_path):
+    cfg = with_callback(tmp_path, {"name": "Diverge", "step": 10}, steps=steps, checkpoint_every=8)
+    cfg.sobolev.callback = None
+    with pytest.raises(FloatingPointError, match=r"weights must be finite, .*holds step 8"):
+        run(cfg)
+    assert all(value.isfinite().all() for value in weights(tmp_path).values())
+    assert not (tmp_path / "metrics.json").exists()
+
+
+# How it goes on
+
+
+class Raise(pl.Callback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_before_backward(self, trainer, *_):
+        if trainer.global_step == self.step:
+            raise RuntimeError("as asked")
+
+
+class Diverge(Raise):
+    def on_train_batch_end(self, trainer, pl_module, *_):
+        if trainer.global_step > self.step:
+            nn.init.constant_(pl_module.net[0].weight, float("nan"))
+
+    def on_before_backward(self, *_):
+        pass
+
+
+class Signal(Raise):
+    """Sends a signal to its own process within the update of the weights."""
+
+    def __init__(self, step, number):
+        super().__init__(step)
+        self.number = number
+
+    def on_before_backward(self, *_):
+        pass
+
+    def on_train_start(self, trainer, pl_module):
+        del pl_module
+        (optimizer,) = trainer.optimizers
+
+        def half_way(*_):
+            if trainer.global_step == self.step:
+                os.kill(os.getpid(), self.number)
+
+        optimizer.register_step_post_hook(half_way)
+
+
+class Requeue(Signal):
+    """Saves when it is told to, as Lightning does where Slurm is about to kill the job."""
+
+    def on_train_start(self, trainer, pl_module):
+        super().on_train_start(trainer, pl_module)
+        self.earlier = signal.signal(
+            signal.SIGUSR1,
+            lambda *_: trainer.save_checkpoint(Path(trainer.default_root_dir) / "requeued.ckpt"),
+        )
+
+    def on_train_end(self, *_):
+        signal.signal(signal.SIGUSR1, self.earlier)
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("straight")
+    with pytest.MonkeyPatch.context():
+        torch.set_default_dtype(torch.float32)
+        run(stored(composed(folder, "callbacks=best")))
+    return folder
+
+
+def assert_same_end(folder, straight):
+    for name in (LAST, BEST):
+        for key, value in weights(straight, name).items():
+            assert torch.equal(weights(folder, name)[key], value), (name, key)
+    assert validations(folder) == validations(straight)
+    kept = [{key: row[key] for key in row if key != "seconds"} for row in curves(folder)]
+    assert kept == [{key: row[key] for key in row if key != "seconds"} for row in curves(straight)]
+
+
+@pytest.mark.parametrize("step", [3, 5, 10])
+def test_a_step_that_was_broken_off_changes_nothing_that_follows(step, straight, tmp_path):
+    """Neither the last weights, nor the steps of validations, the best weights and the curves."""
+    broken = with_callback(tmp_path / "one", {"name": "Raise", "step": step}, "callbacks=best")
+    with pytest.raises(RuntimeError, match="as asked"):
+        run(broken)
+    assert torch.load(tmp_path / "one" / LAST, weights_only=True)["global_step"] == step
+    run(composed(tmp_path / "two", "callbacks=best", f"ckpt={tmp_path / 'one' / LAST}"))
+    assert_same_end(tmp_path / "two", straight)
+    seconds = [float(row["seconds"]) for row in curves(tmp_path / "two")]
+    assert seconds == sorted(seconds)
+
+
+def test_ctrl_c_inside_an_update_waits_for_its_end(straight, tmp_path, caplog):
+    sent = {"name": "Signal", "step": 6, "number": int(signal.SIGINT)}
+    with pytest.raises(SystemExit, match="1"):
+        run(with_callback(tmp_path / "one", sent, "callbacks=best"))
+    assert "stopping behind this step" in caplog.text
+    assert "interrupted at step 7; to go on:" in caplog.text
+    assert not (tmp_path / "one" / "metrics.json").exists()
+    run(composed(tmp_path / "two", "callbacks=best", f"ckpt={tmp_path / 'one' / LAST}"))
+    assert_same_end(tmp_path / "two", straight)
+
+
+class Breaks(torch.optim.Adam):
+    """Raises when half of the weights have moved."""
+
+    def step(self, closure=None):
+        with torch.enable_grad():
+            loss = closure()
+        first = self.param_groups[0]["params"][0]
+        if self.state.setdefault(first, {}).setdefault("steps", 0) == 9:
+            first.data.add_(1.0)
+            raise RuntimeError("within the update")
+        self.state[first]["steps"] += 1
+        return loss
+
+
+def test_half_an_update_is_never_saved(tmp_path, caplog):
+    half = {"_target_": f"{__name__}.Breaks", "_partial_": True}
+    cfg = composed(tmp_path, checkpoint_every=4)
+    cfg.optimizer, cfg.scheduler = half, None
+    with pytest.raises(RuntimeError, match="within the update"):
+        run(cfg)
+    assert "step 9 is not saved (its update was broken off)" in caplog.text
+    assert torch.load(tmp_path / LAST, weights_only=True)["global_step"] == 8
+
+
+def test_a_checkpoint_that_slurm_asks_for_is_gone_on_from_exactly(straight, tmp_path):
+    sent = {"name": "Requeue", "step": 6, "number": int(signal.SIGUSR1)}
+    run(with_callback(tmp_path / "one", sent, "callbacks=best"))
+    saved = tmp_path / "one" / "requeued.ckpt"
+    assert torch.load(saved, weights_only=True)["global_step"] == 7
+    run(composed(tmp_path / "two", "callbacks=best", f"ckpt={saved}"))
+    assert_same_end(tmp_path / "two", straight)
+
+
+def test_sigterm_is_no_success(straight, tmp_path):
+    sent = {"name": "Signal", "step": 6, "number": int(signal.SIGTERM)}
+    with pytest.raises(SystemExit) as stop:
+        run(with_callback(tmp_path / "one", sent, "callbacks=best"))
+    assert stop.value.code == 143
+    run(composed(tmp_path / "two", "callbacks=best", f"ckpt={tmp_path / 'one' / LAST}"))
+    assert_same_end(tmp_path / "two", straight)
+
+
+# Read back
+
+
+def reading(folder, target, **arguments):
+    """A run's folder whose network somebody else named."""
+    cfg = composed(folder)
+    cfg.module = {
+        "_target_": "torch.nn.Sequential",
+        "_args_": [{"_target_": target, **arguments}],
+    }
+    return stored(cfg)
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "pathlib.Path.touch",
+        "distutils.spawn.spawn",
+        "lightning_sobolev._files.os.system",
+        "lightning_sobolev._files.write_text",
+        "lightning_sobolev.experiments.run.train.instantiate",
+        "torch.load",
+        "torch.hub.load",
+        "lightning_sobolev.tasks.RegressionModule",
+    ],
+)
+def test_a_folder_of_somebody_else_runs_nothing(target, tmp_path):
+    reading(tmp_path, target, path=str(tmp_path / "marker"))
+    with pytest.raises(ValueError, match=f"only parts of models .*_target_={target}"):
+        load_module(tmp_path)
+    assert not (tmp_path / "marker").exists()
+
+
+def test_a_folder_without_a_run_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"folder must be that of a run"):
+        load_module(tmp_path)
+    (tmp_path / STORED).parent.mkdir()
+    (tmp_path / STORED).write_text("a: [")
+    with pytest.raises(ValueError, match=r"config\.yaml must hold the configuration of a run"):
+        load_module(tmp_path)
