@@ -103,7 +103,7 @@ def _labeled(sweep: Sweep, x: str | None) -> tuple[list[str], pd.DataFrame]:
 
 
 def _draw(path: Path, long: pd.DataFrame, x: str, lines: Sequence[str], **how: Any) -> list[Path]:
-    facets = long[["measure", "panel"]].drop_duplicates().sort_values(["panel", "measure"])
+    facets = long[["measure", "panel"]].drop_duplicates().sort_values("panel", kind="stable")
     if len(facets) > _MOST_PANELS:
         log.warning("%s is left out: %d panels; choose with --x and --y", path, len(facets))
         return []

@@ -224,6 +224,8 @@ def read_table(path: Path) -> pd.DataFrame:
     """
     try:
         frame = pd.read_csv(path, keep_default_na=False, na_values=["", "nan"])
+        if not isinstance(frame.index, pd.RangeIndex):  # it takes further cells for names of lines
+            raise ValueError("lines longer than the header")
     except pd.errors.EmptyDataError:
         frame = pd.DataFrame()
     except ValueError as error:
