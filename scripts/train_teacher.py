@@ -11,13 +11,13 @@ import hydra
 from omegaconf import DictConfig
 
 from lightning_sobolev.experiments.run.conf import config_folder
-from lightning_sobolev.experiments.teach import train_teacher
+from lightning_sobolev.experiments.teach.train import train_teacher
 
 
 @hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="train_teacher")
-def main(cfg: DictConfig) -> None:
-    """Run the composed training."""
-    train_teacher(cfg)
+def main(cfg: DictConfig) -> float | str | None:
+    """Run the composed training; a sweeper compares the mean return."""
+    return train_teacher(cfg).get("test/teacher_return")
 
 
 if __name__ == "__main__":

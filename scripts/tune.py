@@ -5,20 +5,24 @@ Needs the extra ``tune``. Leaves the best checkpoint, the settings it went throu
 """
 
 import sys
+from importlib.util import find_spec
 
 import hydra
 from omegaconf import DictConfig
 
 from lightning_sobolev.experiments.run.conf import config_folder
-from lightning_sobolev.experiments.tune.running import run_tuning
 
 
 @hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="tune")
-def main(cfg: DictConfig) -> None:
-    """Run the composed search."""
+def main(cfg: DictConfig) -> float | str | None:
+    """Run the composed search; a sweeper compares the best member's score."""
+    if find_spec("ray") is None:
+        sys.exit("tune.py: ray is missing: pip install 'lightning-sobolev[tune]'")
+    from lightning_sobolev.experiments.tune.tune import run_tuning
+
     try:
-        run_tuning(cfg)
-    except (ValueError, RuntimeError, ModuleNotFoundError) as error:
+        return run_tuning(cfg).get("score")
+    except (ValueError, RuntimeError) as error:
         sys.exit(f"tune.py: {error}")
 
 

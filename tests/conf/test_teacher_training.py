@@ -8,33 +8,21 @@ from hydra.utils import instantiate
 
 from lightning_sobolev.atari import AtariSettings
 from lightning_sobolev.experiments.run.conf import config_folder
-from lightning_sobolev.experiments.teach import Limits, PPOSettings
 
 CONF = config_folder()
 NAMES = sorted(path.stem for path in (CONF / "teacher_training").glob("*.yaml"))
 
 
-def composed(*overrides):
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("train_teacher", [*overrides, "run_dir=run"])
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_config_composes_and_builds(name):
-    cfg = composed(f"+teacher_training={name}")
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("train_teacher", [f"+teacher_training={name}", "run_dir=run"])
     settings = instantiate(cfg.env.settings)
     assert isinstance(settings, AtariSettings)
     assert cfg.name == name == f"ppo_{settings.game}"
-    assert instantiate(cfg.ppo) == PPOSettings()
-    assert instantiate(cfg.limits) == Limits()
     assert Path(cfg.export.path) == Path("run") / f"{settings.game}.safetensors"
 
 
 def test_there_is_a_training_for_every_game_with_an_experiment():
     games = {path.stem.removeprefix("distill_") for path in (CONF / "experiment").glob("distill_*")}
     assert {f"ppo_{game}" for game in games} <= set(NAMES)
-
-
-def test_limits_are_taken_over():
-    cfg = composed("+teacher_training=ppo_pong", "stop_at=18", "max_minutes=9.5")
-    assert instantiate(cfg.limits) == Limits(stop_at=18, max_minutes=9.5)

@@ -5,6 +5,7 @@ import shlex
 import shutil
 import sys
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -202,12 +203,13 @@ def whole_checkpoint(path: Path) -> Path:
     return path
 
 
-def checkpoint_to_resume(cfg: DictConfig) -> Path | None:
+def checkpoint_to_resume(cfg: DictConfig, free: Sequence[str] = ()) -> Path | None:
     """Find the checkpoint to go on from.
 
     Args:
         cfg: The composed configuration. ``ckpt`` is None, a path, or ``"last"``: this run's own if
             the folder is an earlier run's, else the newest beside it.
+        free: Settings, or groups of them, that need not be the earlier run's.
 
     Returns:
         Its path, or None for a fresh start.
@@ -232,7 +234,9 @@ def checkpoint_to_resume(cfg: DictConfig) -> Path | None:
             )
         found = others[-1]
     earlier = read_config(found.parents[1])
-    if earlier is not None and (changed := differences(earlier, cfg)):
+    found_others = differences(earlier, cfg) if earlier is not None else []
+    beginnings = tuple(f"{name}{end}" for name in free for end in (":", "."))
+    if changed := [text for text in found_others if not text.startswith(beginnings)]:
         raise ValueError(
             f"ckpt=last must go on from a run of the same settings, got {found.parents[1]} with "
             f"others: {', '.join(changed)}; name the file, ckpt={found}, to go on all the same"

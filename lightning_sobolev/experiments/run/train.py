@@ -65,7 +65,7 @@ def run(cfg: DictConfig) -> Metrics:
     started = time.perf_counter()
     cfg = checked(cfg)
     prepare_process(cfg)
-    with _alone_in(Path(cfg.run_dir)):
+    with alone_in(Path(cfg.run_dir)):
         ckpt = checkpoint_to_resume(cfg)
         _clean(Path(cfg.run_dir))
         metrics = _train_and_test(cfg, ckpt)
@@ -259,7 +259,19 @@ def write_metrics(folder: Path, metrics: Mapping[str, float | str]) -> Path:
 
 
 @contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
+def alone_in(folder: Path) -> Iterator[None]:
+    """Hold a folder for one run; a lock that its process leaves behind holds nobody up.
+
+    Args:
+        folder: The folder of the run.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        ValueError: If another run works there.
+        Timeout: If what is done inside waits in vain for another lock.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     # Processes that a strategy starts share the folder with the first one, which holds the lock.
     is_first = os.environ.get("LOCAL_RANK", "0") == "0"

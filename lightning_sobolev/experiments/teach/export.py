@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from lightning_sobolev.atari.environments import AtariSettings, make_environments
-from lightning_sobolev.atari.evaluation import EpisodeReturns, play
+from lightning_sobolev.atari.environments import AtariSettings, Environments
+from lightning_sobolev.atari.evaluate import EpisodeReturns, play
 from lightning_sobolev.atari.networks import NatureCNN
 from lightning_sobolev.atari.policy import choose, log_probabilities
-from lightning_sobolev.atari.zoo import Card, load_agent, save_agent
-from lightning_sobolev.experiments.run.threads import one_thread
+from lightning_sobolev.atari.agents.cards import Card, load_agent, save_agent
 
 _LIBRARIES = ("stable-baselines3", "torch", "ale-py", "gymnasium", "numpy")
 
@@ -40,43 +39,39 @@ def export_agent(
         network: Maps scaled stacks to logits.
         settings: The games it plays.
         about: What else the card shall say.
-        num_episodes: Whole games with drawn actions, and as many with the likeliest.
-        seed: Of the games and of the drawn actions.
+        num_episodes: Whole games with sampled actions, and as many with greedy ones.
+        seed: Of the games and of the sampled actions.
         progress: Whether to show a progress bar (on a terminal).
 
     Returns:
         The card.
     """
-    with tempfile.TemporaryDirectory() as folder, one_thread():
+    with tempfile.TemporaryDirectory() as folder:
         draft = Path(folder) / "draft.safetensors"
         save_agent(draft, network, settings, half=True)
         stored, _ = load_agent(draft)
         games = partial(play, stored, settings, num_episodes=num_episodes, seed=seed)
-        played = {
-            way: games(greedy=way == "greedy", progress=progress) for way in ("sampled", "greedy")
+        returns = {
+            kind: _summary(games(greedy=kind == "greedy", progress=progress))
+            for kind in ("sampled", "greedy")
         }
         rounding = _rounding(network, stored, settings, seed=seed)
-    environments = make_environments(settings, seed=0)
+    shape = f"{settings.stack_num}, {settings.img_height}, {settings.img_width}"
+    how = "lightning_sobolev.atari.play with the environment named here, "
     card = {
-        "actions": list(environments.action_meanings),
-        "input": _input_of(settings),
+        "actions": list(Environments(settings, seed=0).action_meanings),
+        "input": f"float32 in 0..1 (bytes / 255), [batch, {shape}], the newest frame last",
         "output": "logits of the actions",
         **about,
         "versions": {name: version(name) for name in _LIBRARIES},
         "returns": {
-            "how": "lightning_sobolev.atari.play with the environment named here, "
-            f"num_episodes={num_episodes}, seed={seed}; rewards unclipped",
-            **{way: _summary(result) for way, result in played.items()},
+            "how": f"{how}num_episodes={num_episodes}, seed={seed}; rewards unclipped",
+            **returns,
         },
         "half_precision": rounding,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     return save_agent(path, network, settings, half=True, about=card)
-
-
-def _input_of(settings: AtariSettings) -> str:
-    shape = f"{settings.stack_num}, {settings.img_height}, {settings.img_width}"
-    return f"float32 in 0..1 (bytes / 255), [batch, {shape}], the newest picture last"
 
 
 def _summary(result: EpisodeReturns) -> dict[str, float | None]:
@@ -93,10 +88,10 @@ def _summary(result: EpisodeReturns) -> dict[str, float | None]:
 
 
 def _rounding(
-    exact: nn.Module, stored: nn.Module, settings: AtariSettings, *, seed: int, num_steps: int = 256
+    exact: nn.Module, stored: nn.Module, settings: AtariSettings, *, seed: int, num_steps: int = 64
 ) -> dict[str, Any]:
     """Compare log-probabilities before and after rounding, on the agent's own play."""
-    environments = make_environments(settings, seed)
+    environments = Environments(settings, seed)
     stacks, rng, errors = environments.reset(), np.random.default_rng(seed), []
     for _ in range(num_steps):
         answer = log_probabilities(stored, stacks)

@@ -1,1 +1,1 @@
-"""Population based training: settings that change while a population trains (extra ``tune``)."""
+"""Settings that change while a population trains, by Ray Tune (the extra ``tune``)."""

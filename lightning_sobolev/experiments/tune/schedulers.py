@@ -1,13 +1,12 @@
-"""The exploit rules as schedulers of Ray Tune (extra ``tune``).
+"""The rules as schedulers of Ray Tune.
 
-Note [no memory]: Ray does not save a scheduler when it saves an experiment. Whatever a decision
-needs comes with the trials (their last results) or from the seed, so that a search that was killed
-goes on with the same decisions.
+Ray's own classes never replace a member whose score is NaN, and Ray does not save a scheduler when
+it saves an experiment. Here whatever a decision needs comes with the trials (their last results) or
+from the seed, so that a search that was killed goes on with the same decisions.
 """
 
 import math
 import warnings
-from abc import abstractmethod
 from collections.abc import Sequence
 from random import Random
 from typing import Any
@@ -18,9 +17,8 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import PopulationBasedTraining
 from ray.tune.schedulers.pb2 import PB2
 
-from lightning_sobolev.experiments.tune import rules
-from lightning_sobolev.experiments.tune.knobs import Knobs, explore
-from lightning_sobolev.experiments.tune.rules import Plan, Standing
+from lightning_sobolev.experiments.tune.rules import Rule, in_order
+from lightning_sobolev.experiments.tune.search_space import SearchSpace
 
 # Names in configurations and results of trials.
 MEMBER, SCORE, RECENT = "member", "score", "recent"
@@ -28,34 +26,36 @@ _TIME = "training_iteration"
 
 
 class Population(PopulationBasedTraining):
-    """Synchronous rounds in which losers copy donors; a subclass says who copies whom.
+    """Synchronous rounds in which losers copy donors and change a little.
 
-    A trial's configuration holds ``member``, its number from 0 on, and the position of every knob;
-    its results hold ``score`` and ``recent``, its latest scores.
+    A trial's configuration holds ``member``, its number from 0 on, and the position of every
+    setting; its results hold ``score`` and ``recent``, its latest scores.
 
     Args:
-        knobs: What is explored.
+        space: What is explored.
+        rule: Who copies whom.
         mode: ``"min"`` or ``"max"`` of the score.
         seed: Of all draws; each is a function of seed, round and member.
-        factors: See :func:`~lightning_sobolev.experiments.tune.knobs.explore`.
-        resample_probability: Likewise.
+        factors: One of them multiplies a setting that was copied.
+        resample_probability: Probability of a fresh sample instead.
         **options: Of the class above.
     """
 
     def __init__(
         self,
-        knobs: Knobs,
+        space: SearchSpace,
         *,
+        rule: Rule,
         mode: str,
         seed: int,
         factors: Sequence[float] = (0.8, 1.2),
         resample_probability: float = 0.25,
         **options: Any,
     ) -> None:
-        if not knobs:
-            raise ValueError("knobs must hold at least one setting to explore, got none")
+        if not space:
+            raise ValueError("space must hold at least one setting to explore, got none")
         if "hyperparam_bounds" not in options:
-            options["hyperparam_mutations"] = {n: tune.uniform(*k.bounds) for n, k in knobs.items()}
+            options["hyperparam_mutations"] = {n: tune.uniform(*s.bounds) for n, s in space.items()}
         super().__init__(
             time_attr=_TIME,
             metric=SCORE,
@@ -65,14 +65,9 @@ class Population(PopulationBasedTraining):
             log_config=False,  # results of members say it all, see history.py
             **options,
         )
-        self._knobs, self._seed = knobs, seed
+        self._space, self._rule, self._seed = space, rule, seed
         self._factors, self._resample = tuple(factors), resample_probability
-        self._plan: dict[Trial, Trial] = {}
-        self._recorded: set[Trial] = set()
-
-    @abstractmethod
-    def decide(self, standings: Sequence[Standing], random: Random) -> Plan:
-        """Return the donor of every loser, by position in ``standings``."""
+        self._copies: list[tuple[Trial, Trial]] = []
 
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
         """Take in a member; a restored one goes on where it stood."""
@@ -87,96 +82,55 @@ class Population(PopulationBasedTraining):
         self._next_perturbation_sync = max(times) + (min(times) == max(times))
 
     def _quantiles(self) -> tuple[list[Trial], list[Trial]]:
-        """Return losers, in the order in which they are replaced, and donors."""
+        """Decide who copies whom; Ray is told that all are donors, and stores all as they are."""
         known = [t for t, s in self._trial_state.items() if s.last_score is not None]
         running = [t for t in known if t.status not in (Trial.TERMINATED, Trial.ERROR)]
         trials = sorted(running, key=lambda trial: trial.config[MEMBER])
-        plan = self.decide([self._standing(trial) for trial in trials], self._random(trials[0]))
-        self._plan = {trials[loser]: trials[donor] for loser, donor in plan.items()}
-        self._recorded = set()
-        return [trials[loser] for loser in rules.in_order(plan)], list(set(self._plan.values()))
+        plan = self._rule([self._recent(trial) for trial in trials], self._random(trials[0]))
+        self._copies = [(trials[loser], trials[donor]) for loser, donor in in_order(plan)]
+        return [], trials
 
-    def _standing(self, trial: Trial) -> Standing:
+    def _checkpoint_or_exploit(
+        self, trial: Trial, tune_controller: Any, upper: list[Trial], lower: list[Trial]
+    ) -> None:
+        super()._checkpoint_or_exploit(trial, tune_controller, upper, lower)
+        if trial is upper[-1]:  # all are stored now
+            for loser, donor in self._copies:
+                super()._checkpoint_or_exploit(loser, tune_controller, [donor], [loser])
+
+    def _recent(self, trial: Trial) -> list[float]:
         result: Any = self._trial_state[trial].last_result
-        recent = [self._metric_op * score for score in result[RECENT]]
-        return Standing(recent[-1], recent)
+        return [self._metric_op * score for score in result[RECENT]]
 
     def _random(self, trial: Trial, *, explores: bool = False) -> Random:
         member = trial.config[MEMBER] if explores else "everybody"
         return Random(f"{self._seed} {self._trial_state[trial].last_train_time} {member}")
 
-    def _checkpoint_or_exploit(
-        self, trial: Trial, tune_controller: Any, upper: list[Trial], lower: list[Trial]
-    ) -> None:
-        """Record donors at the first call of a round; replace losers when they come by as such.
-
-        A member may be both: it is copied as it is before it is replaced.
-        """
-        own = super()._checkpoint_or_exploit
-        if trial in upper and trial not in self._recorded:
-            self._recorded.add(trial)
-            own(trial, tune_controller, [trial], [])
-        elif trial in lower:
-            own(trial, tune_controller, [self._plan[trial]], [trial])
-
     def _get_new_config(self, trial: Trial, trial_to_clone: Trial) -> tuple[dict, dict]:
-        positions = explore(
-            trial_to_clone.config,
-            self._knobs,
-            self._random(trial, explores=True),
-            factors=self._factors,
-            resample_probability=self._resample,
-        )
-        return {**trial_to_clone.config, **positions, MEMBER: trial.config[MEMBER]}, {}
+        """Perturb the settings that are copied: each by a factor, or sampled anew."""
+        random = self._random(trial, explores=True)
+        moved = {}
+        for name, setting in self._space.items():
+            low, high = setting.bounds
+            if random.random() < self._resample:
+                moved[name] = random.uniform(low, high)
+            else:
+                shifted = trial_to_clone.config[name] + math.log(random.choice(self._factors))
+                moved[name] = min(max(shifted, low), high)
+        return {**trial_to_clone.config, **moved, MEMBER: trial.config[MEMBER]}, {}
 
 
-class Truncation(Population):
-    """The bottom ``fraction`` copies the top ``fraction``."""
-
-    def __init__(self, knobs: Knobs, *, fraction: float = 0.25, **options: Any) -> None:
-        super().__init__(knobs, **options)
-        if not 0 < fraction <= 0.5:
-            raise ValueError(f"fraction must be in (0, 0.5], got {fraction}")
-        self._fraction = fraction
-
-    def decide(self, standings: Sequence[Standing], random: Random) -> Plan:
-        """See :func:`~lightning_sobolev.experiments.tune.rules.truncation`."""
-        return rules.truncation(standings, random, fraction=self._fraction)
-
-
-class Welch(Population):
-    """A random other member is copied if its recent scores are better by a t-test."""
-
-    def __init__(self, knobs: Knobs, *, level: float = 0.05, **options: Any) -> None:
-        super().__init__(knobs, **options)
-        if not 0 < level < 1:
-            raise ValueError(f"level must be in (0, 1), got {level}")
-        self._level = level
-
-    def decide(self, standings: Sequence[Standing], random: Random) -> Plan:
-        """See :func:`~lightning_sobolev.experiments.tune.rules.welch`."""
-        return rules.welch(standings, random, level=self._level)
-
-
-class Tournament(Population):
-    """A random other member is copied if its latest score is better."""
-
-    def decide(self, standings: Sequence[Standing], random: Random) -> Plan:
-        """See :func:`~lightning_sobolev.experiments.tune.rules.tournament`."""
-        return rules.tournament(standings, random)
-
-
-class Bandit(Truncation, PB2):
-    """Truncation, and a Gaussian process that chooses the settings of the next interval.
+class Bandit(Population, PB2):
+    """The same, where a Gaussian process chooses the settings of the next interval.
 
     Source:
         Parker-Holder, Nguyen, Roberts 2020, Provably efficient online hyperparameter optimization
         with population-based bandits (arXiv:2002.02518), as Ray implements it.
     """
 
-    def __init__(self, knobs: Knobs, *, fraction: float = 0.25, **options: Any) -> None:
-        bounds = {name: list(knob.bounds) for name, knob in knobs.items()}
-        super().__init__(knobs, fraction=fraction, hyperparam_bounds=bounds, **options)
+    def __init__(self, space: SearchSpace, **options: Any) -> None:
+        bounds = {name: list(setting.bounds) for name, setting in space.items()}
+        super().__init__(space, hyperparam_bounds=bounds, **options)
 
     def _save_trial_state(self, state: Any, time: int, result: dict, trial: Trial) -> None:
         super()._save_trial_state(state, time, result, trial)

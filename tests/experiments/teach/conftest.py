@@ -3,15 +3,18 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from lightning_sobolev.atari import AtariSettings, make_environments
+from lightning_sobolev.atari import AtariSettings, Environments
 from lightning_sobolev.experiments.run.conf import config_folder
-from lightning_sobolev.experiments.teach.games import Games
-from lightning_sobolev.experiments.teach.learner import build_learner
-from lightning_sobolev.experiments.teach.settings import PPOSettings
+from lightning_sobolev.experiments.teach.policy import build_learner
+from lightning_sobolev.experiments.teach.vec_env import AtariVecEnv
 
 # A few updates of a few steps; float32, so that the same numbers come out on every machine.
-BREAKOUT = "+teacher_training=ppo_breakout"
-SMALL = {"n_steps": 8, "n_epochs": 1, "batch_size": 16, "precision": "32-true"}
+SMALL = {"n_steps": 8, "n_epochs": 1, "batch_size": 16}
+OVERRIDES = (
+    *(f"ppo.{key}={value}" for key, value in SMALL.items()),
+    *("precision=32-true", "logger=none", "threads=1", "log_every=1", "env.settings.num_envs=2"),
+    *("env.settings.max_num_frames_per_episode=200", "export.num_episodes=2", "export.num_envs=2"),
+)
 
 
 @pytest.fixture(autouse=True)
@@ -29,26 +32,23 @@ def as_a_user_runs_it():
 def small_learner():
     """Build a learner for two games of Breakout."""
 
-    def build(**options):
+    def build(precision="32-true", **ppo):
         settings = AtariSettings("breakout", num_envs=2, fire_on_life_loss=True)
-        games = Games(make_environments(settings, seed=3, num_threads=1))
-        return build_learner(PPOSettings(**{**SMALL, **options}), games, seed=0, device="cpu")
+        env = AtariVecEnv(Environments(settings, seed=3, num_threads=1))
+        with initialize_config_dir(str(config_folder()), version_base="1.3"):
+            usual = compose("train_teacher").ppo
+        return build_learner({**usual, **SMALL, **ppo}, env, seed=0, precision=precision)
 
     return build
 
 
 def compose_training(folder, *overrides):
     """Compose the configuration of a short training."""
-    small = [f"ppo.{key}={value}" for key, value in SMALL.items()]
-    places = [f"run_dir={folder}", "progress=false", "logger=none", "threads=null"]
-    short = ["n_timesteps=64", "log_every=1", "env.settings.num_envs=2"]
-    game = [] if any("teacher_training" in given for given in overrides) else [BREAKOUT]
-    ends = ["env.settings.max_num_frames_per_episode=200", "export.num_episodes=2"]
+    chosen = any("teacher_training" in given for given in overrides)
+    game = () if chosen else ("+teacher_training=ppo_breakout",)
+    given = (*game, *OVERRIDES, f"run_dir={folder}", "n_timesteps=64", *overrides)
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
-        return compose(
-            "train_teacher",
-            [*game, *small, *places, *short, *ends, *overrides],
-        )
+        return compose("train_teacher", list(given))
 
 
 @pytest.fixture
@@ -60,8 +60,8 @@ def composed(tmp_path):
 @pytest.fixture
 def without_agent(monkeypatch):
     """Let trainings end without an agent that plays, where it is not looked at."""
-    returns = {way: {"mean": 0.0, "standard_error": 0.0} for way in ("sampled", "greedy")}
+    returns = {kind: {"mean": 0.0, "standard_error": 0.0} for kind in ("sampled", "greedy")}
     monkeypatch.setattr(
-        "lightning_sobolev.experiments.teach.training.export_agent",
+        "lightning_sobolev.experiments.teach.train.export_agent",
         lambda *_, **__: {"returns": returns},
     )

@@ -11,11 +11,11 @@ from types import SimpleNamespace
 from ray import tune
 from ray.tune.experiment import Trial
 
-from lightning_sobolev.experiments.tune.knobs import Knob
+from lightning_sobolev.experiments.tune.search_space import Setting
 
 RATE, STEPS, ROUNDS = 0.05, 10, 40
 SMALL = 1e-3  # stands for the paper's h = 0, which has no logarithm
-KNOBS = {"h1": Knob(["h1"], 1e-4, 4.0), "h2": Knob(["h2"], 1e-4, 4.0)}
+SPACE = {"h1": Setting(["h1"], 1e-4, 4.0), "h2": Setting(["h2"], 1e-4, 4.0)}
 STARTS = [  # not quite symmetric: two members that tie do not copy each other
     {"member": 0, "h1": 0.0, "h2": math.log(SMALL)},
     {"member": 1, "h1": math.log(SMALL), "h2": math.log(0.9)},

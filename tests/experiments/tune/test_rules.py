@@ -8,19 +8,14 @@ import numpy as np
 import pytest
 from scipy import integrate, special
 
-from lightning_sobolev.experiments.tune.rules import (
-    Standing,
-    in_order,
-    tournament,
-    truncation,
-    welch,
-)
+from lightning_sobolev.experiments.tune.rules import Truncation, Welch, in_order, tournament
 
 NAN = math.nan
+RULES = {"truncation": Truncation(0.2), "welch": Welch(), "tournament": tournament}
 
 
-def standing(*scores):
-    return [Standing(score) for score in scores]
+def standings(*scores):
+    return [[score] for score in scores]
 
 
 @pytest.mark.parametrize(("size", "fraction"), [(8, 0.25), (10, 0.2), (20, 0.2), (2, 0.5)])
@@ -30,7 +25,7 @@ def test_truncation_moves_between_the_quantiles(size, fraction):
     high = set(np.flatnonzero(scores > np.quantile(scores, 1 - fraction)))
     donors = Counter()
     for seed in range(200):
-        plan = truncation(standing(*scores), Random(seed), fraction=fraction)
+        plan = Truncation(fraction)(standings(*scores), Random(seed))
         assert set(plan) == low
         donors.update(plan.values())
     assert set(donors) == high
@@ -39,39 +34,30 @@ def test_truncation_moves_between_the_quantiles(size, fraction):
 
 
 def test_truncation_never_takes_more_than_half():
-    assert len(truncation(standing(1, 2, 3), Random(0), fraction=0.5)) == 1
+    assert len(Truncation(0.5)(standings(1, 2, 3), Random(0))) == 1
 
 
 @pytest.mark.parametrize("bad", [NAN, math.inf, -math.inf])
-@pytest.mark.parametrize("rule", ["truncation", "welch", "tournament"])
+@pytest.mark.parametrize("rule", RULES)
 def test_whoever_diverged_is_replaced_and_never_copied(rule, bad):
-    standings = [Standing(s, (s, s + 0.1)) for s in (1.0, bad, bad, 2.0, bad, 3.0)]
+    recent = [(s + 0.1, s) for s in (1.0, bad, bad, 2.0, bad, 3.0)]
     for seed in range(50):
-        plan = {
-            "truncation": lambda r: truncation(standings, r, fraction=0.2),
-            "welch": lambda r: welch(standings, r, level=0.05),
-            "tournament": lambda r: tournament(standings, r),
-        }[rule](Random(seed))
+        plan = RULES[rule](recent, Random(seed))
         assert {1, 2, 4} <= set(plan)
         assert not {1, 2, 4} & set(plan.values())
+    assert RULES[rule](standings(bad, bad), Random(0)) == {}
 
 
-def test_where_everybody_diverged_nobody_is_copied():
-    assert truncation(standing(NAN, NAN), Random(0), fraction=0.5) == {}
-    assert tournament(standing(NAN, NAN), Random(0)) == {}
-    assert welch(standing(NAN, NAN), Random(0), level=0.05) == {}
-
-
-def test_tournament_copies_a_better_rival_and_no_other():
+def test_tournament_copies_a_better_member_and_no_other():
     scores = [3.0, 1.0, 2.0, 2.0]
     seen = Counter()
     for seed in range(600):
-        plan = tournament(standing(*scores), Random(seed))
+        plan = tournament(standings(*scores), Random(seed))
         assert all(scores[donor] > scores[loser] for loser, donor in plan.items())
         seen.update(plan.keys())
         assert 0 not in plan
-    assert seen[1] == 600  # every rival is better
-    assert abs(seen[2] - 200) < 60  # one of three rivals is
+    assert seen[1] == 600  # every other one is better
+    assert abs(seen[2] - 200) < 60  # one of three others is
 
 
 def p_value(ours, theirs):
@@ -93,22 +79,32 @@ def test_welch_decides_as_the_test_by_its_definition():
         ours = generator.normal(0, 1, generator.integers(3, 11))
         theirs = generator.normal(generator.uniform(-1.5, 2.5), 2, generator.integers(3, 11))
         t, p = p_value(ours, theirs)
-        pair = [Standing(ours[-1], ours.tolist()), Standing(theirs[-1], theirs.tolist())]
-        plan = welch(pair, Random(0), level=0.05)
+        plan = Welch(0.05)([ours.tolist(), theirs.tolist()], Random(0))
         assert plan == ({} if p >= 0.05 else {0: 1} if t > 0 else {1: 0})
         decided.update(["copied" if plan else "kept"])
     assert min(decided.values()) > 10
 
 
-@pytest.mark.parametrize("recent", [(1.0,), (1.0, 1.0)])
+@pytest.mark.parametrize("recent", [1, 2])
 def test_without_variance_there_is_no_test(recent):
-    pair = [Standing(1.0, recent), Standing(2.0, recent)]
-    assert welch(pair, Random(0), level=0.05) == {}
+    assert Welch(0.05)([[1.0] * recent, [2.0] * recent], Random(0)) == {}
 
 
 def test_everybody_is_copied_before_being_replaced():
     plan = {1: 0, 2: 1, 3: 1, 4: 3}
     order = in_order(plan)
-    assert sorted(order) == [1, 2, 3, 4]
-    for loser, donor in plan.items():
-        assert donor not in order or order.index(loser) < order.index(donor)
+    assert dict(order) == plan
+    losers = [loser for loser, _ in order]
+    for loser, donor in order:
+        assert donor not in losers or losers.index(loser) < losers.index(donor)
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.6])
+def test_a_fraction_is_at_most_half(fraction):
+    with pytest.raises(ValueError, match=rf"fraction must be in \(0, 0.5\], got {fraction}"):
+        Truncation(fraction)
+
+
+def test_a_level_is_a_probability():
+    with pytest.raises(ValueError, match=r"level must be in \(0, 1\), got 1.0"):
+        Welch(1.0)

@@ -1,21 +1,18 @@
 """Ray's scheduler classes with our rules, on a stage of our own: no cluster is started."""
 
 import math
+from collections import Counter
 
 import pytest
 
-from lightning_sobolev.experiments.tune.schedulers import (
-    Bandit,
-    Population,
-    Tournament,
-    Truncation,
-    Welch,
-)
+from lightning_sobolev.experiments.tune.rules import Truncation, Welch, tournament
+from lightning_sobolev.experiments.tune.schedulers import Bandit, Population
+from lightning_sobolev.experiments.tune.search_space import Setting
 from tests.experiments.tune._toy import (
-    KNOBS,
     RATE,
     ROUNDS,
     SMALL,
+    SPACE,
     STARTS,
     STEPS,
     Stage,
@@ -24,11 +21,12 @@ from tests.experiments.tune._toy import (
     staged,
 )
 
+HALF = Truncation(0.5)
 RULES = {
-    "truncation": lambda seed: Truncation(KNOBS, mode="max", seed=seed, fraction=0.5),
-    "tournament": lambda seed: Tournament(KNOBS, mode="max", seed=seed),
-    "welch": lambda seed: Welch(KNOBS, mode="max", seed=seed, level=0.3),
-    "pb2": lambda seed: Bandit(KNOBS, mode="max", seed=seed, fraction=0.5),
+    "truncation": lambda seed: Population(SPACE, rule=HALF, mode="max", seed=seed),
+    "tournament": lambda seed: Population(SPACE, rule=tournament, mode="max", seed=seed),
+    "welch": lambda seed: Population(SPACE, rule=Welch(0.3), mode="max", seed=seed),
+    "pb2": lambda seed: Bandit(SPACE, rule=HALF, mode="max", seed=seed),
 }
 quiet = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
@@ -70,17 +68,14 @@ def test_whoever_diverged_goes_on_from_a_donor(rule):
     assert all(math.isfinite(found[number, m]) for number in (3, 4) for m in range(4))
 
 
-class Chain(Population):
-    """Everybody copies the next one."""
-
-    def decide(self, standings, random):
-        del random
+def test_a_member_is_copied_as_it_was_before_it_is_replaced():
+    def next_one(standings, _):
         return {i: i + 1 for i in range(len(standings) - 1)}
 
-
-def test_a_member_is_copied_as_it_was_before_it_is_replaced():
     starts = [{"member": m, "h1": 0.0, "h2": -0.5 * m} for m in range(4)]
-    scheduler = Chain(KNOBS, mode="max", seed=0, factors=[1.0], resample_probability=0.0)
+    scheduler = Population(
+        SPACE, rule=next_one, mode="max", seed=0, factors=[1.0], resample_probability=0.0
+    )
     stage = Stage(scheduler, starts)
     stage.round(1, lambda _, config: (float(config["member"]), f"weights of {config['member']}"))
     states = [trial.checkpoint[0] for trial in stage.trials]
@@ -90,19 +85,33 @@ def test_a_member_is_copied_as_it_was_before_it_is_replaced():
     assert [trial.config["member"] for trial in stage.trials] == [0, 1, 2, 3]
 
 
+def test_settings_are_multiplied_or_sampled_anew_and_stay_inside():
+    space = {"lr": Setting(["lr"], 1e-3, 1e-1), "rows": Setting(["rows"], 0.25, 1.0)}
+    starts = [{"member": m, "lr": math.log(0.01), "rows": 0.0} for m in range(2)]
+    seen = Counter()
+    for seed in range(1000):
+        stage = Stage(Population(space, rule=HALF, mode="max", seed=seed), starts)
+        stage.round(1, lambda _, config: (float(config["member"]), "weights"))
+        config = stage.trials[0].config  # the loser's
+        ratio = round(space["lr"].value(config["lr"]) / 0.01, 9)
+        seen[ratio if ratio in (0.8, 1.2) else "fresh"] += 1
+        assert 0.25 <= space["rows"].value(config["rows"]) <= 1.0
+    assert abs(seen["fresh"] - 250) < 60
+    assert abs(seen[0.8] - 375) < 75
+
+
 def test_a_restored_search_goes_on_with_the_same_decisions():
     """Ray saves trials and no scheduler: a fresh one must take its place."""
     whole = staged(RULES["truncation"](3))
     stage = Stage(RULES["truncation"](3), STARTS)
+
+    def evaluate(w, config):
+        w = climb(w, config)
+        return quality(w), w
+
     for number in range(1, len(whole) // 2 + 1):
-        expected = [line for line in whole if line[0] == number]
-
-        def evaluate(w, config):
-            w = climb(w, config)
-            return quality(w), w
-
         stage.round(number, evaluate)
-        assert stage.history[-2:] == expected
+        assert stage.history[-2:] == [line for line in whole if line[0] == number]
         fresh = RULES["truncation"](3)
         for trial in stage.trials:
             fresh.on_trial_add(stage, trial)
@@ -118,12 +127,6 @@ def test_after_a_kill_in_the_middle_of_a_round_the_others_catch_up_first():
     assert scheduler.choose_trial_to_run(stage) is stage.trials[1]
 
 
-@pytest.mark.parametrize("fraction", [0.0, 0.6])
-def test_a_fraction_is_at_most_half(fraction):
-    with pytest.raises(ValueError, match=rf"fraction must be in \(0, 0.5\], got {fraction}"):
-        Truncation(KNOBS, mode="max", seed=0, fraction=fraction)
-
-
-def test_a_level_is_a_probability():
-    with pytest.raises(ValueError, match=r"level must be in \(0, 1\), got 1.0"):
-        Welch(KNOBS, mode="max", seed=0, level=1.0)
+def test_an_exploration_needs_settings():
+    with pytest.raises(ValueError, match="space must hold at least one setting"):
+        Population({}, rule=tournament, mode="min", seed=0)

@@ -1,0 +1,64 @@
+"""Figures of a search: the settings that were found, and who descends from whom."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from lightning_sobolev._files import whole
+from lightning_sobolev.experiments.tune.history import ancestry
+from lightning_sobolev.experiments.tune.trainable import SETTING
+
+
+def draw_schedule(path: Path, history: pd.DataFrame, best: int) -> None:
+    """Draw score and settings over the steps, the line that led to the best member on top.
+
+    Args:
+        path: The figure.
+        history: Of the search.
+        best: Number of the best member.
+    """
+    names = ["score", *(name for name in history.columns if name.startswith(SETTING))]
+    figure = Figure(figsize=(4.0 * len(names), 3.4), layout="constrained")
+    line = ancestry(history, best)
+    for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+        for _, own in history.groupby("member"):
+            axes.plot(own["end"], own[name], color="C7", alpha=0.4, lw=0.8)
+        axes.plot(line["end"], line[name], color="C3", marker="o", ms=3)
+        axes.set(title=name.removeprefix(SETTING), xlabel="step")
+        if (history[name].dropna() > 0).all():
+            axes.set_yscale("log")
+        axes.grid(alpha=0.3)
+    _save(figure, path)
+
+
+def draw_lineage(path: Path, history: pd.DataFrame, best: int) -> None:
+    """Draw every member from interval to interval, the color being its first ancestor's.
+
+    Args:
+        path: The figure.
+        history: Of the search.
+        best: Number of the best member.
+    """
+    members = sorted(history["member"].unique())
+    figure = Figure(figsize=(7.0, 0.4 * len(members) + 1.5), layout="constrained")
+    axes = figure.subplots()
+    bold = set(ancestry(history, best)[["interval", "member"]].itertuples(index=False, name=None))
+    root = {member: member for member in members}
+    for interval, rows in history.groupby("interval"):
+        root = dict(zip(rows["member"], rows["parent"].map(root), strict=True))
+        for member, parent, score in rows[["member", "parent", "score"]].itertuples(index=False):
+            width = 3.0 if (interval, member) in bold else 1.0
+            color = f"C{root[member] % 10}"
+            axes.plot([interval - 1, interval], [parent, member], color=color, lw=width)
+            if not np.isfinite(score):
+                axes.plot(interval, member, "kx")
+    axes.set(xlabel="interval", ylabel="member", yticks=members)
+    axes.set_title("bold: how the best came about; cross: diverged", fontsize="small")
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with whole(path) as writing:
+        figure.savefig(writing, dpi=120, format="png")

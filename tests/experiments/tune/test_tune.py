@@ -1,0 +1,137 @@
+"""Searches from end to end; under Ray itself they take the time of starting a cluster."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import ray
+from ray import tune
+from ray.tune.search import BasicVariantGenerator
+from scipy import stats
+
+from lightning_sobolev.experiments.run.train import METRICS
+from lightning_sobolev.experiments.tune.history import read_history
+from lightning_sobolev.experiments.tune.rules import Truncation
+from lightning_sobolev.experiments.tune.schedulers import Population
+from lightning_sobolev.experiments.tune.trainable import WORKING
+from lightning_sobolev.experiments.tune.tune import first_configs, run_tuning
+from tests.experiments.tune._search import composed
+from tests.experiments.tune._toy import SPACE, STARTS, Climber, staged
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.mark.parametrize(
+    ("override", "text"),
+    [
+        ("tuning.population=1", "population must be at least 2, got 1"),
+        ("tuning.intervals=0", "intervals must be from 1 to steps"),
+    ],
+)
+def test_bad_settings_are_refused(tmp_path, override, text):
+    with pytest.raises(ValueError, match=text):
+        run_tuning(composed(tmp_path, override))
+
+
+def test_a_score_must_be_named(tmp_path):
+    with pytest.raises(ValueError, match=r"score must be .*got .*up"):
+        run_tuning(composed(tmp_path, score={"mode": "up"}))
+
+
+def test_a_folder_is_of_one_search(tmp_path):
+    (tmp_path / METRICS).write_text("{}")
+    for _ in range(2):  # also where the seed is drawn
+        assert run_tuning(composed(tmp_path, "seed=null")) == {}  # finished, and left alone
+    with pytest.raises(ValueError, match="run_dir must be of a search of the same settings"):
+        run_tuning(composed(tmp_path, "seed=1"))
+
+
+def test_members_begin_with_samples_uniform_in_the_logarithm(tmp_path):
+    cfg = composed(tmp_path, "tuning.population=2000")
+    first = first_configs(cfg)
+    assert first == first_configs(cfg)
+    assert [config["member"] for config in first] == list(range(2000))
+    low, high = math.log(3e-4), math.log(3e-2)
+    uniform = stats.uniform(low, high - low).cdf
+    assert stats.kstest([config["lr"] for config in first], uniform).pvalue > 0.01
+    assert first_configs(composed(tmp_path, "tune=constant"))[1] == {"member": 1}
+
+
+# The cluster's own processes and sockets are still closing when a test ends.
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_ray_does_what_the_stage_does(tmp_path):
+    """The paper's toy problem from end to end, number by number."""
+
+    def scheduler():
+        return Population(SPACE, rule=Truncation(0.5), mode="max", seed=0)
+
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+    try:
+        tune.Tuner(
+            Climber,
+            param_space={key: tune.uniform(-100.0, 100.0) for key in STARTS[0]},
+            tune_config=tune.TuneConfig(
+                num_samples=2,
+                search_alg=BasicVariantGenerator(points_to_evaluate=STARTS),
+                scheduler=scheduler(),
+                reuse_actors=True,
+            ),
+            run_config=tune.RunConfig(
+                name="toy",
+                storage_path=str(tmp_path),
+                stop={"training_iteration": 12},
+                verbose=0,
+            ),
+        ).fit()
+    finally:
+        ray.shutdown()
+    rows = pd.concat(map(pd.read_csv, (tmp_path / "toy").glob("*/progress.csv")))
+    found = set(rows[["training_iteration", "member", "score"]].itertuples(index=False, name=None))
+    assert found == set(staged(scheduler(), rounds=12))
+
+
+def reported(folder):
+    paths = (folder / "population").glob("*/progress.csv")
+    return sum(len(path.read_text().splitlines()) - 1 for path in paths if path.stat().st_size)
+
+
+@pytest.mark.slow
+def test_a_killed_search_goes_on_and_ends_as_if_it_had_not_been(tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    command = [sys.executable, "-m", "tests.experiments.tune._search"]
+    options = {
+        "cwd": ROOT,
+        "env": {**os.environ, "PYTHONPATH": str(ROOT), "TUNE_GLOBAL_CHECKPOINT_S": "0"},
+    }
+    subprocess.run([*command, str(whole)], check=True, timeout=600, **options)
+    process = subprocess.Popen([*command, str(killed)], **options)
+    deadline = time.monotonic() + 600
+    while reported(killed) < 5:
+        assert process.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (killed / METRICS).exists()
+    subprocess.run([*command, str(killed)], check=True, timeout=600, **options)
+    one, two = (read_history(folder / "population") for folder in (whole, killed))
+    assert len(one) == 12
+    assert np.isfinite(one["score"]).all()
+    pd.testing.assert_frame_equal(one, two, check_exact=True)
+    for name in ("best.ckpt", "history.csv", "schedule.png", "lineage.png", METRICS):
+        assert (killed / name).stat().st_size > 0
+    assert not (killed / WORKING).exists()
+    numbers = [json.loads((folder / METRICS).read_text()) for folder in (whole, killed)]
+    same = [{k: v for k, v in n.items() if k not in ("seconds_total",)} for n in numbers]
+    assert same[0] == same[1]
+    assert math.isfinite(same[0]["test/error"])
