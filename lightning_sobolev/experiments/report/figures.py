@@ -27,13 +27,14 @@ def save_figures(stem: Path, sweep: Sweep) -> list[Path]:
 
     Color is the setting that is compared, a dash another one. More settings have panels of their
     own, and then every metric has a file of its own. Bands and bars are one standard error.
+    All runs with the same settings give no figure.
 
     Args:
         stem: Path of the files, without ending.
         sweep: Runs.
 
     Returns:
-        The files; none where all runs have the same settings.
+        The files.
     """
     measures = [m for m in sweep.measures if m != "seconds" and sweep.frame[m].nunique() > 1]
     if not sweep.told or not measures:
@@ -91,7 +92,7 @@ def _labeled(sweep: Sweep, x: str | None) -> tuple[list[str], pd.DataFrame]:
     rest = sorted((key for key in sweep.told if key != x), key=lambda key: key != compared)
     is_line = x is None or is_number(sweep.frame[x])
     texts = rest if is_line else [x, *rest]
-    frame = sweep.frame.assign(**{key: sweep.frame[key].map(shown) for key in texts})
+    frame = sweep.frame.assign(**{str(key): sweep.frame[key].map(shown) for key in texts})
     if compared in rest:  # the baseline has the first color
         frame = frame.sort_values(compared, key=lambda cells: cells != baseline, kind="stable")
     lines, panels = rest[:2], rest[2:]

@@ -58,17 +58,12 @@ class Run:
     overridden: tuple[str, ...]
 
     def setting(self, key: str) -> Cell:
-        """Return what was chosen from a group, or the value of a setting; None where there is none.
-
-        References to other settings are followed. ``${oc.env:HOME}`` and all else that asks more
-        than the configuration stays as it is written: the run may be somebody else's.
-
-        Args:
-            key: A group, or a key path in the configuration.
-        """
+        """Return what was chosen from a group, or the value of a setting; None if there is none."""
         if key in self.choices:
             return self.choices[key]
         value = _at(self.config, key)
+        # References to other settings are followed. ``${oc.env:HOME}`` and all else that asks more
+        # than the configuration stays as it is written: the run may be somebody else's.
         for _ in range(20):  # a circle ends
             found = _REFERENCE.search(value) if isinstance(value, str) else None
             there = None if found is None else _at(self.config, found[1])
@@ -87,17 +82,7 @@ def _at(config: Any, path: str) -> Any:
 
 
 def find_runs(root: Path) -> list[Run]:
-    """Collect every finished run below a folder, in the order of their paths.
-
-    Args:
-        root: A folder; runs without ``metrics.json`` did not finish and are left out.
-
-    Returns:
-        The runs.
-
-    Raises:
-        ValueError: If there is no finished run, or a file of one is damaged or of another run.
-    """
+    """Collect the finished runs below a folder; a damaged one, or none at all, is a ValueError."""
     runs = [_read_run(path.parent) for path in sorted(root.rglob(METRICS), key=_natural)]
     if not runs:
         raise ValueError(f"a folder with finished runs ({METRICS}) is needed, got none in {root}")
@@ -167,14 +152,18 @@ def tabulate(runs: Sequence[Run], by: Sequence[str] = ()) -> pd.DataFrame:
 
     Returns:
         A row a run. ``sobolev``, ``seed``, ``lr`` and ``steps`` are the last settings; the numbers
-        begin with those of the test.
+        begin with those of the test, the one that ``score`` names first.
 
     Raises:
         ValueError: If no run has a setting of ``by``, or two runs have the same settings.
     """
     columns = _columns(runs, by)
     known = dict.fromkeys(key for run in runs for key in run.metrics if key not in ENDS)
-    measures = sorted(known, key=lambda key: (not key.startswith("test/"), "seconds" not in key))
+    scores = {str(run.setting("score.metric")).replace("val/", "test/") for run in runs}
+    measures = sorted(
+        known,
+        key=lambda key: (key not in scores, not key.startswith("test/"), "seconds" not in key),
+    )
     rows, seen = [], dict[tuple[Cell, ...], Run]()
     for run in runs:
         row = {name: run.setting(key) for name, key in columns.items()}
@@ -211,18 +200,9 @@ def _measure(key: str) -> str:
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """Read a table.
-
-    Args:
-        path: A CSV file with a header.
-
-    Returns:
-        Its rows. Empty cells and ``nan`` are unknown; the text ``none`` is one like others.
-
-    Raises:
-        ValueError: If the file is damaged, or has no row.
-    """
+    """Read a CSV file with a header; a damaged or empty one is a ValueError with its name."""
     try:
+        # The text ``none`` is one like others.
         frame = pd.read_csv(path, keep_default_na=False, na_values=["", "nan"])
         if not isinstance(frame.index, pd.RangeIndex):  # it takes further cells for names of lines
             raise ValueError("lines longer than the header")

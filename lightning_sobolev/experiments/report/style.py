@@ -25,12 +25,7 @@ _WORDS = {"kl": "KL (nats)", "nmse": "NMSE", "rmse": "RMSE", "mae": "MAE"}
 
 
 class Metric(NamedTuple):
-    """What the numbers of a metric mean.
-
-    Args:
-        better: Which ones are better, where some are.
-        scale: Of the axis.
-    """
+    """Which numbers of a metric are better, where some are, and the scale of its axis."""
 
     better: Literal["lower", "higher", ""]
     scale: Literal["log", "linear"]
@@ -62,15 +57,7 @@ def label_of(name: str) -> str:
 
 
 def save(figure: "Figure", path: Path) -> Path:
-    """Write a figure, whole or not at all.
-
-    Args:
-        figure: The figure.
-        path: Its file, which ends in the format.
-
-    Returns:
-        The file.
-    """
+    """Write a figure, whole or not at all; the path ends in the format."""
     with whole(path) as writing:
         figure.savefig(writing, dpi=120, format=path.suffix.removeprefix("."))
     return path

@@ -92,21 +92,7 @@ class Sweep:
 
 
 def measures_of(columns: Sequence[str]) -> list[str]:
-    """Find the metrics among the columns of a table.
-
-    Behind the last of ``sobolev``, ``seed``, ``lr`` and ``steps``, from the first column on that
-    begins with ``test_``, ``val_``, ``validation_``, ``train_``, ``seconds`` or
-    ``student_return``, every column is a metric. All others are settings.
-
-    Args:
-        columns: In the order of the table.
-
-    Returns:
-        The metrics.
-
-    Raises:
-        ValueError: If there is none.
-    """
+    """Return the metrics: all from the first fitting name behind ``ENDS`` on (docs/report.md)."""
     settled = max((place + 1 for place, name in enumerate(columns) if name in ENDS), default=0)
     for place, name in enumerate(columns):
         if place >= settled and _BEGIN.match(name):
@@ -119,7 +105,7 @@ def measures_of(columns: Sequence[str]) -> list[str]:
 
 def is_number(column: pd.Series) -> bool:
     """Say whether a column holds numbers; yes and no are none."""
-    return bool(pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column))
+    return column.dtype.kind in "iuf"
 
 
 def _telling_apart(frame: pd.DataFrame, settings: list[str], kept: str) -> list[str]:
@@ -143,17 +129,10 @@ def summarize(sweep: Sweep) -> pd.DataFrame:
 
 
 def compare(sweep: Sweep) -> pd.DataFrame:
-    """Set every case beside the baseline with the same other settings.
+    """Return every case's errors over those of the baseline with the same other settings, as texts.
 
-    Settings below the compared one (``sobolev.weight``) mean nothing in the baseline.
-
-    Args:
-        sweep: Runs.
-
-    Returns:
-        A row a case: its settings, the ratio of every error with its standard error as texts and,
-        where the amount of data varies, the ``data factor`` of the first error. No row where there
-        is no baseline.
+    Settings below the compared one (``sobolev.weight``) mean nothing in the baseline. Where the
+    amount of data varies there is a ``data factor``, too; no row where there is no baseline.
     """
     column, value = sweep.against
     errors = [name for name in sweep.measures if metric(name).better == "lower"]
@@ -180,18 +159,10 @@ def compare(sweep: Sweep) -> pd.DataFrame:
 
 
 def ratio(over: pd.DataFrame, under: pd.DataFrame, name: str) -> tuple[float, float]:
-    """Divide two means.
+    """Return the ratio of two means and its standard error to first order; NaN for no ratio.
 
-    The standard error is to first order. Where both have the same seeds it is that of the
-    differences over - ratio * under of pairs: what a seed does to both does not count.
-
-    Args:
-        over: Runs of the numerator, one a seed.
-        under: Runs of the denominator; those of one seed are averaged.
-        name: The metric.
-
-    Returns:
-        The ratio and its standard error; NaN where there is none.
+    Where both have the same seeds the error is that of the differences over - ratio * under of
+    pairs: what a seed does to both does not count. Runs of one seed are averaged first.
     """
     top, bottom = (
         (runs.groupby("seed") if "seed" in runs else runs.groupby(lambda _: 0))[name]
@@ -210,17 +181,10 @@ def ratio(over: pd.DataFrame, under: pd.DataFrame, name: str) -> tuple[float, fl
 
 
 def data_factor(curve: pd.Series, amount: float, value: float) -> float:
-    """Say how many times more data the baseline needs to come to a value.
+    """Return how many times more data than ``amount`` the baseline needs to come to a value.
 
-    Read off the straight lines between the baseline's points in log-log scale.
-
-    Args:
-        curve: The baseline's mean by the amount of data, in rising order.
-        amount: The amount with which the value was reached.
-        value: The value.
-
-    Returns:
-        The factor; NaN where the curve does not pass through the value.
+    Read off the straight lines between the baseline's means in log-log scale; NaN where they do
+    not pass through the value.
     """
     for (x, high), (next_x, low) in pairwise(curve.items()):
         if high >= value >= low > 0 and high > low:
@@ -254,13 +218,7 @@ def markdown(frame: pd.DataFrame) -> str:
 
 
 def write_page(path: Path, sweep: Sweep, *, source: str) -> None:
-    """Write means and ratios as a Markdown page, whole or not at all.
-
-    Args:
-        path: The file.
-        sweep: Runs.
-        source: From which table it was made.
-    """
+    """Write means and ratios as a Markdown page, whole or not at all."""
     first, varies = sweep.frame.iloc[0], sweep.frame.nunique(dropna=False) > 1
     parts = [f"# {path.stem}", f"Mean ± standard error over seeds, made by `{source}`."]
     if same := [f"{key} {shown(first[key])}" for key in sweep.settings if not varies[key]]:

@@ -1,7 +1,7 @@
 import json
 import math
-import os
 
+import pandas as pd
 import pytest
 
 from lightning_sobolev.experiments.report.runs import (
@@ -136,16 +136,15 @@ def test_damaged_tables_are_named(tmp_path, content):
         read_table(tmp_path / "pong.csv")
 
 
-def test_a_table_is_written_whole_or_not_at_all(store, tmp_path, monkeypatch):
-    store("0", [], NUMBERS)
+def test_a_table_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "t.csv"
     path.write_text("earlier")
 
-    def broken(*_):
-        raise OSError("killed")
+    def killed(_, writing, **__):
+        writing.write_text("half")
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr(os, "replace", broken)
-    with pytest.raises(OSError, match="killed"):
-        write_table(path, table_of(tmp_path))
-    assert path.read_text() == "earlier"
-    assert {p.name for p in tmp_path.iterdir()} == {"runs", "t.csv"}
+    monkeypatch.setattr(pd.DataFrame, "to_csv", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_table(path, pd.DataFrame({"a": [1]}))
+    assert [(one.name, one.read_text()) for one in tmp_path.iterdir()] == [("t.csv", "earlier")]

@@ -126,27 +126,20 @@ def test_metrics_come_behind_the_settings(columns, count):
     assert measures_of(columns.split()) == columns.split()[-count:]
 
 
-def test_a_table_without_metrics_is_refused():
-    with pytest.raises(ValueError, match=r"must have a metric .* got game, seed, points"):
-        measures_of(["game", "seed", "points"])
-
-
 @pytest.mark.parametrize(
-    ("view", "text"),
+    ("kl", "view", "text"),
     [
-        ({"x": "fractions"}, "--x must be among game, fraction, .* got fractions"),
-        ({"y": ["test_kk"]}, "--y must be among test_kl, seconds, got test_kk"),
-        ({"against": "kind=none"}, "--against must be among game, .* got kind"),
+        (1.0, {"x": "fractions"}, r"--x must be among game, fraction, .* got fractions"),
+        (1.0, {"y": ["test_kk"]}, r"--y must be among test_kl, seconds, got test_kk"),
+        (1.0, {"against": "kind=none"}, r"--against must be among game, .* got kind"),
+        ("0.0x", {}, r"column test_kl must hold numbers, got '0\.0x'"),
     ],
 )
-def test_columns_that_are_missing_are_named(view, text):
+def test_columns_that_are_missing_or_hold_something_else_are_named(kl, view, text):
     with pytest.raises(ValueError, match=text):
-        sweep_of(power_law(2.0), **view)
-
-
-def test_metrics_that_are_no_numbers_are_named():
-    with pytest.raises(ValueError, match="column test_kl must hold numbers, got '0.0x'"):
-        sweep_of([row(1.0, "none", 0, "0.0x")])
+        sweep_of([row(1.0, "none", 0, kl)], **view)
+    with pytest.raises(ValueError, match=r"must have a metric .* got game, seed, points"):
+        measures_of(["game", "seed", "points"])
 
 
 def test_the_page_says_what_varies_and_what_does_not(tmp_path):
