@@ -20,6 +20,7 @@ CONFIG = {
     "data": {"fraction": 1.0, "root": "recordings"},
     "env": {"settings": {"game": "pong"}},
     "sobolev": {"weight": 0.3},
+    "score": {"metric": "val/kl", "mode": "min"},
 }
 CHOICES = {"experiment": "distill_pong", "model": "small_cnn", "sobolev": "order1", "env": "pong"}
 

@@ -19,17 +19,18 @@ def table_of(folder, **how):
 
 
 def test_columns_are_what_any_run_overrode_and_then_the_numbers(store, tmp_path):
-    store("2", ["+experiment=distill_pong", "sobolev=none", "data.fraction=0.125"], NUMBERS)
-    store("10", ["+experiment=distill_pong", "lr=1e-2", "++sobolev.weight=2"], NUMBERS)
+    numbers = {"test/a": 0.5, **NUMBERS}
+    store("2", ["+experiment=distill_pong", "sobolev=none", "data.fraction=0.125"], numbers)
+    store("10", ["+experiment=distill_pong", "lr=1e-2", "++sobolev.weight=2", "ckpt=x"], numbers)
     frame = table_of(tmp_path)
     assert list(frame) == [
         *("game", "student", "fraction", "experiment", "sobolev.weight"),
         *("sobolev", "seed", "lr", "steps"),
-        *("test_kl", "student_return", "seconds", "train_loss"),
+        *("test_kl", "test_a", "student_return", "seconds", "train_loss"),  # first what is scored
     ]
     first, second = (list(row) for _, row in frame.iterrows())
     assert first[:-1] == [
-        *("pong", "small", 0.125, "distill_pong", 0.3, "none", 0, 0.002, 2000, 0.25, 12.0, 3.0)
+        *("pong", "small", 0.125, "distill_pong", 0.3, "none", 0, 0.002, 2000, 0.25, 0.5, 12.0, 3.0)
     ]
     assert second[2:8] == [1.0, "distill_pong", 2, "order1", 0, 0.01]
     assert frame["train_loss"].isna().all()
