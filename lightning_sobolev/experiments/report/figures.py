@@ -1,6 +1,7 @@
 """Figures over many runs: metrics over the amount of data or another setting, and validations."""
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
@@ -110,7 +111,13 @@ def _draw(path: Path, long: pd.DataFrame, x: str, lines: Sequence[str], **how: A
         return []
     color, dash = (lines[0], lines[-1]) if lines else (None, None)
     how |= {"hue": color, "palette": _palette(long[color].nunique())} if color else {}
-    how |= {"col_wrap": min(4, len(facets)), "height": 3.0, "aspect": 1.2, "errorbar": "se"}
+    rows = math.ceil(len(facets) / 4)
+    how |= {
+        "col_wrap": math.ceil(len(facets) / rows),
+        "height": 3.0,
+        "aspect": 1.2,
+        "errorbar": "se",
+    }
     long = long.assign(facet=long["measure"] + "\n" + long["panel"])
     how |= {"col": "facet", "col_order": list(facets["measure"] + "\n" + facets["panel"])}
     own = {"sharex": False, "sharey": False}
@@ -121,8 +128,8 @@ def _draw(path: Path, long: pd.DataFrame, x: str, lines: Sequence[str], **how: A
         how |= {"kind": "point", "linestyle": "none", "dodge": 0.4 if color else False, **own}
         grid = sns.catplot(long, x=x, y="value", order=sorted(long[x].unique()), **how)
     for axes, (measure, panel) in zip(grid.axes.flat, facets.itertuples(index=False), strict=True):
-        rows = long[(long["measure"] == measure) & (long["panel"] == panel)]
-        _finish(axes, rows, x if numeric else None)
+        shown_here = long[(long["measure"] == measure) & (long["panel"] == panel)]
+        _finish(axes, shown_here, x if numeric else None)
         better = _BETTER[metric(measure).better]
         axes.set(title=fill(panel, 36), xlabel=label_of(x), ylabel=label_of(measure) + better)
     grid.tight_layout()

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from lightning_sobolev.atari.agents.cards import Card, load_agent, save_agent
 from lightning_sobolev.atari.environments import AtariSettings, Environments
 from lightning_sobolev.atari.evaluate import EpisodeReturns, play
 from lightning_sobolev.atari.networks import NatureCNN
 from lightning_sobolev.atari.policy import choose, log_probabilities
-from lightning_sobolev.atari.agents.cards import Card, load_agent, save_agent
 
 _LIBRARIES = ("stable-baselines3", "torch", "ale-py", "gymnasium", "numpy")
 
