@@ -144,7 +144,7 @@ def compare(sweep: Sweep) -> pd.DataFrame:
     rest = [key for key in sweep.told if key not in (*ours, *([x] if is_amount else []))]
     rows = []
     for _, near in sweep.groups(rest):
-        is_baseline = near[column].astype(str) == value
+        is_baseline = near[column].map(shown) == value
         for cells, runs in replace(sweep, frame=near[~is_baseline]).groups(sweep.told):
             baseline = near[is_baseline]
             same = baseline[baseline[x] == cells[x]] if is_amount else baseline

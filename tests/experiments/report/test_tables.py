@@ -101,6 +101,8 @@ def test_another_setting_can_be_the_baseline():
     rows = [{"kind": kind, "seed": 0, "test_loss": n} for kind, n in (("plain", 2.0), ("b", 3.0))]
     assert compare(sweep_of(rows)).empty
     assert compare(sweep_of(rows, against="kind=plain"))["test_loss"].tolist() == ["1.5"]
+    rows = [{"rate": rate, "seed": 0, "test_loss": 1 + rate} for rate in (0.0, 0.5)]
+    assert compare(sweep_of(rows, against="rate=0"))["test_loss"].tolist() == ["1.5"]
 
 
 def test_data_factor_needs_a_curve_through_the_value():
