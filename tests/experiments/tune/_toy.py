@@ -3,9 +3,7 @@
 Q = 1.2 - w1^2 - w2^2 is wanted, and members climb 1.2 - h1 w1^2 - h2 w2^2 from w = (0.9, 0.9).
 """
 
-import json
 import math
-from pathlib import Path
 from types import SimpleNamespace
 
 from ray import tune
@@ -29,28 +27,6 @@ def quality(w):
 def climb(w, config):
     h = [math.exp(config["h1"]), math.exp(config["h2"])]
     return [x * (1 - 2 * RATE * y) ** STEPS for x, y in zip(w, h, strict=True)]
-
-
-class Climber(tune.Trainable):
-    """A member as Ray runs it."""
-
-    def setup(self, config):
-        self.config, self.w, self.recent = config, [0.9, 0.9], []
-
-    def reset_config(self, new_config):
-        self.setup(new_config)
-        return True
-
-    def step(self):
-        self.w = climb(self.w, self.config)
-        self.recent = [*self.recent, quality(self.w)][-10:]
-        return {"score": self.recent[-1], "recent": self.recent, "member": self.config["member"]}
-
-    def save_checkpoint(self, checkpoint_dir):
-        (Path(checkpoint_dir) / "w.json").write_text(json.dumps([self.w, self.recent]))
-
-    def load_checkpoint(self, checkpoint):
-        self.w, self.recent = json.loads((Path(checkpoint) / "w.json").read_text())
 
 
 class StagedTrial(SimpleNamespace):
