@@ -15,7 +15,6 @@ from lightning_sobolev.plugin import (
     StandardUnits,
 )
 from lightning_sobolev.spec import (
-    Constant,
     Cosine,
     Linear,
     SobolevSpec,
@@ -42,7 +41,6 @@ __all__ = [
     "CacheSettings",
     "CachedTeacher",
     "CompileSettings",
-    "Constant",
     "Cosine",
     "DirectionalTeacher",
     "HarmCheck",

@@ -2,16 +2,6 @@
 
 
 def require(condition: bool, name: str, expected: str, got: object) -> None:
-    """Raise unless a condition holds.
-
-    Args:
-        condition: What must hold.
-        name: The argument.
-        expected: What it must be.
-        got: What it is.
-
-    Raises:
-        ValueError: If it does not hold.
-    """
+    """Raise unless a condition holds."""
     if not condition:
         raise ValueError(f"{name} must be {expected}, got {got!r}")

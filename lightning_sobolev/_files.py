@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and their checksums."""
+"""Files that are written whole or not at all, their checksums, and a lock for who writes them."""
 
 import hashlib
 import json
@@ -8,6 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
+from lightning.pytorch.utilities import rank_zero_info
 
 
 @contextmanager
@@ -20,12 +23,19 @@ def whole(path: Path) -> Iterator[Path]:
     Yields:
         Another name in the same folder, to write to; of its own for each call, so that processes
         that write the same file do not meet. What an exception leaves there is deleted.
+
+    Raises:
+        OSError: If it cannot be written, e.g. on a full disk; names the file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     writing = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         yield writing
         os.replace(writing, path)
+    except OSError as error:
+        if error.filename is None:  # a failed write does not say where
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
     finally:
         writing.unlink(missing_ok=True)
 
@@ -78,3 +88,32 @@ def sha256_of(path: Path) -> str:
     """
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Let one process at a time work on something; the others say that they wait, and wait.
+
+    Args:
+        path: The lock's file. It stays; the lock itself falls with the process.
+
+    Yields:
+        Nothing; the lock is held meanwhile.
+
+    Raises:
+        OSError: If the file system does not let anything be locked; names the file.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            rank_zero_info(f"{path}: another process holds this lock, waiting for it.")
+            lock.acquire()
+    except OSError as error:
+        raise OSError(error.errno, f"cannot be locked ({error.strerror})", str(path)) from error
+    try:
+        yield
+    finally:
+        lock.release()

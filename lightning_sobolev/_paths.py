@@ -14,14 +14,7 @@ Path = tuple[Key, ...]
 
 
 def parse(path: str | int) -> Path:
-    """Split a dotted key path; whole numbers become indices.
-
-    Returns:
-        The keys in order.
-
-    Raises:
-        ValueError: If a part of the path is empty.
-    """
+    """Split a dotted key path; whole numbers become indices."""
     if isinstance(path, int):
         return (path,)
     parts = path.split(".")
@@ -31,14 +24,7 @@ def parse(path: str | int) -> Path:
 
 
 def get(tree: Any, path: Path, name: str) -> Any:
-    """Follow ``path`` into ``tree``.
-
-    Returns:
-        What stands there.
-
-    Raises:
-        ValueError: If a key does not exist; the text names the argument and the keys that do.
-    """
+    """Follow ``path`` into ``tree``."""
     here = tree
     for depth, key in enumerate(path):
         try:

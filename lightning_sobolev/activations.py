@@ -1,4 +1,4 @@
-r"""ReCU and ReQU as layers, and a beginning that keeps their outputs in bounds.
+r"""Smooth activations: Sine; ReCU and ReQU, and a beginning that keeps their outputs in bounds.
 
 Note [no variance is stable]
     For z normal with second moment q, ReCU gives :math:`E\,\rho(z)^2 = \tfrac{15}{2} q^3`, ReQU
@@ -14,6 +14,22 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+
+
+class Sine(nn.Module):
+    """The sine as an activation: smooth, with derivatives that do not fade away.
+
+    Args:
+        frequency: What its input is multiplied by.
+    """
+
+    def __init__(self, frequency: float = 1.0) -> None:
+        super().__init__()
+        self.frequency = frequency
+
+    def forward(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """Return ``sin(frequency * x)``."""
+        return torch.sin(self.frequency * x)
 
 
 class ReCU(nn.Module):

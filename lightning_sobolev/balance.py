@@ -66,11 +66,7 @@ class Balanced:
 
 @dataclass(slots=True)
 class RunningBalance:
-    """The present weight of every balanced term.
-
-    Args:
-        state: Weight by term; a term that was not measured yet is not in it.
-    """
+    """The present weight of every balanced term."""
 
     state: dict[str, float] = field(default_factory=dict)
 
@@ -85,13 +81,8 @@ class RunningBalance:
     ) -> dict[str, float]:
         """Return every term's weight at a step; measure those that are balanced and due.
 
-        Args:
-            terms: Unweighted terms of this step, with their graphs.
-            spec: The terms' settings.
-            step: The global step.
-            value_loss: The loss without derivative terms.
-            parameters: Gives those of the model; asked only where a term is measured.
-            sum_over_processes: Sums a small vector over processes, so that all use one weight.
+        ``parameters`` are asked only where a term is measured; ``sum_over_processes`` lets all
+        processes use one weight.
 
         Returns:
             Weights by term.

@@ -45,18 +45,7 @@ def compare(
     allows_unknown: bool = False,
     non_finite: Literal["raise", "skip"] = "raise",
 ) -> Matched:
-    """Compare what student and teacher said; looks at no number, so it compiles whole.
-
-    Args:
-        term: By which discrepancy.
-        ours: The student's, with a graph.
-        theirs: The teacher's.
-        allows_unknown: Whether NaN in the target masks the entry.
-        non_finite: Whether a row whose target is NaN or Inf is left out.
-
-    Returns:
-        Distances that still have their projection and batch axes.
-    """
+    """Compare what student and teacher said; looks at no number, so it compiles whole."""
     ours = _at_least_single(ours)
     theirs = _at_least_single(_aligned(term, ours, theirs).detach())
     known, skipped = (~theirs.isnan() if allows_unknown else None), None
@@ -103,23 +92,13 @@ def _filtered(term: SobolevTerm, rows: Float[Tensor, "proj batch *in"]) -> Tenso
 
 def _squares(student: Tensor, target: Tensor) -> Float[Tensor, "proj batch elements"]:
     # An unknown element is zero on both sides, in the error and in its scale.
-    return (student - target).square().reshape(*student.shape[:2], -1)
+    return (student - target).square().reshape(*student.shape[:2], student.shape[2:].numel())
 
 
 def check_target(
     term: SobolevTerm, total: float, theirs: Tensor | None, allows_unknown: bool
 ) -> None:
-    """Refuse a teacher's answer that holds NaN or Inf.
-
-    Args:
-        term: The term.
-        total: Sum of what is known.
-        theirs: The answer, for a second look; None where it is gone.
-        allows_unknown: Whether NaN means unknown.
-
-    Raises:
-        ValueError: If it does.
-    """
+    """Refuse a teacher's answer that holds NaN or Inf; it may be gone by then, but for its sum."""
     if math.isfinite(total):
         return
     where = "some rows"
@@ -164,18 +143,11 @@ def _at_least_single(rows: Tensor) -> Tensor:
 
 def without_ones(shape: Sequence[int]) -> tuple[int, ...]:
     """Return the shape without axes of length one behind the first."""
-    return (shape[0], *(size for size in shape[1:] if size != 1))
+    return (*shape[:1], *(size for size in shape[1:] if size != 1))
 
 
 def joined(parts: list[Matched]) -> Matched:
-    """Put what was matched at several calls together, row after row.
-
-    Args:
-        parts: What one term gave at each call.
-
-    Returns:
-        One matched term over all rows.
-    """
+    """Put what was matched at several calls together, row after row."""
     distance = torch.cat([part.distance for part in parts], dim=1)
     references = [part.reference for part in parts if part.reference is not None]
     known = None

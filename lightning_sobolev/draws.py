@@ -34,17 +34,10 @@ class Draws:
     def cotangents(
         self, index: int, term: SobolevTerm, y: Tensor, target: Jet | None = None
     ) -> Tensor:
-        """Draw directions in output space for term number ``index`` at outputs like ``y``.
+        """Return ``[proj, batch, *out]`` for term number ``index`` at outputs like ``y``.
 
-        Args:
-            index: Number of the term.
-            term: Says how directions are drawn.
-            y: An output, for shape, type and device.
-            target: Whose value is the log-probabilities of a ``fisher`` projection, ``y`` if None;
-                or who has directions of its own.
-
-        Returns:
-            ``[proj, batch, *out]``.
+        A target's own directions come first; its value are the log-probabilities of a ``fisher``
+        projection, ``y`` where there is none.
         """
         if (own := self._own(term, target)) is not None:
             return own.reshape(len(own), *y.shape)
@@ -58,16 +51,9 @@ class Draws:
     def tangents(
         self, index: int, term: SobolevTerm, x: Tensor, target: Jet | None = None
     ) -> Tensor:
-        """Draw directions in input space for term number ``index`` at inputs like ``x``.
+        """Return ``[proj, batch, *in]`` for term number ``index``, within the term's band.
 
-        Args:
-            index: Number of the term.
-            term: Says how directions are drawn.
-            x: An input, for shape, type and device.
-            target: Asked first, if it has directions of its own.
-
-        Returns:
-            ``[proj, batch, *in]``, low-pass filtered where the term has a band.
+        A target's own directions come first.
 
         Raises:
             ValueError: If the term has a band, and the input no axes of space or the target

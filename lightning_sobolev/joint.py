@@ -32,13 +32,7 @@ Directions = tuple[Tensor | None, Tensor | None]
 
 @dataclass(frozen=True, slots=True)
 class Joint:
-    """What one evaluation gives.
-
-    Args:
-        aux: What the student's function returned beside its value.
-        value: The student's value.
-        matched: For each term, the distances with their axes.
-    """
+    """What one evaluation gives; ``aux`` is what the student returned beside its value."""
 
     aux: Any
     value: Tensor
@@ -60,15 +54,6 @@ def value_and_matched(
     One forward pass of the student and, for each projection, the passes of
     :class:`~lightning_sobolev.functional.derivatives.FuncJet`; the same for a teacher that is
     given as a function. Assumes row independence. Looks at no number and draws none.
-
-    Args:
-        student: Maps x to the value that is compared and anything else.
-        x: Points of evaluation. Need not require grad.
-        terms: What is compared, by number.
-        directions: For each term.
-        targets: The teacher as a function, or what it said for each term.
-        allows_unknown: Whether NaN in a target means unknown.
-        non_finite: Whether rows with a target that is not finite are left out.
 
     Returns:
         The value and the distances, differentiable in the student's parameters.

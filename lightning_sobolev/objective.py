@@ -83,23 +83,10 @@ def against(
     non_finite: Literal["raise", "skip"] = "raise",
     read: Reader = at_once,
 ) -> Matched:
-    """Compare a student's jet with what the teacher answered; see :func:`match`.
+    """Return distances between a student's jet and what :func:`answer` gave, as :func:`match` does.
 
-    Args:
-        term: What is compared and by which discrepancy.
-        student: Jet that carries a graph to the student's parameters.
-        theirs: What :func:`answer` gave for the same directions.
-        cotangents: ``[proj, batch, *out]`` where the term needs them.
-        tangents: ``[proj, batch, *in]`` where the term needs them.
-        allows_unknown: Whether NaN in the target masks the entry instead of being an error.
-        non_finite: What happens to a row whose target is NaN or Inf: an error, or it is left out.
-        read: When the target is looked at.
-
-    Returns:
-        Distances that still have their projection and batch axes.
-
-    Raises:
-        ValueError: If the shapes of student and target differ, or the target is not finite.
+    Rows whose target is NaN or Inf are an error or, with ``non_finite="skip"``, left out; ``read``
+    says when the target is looked at.
     """
     ours = projected(term, student, cotangents, tangents)
     matched = compare(term, ours, theirs, allows_unknown=allows_unknown, non_finite=non_finite)
@@ -138,7 +125,8 @@ def reduced(
     assert matched.reference is not None
     energies, rows = _known_sum(matched.reference, matched.known)
     totals = sum_over_processes(torch.cat([energies.reshape(-1), rows[None]]).detach())
-    if matched.known is not None and not float(totals[-1]) > 0.0:
+    may_be_empty = matched.known is not None or not len(matched.distance[0])
+    if may_be_empty and not float(totals[-1]) > 0.0:
         return mean.sum()  # nothing is known in this batch: zero, and the scale stays
     read(totals[:-1].sum(), lambda energy: _check_energy(term, energy, mean.dtype))
     scale = scales.update(term.key, (totals[:-1] / totals[-1]).reshape(mean.shape))
@@ -170,17 +158,7 @@ def weighted_sum(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> T
 def projected(
     term: SobolevTerm, jet: Jet, cotangents: Tensor | None, tangents: Tensor | None
 ) -> Float[Tensor, "proj batch ..."]:
-    """Ask a jet for what a term compares.
-
-    Args:
-        term: The term; of order 2 with ``num_projections=None``, each cotangent meets each tangent.
-        jet: The student's or the teacher's.
-        cotangents: ``[proj, batch, *out]`` where the term needs them.
-        tangents: ``[proj, batch, *in]`` where the term needs them.
-
-    Returns:
-        The value with a projection axis of one, or the projected derivative.
-    """
+    """Ask a jet for what a term compares: its value as one projection, or a derivative."""
     if term.order == 0:
         return jet.value.unsqueeze(0)
     if not term.needs_tangents:
@@ -203,21 +181,7 @@ def answer(
     cotangents: Tensor | None,
     tangents: Tensor | None,
 ) -> Float[Tensor, "proj batch ..."]:
-    """Ask the teacher for what a term compares.
-
-    Args:
-        term: The term.
-        student: The student's, for whose shape it must answer.
-        target: The teacher's jet.
-        cotangents: ``[proj, batch, *out]`` where the term needs them.
-        tangents: ``[proj, batch, *in]`` where the term needs them.
-
-    Returns:
-        The teacher's value or projected derivative.
-
-    Raises:
-        ValueError: If it cannot.
-    """
+    """Ask the teacher for what a term compares, in the shape of the student's output."""
     # A network that gives [batch] may teach one that gives [batch, 1].
     if (
         cotangents is not None

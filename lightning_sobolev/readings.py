@@ -18,12 +18,7 @@ Reader = Callable[[Tensor, Judge], None]
 
 
 def at_once(number: Tensor, judge: Judge) -> None:
-    """Look at the number here and now.
-
-    Args:
-        number: A scalar.
-        judge: Is told.
-    """
+    """Look at the number here and now."""
     judge(float(number.detach()))
 
 

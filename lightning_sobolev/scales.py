@@ -20,14 +20,7 @@ class RunningScales:
     state: dict[str, tuple[Tensor, int]] = field(default_factory=dict)
 
     def update(self, key: str, batch_mean: Tensor) -> Tensor:
-        """Take in one batch's mean.
-
-        Returns:
-            The new scale.
-
-        Raises:
-            ValueError: If the targets were zero from the first batch on: nothing to divide by.
-        """
+        """Take in one batch's mean."""
         mean, count = self.state.get(key, (torch.zeros_like(batch_mean), 0))
         count += 1
         mean = mean.to(batch_mean) + (batch_mean - mean.to(batch_mean)) / min(count, self.memory)
@@ -50,9 +43,5 @@ def by_element(
     An element whose target is zero, or nearly so, is held to zero with at most 10,000 times the
     weight of an ordinary one: it neither vanishes from the term nor takes it over. The bound
     compares elements, so inputs should be in comparable units.
-
-    Args:
-        errors: Mean squared error of every element.
-        scales: Mean square of its target.
     """
     return (errors / torch.maximum(scales, 1e-4 * scales.mean())).mean()

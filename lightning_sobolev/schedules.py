@@ -16,21 +16,6 @@ class Schedule(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Constant:
-    """The same weight at every step."""
-
-    value: float
-
-    def __post_init__(self) -> None:
-        require(is_weight(self.value), "value", "a finite number >= 0", self.value)
-
-    def at(self, step: int) -> float:
-        """Return ``value``."""
-        del step
-        return self.value
-
-
-@dataclass(frozen=True, slots=True)
 class _Ramp:
     """From ``start`` to ``end`` within ``steps`` steps, then ``end`` for good."""
 

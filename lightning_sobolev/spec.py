@@ -21,7 +21,6 @@ from lightning_sobolev.functional.discrepancies import DISCREPANCIES
 from lightning_sobolev.functional.fisher import FISHER
 from lightning_sobolev.functional.projections import PROJECTIONS
 from lightning_sobolev.schedules import (
-    Constant,
     Cosine,
     Linear,
     Schedule,
@@ -31,7 +30,6 @@ from lightning_sobolev.schedules import (
 
 __all__ = [
     "OUTPUT_MAPS",
-    "Constant",
     "Cosine",
     "Linear",
     "Schedule",

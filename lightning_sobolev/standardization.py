@@ -120,18 +120,7 @@ class Standardizer(nn.Module):
     def hessian(
         self, hessian: Float[Tensor, "batch *rest"], *, undo: bool = False
     ) -> Float[Tensor, "batch *rest"]:
-        """Change the units of second derivatives.
-
-        Args:
-            hessian: ``[batch, *out, *in, *in]``; ``*out`` may be missing for a single output.
-            undo: Whether to go back to the user's units.
-
-        Returns:
-            The same array in the other units.
-
-        Raises:
-            ValueError: If the shape is another one.
-        """
+        """Change the units of second derivatives ``[batch, *out, *in, *in]``, as of first ones."""
         return self._derivative(hessian, 2, "hessian", undo)
 
     def _derivative(self, array: Tensor, order: int, name: str, undo: bool) -> Tensor:
@@ -179,11 +168,6 @@ class Standardized(nn.Module):
         self.network = network
         self.units = units
         self._switch = _Switch()
-
-    @property
-    def works_in_standard_units(self) -> bool:
-        """Whether input and output are in standardized units at this moment."""
-        return self._switch.is_on
 
     def switch(self, *, to_standard_units: bool) -> None:
         """Let ``forward`` take and give standardized units, or the user's; copies follow."""

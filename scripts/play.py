@@ -1,28 +1,43 @@
 """Play the game with every distilled student: ``python scripts/play.py RUNS_FOLDER``.
 
 Reads every finished distillation below the folder and writes ``play.csv``: mean returns of student
-and teacher with drawn and with likeliest actions. A second call plays what is missing.
+and teacher with sampled and with greedy actions. A second call plays what is missing. With
+``--gif`` it writes ``game.gif`` beside the numbers of every run instead, teacher and student side
+by side in the same game.
 """
 
 import argparse
 import sys
 from pathlib import Path
 
-from lightning_sobolev.experiments.distillation.scoring import Scoring
+import torch
+
+from lightning_sobolev.experiments.distillation.stored import film_stored, play_stored
 
 
 def main() -> None:
-    """Read the command line, play, and write the table."""
+    """Read the command line, play, and write the table or the videos."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("source", type=Path, help="folder of finished distillations")
+    parser.add_argument("source", type=Path, help="folder of finished distillations, or of one")
     parser.add_argument("--out", type=Path, help="folder of the table (default: the source)")
     parser.add_argument("--episodes", type=int, default=30, help="whole games of each kind")
-    parser.add_argument("--seed", type=int, default=1000, help="of the games and drawn actions")
+    parser.add_argument("--seed", type=int, default=1000, help="of the games and sampled actions")
+    parser.add_argument("--gif", action="store_true", help="write game.gif of every run instead")
+    parser.add_argument("--frames", type=int, default=300, help="most frames of a GIF")
+    parser.add_argument("--every", type=int, default=2, help="steps from one frame to the next")
+    parser.add_argument("--greedy", action="store_true", help="greedy actions in the GIF")
     given = parser.parse_args()
+    # Networks that are asked a few states at a time gain nothing from more threads.
+    torch.set_num_threads(1)
+    out = given.out or given.source
+    look = {"num_frames": given.frames, "every": given.every, "greedy": given.greedy}
     try:
-        scoring = Scoring(given.episodes, given.seed)
-        for table in scoring.score(given.source, given.out or given.source):
-            print(table, flush=True)
+        for path in (
+            film_stored(given.source, **look, seed=given.seed)
+            if given.gif
+            else play_stored(given.source, out, num_episodes=given.episodes, seed=given.seed)
+        ):
+            print(path, flush=True)
     except (ValueError, OSError) as error:
         sys.exit(f"play.py: {error}")
 

@@ -14,12 +14,6 @@ def assert_adjoint(columns, rows, cotangents, tangents):
     assert_close(inner(cotangents, columns), inner(rows, tangents))
 
 
-def assert_linear(apply, directions, others):
-    """apply(2 a - 3 b) = 2 apply(a) - 3 apply(b)."""
-    combined = apply(2 * directions - 3 * others)
-    assert_close(combined, 2 * apply(directions) - 3 * apply(others))
-
-
 def assert_matches_dense(rows, jacobian, cotangents):
     """rows = u^T J with J the dense Jacobian [batch, *out, *in]."""
     batch, size = cotangents.shape[1], cotangents[0, 0].numel()

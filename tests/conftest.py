@@ -1,5 +1,6 @@
 """Fixtures that every test may ask for."""
 
+import gc
 import zlib
 from pathlib import Path
 
@@ -65,3 +66,9 @@ def pytest_sessionfinish(session):
     page = session.config.getoption("--write-compatibility")
     if page is not None:
         write_tables(Path(page), session.config.stash.get(ROWS, []))
+
+
+def pytest_collection_finish():
+    """Spare the garbage collector what the imports made; trainers call it, and it is slow."""
+    gc.collect()
+    gc.freeze()

@@ -8,7 +8,7 @@ from torch.testing import assert_close
 from lightning_sobolev import Balanced, SobolevCallback, SobolevSpec, SobolevTerm
 from lightning_sobolev.balance import RunningBalance
 from lightning_sobolev.plugin.checks import check_weights
-from tests.plugin._students import ManualRegressor, Regressor, mlp
+from tests.plugin._students import Adam, ManualRegressor, Regressor, mlp
 from tests.plugin._trainers import fit, points, trainer, weights
 
 EXACT = {"projection": "basis", "num_projections": None, "normalize": "none"}
@@ -81,11 +81,6 @@ def test_a_term_without_gradient_leaves_the_weight_alone():
     found = balance.weights({term.key: 0.0 * w}, [term], 0, w, lambda: [w])
     assert found == {"order_1": 0.5}
     assert balance.state == {}
-
-
-class Adam(Regressor):
-    def configure_optimizers(self):
-        return torch.optim.Adam(self.parameters(), lr=0.01)
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):

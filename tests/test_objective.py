@@ -229,3 +229,20 @@ def test_only_known_pairs_enter_the_scale():
 def test_the_weighted_sum():
     terms = {"a": torch.tensor(2.0), "b": torch.tensor(3.0)}
     assert_close(weighted_sum(terms, {"a": 0.5, "b": 2.0}), torch.tensor(7.0))
+
+
+@pytest.mark.parametrize("normalize", ["target", "elements", "none"])
+def test_a_batch_without_rows_has_no_term_and_leaves_the_scale(normalize, gradients):
+    term, scales = SobolevTerm(normalize=normalize), RunningScales()
+    full = match(term, *map(scalar_jet, gradients), cotangents=U)
+    before = reduced(term, full, scales)
+    kept = dict(scales.state)
+    empty = match(term, *[scalar_jet(g[:0]) for g in gradients], cotangents=U[:, :0])
+    assert_close(reduced(term, empty, scales), torch.zeros_like(before))
+    assert scales.state == kept
+
+
+def test_a_teacher_that_answers_with_one_number_is_named():
+    ours, theirs = (TabulatedJet((3,), value=torch.ones(shape)) for shape in ((4, 2), ()))
+    with pytest.raises(ValueError, match=r"term 'order_0', got \[4, 2\] .* and \[\] from"):
+        match(SobolevTerm(order=0), ours, theirs)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from lightning_sobolev import Constant, Cosine, Linear, SobolevSpec, SobolevTerm, Step
+from lightning_sobolev import Cosine, Linear, SobolevSpec, SobolevTerm, Step
 from lightning_sobolev.spec import Schedule
 
 
@@ -100,7 +100,6 @@ def test_output_maps():
 @pytest.mark.parametrize(
     ("schedule", "expected"),
     [
-        (Constant(2.0), {0: 2.0, 10**6: 2.0}),
         (Linear(1.0, 0.0, 10), {0: 1.0, 5: 0.5, 10: 0.0, 99: 0.0}),
         (Linear(0.0, 3.0, 3), {0: 0.0, 1: 1.0, 3: 3.0, 4: 3.0}),
         (Cosine(1.0, 0.0, 4), {0: 1.0, 1: 0.5 + 0.25 * 2**0.5, 2: 0.5, 4: 0.0, 9: 0.0}),
@@ -121,7 +120,6 @@ def test_schedules(schedule, expected):
 @pytest.mark.parametrize(
     ("build", "text"),
     [
-        (lambda: Constant(-1.0), r"value must be a finite number >= 0, got -1.0"),
         (lambda: Linear(math.inf, 0.0, 5), r"start must be a finite number >= 0, got inf"),
         (lambda: Linear(1.0, -2.0, 5), r"end must be a finite number >= 0, got -2.0"),
         (lambda: Cosine(1.0, 0.0, 0), r"steps must be at least 1, got 0"),

@@ -111,7 +111,6 @@ def test_copies_follow_the_switch(rand):
     net, x = standardized((3,), (2,), rand)
     other = copy.deepcopy(net)
     net.switch(to_standard_units=True)
-    assert other.works_in_standard_units
     assert_close(other(net.units.inputs(x)), net(net.units.inputs(x)))
     net.switch(to_standard_units=False)
     assert_close(other(x), net(x))

@@ -1,6 +1,7 @@
-"""Images that make a classifier err: gradient attacks and a particle swarm."""
+"""Attacks on classifiers, and what an image tells about itself in the Fisher metric."""
 
 from lightning_sobolev.adversarial.attacks import GradientAttack
+from lightning_sobolev.adversarial.fisher import ClassGradients, class_gradients
 from lightning_sobolev.adversarial.swarm import ParticleSwarm
 
-__all__ = ["GradientAttack", "ParticleSwarm"]
+__all__ = ["ClassGradients", "GradientAttack", "ParticleSwarm", "class_gradients"]

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lightning_sobolev._checks import require
-from lightning_sobolev.sensitivity import class_gradients
+from lightning_sobolev.adversarial.fisher import class_gradients
 
 # Of the wanted class against the size of the change, in 255ths of a pixel's range (the authors').
 _CLASS_WEIGHT = 1e7
@@ -207,17 +207,7 @@ def _best(places: Tensor, fitness: Tensor) -> Float[Tensor, "batch 1 chosen"]:
 def reflected(
     place: Float[Tensor, "*shape"], speed: Float[Tensor, "*shape"], floor: Tensor, ceiling: Tensor
 ) -> tuple[Float[Tensor, "*shape"], Float[Tensor, "*shape"]]:
-    """Mirror at the walls what has gone beyond them by no more than the distance between them.
-
-    Args:
-        place: Coordinates.
-        speed: Their last moves, which turn around at a wall.
-        floor: Smallest coordinates.
-        ceiling: Largest coordinates.
-
-    Returns:
-        Coordinates within the walls, and speeds.
-    """
+    """Mirror at the walls what has gone beyond them by no more than the distance between them."""
     outside = (place < floor) | (place > ceiling)
     mirrored = torch.where(place < floor, 2 * floor - place, 2 * ceiling - place)
     # clamped: a mirrored number is rounded

@@ -1,53 +1,54 @@
 """Atari: games, policies, recorded play of a teacher, and how well a policy plays."""
 
-from lightning_sobolev.atari.behavior import Behavior
-from lightning_sobolev.atari.datamodule import RecordingDataModule
+from lightning_sobolev.atari.agents.cards import agent_names, load_agent, save_agent
+from lightning_sobolev.atari.agents.formats import ForeignAgent
 from lightning_sobolev.atari.environments import (
     AtariSettings,
     Environments,
     Transition,
     games,
-    make_environments,
+    num_actions,
 )
-from lightning_sobolev.atari.evaluation import EpisodeReturns, play
-from lightning_sobolev.atari.foreign import ForeignAgent
-from lightning_sobolev.atari.minari_export import export_minari
-from lightning_sobolev.atari.minari_import import import_minari
-from lightning_sobolev.atari.module_policy import ModulePolicy
+from lightning_sobolev.atari.evaluate import (
+    EpisodeReturns,
+    OnPolicyAnswers,
+    on_policy_answers,
+    play,
+)
+from lightning_sobolev.atari.minari import export_minari, import_minari
 from lightning_sobolev.atari.networks import CenteredPolicy, NatureCNN, SmallCNN, scale_pixels
-from lightning_sobolev.atari.policy import choose, log_probabilities
-from lightning_sobolev.atari.recorder import record
-from lightning_sobolev.atari.recording import Recording, fingerprint
-from lightning_sobolev.atari.rounds import Rounds
-from lightning_sobolev.atari.sampling import EvenSampler, StepLoader, StepSampler
-from lightning_sobolev.atari.splits import SplitSizes
-from lightning_sobolev.atari.states import RecordedStates
-from lightning_sobolev.atari.stored import StoredDataModule
-from lightning_sobolev.atari.visited import VisitedAnswers, visit
-from lightning_sobolev.atari.zoo import agents, load_agent, save_agent
+from lightning_sobolev.atari.policy import Behavior, ModulePolicy, choose, log_probabilities
+from lightning_sobolev.atari.recordings.dagger import DAgger
+from lightning_sobolev.atari.recordings.datamodule import (
+    RecordingDataModule,
+    RecordingOptions,
+    StatesDataModule,
+    StoredDataModule,
+)
+from lightning_sobolev.atari.recordings.dataset import SplitSizes
+from lightning_sobolev.atari.recordings.format import Recording, fingerprint
+from lightning_sobolev.atari.recordings.record import record
 
 __all__ = [
     "AtariSettings",
     "Behavior",
     "CenteredPolicy",
+    "DAgger",
     "Environments",
     "EpisodeReturns",
-    "EvenSampler",
     "ForeignAgent",
     "ModulePolicy",
     "NatureCNN",
-    "RecordedStates",
+    "OnPolicyAnswers",
     "Recording",
     "RecordingDataModule",
-    "Rounds",
+    "RecordingOptions",
     "SmallCNN",
     "SplitSizes",
-    "StepLoader",
-    "StepSampler",
+    "StatesDataModule",
     "StoredDataModule",
     "Transition",
-    "VisitedAnswers",
-    "agents",
+    "agent_names",
     "choose",
     "export_minari",
     "fingerprint",
@@ -55,10 +56,10 @@ __all__ = [
     "import_minari",
     "load_agent",
     "log_probabilities",
-    "make_environments",
+    "num_actions",
+    "on_policy_answers",
     "play",
     "record",
     "save_agent",
     "scale_pixels",
-    "visit",
 ]

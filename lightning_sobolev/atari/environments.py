@@ -1,8 +1,8 @@
-"""Atari games in the Arcade Learning Environment: one builder for recording, evaluating, training.
+"""Atari games in the Arcade Learning Environment: the same for recording, evaluating, training.
 
 Note [reset at once]: the environments restart an ended episode in the same step. So every step is
 a transition, no action is ever ignored, and the stack that follows an end is the first one of the
-next episode. Nothing is decided at the last picture of an ended game; it is ``Transition.last``.
+next episode. Nothing is decided at the last frame of an ended game; it is in ``Transition.last``.
 
 Note [the ball waits]: in Breakout no ball is in play after a lost life until FIRE is pressed, and
 ``use_fire_reset`` presses it at the start of a game alone: an idle game stands still until it is
@@ -14,7 +14,7 @@ from dataclasses import KW_ONLY, asdict, dataclass
 from typing import NamedTuple
 
 import numpy as np
-from ale_py import roms
+from ale_py import ALEInterface, LoggerMode, roms
 from ale_py.vector_env import AtariVectorEnv
 from gymnasium.vector import AutoresetMode
 from jaxtyping import Bool, Float, Int, UInt8
@@ -24,11 +24,7 @@ _AT_LEAST_ONE = ("num_envs", "frameskip", "img_height", "img_width", "stack_num"
 
 
 def games() -> tuple[str, ...]:
-    """List the games that can be played.
-
-    Returns:
-        Their names, in alphabetical order.
-    """
+    """Return the names of the games that can be played."""
     return tuple(sorted(roms.get_all_rom_ids()))
 
 
@@ -36,17 +32,17 @@ def games() -> tuple[str, ...]:
 class AtariSettings:
     """Everything that decides what an agent sees and what its actions do.
 
-    The defaults are those of Mnih et al. 2015 (grey pictures of 84 x 84, four stacked, each action
+    The defaults are those of Mnih et al. 2015 (gray frames of 84 x 84, four stacked, each action
     held for four frames, up to 30 idle frames at the start) with the whole game as one episode.
 
     Args:
         game: Name of the game in snake case, e.g. ``"ms_pacman"``.
         num_envs: Games played side by side.
-        frameskip: Frames for which an action is held; one step of the agent.
-        img_height: Height of a picture in pixels.
-        img_width: Width of a picture in pixels.
-        stack_num: Pictures in a stack, the newest last; zeros before the first of an episode.
-        maxpool: Whether a picture is the brighter of its last two frames (removes flicker).
+        frameskip: Frames of the emulator for which an action is held; one step of the agent.
+        img_height: Height of a frame in pixels.
+        img_width: Width of a frame in pixels.
+        stack_num: Frames in a stack, the newest last; zeros before the first of an episode.
+        maxpool: Whether a frame is the brighter of the emulator's last two (removes flicker).
         noop_max: Most idle frames at the start of an episode; their number is drawn at random.
         use_fire_reset: Whether FIRE is pressed at the start where the game needs it.
         sticky: Whether an action is repeated with probability 0.25 instead of the chosen one.
@@ -91,6 +87,15 @@ class AtariSettings:
                 raise ValueError(f"{name} must be a whole number >= {least}, got {value!r}")
 
 
+def num_actions(settings: AtariSettings) -> int:
+    """Count the actions to choose from, without starting a game."""
+    ALEInterface.setLoggerMode(LoggerMode.Error)
+    emulator = ALEInterface()
+    emulator.loadROM(str(roms.get_rom_path(settings.game)))
+    full = settings.full_action_space
+    return len(emulator.getLegalActionSet() if full else emulator.getMinimalActionSet())
+
+
 def _check_game(game: str) -> None:
     known = games()
     if game in known:
@@ -124,7 +129,7 @@ class Transition(NamedTuple):
 class Environments:
     """Several copies of one game, seeded, stepped together.
 
-    The same settings, seed and actions give the same pictures bit for bit; the number of threads
+    The same settings, seed and actions give the same frames bit for bit; the number of threads
     changes nothing.
 
     Args:
@@ -171,30 +176,21 @@ class Environments:
         """What each action presses, in the order of the network's outputs."""
         return tuple(action.name for action in self._env.ale.get_action_set())
 
-    def reset(self) -> UInt8[np.ndarray, "env stack height width"]:
-        """Start every game from the seed.
-
-        Returns:
-            The first stacks.
-        """
+    def reset(self, seed: int | None = None) -> UInt8[np.ndarray, "env stack height width"]:
+        """Start every game from a seed, by default that of all, and return the first stacks."""
         # consecutive seeds would give runs with seeds 0 and 1 all but one of their games in common
-        seeds = np.random.SeedSequence(self._seed).generate_state(self.num_envs) >> 1
+        seeds = (
+            np.random.SeedSequence(self._seed if seed is None else seed).generate_state(
+                self.num_envs
+            )
+            >> 1
+        )
         stacks, info = self._env.reset(seed=seeds.astype(np.int32))
         self._lives, self._lost_life = np.array(info["lives"]), np.zeros(self.num_envs, bool)
         return np.asarray(stacks)
 
     def step(self, actions: Int[np.ndarray, " env"]) -> Transition:
-        """Hold one action in every game for ``frameskip`` frames.
-
-        Args:
-            actions: Numbers of the actions.
-
-        Returns:
-            What the step brought.
-
-        Raises:
-            ValueError: If an action does not exist or their number is not that of the games.
-        """
+        """Hold one action in every game for ``frameskip`` frames; say what that brought."""
         if actions.shape != (self.num_envs,):
             raise ValueError(f"actions must have shape [{self.num_envs}], got {actions.shape}")
         if actions.min() < 0 or actions.max() >= self.num_actions:
@@ -218,31 +214,8 @@ class Environments:
         )
 
 
-def make_environments(settings: AtariSettings, seed: int, *, num_threads: int = 0) -> Environments:
-    """Build the games that settings describe.
-
-    Args:
-        settings: What is played and how it is shown.
-        seed: Decides the idle starts (and the sticky actions) of every copy.
-        num_threads: Threads that step the games; 0 takes one per core.
-
-    Returns:
-        The games, not yet started.
-    """
-    return Environments(settings, seed, num_threads=num_threads)
-
-
 def check_num_actions(num_outputs: int, environments: Environments, *, who: str) -> None:
-    """Refuse a policy whose outputs are not the game's actions.
-
-    Args:
-        num_outputs: Width of the policy's output.
-        environments: The games it shall play.
-        who: How the message calls the policy.
-
-    Raises:
-        ValueError: If the numbers differ.
-    """
+    """Refuse a policy, called ``who``, whose outputs are not the game's actions."""
     if num_outputs != environments.num_actions:
         raise ValueError(
             f"{who} must have {environments.num_actions} outputs for {environments.settings.game} "

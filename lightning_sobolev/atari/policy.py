@@ -1,10 +1,14 @@
-"""A network as a player: log-probabilities of its actions, and one action drawn from them."""
+"""A network as a player: log-probabilities of its actions, and who takes which of them."""
+
+import math
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
-from torch import nn
+from torch import Tensor, nn
 
+from lightning_sobolev import _paths
 from lightning_sobolev.atari.networks import scale_pixels
 
 
@@ -18,7 +22,7 @@ def log_probabilities(
 
     Args:
         network: Maps scaled stacks to logits; put it in eval mode first.
-        stacks: Pictures as bytes.
+        stacks: Frames as bytes.
         device: Where the network is.
 
     Returns:
@@ -40,13 +44,13 @@ def log_probabilities(
 def choose(
     log_probs: Float[np.ndarray, "batch actions"], rng: np.random.Generator | None
 ) -> Int[np.ndarray, " batch"]:
-    r"""Draw one action per row, or take the likeliest.
+    r"""Sample one action per row, or take the greedy one.
 
-    Draws by the Gumbel trick: :math:`\arg\max_a \log p_a + g_a` is distributed as :math:`p`.
+    Samples by the Gumbel trick: :math:`\arg\max_a \log p_a + g_a` is distributed as :math:`p`.
 
     Args:
         log_probs: Log-probabilities of the actions.
-        rng: Source of the draw; None takes the likeliest action.
+        rng: Source of the draw; None takes the greedy action, the most probable one.
 
     Returns:
         Numbers of the actions.
@@ -57,3 +61,124 @@ def choose(
     scores = log_probs if rng is None else log_probs + rng.gumbel(size=log_probs.shape)
     actions: np.ndarray = scores.argmax(axis=-1)
     return actions
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Behavior:
+    r"""Who acts while the teacher answers, and how actions are chosen.
+
+    The default samples from the teacher's own probabilities. With ``beta`` below 1 a second policy,
+    the player, takes the other decisions: 0 gives the player's own states (on-policy), anything
+    between is the mixture :math:`\beta\,\pi^* + (1 - \beta)\,\hat\pi` of DAgger. Whoever acts, the
+    teacher answers every state.
+
+    Args:
+        temperature: Actions are sampled from probabilities proportional to :math:`p^{1/T}`, whoever
+            acts; above 1 the play is more varied, below 1 closer to the greedy action.
+        epsilon: Share of the decisions that are replaced by an action drawn evenly from all.
+        greedy: Whether the greedy action is taken instead of a sampled one.
+        beta: Probability, drawn anew for every decision, that the teacher acts.
+
+    Raises:
+        ValueError: If a number is out of range, or a temperature is given to a greedy policy.
+
+    Source:
+        Ross, Gordon and Bagnell 2011, A reduction of imitation learning and structured prediction
+        to no-regret online learning, algorithm 3.1.
+    """
+
+    temperature: float = 1.0
+    epsilon: float = 0.0
+    greedy: bool = False
+    beta: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (0.0 < self.temperature < math.inf):
+            raise ValueError(f"temperature must be positive and finite, got {self.temperature}")
+        for name in ("epsilon", "beta"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
+        if self.greedy and self.temperature != 1.0:
+            raise ValueError(
+                f"temperature must be 1 for a greedy policy, got {self.temperature}: the greedy "
+                "action is the same at every temperature"
+            )
+
+    def check_player(self, player: object | None) -> None:
+        """Refuse a player that never acts, and decisions that nobody takes."""
+        if (self.beta < 1.0) != (player is not None):
+            raise ValueError(
+                "player must be given exactly where beta is below 1, got "
+                f"{'no player' if player is None else 'a player'} and beta={self.beta}"
+            )
+
+
+def decide(
+    behavior: Behavior,
+    teacher: Float[np.ndarray, "env actions"],
+    player: Float[np.ndarray, "env actions"] | None,
+    rng: np.random.Generator,
+) -> Int[np.ndarray, " env"]:
+    """Choose one action for every game.
+
+    All draws are made, in a fixed order, whether they are needed or not: behaviors that differ in
+    one number share the luck of the others.
+
+    Args:
+        behavior: How to choose.
+        teacher: The teacher's log-probabilities.
+        player: The player's, where there is one.
+        rng: Source of all draws.
+
+    Returns:
+        Numbers of the actions.
+    """
+    num_envs, num_actions = teacher.shape
+    gumbel = rng.gumbel(size=teacher.shape)
+    acts, strays = rng.random((2, num_envs))
+    anything = rng.integers(num_actions, size=num_envs)
+    scores = teacher
+    if player is not None:
+        scores = np.where((acts < behavior.beta)[:, None], teacher, player)
+    if not behavior.greedy:
+        scores = scores / behavior.temperature + gumbel
+    return np.where(strays < behavior.epsilon, anything, scores.argmax(axis=-1))
+
+
+class ModulePolicy(nn.Module):
+    r"""A module :math:`g` that somebody wrote for other inputs: :math:`x \mapsto g(s\,x)`.
+
+    Derivatives are with respect to x in 0..1, whatever :math:`g` was trained on. The factor is part
+    of the state: a recording made with another one is not mistaken for this one's.
+
+    Args:
+        module: Maps ``[batch, stack, height, width]`` to logits ``[batch, actions]``; of a tuple or
+            mapping that it returns, the first floating-point tensor is taken.
+        input_scale: Factor :math:`s`: 1 where the module takes pixels in 0..1, 255 where it takes
+            0..255, also if it then divides by 255 itself.
+
+    Raises:
+        ValueError: If ``module`` is not a module or ``input_scale`` not positive.
+    """
+
+    input_scale: Tensor
+
+    def __init__(self, module: nn.Module, input_scale: float = 1.0) -> None:
+        super().__init__()
+        if not isinstance(module, nn.Module):
+            raise ValueError(f"module must be a torch.nn.Module, got {type(module).__name__}")
+        if not 0.0 < input_scale < math.inf:
+            raise ValueError(f"input_scale must be a positive number, got {input_scale}")
+        self.module = module
+        self.register_buffer("input_scale", torch.tensor(float(input_scale)))
+
+    def forward(
+        self, x: Float[Tensor, "batch stack height width"]
+    ) -> Float[Tensor, "batch actions"]:
+        """Return logits of the actions; pixels are in 0..1, the newest frame last."""
+        answer = self.module(x * self.input_scale.to(x.dtype))
+        path = _paths.first_float(answer)
+        if path is None:
+            raise ValueError(f"module must return logits, got {_paths.describe(answer)}")
+        logits: Tensor = _paths.get(answer, path, "module's output")
+        return logits

@@ -1,5 +1,6 @@
 """Mathematics in pure functions: tensors in, tensors out, no state and no hidden randomness."""
 
+from lightning_sobolev.functional.band_limits import low_pass
 from lightning_sobolev.functional.covariance import Covariance
 from lightning_sobolev.functional.derivatives import (
     FuncJet,
@@ -27,6 +28,7 @@ from lightning_sobolev.functional.estimates import (
     central_differences,
     neighbor_derivatives,
 )
+from lightning_sobolev.functional.fisher import fisher
 from lightning_sobolev.functional.mixed import mixed_derivatives
 from lightning_sobolev.functional.norms import TimeSpaceNorm
 from lightning_sobolev.functional.projections import (
@@ -52,6 +54,7 @@ __all__ = [
     "counter_draw",
     "cross_entropy",
     "draw",
+    "fisher",
     "gauss_legendre",
     "generator_for",
     "hessian",
@@ -60,6 +63,7 @@ __all__ = [
     "jacobian",
     "kl",
     "l1",
+    "low_pass",
     "mixed_derivatives",
     "monte_carlo",
     "neighbor_derivatives",

@@ -21,30 +21,14 @@ PolicyLoss = Callable[[Tensor, Tensor], Tensor]
 def squared(
     student: Float[Tensor, "proj batch *d"], target: Float[Tensor, "proj batch *d"]
 ) -> Float[Tensor, "proj batch"]:
-    r"""Return :math:`\sum_i (s_i - t_i)^2`.
-
-    Args:
-        student: The student's rows.
-        target: The target's rows.
-
-    Returns:
-        The distance of every row.
-    """
+    r"""Return :math:`\sum_i (s_i - t_i)^2`."""
     return _sum(_difference(student, target).square())
 
 
 def l1(
     student: Float[Tensor, "proj batch *d"], target: Float[Tensor, "proj batch *d"]
 ) -> Float[Tensor, "proj batch"]:
-    r"""Return :math:`\sum_i |s_i - t_i|`; its gradient is 0 where the two agree.
-
-    Args:
-        student: The student's rows.
-        target: The target's rows.
-
-    Returns:
-        The distance of every row.
-    """
+    r"""Return :math:`\sum_i |s_i - t_i|`; its gradient is 0 where the two agree."""
     return _sum(_difference(student, target).abs())
 
 
@@ -88,13 +72,6 @@ def cosine(
     A zero vector has no direction: it is at distance 1 from every other and 0 from another zero,
     with gradient 0. A vector counts as zero if no element exceeds the root of the smallest normal
     number of its type (1e-19 in float32), so the gradient is finite everywhere.
-
-    Args:
-        student: The student's rows.
-        target: The target's rows.
-
-    Returns:
-        The distance of every row, 0 to 2.
     """
     _check_shapes(student, target)
     student_unit, student_is_zero = _unit(student)
@@ -110,13 +87,6 @@ def kl(
     r"""Return the divergence :math:`\sum_a p_a (\log p_a - \log q_a)` of student q from teacher p.
 
     Classes that the teacher gives probability 0 add nothing, whatever the student says of them.
-
-    Args:
-        student_log_probs: log q.
-        teacher_log_probs: log p.
-
-    Returns:
-        KL(teacher || student) of every row, in nats.
     """
     _check_shapes(student_log_probs, teacher_log_probs)
     probs = teacher_log_probs.exp()
@@ -132,13 +102,6 @@ def reverse_kl(
     r"""Return the divergence :math:`\sum_a q_a (\log q_a - \log p_a)` of teacher p from student q.
 
     Infinite where the student gives a class some probability that the teacher gives none.
-
-    Args:
-        student_log_probs: log q.
-        teacher_log_probs: log p.
-
-    Returns:
-        KL(student || teacher) of every row, in nats.
     """
     return kl(teacher_log_probs, student_log_probs)
 
@@ -150,13 +113,6 @@ def cross_entropy(
     r"""Return :math:`-\sum_a p_a \log q_a`: the divergence :func:`kl` plus the teacher's entropy.
 
     Its gradient in the student is that of :func:`kl`; at the teacher it is the entropy, not 0.
-
-    Args:
-        student_log_probs: log q.
-        teacher_log_probs: log p.
-
-    Returns:
-        The cross-entropy of every row, in nats.
     """
     _check_shapes(student_log_probs, teacher_log_probs)
     probs = teacher_log_probs.exp()

@@ -100,7 +100,7 @@ def inject_noise(
     module: nn.Module,
     where: str = "weight",
     rank: int = 5,
-    colour: bool = True,
+    color: bool = True,
     *,
     at_evaluation: bool = True,
     example: Tensor | None = None,
@@ -121,7 +121,7 @@ def inject_noise(
         module: A network, or a single layer.
         where: ``"weight"``, ``"input"`` or ``"output"``.
         rank: Correlated directions of the noise of a layer.
-        colour: False leaves them out: white noise.
+        color: False leaves them out: white noise.
         at_evaluation: Whether noise is added in evaluation mode, until switched otherwise.
         example: For inputs and outputs: a batch that tells sizes and scales, in evaluation mode.
 
@@ -140,7 +140,7 @@ def inject_noise(
     """
     if where not in PLACES:
         raise ValueError(f"where must be one of {PLACES}, got {where!r}")
-    if colour and rank < 1:
+    if color and rank < 1:
         raise ValueError(f"rank must be at least 1 for colored noise, got {rank}")
     if (example is None) != (where == "weight"):
         expected = "a batch for inputs and outputs, None for weights"
@@ -156,7 +156,7 @@ def inject_noise(
         place = seen.get(layer, layer.weight)
         noise = NoiseInjection(
             place.shape if example is None else place.shape[1:],
-            rank=rank if colour else 0,
+            rank=rank if color else 0,
             std=None if example is None else _deviation(place),
             at_evaluation=at_evaluation,
             like=layer.weight,
@@ -172,17 +172,7 @@ def switch_evaluation_noise(module: nn.Module, on: bool) -> None:
 
 
 def noise_penalty(module: nn.Module) -> Float[Tensor, ""]:
-    r"""Return :math:`\sum |F|^2` over a network's noise: a penalty on correlated noise.
-
-    Args:
-        module: The network.
-
-    Returns:
-        The sum; zero where all noise is white.
-
-    Raises:
-        ValueError: If there is no noise.
-    """
+    r"""Return :math:`\sum |F|^2` over a network's noise: a penalty on correlated noise."""
     found = _injections(module)
     squares = [noise.factor.square().sum() for noise in found if noise.factor is not None]
     return torch.stack([found[0].alpha.new_zeros(()), *squares]).sum()

@@ -33,17 +33,22 @@ class SumMetric(Metric):
             setattr(self, name, getattr(self, name) + part.detach().double())
 
 
+class MeanMetric(SumMetric):
+    """A mean of what was counted."""
+
+    total: Tensor
+    count: Tensor
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__("total", "count", **kwargs)
+
+    def compute(self) -> Tensor:
+        """Return the mean."""
+        return self.total / self.count
+
+
 def check_shapes(student: Tensor, target: Tensor, target_name: str) -> None:
-    """Refuse shapes that differ: they would broadcast to something else than was meant.
-
-    Args:
-        student: First argument of a metric.
-        target: Second argument.
-        target_name: What the second argument is called there.
-
-    Raises:
-        ValueError: If the shapes differ.
-    """
+    """Refuse shapes that differ: they would broadcast to something else than was meant."""
     if student.shape != target.shape:
         raise ValueError(
             f"student and {target_name} must have the same shape, "

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lightning_sobolev.functional.discrepancies import cosine
-from lightning_sobolev.metrics._sums import SumMetric, check_shapes
+from lightning_sobolev.metrics._sums import MeanMetric, SumMetric, check_shapes
 
 
 class DerivativeNMSE(SumMetric):
@@ -40,12 +40,7 @@ class DerivativeNMSE(SumMetric):
         student_rows: Float[Tensor, "proj batch *in"],
         target_rows: Float[Tensor, "proj batch *in"],
     ) -> None:
-        """Take in one batch.
-
-        Args:
-            student_rows: Projected derivatives of the student.
-            target_rows: Those of the target, with the same projections.
-        """
+        """Take in projected derivatives of one batch, both with the same projections."""
         check_shapes(student_rows, target_rows, "target_rows")
         known = ~target_rows.isnan()
         error = torch.where(known, student_rows - target_rows, 0.0)
@@ -60,7 +55,7 @@ class DerivativeNMSE(SumMetric):
         return self.error / self.energy
 
 
-class DerivativeCosine(SumMetric):
+class DerivativeCosine(MeanMetric):
     r"""Mean over projections and rows of the cosine between student's and target's derivative.
 
     Where both are zero it counts as 1, where one is as 0. Entries at which the target is NaN are
@@ -78,23 +73,12 @@ class DerivativeCosine(SumMetric):
 
     higher_is_better = True
 
-    total: Tensor
-    count: Tensor
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__("total", "count", **kwargs)
-
     def update(
         self,
         student_rows: Float[Tensor, "proj batch *in"],
         target_rows: Float[Tensor, "proj batch *in"],
     ) -> None:
-        """Take in one batch.
-
-        Args:
-            student_rows: Projected derivatives of the student.
-            target_rows: Those of the target, with the same projections.
-        """
+        """Take in projected derivatives of one batch, both with the same projections."""
         check_shapes(student_rows, target_rows, "target_rows")
         known = ~target_rows.isnan()
         similarity = 1 - cosine(
@@ -105,7 +89,3 @@ class DerivativeCosine(SumMetric):
             total=torch.where(counted, similarity, 0.0).sum(dtype=torch.float64),
             count=counted.sum(),
         )
-
-    def compute(self) -> Float[Tensor, ""]:
-        """Return the mean cosine."""
-        return self.total / self.count

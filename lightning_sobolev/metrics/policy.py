@@ -8,10 +8,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lightning_sobolev.functional.discrepancies import kl
-from lightning_sobolev.metrics._sums import SumMetric, check_shapes
+from lightning_sobolev.metrics._sums import MeanMetric, check_shapes
 
 
-class PolicyKL(SumMetric):
+class PolicyKL(MeanMetric):
     """Mean over rows of the divergence KL(teacher || student), in nats.
 
     Args:
@@ -25,33 +25,18 @@ class PolicyKL(SumMetric):
         tensor(0., dtype=torch.float64)
     """
 
-    total: Tensor
-    count: Tensor
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__("total", "count", **kwargs)
-
     def update(
         self,
         student_log_probs: Float[Tensor, "batch actions"],
         teacher_log_probs: Float[Tensor, "batch actions"],
     ) -> None:
-        """Take in one batch.
-
-        Args:
-            student_log_probs: The student's log-probabilities.
-            teacher_log_probs: The teacher's.
-        """
+        """Take in log-probabilities of one batch."""
         check_shapes(student_log_probs, teacher_log_probs, "teacher_log_probs")
         divergence = kl(student_log_probs.double(), teacher_log_probs.double())
         self._add(total=divergence.sum(), count=_rows(student_log_probs))
 
-    def compute(self) -> Float[Tensor, ""]:
-        """Return the mean."""
-        return self.total / self.count
 
-
-class ActionDisagreement(SumMetric):
+class ActionDisagreement(MeanMetric):
     """Fraction of rows in which student's and teacher's most probable actions differ.
 
     Args:
@@ -71,11 +56,8 @@ class ActionDisagreement(SumMetric):
         tensor(0.5000, dtype=torch.float64)
     """
 
-    differing: Tensor
-    count: Tensor
-
     def __init__(self, merge: Sequence[Sequence[int]] | None = None, **kwargs: Any) -> None:
-        super().__init__("differing", "count", **kwargs)
+        super().__init__(**kwargs)
         groups = [list(group) for group in merge or ()]
         actions = [action for group in groups for action in group]
         if len(set(actions)) != len(actions) or min(actions, default=0) < 0:
@@ -87,15 +69,7 @@ class ActionDisagreement(SumMetric):
         student_log_probs: Float[Tensor, "batch actions"],
         teacher_log_probs: Float[Tensor, "batch actions"],
     ) -> None:
-        """Take in one batch.
-
-        Args:
-            student_log_probs: The student's log-probabilities, or logits.
-            teacher_log_probs: The teacher's.
-
-        Raises:
-            ValueError: If ``merge`` names an action that the policies do not have.
-        """
+        """Take in log-probabilities, or logits, of one batch."""
         check_shapes(student_log_probs, teacher_log_probs, "teacher_log_probs")
         num_actions = student_log_probs.shape[-1]
         if max(self._representatives, default=0) >= num_actions:
@@ -110,11 +84,7 @@ class ActionDisagreement(SumMetric):
             torch.zeros_like(policy).index_add(-1, names, policy.softmax(-1)).argmax(-1)
             for policy in (student_log_probs, teacher_log_probs)
         )
-        self._add(differing=(ours != theirs).sum(), count=_rows(student_log_probs))
-
-    def compute(self) -> Float[Tensor, ""]:
-        """Return the fraction."""
-        return self.differing / self.count
+        self._add(total=(ours != theirs).sum(), count=_rows(student_log_probs))
 
 
 def _rows(log_probs: Tensor) -> Tensor:

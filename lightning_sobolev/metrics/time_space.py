@@ -47,16 +47,7 @@ class TimeSpaceError(Metric):
             self.add_state(name, zero, dist_reduce_fx="max" if self._is_maximum else "sum")
 
     def update(self, student: Derivatives, target: Derivatives, quadrature: Quadrature) -> None:
-        """Take in some times.
-
-        Args:
-            student: The student's derivatives at the points of the quadrature, by index.
-            target: The target's.
-            quadrature: Points and weights of these times.
-
-        Raises:
-            ValueError: If the student lacks a derivative that the norm needs.
-        """
+        """Take in derivatives by index at some times, those that the quadrature holds."""
         needed = self.norm.indices(quadrature.points.shape[-1] - 1)
         if missing := [index for index in needed if index not in student]:
             raise ValueError(f"student must hold {list(needed)}, got none of {missing}")

@@ -38,12 +38,7 @@ class ValueNMSE(SumMetric):
     def update(
         self, student: Float[Tensor, "batch *out"], target: Float[Tensor, "batch *out"]
     ) -> None:
-        """Take in one batch.
-
-        Args:
-            student: Values of the student.
-            target: Values of the target.
-        """
+        """Take in values of one batch."""
         check_shapes(student, target, "target")
         known = ~target.isnan()
         error = torch.where(known, student.double() - target.double(), 0.0)

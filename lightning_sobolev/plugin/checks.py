@@ -28,15 +28,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
 
 
 def check_choices(call: str | int, **given: str) -> None:
-    """Refuse words that a callback does not know.
-
-    Args:
-        call: Which call counts; may be an index.
-        **given: Other options by name.
-
-    Raises:
-        ValueError: If one is none of its choices.
-    """
+    """Refuse words that a callback does not know."""
     if not isinstance(call, int) and call not in CHOICES["call"]:
         raise ValueError(f"call must be 'first', 'all' or an index, got {call!r}")
     for name, word in given.items():
@@ -46,18 +38,7 @@ def check_choices(call: str | int, **given: str) -> None:
 
 
 def as_teacher(teacher: object, output: str | int | None) -> Teacher:
-    """Wrap a module in a :class:`NetworkTeacher`; refuse what is neither.
-
-    Args:
-        teacher: A teacher or a module.
-        output: Key path of the matched tensor in what the module returns.
-
-    Returns:
-        The teacher.
-
-    Raises:
-        ValueError: If it is no teacher, or ``output`` is no key path.
-    """
+    """Wrap a module in a :class:`NetworkTeacher`; refuse what is neither."""
     if output is not None:
         _paths.parse(output)
     if isinstance(teacher, nn.Module):
@@ -68,14 +49,7 @@ def as_teacher(teacher: object, output: str | int | None) -> Teacher:
 
 
 def check_strategy(trainer: Trainer) -> None:
-    """Refuse strategies that have no double backward.
-
-    Args:
-        trainer: The trainer.
-
-    Raises:
-        ValueError: If its strategy is one of them.
-    """
+    """Refuse strategies that have no double backward."""
     # By name: pytorch_lightning has classes of its own.
     for name in (kind.__name__ for kind in type(trainer.strategy).__mro__):
         if name in _NO_DOUBLE_BACKWARD:
@@ -92,20 +66,10 @@ def check_modules(
     target: str | None,
     inner_precision: InnerPrecision = "float32",
 ) -> None:
-    """Refuse a student that is not there, is its own teacher, or ignores the inner precision.
-
-    Args:
-        module: The LightningModule.
-        teacher: The callback's teacher.
-        target: Name of the observed submodule.
-        inner_precision: In which precision derivatives are taken.
-
-    Raises:
-        ValueError: If the submodule does not exist, the teacher shares its parameters, or a lower
-            inner precision is asked for where autocast does nothing.
-    """
-    names = [name for name, _ in module.named_modules() if name]
-    if target is not None and target not in names:
+    """Refuse a student that is not there, is its own teacher, or ignores the inner precision."""
+    # Not only those that named_modules() lists: it gives a shared submodule one name.
+    if target is not None and not _has_submodule(module, target):
+        names = [name for name, _ in module.named_modules() if name]
         raise ValueError(f"module must name a submodule, one of {names}, got {target!r}")
     is_double = any(parameter.dtype == torch.float64 for parameter in module.parameters())
     if inner_precision == "bf16-mixed" and is_double:
@@ -123,19 +87,22 @@ def check_modules(
             )
 
 
+def _has_submodule(module: nn.Module, name: str) -> bool:
+    try:
+        return module.get_submodule(name) is not module
+    except AttributeError:
+        return False
+
+
 def check_weights(spec: SobolevSpec, *, sharded: bool, compiled: bool, searches: bool) -> None:
     """Refuse weights that cannot be measured.
 
-    Args:
-        spec: The terms.
-        sharded: Whether parameters are spread over processes.
-        compiled: Whether the student is compiled.
-        searches: Whether the optimizer evaluates a step several times.
+    Balancing takes gradients of which no process has the whole (sharded), two backward passes
+    through a graph that gives its buffers away in one (compiled), and would change the function
+    that a line search compares within one step.
 
     Raises:
-        ValueError: If a weight is to be balanced by gradients of which no process has the whole, or
-            by two backward passes through a compiled graph, which gives its buffers away in one, or
-            while a line search compares losses of one step.
+        ValueError: If a weight is to be balanced where one of these holds.
     """
     obstacles = {
         "parameters are sharded over processes": sharded,
@@ -157,15 +124,12 @@ def searches_lines(trainer: Trainer) -> bool:
 
 
 def check_optimizers(trainer: Trainer, module: LightningModule) -> None:
-    """Refuse a line search whose evaluations the callback cannot tell apart.
+    """Refuse L-BFGS under manual optimization.
 
-    Args:
-        trainer: Holds the optimizers.
-        module: The LightningModule.
+    The term would enter a step once, and every later evaluation be of another function.
 
     Raises:
-        ValueError: If L-BFGS runs under manual optimization, where the term enters a step once and
-            every later evaluation of the closure would be of another function.
+        ValueError: If it is so.
     """
     if searches_lines(trainer) and not module.automatic_optimization:
         raise ValueError(

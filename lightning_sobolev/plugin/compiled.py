@@ -51,12 +51,7 @@ class Asked:
 
 
 class Compiler:
-    """Compiles the observed call of one module, once for each shape of its inputs.
-
-    Args:
-        root: The LightningModule, whose shadows are taken off meanwhile.
-        policy: What is matched and how it is compiled.
-    """
+    """Compiles the observed call of one module, once for each shape of its inputs."""
 
     def __init__(self, root: nn.Module, policy: Policy) -> None:
         self.given_up = False
@@ -75,20 +70,7 @@ class Compiler:
     def observe(
         self, module: nn.Module, inputs: Inputs, place: Place, x: Tensor, probe: Probe, asked: Asked
     ) -> tuple[Observation, Any] | None:
-        """Call the module and evaluate the terms that are asked for.
-
-        Args:
-            module: The observed module.
-            inputs: Arguments of the call.
-            place: Where in ``inputs`` the observed input stands.
-            x: The point of evaluation.
-            probe: How the call is observed.
-            asked: For what.
-
-        Returns:
-            The observation with its matched terms, and what the call returned; None where it does
-            not compile and the tape may stand in.
-        """
+        """Call the module and evaluate terms; None where it does not compile and the tape may."""
         device, low = x.device.type, self._autocast(asked, x.device.type)
         # The gradient in a leaf would be computed for nobody.
         point = x if x.grad_fn is not None else x.detach()
@@ -217,14 +199,7 @@ def _shapes(inputs: Inputs) -> tuple[Any, ...]:
 
 @dataclass(frozen=True)
 class StepCompiler:
-    """A compiler with the choices of one step.
-
-    Args:
-        compiler: Compiles.
-        policy: What is matched.
-        draws: Random choices of the step.
-        weights: Of each term; one of weight 0 is not evaluated.
-    """
+    """A compiler with the choices of one step."""
 
     compiler: Compiler
     policy: Policy
@@ -232,16 +207,7 @@ class StepCompiler:
     weights: Mapping[str, float]
 
     def call(self, *, rows: float, again: bool, batch: Any) -> CompiledCall | None:
-        """Say how a call is observed that evaluates the terms on a fraction of the rows.
-
-        Args:
-            rows: The fraction.
-            again: Whether it is the derivative's own call.
-            batch: For teachers that read it.
-
-        Returns:
-            Observes the call; None after the compiler has given up.
-        """
+        """Say how a call on a fraction of the rows is observed; None once the compiler gave up."""
         if self.compiler.given_up:
             return None
         terms = enumerate(self.policy.spec.terms)

@@ -66,12 +66,7 @@ class GivenUp(Exception):
 class CompiledFunction:
     """Compiles when first called, compares with the eager function, counts its graphs.
 
-    Args:
-        eager: The function; gives a :class:`~lightning_sobolev.joint.Joint`.
-        settings: How it is compiled.
-        module: Whose parameters the gradients are compared in.
-        names: Of the terms, by number.
-        nested: Whether the call is made where compiled code is told to run eager.
+    Nested is a call where compiled code is told to run eager.
     """
 
     def __init__(
@@ -90,18 +85,7 @@ class CompiledFunction:
         self.graphs = 0
 
     def __call__(self, shape: Any, *arguments: Any) -> Joint:
-        """Evaluate, and compile where that was not done yet.
-
-        Args:
-            shape: What a new graph may be compiled for.
-            arguments: Of the function; the first is a tensor.
-
-        Returns:
-            What the compiled function says.
-
-        Raises:
-            ValueError: If the compiled function disagrees with the eager one.
-        """
+        """Evaluate, and compile where that was not done yet."""
         self._shapes.add(shape)
         if self._compiled is None:
             with same_random_numbers(arguments[0].device):
@@ -201,14 +185,7 @@ def _gradient(joint: Joint, module: nn.Module) -> Tensor:
 
 @contextmanager
 def same_random_numbers(device: torch.device) -> Iterator[None]:
-    """Put the global generators back where they were.
-
-    Args:
-        device: Whose generators, beside the CPU's.
-
-    Yields:
-        Nothing.
-    """
+    """Put the global generators back where they were."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         yield
 

@@ -81,12 +81,7 @@ class CostMeter:
 
     @rank_zero_only
     def measure(self, policy: Policy, precision: Callable[[], AbstractContextManager[Any]]) -> None:
-        """Measure once and say what came out; a student that cannot be measured is said to be.
-
-        Args:
-            policy: What is matched.
-            precision: The context in which the trainer runs its steps.
-        """
+        """Measure once and say what came out; a student that cannot be measured is said to be."""
         kept, self._kept = self._kept, None
         if kept is None or sharded_parts(kept[0].module):
             return
@@ -100,17 +95,7 @@ class CostMeter:
 
 
 def measure(seen: Observation, batch: Any, draws: Draws, policy: Policy) -> Cost:
-    """Measure what the terms of one step add.
-
-    Args:
-        seen: An observed call; the module is copied.
-        batch: The batch, for teachers that read it.
-        draws: Random choices of the step.
-        policy: What is matched.
-
-    Returns:
-        The least time of up to ten rounds, and the peak of one.
-    """
+    """Measure what the terms of one step add."""
     original: nn.Module = getattr(seen.module, "_orig_mod", seen.module)
     module = copy.deepcopy(original)
     device = seen.x.device

@@ -35,16 +35,7 @@ _MAX_ROWS = 3
 
 
 def examine(seen: Observation, policy: Policy, draws: Draws) -> None:
-    """Check the parameter gradient of the derivative terms on a small float64 copy.
-
-    Args:
-        seen: An observed call of the student.
-        policy: What is matched and how.
-        draws: Random choices, so that the check sees directions of the kind that are trained on.
-
-    Raises:
-        ValueError: If it disagrees with finite differences.
-    """
+    """Check the parameter gradient of the derivative terms on a small float64 copy."""
     if all(term.order == 0 for term in policy.spec.terms):
         return
     is_split = any(type(parameter).__name__ == "DTensor" for parameter in seen.module.parameters())
@@ -110,7 +101,7 @@ class _Curvature:
     def value(self) -> Tensor:
         """Evaluate g; always from the same buffers and random numbers."""
         with torch.random.fork_rng(devices=[]), torch.no_grad():
-            torch.manual_seed(0)
+            torch.default_generator.manual_seed(0)  # the copy is on the CPU: no other is touched
             for name, buffer in self._module.named_buffers():
                 buffer.copy_(self._buffers[name])
         with _same_random_numbers():
@@ -159,14 +150,9 @@ class _Curvature:
         return self._directions[index]
 
     def disagreement(self, *, plain: bool = False) -> float:
-        """Compare the parameter gradient with central differences.
+        """Return the largest relative deviation from central differences, each at its best step.
 
-        Args:
-            plain: Whether to look at the value, with no derivative in it: what disagrees even
-                there was written so.
-
-        Returns:
-            Largest relative deviation over directions, each at its best step size.
+        A plain look is at the value, with no derivative in it: what disagrees there was written so.
         """
         self._plain = plain
         parameters = self._parameters
@@ -219,7 +205,7 @@ class _Curvature:
 @contextmanager
 def _same_random_numbers() -> Iterator[None]:
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         yield
 
 

@@ -15,13 +15,7 @@ _DROPOUTS = (nn.modules.dropout._DropoutNd,)
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing about the student that a user should know.
-
-    Args:
-        name: Name of the layer.
-        kind: Its class.
-        remark: What it means here and what is done about it.
-    """
+    """One thing about the student that a user should know."""
 
     name: str
     kind: str
@@ -29,18 +23,7 @@ class Finding:
 
 
 def scan(student: nn.Module, policy: Policy) -> list[Finding]:
-    """Look for layers that need a remedy under this policy.
-
-    Args:
-        student: The observed module.
-        policy: What is matched and how.
-
-    Returns:
-        The findings, one for each kind of layer and remark.
-
-    Raises:
-        ValueError: If the student or a layer cannot work with the engine that was asked for.
-    """
+    """Look for layers that need a remedy under this policy."""
     if policy.engine == "func" and sharded_parts(student):
         raise ValueError(
             "engine='func' cannot run a student split by fully_shard, whose gathering of the "
@@ -106,13 +89,7 @@ def _batch_norm_remark(layer: nn.modules.batchnorm._BatchNorm, policy: Policy) -
 
 
 def report(findings: list[Finding], policy: Policy, chosen: bool) -> None:
-    """Say once what was found and which engine runs.
-
-    Args:
-        findings: From :func:`scan`.
-        policy: What is matched and how.
-        chosen: Whether the engine was chosen for the user.
-    """
+    """Say once what was found and which engine runs."""
     if chosen and policy.engine == "tape":
         text = "compiled parts of the step run eager meanwhile; engine='func' compiles them, too"
         eager = f"; {text}" if policy.compiled else ""

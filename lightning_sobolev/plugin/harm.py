@@ -139,15 +139,7 @@ class HarmCheck(Callback):
 
 
 def _check(trainer: Trainer, module: LightningModule) -> None:
-    """Refuse what a twin cannot follow.
-
-    Args:
-        trainer: The trainer.
-        module: The module.
-
-    Raises:
-        ValueError: If there is no validation, or updates are made otherwise than the twin's.
-    """
+    """Refuse what a twin cannot follow."""
     found = {
         "automatic optimization": module.automatic_optimization,
         "validation data": trainer.enable_validation,

@@ -27,14 +27,7 @@ from lightning_sobolev.spec import SobolevTerm
 class StepPart:
     """Implements :class:`lightning_sobolev.plugin.step.Part`.
 
-    Args:
-        root: The LightningModule.
-        policy: What is matched.
-        draws: Random choices of this step.
-        finish: Called with the observations, the batch and the loss so far; evaluates, logs, and
-            returns the weighted sum.
-        batch: What the step was given.
-        compiled: Compiles the call of the student, or None.
+    ``finish`` evaluates what was observed, logs, and returns the weighted sum.
     """
 
     def __init__(
@@ -106,22 +99,7 @@ def evaluate(
     read: Reader = at_once,
     compiled: StepCompiler | None = None,
 ) -> Outcome:
-    """Evaluate every term with a weight, averaged over the observations.
-
-    Args:
-        observations: The student's observed calls.
-        batch: The batch, for teachers that read it.
-        policy: What is matched.
-        draws: Random choices of the step.
-        weights: Weight of each term at this step; a term of weight 0 costs nothing.
-        scales: Running scales, changed in place.
-        sum_over_processes: Sums a small vector over processes.
-        read: When numbers are looked at.
-        compiled: Compiles the derivative's own calls of the student, or None.
-
-    Returns:
-        The unweighted terms and what there is to report.
-    """
+    """Evaluate every term with a weight, averaged over the observations."""
     outcome = Outcome()
     asked = _asked(observations, batch, policy, draws, weights, compiled)
     for index, term in enumerate(policy.spec.terms):
@@ -162,9 +140,6 @@ def attached(observations: list[Observation]) -> Tensor:
 
     The last bias has no part in any derivative; without a path to it DDP never finishes its
     reduction, and leaves the ranks with different weights before it says so.
-
-    Args:
-        observations: The student's observed calls.
     """
     # The sum over no rows is zero even where an output is infinite, as masked logits are.
     nothing = [seen.y[:0].float().sum() for seen in observations]

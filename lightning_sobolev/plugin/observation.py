@@ -82,15 +82,7 @@ class Observation:
         return TapeJet(mapped(self.probe.on, self.y, self.x), self.x)
 
     def call(self, network: nn.Module, point: Tensor) -> Any:
-        """Call another network as the student was called.
-
-        Args:
-            network: The network.
-            point: What stands in the place of the observed input; decides the precision.
-
-        Returns:
-            What the network returns.
-        """
+        """Call another network as the student was called, in the precision of ``point``."""
 
         def cast(tensor: Tensor) -> Tensor:
             return tensor.detach().to(point.dtype) if tensor.is_floating_point() else tensor
@@ -101,16 +93,7 @@ class Observation:
     def again(
         self, rows: Tensor | None, forward: Callable[..., Any], probe: Probe
     ) -> "Observation":
-        """Evaluate the module once more, in at least float32.
-
-        Args:
-            rows: Row numbers, or None for all rows.
-            forward: Calls the module.
-            probe: How this call is observed.
-
-        Returns:
-            The observation of this second call.
-        """
+        """Evaluate the module once more, in at least float32."""
         x, inputs = self.x, self.inputs
         if rows is not None:
             x, inputs = x[rows], _paths.take_rows(inputs, rows, self.size)
@@ -133,19 +116,7 @@ def observed_call(
     x: Tensor,
     probe: Probe,
 ) -> tuple[Observation, Any]:
-    """Call ``forward`` with ``x`` in its place and keep what its jet needs.
-
-    Args:
-        module: The module whose call this is.
-        forward: What to call.
-        inputs: Arguments of the call.
-        place: Where in ``inputs`` the observed input stands.
-        x: The point of evaluation: a leaf that requires grad, or an intermediate.
-        probe: What to observe.
-
-    Returns:
-        The observation, and what the call returned.
-    """
+    """Call ``forward`` with ``x``, a leaf that requires grad or an intermediate, in its place."""
 
     def run(point: Tensor) -> Any:
         filled = place.fill(inputs, point)
@@ -174,11 +145,7 @@ def observed_call(
 
 
 def with_rows(y: Tensor, x: Tensor) -> Tensor:
-    """Return ``y``, one row for each row of ``x``.
-
-    Raises:
-        ValueError: If it has others.
-    """
+    """Return ``y``, one row for each row of ``x``."""
     if y.shape[:1] != x.shape[:1]:
         raise ValueError(
             f"output: the observed module must give one row for each of its {x.shape[0]} input "

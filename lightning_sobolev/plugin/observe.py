@@ -42,11 +42,7 @@ class Observer:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Shadow the candidates' ``forward`` and restore them whatever happens.
-
-        Yields:
-            Nothing.
-        """
+        """Shadow the candidates' ``forward`` and restore them whatever happens."""
         earlier = {name: vars(m).get("forward") for name, m in self._candidates.items()}
         handles = []
         try:
@@ -66,11 +62,7 @@ class Observer:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Let calls pass unobserved: those of the derivative's own forward.
-
-        Yields:
-            Nothing.
-        """
+        """Let calls pass unobserved: those of the derivative's own forward."""
         self._busy = True
         try:
             yield
@@ -83,14 +75,7 @@ class Observer:
         return any(self._seen.values())
 
     def chosen(self) -> list[Observation]:
-        """The observations that count.
-
-        Returns:
-            One observation, or all of them for ``call="all"``.
-
-        Raises:
-            ValueError: If nothing was captured, two children compete, or ``call`` is out of range.
-        """
+        """The observations that count."""
         name = self._resolve([name for name, count in self._calls.items() if count])
         seen, made = self._seen[name], self._calls[name]
         if self._call == "all":

@@ -11,10 +11,6 @@ def ahead_of_finders(trainer: Trainer, callback: Callback) -> None:
 
     Lightning puts them first; they would search with the plain loss, and find a learning rate and
     a batch size that do not fit the one that is trained.
-
-    Args:
-        trainer: The trainer, given a new list of callbacks.
-        callback: One of its callbacks.
     """
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     others = [other for other in callbacks if other is not callback]

@@ -36,13 +36,7 @@ class Outcome:
     flat: dict[str, Tensor] = field(default_factory=dict)
 
     def take_in(self, key: str, matched: Matched, *, counts_unknown: bool) -> None:
-        """Note what there is to say about a term beside its size.
-
-        Args:
-            key: Of the term.
-            matched: The term before it was reduced.
-            counts_unknown: Whether rows may be unknown.
-        """
+        """Note what there is to say about a term beside its size."""
         if matched.skipped is not None:
             self.skipped[key] = matched.skipped
         if matched.vanishes is not None:
@@ -105,13 +99,6 @@ class Reporter:
 
         Before they reach the weights, on a CPU; one step later where a look at a number would
         make the device wait.
-
-        Args:
-            outcome: The terms.
-            seen: The observed calls, to tell where it began.
-            trainer: Knows the step, and whether a gradient scaler skips such steps itself; then it
-                is only said.
-            evaluation: How often the step's closure has been called, this time included.
 
         Raises:
             FloatingPointError: If a term is NaN or Inf; the text names the term and the culprit.

@@ -39,14 +39,10 @@ def widened(module: nn.Module, tree: Any) -> Any:
 
 
 def in_single(module: nn.Module) -> Callable[..., Any]:
-    """Say how the module is called in at least float32, see Note [half precision].
+    """Return a call of the module in at least float32, see Note [half precision].
 
-    Args:
-        module: The module; its parameters stay as they are. Sharded ones cannot be copied and are
-            used in their own precision.
-
-    Returns:
-        Calls it. To be used outside autocast.
+    Its parameters stay as they are; sharded ones cannot be copied and are used in their own
+    precision. To be used outside autocast.
     """
     state = half_state(module) if _is_whole(module) else {}
     # Once: the gradients of several calls are summed before they are rounded.

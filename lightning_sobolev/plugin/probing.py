@@ -16,17 +16,7 @@ from lightning_sobolev.plugin.protect import batch_norm_aside
 def make_probe(
     policy: Policy, draws: Draws, batch: Any = None, compiled: CompiledCall | None = None
 ) -> Probe:
-    """Say how the student's call is observed.
-
-    Args:
-        policy: What is matched.
-        draws: Random choices of the step.
-        batch: For teachers that read it and say which tangents they know.
-        compiled: Calls the module by a compiled function.
-
-    Returns:
-        The probe. It pushes tangents through the forward itself when forward mode is all there is.
-    """
+    """Return how the call is observed: where forward mode is all there is, with its tangents."""
 
     def tangents(x: Tensor) -> Tensor | None:
         index, teacher = policy.pushed, policy.teacher
@@ -42,14 +32,9 @@ def make_probe(
 
 
 def make_forward(module: nn.Module, policy: Policy) -> Callable[..., Any]:
-    """Say how the student is called for the derivative alone, in at least float32.
+    """Return a call of the student for the derivative alone, in at least float32.
 
-    Args:
-        module: The observed module; its running statistics stay.
-        policy: Whether batch norms are held in eval mode, and the precision.
-
-    Returns:
-        Calls it. Enters eval mode anew each time: the func engine may call once more later.
+    Enters eval mode anew each time: the func engine may call once more later.
     """
     call = in_single(module)
 

@@ -26,20 +26,12 @@ class Progress:
         self._before: dict[str, Any] | None = None
 
     def begin_batch(self, trainer: Trainer) -> None:
-        """Remember where a step begins that may be broken off, or evaluated again.
-
-        Args:
-            trainer: Counts the batches.
-        """
+        """Remember where a step begins that may be broken off, or evaluated again."""
         self._batch, self.evaluations = _number_of_batch(trainer), 0
         self._before = self.state_dict()
 
     def begin_evaluation(self, trainer: Trainer) -> int:
-        """Return the number of the draws of this evaluation of the batch.
-
-        Args:
-            trainer: Counts the batches.
-        """
+        """Return the number of the draws of this evaluation of the batch."""
         # Searches for a learning rate take steps without the hooks of other callbacks.
         if self._batch != _number_of_batch(trainer):
             self.begin_batch(trainer)
@@ -50,11 +42,7 @@ class Progress:
         return self.counter - 1
 
     def take_back(self, trainer: Trainer) -> None:
-        """Forget the step that an exception broke off: what is saved now shall not count it.
-
-        Args:
-            trainer: Knows whether a step is under way.
-        """
+        """Forget the step that an exception broke off: what is saved now shall not count it."""
         if self._is_under_way(trainer) and self._before is not None:
             self.load_state_dict(self._before)
 
@@ -62,10 +50,7 @@ class Progress:
         """Return the state behind the last finished step, also where one is under way.
 
         A checkpoint that is written inside a step, as Lightning does when Slurm asks for it, is
-        gone on from by repeating that step.
-
-        Args:
-            trainer: Counts the batches; None outside of a fit.
+        gone on from by repeating that step. Outside of a fit there is no trainer.
         """
         under_way = trainer is not None and self._is_under_way(trainer)
         return self._before if under_way and self._before is not None else self.state_dict()
@@ -76,11 +61,7 @@ class Progress:
         return begun and progress.current.ready > progress.current.processed
 
     def state_dict(self) -> dict[str, Any]:
-        """Return plain values and tensors.
-
-        Returns:
-            The counter, mean and number of batches of each term's scale, and balanced weights.
-        """
+        """Return plain values and tensors."""
         scales = {k: {"mean": mean, "count": n} for k, (mean, n) in self.scales.state.items()}
         weights = dict(self.balance.state)
         return {"counter": self.counter, "scales": scales, "balance": weights}

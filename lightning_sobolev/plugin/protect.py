@@ -21,16 +21,10 @@ from torch.overrides import TorchFunctionMode
 
 @contextmanager
 def protected(*, exact_norms: bool, compiled: bool, recurrent: bool) -> Iterator[None]:
-    """Run the student's forward and its derivatives on operations that can be differentiated twice.
+    """Run what is inside on operations that can be differentiated twice.
 
-    Args:
-        exact_norms: Write norms out; needed for tangents and at order 2.
-        compiled: Whether something in the step is compiled; it then runs eager, since
-            aot_autograd supports no double backward.
-        recurrent: Whether cuDNN is to be off.
-
-    Yields:
-        Nothing.
+    Norms are written out for tangents and at order 2. What is compiled runs eager: aot_autograd has
+    no double backward.
     """
     with ExitStack() as stack:
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
@@ -139,11 +133,44 @@ def _instance_norm(
     return _per_channel(x, weight, bias)
 
 
-_WRITTEN_OUT: dict[Callable[..., Any], Callable[..., Tensor]] = {
+def _native_layer_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    _, mean, variance = _standardize(input, list(range(-len(normalized_shape), 0)), eps)
+    y = _layer_norm(input, normalized_shape, weight, bias, eps)
+    return y, mean, torch.rsqrt(variance + eps)
+
+
+def _weights_first(norm: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Take arguments in the order of torch's own function, which differs from F's."""
+
+    def reordered(
+        input: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        *rest: Any,
+        cudnn_enabled: bool = True,
+    ) -> Tensor:
+        del cudnn_enabled
+        return norm(input, running_mean, running_var, weight, bias, *rest[:3])
+
+    return reordered
+
+
+_WRITTEN_OUT: dict[Callable[..., Any], Callable[..., Any]] = {
     F.layer_norm: _layer_norm,
     F.batch_norm: _batch_norm,
     F.instance_norm: _instance_norm,
     torch.layer_norm: _layer_norm,
+    torch.native_layer_norm: _native_layer_norm,
+    torch.batch_norm: _weights_first(_batch_norm),
+    torch.instance_norm: _weights_first(_instance_norm),
 }
 
 
@@ -169,15 +196,7 @@ class ExplainedError(RuntimeError):
 
 @contextmanager
 def explained() -> Iterator[None]:
-    """Say what to do about torch's own errors of higher derivatives.
-
-    Yields:
-        Nothing.
-
-    Raises:
-        RuntimeError: Torch's own, when there is nothing to say about it.
-        ExplainedError: In place of torch's, which is quoted and chained.
-    """
+    """Say what to do about torch's own errors of higher derivatives."""
     try:
         yield
     except RuntimeError as error:
@@ -203,13 +222,6 @@ def kept_gathered(module: nn.Module, *, to_the_end: bool = False) -> Iterator[No
 
     Without this the inner pass reshards what the outer one needs ("setStorage ... out of bounds";
     ``reshard_after_forward=False`` does not help), and the outer pass what other forwards need.
-
-    Args:
-        module: The module whose ``fully_shard``-ed parts are kept.
-        to_the_end: Whether this is the outer pass, after which nobody needs them any more.
-
-    Yields:
-        Nothing.
     """
     for part in sharded_parts(module):
         part.set_reshard_after_backward(False, recurse=False)
@@ -224,15 +236,7 @@ def kept_gathered(module: nn.Module, *, to_the_end: bool = False) -> Iterator[No
 
 @contextmanager
 def batch_norm_aside(module: nn.Module, *, evaluate: bool) -> Iterator[None]:
-    """Keep a second forward from moving the batch norms' running statistics.
-
-    Args:
-        module: The student.
-        evaluate: Whether to hold them in eval mode too, so that rows do not see each other.
-
-    Yields:
-        Nothing.
-    """
+    """Keep a second forward from moving running statistics; in eval mode rows do not meet."""
     norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     training = [m for m in norms if m.training]
     kept = [dict(norm._buffers) for norm in training]

@@ -29,22 +29,7 @@ def resolve(
     compile: CompileSettings | bool,
     **told: Any,
 ) -> Policy:
-    """Resolve what a callback was told.
-
-    Args:
-        trainer: Knows the precision.
-        lightning_module: On its device.
-        engine: ``"auto"``, ``"tape"`` or ``"func"``.
-        compile: Settings; False for never; True for "if the module is compiled".
-        **told: The other fields of a policy that were told.
-
-    Returns:
-        The policy.
-
-    Raises:
-        ValueError: If the module is to be compiled and has parameters in half precision, or the
-            optimizer or a weight cannot work here.
-    """
+    """Resolve what a callback was told."""
     compiled = is_compiled(lightning_module)
     chosen = _chosen_compile(compile, lightning_module, compiled)
     if chosen is not None:
@@ -80,21 +65,7 @@ def checked_options(
     compile: CompileSettings | bool | None,
     **told: Any,
 ) -> dict[str, Any]:
-    """Check what a callback is told, before there is a trainer.
-
-    Args:
-        teacher: A teacher or a module.
-        spec: What is matched.
-        engine: ``"auto"``, ``"tape"`` or ``"func"``.
-        compile: Whether the student's call is compiled.
-        **told: The other fields of a policy.
-
-    Returns:
-        What :func:`resolve` takes.
-
-    Raises:
-        ValueError: If an option is none of its choices.
-    """
+    """Check what a callback is told, before there is a trainer."""
     spec = SobolevSpec() if spec is None else spec
     if not isinstance(spec, SobolevSpec):
         raise ValueError(f"spec must be a SobolevSpec, got {type(spec).__name__}")

@@ -24,19 +24,12 @@ class Place:
 
     Several inputs are one: their rows flattened and joined, ``[batch, D_1 + D_2 + ...]``. Every
     projection and scale then means the same as for one input.
-
-    Args:
-        paths: Where each of them stands.
     """
 
     paths: tuple[_paths.Path, ...]
 
     def read(self, inputs: Inputs) -> Tensor:
-        """Return the observed input.
-
-        Raises:
-            ValueError: If several inputs differ in their number of rows.
-        """
+        """Return the observed input."""
         tensors: list[Tensor] = [_paths.get(inputs, path, "wrt") for path in self.paths]
         if len(tensors) == 1:
             return tensors[0]
@@ -64,14 +57,7 @@ def _put(inputs: Inputs, path: _paths.Path, value: Tensor) -> Inputs:
 
 
 def parse_wrt(wrt: Any) -> str | int | tuple[str | int, ...] | None:
-    """Check the form of ``wrt``; a list of one is that one.
-
-    Returns:
-        What stands for it from here on.
-
-    Raises:
-        ValueError: If it is empty, names an input twice, or is no key path.
-    """
+    """Check the form of ``wrt``; a list of one is that one."""
     if wrt is None:
         return None
     several: tuple[str | int, ...] = (wrt,) if isinstance(wrt, str | int) else tuple(wrt)
@@ -83,11 +69,8 @@ def parse_wrt(wrt: Any) -> str | int | tuple[str | int, ...] | None:
 def locate(wrt: Wrt, forward: Callable[..., Any], inputs: Inputs) -> Place:
     """Find the input with respect to which is differentiated.
 
-    Args:
-        wrt: None for the first floating-point tensor; a position; the name of a parameter of
-            ``forward``, or a key of its first argument; or a key path that begins so; or several.
-        forward: What is called, for the names of its parameters.
-        inputs: Arguments of the call.
+    ``wrt`` is None for the first floating-point tensor; a position; the name of a parameter of
+    ``forward``, or a key of its first argument; or a key path that begins so; or several.
 
     Returns:
         The place of one or more floating-point tensors in ``inputs``.
@@ -107,22 +90,17 @@ def _locate_one(wrt: str | int | None, forward: Callable[..., Any], inputs: Inpu
             f"with respect to, got {got if wrt is None else _paths.describe(chosen)}; for integer "
             "inputs name the submodule behind the embedding with module="
         )
-    return (*path, *inner)
+    found = (*path, *inner)
+    if (tensor := _paths.get(inputs, found, "wrt")).ndim == 0:
+        raise ValueError(
+            f"wrt={wrt!r}: the observed input must have rows, got {_paths.describe(tensor)}; name "
+            "another argument with wrt="
+        )
+    return found
 
 
 def select_output(result: Any, output: str | int | None) -> Tensor:
-    """Pick the matched tensor from what the observed module returned.
-
-    Args:
-        result: The module's result: a tensor, or a tuple or dict that holds one.
-        output: Key path, or None for the first floating-point tensor.
-
-    Returns:
-        The tensor.
-
-    Raises:
-        ValueError: If there is no real floating-point tensor at that place.
-    """
+    """Pick the matched tensor from what the observed module returned."""
     path = _paths.first_float(result) if output is None else _paths.parse(output)
     chosen = None if path is None else _paths.get(result, path, f"output={output!r}")
     if not isinstance(chosen, Tensor) or not chosen.is_floating_point():

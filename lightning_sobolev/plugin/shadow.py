@@ -16,13 +16,7 @@ from torch import nn
 
 
 class Shadow:
-    """Stands in for a method; copies and pickles as what it stands in for.
-
-    Args:
-        owner: The module in whose instance dictionary it is put.
-        name: Name of the method.
-        function: What is called instead.
-    """
+    """Stands in for a method; copies and pickles as what it stands in for."""
 
     def __init__(self, owner: nn.Module, name: str, function: Callable[..., Any]) -> None:
         # Lightning looks for parameter names such as batch_idx one step behind __wrapped__.
@@ -31,7 +25,9 @@ class Shadow:
         self._owner, self._name, self._function = owner, name, function
         self._earlier = vars(owner).get(name)
         # A compiled method is the class's own too; its copy is not compiled.
-        self._is_own = getattr(original, "__func__", None) is getattr(type(owner), name)
+        is_class_method = getattr(original, "__func__", None) is getattr(type(owner), name)
+        # Of a decorated method unwrap() finds the function inside: nobody else has put one here.
+        self._is_own = self._earlier is None or is_class_method
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:  # noqa: D102
         return self._function(*args, **kwargs)
@@ -49,12 +45,7 @@ class Shadow:
 
 
 class Passing:
-    """A forward hook, or any other object, that copies and pickles as one that does nothing.
-
-    Args:
-        function: What is called.
-        held: What a holder wants to find again.
-    """
+    """A forward hook, or a holder, that copies and pickles as one that does nothing."""
 
     def __init__(self, function: Callable[..., None] | None = None, held: Any = None) -> None:
         self._function, self.held = function, held
@@ -72,14 +63,7 @@ class Passing:
 
 @contextmanager
 def bare(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Take off what stands in for ``forward``, so that a compiler sees what the user wrote.
-
-    Args:
-        modules: Whose ``forward`` may be shadowed.
-
-    Yields:
-        Nothing.
-    """
+    """Take off what stands in for ``forward``, so that a compiler sees what the user wrote."""
     taken = []
     for module in modules:
         shadow, hooks = vars(module).pop("forward", None), module._forward_hooks

@@ -58,11 +58,7 @@ class Matcher(Protocol):
 
 
 class ObservedStep:
-    """Runs the user's step under observation and adds what the callbacks return.
-
-    Args:
-        module: The module whose methods are shadowed.
-    """
+    """Runs the user's step under observation and adds what the callbacks return."""
 
     def __init__(self, module: LightningModule) -> None:
         self.matchers: list[Matcher] = []
@@ -177,15 +173,7 @@ class ObservedStep:
 
 
 def install(module: LightningModule, matcher: Matcher) -> None:
-    """Let ``matcher`` take part in the module's training steps.
-
-    Args:
-        module: The module.
-        matcher: The callback.
-
-    Raises:
-        ValueError: If a term of it would be logged under the name of another callback's term.
-    """
+    """Let ``matcher`` take part in the module's training steps."""
     held = vars(module).get("_sobolev_step")
     step = held.held if held is not None else None
     if step is None:

@@ -16,14 +16,7 @@ _HOOK = "training_step"
 
 
 def log_step(module: LightningModule, name: str, value: Tensor, batch_size: int) -> None:
-    """Log a scalar of a training step, as ``module.log(name, value, batch_size=...)`` does.
-
-    Args:
-        module: The module that is trained, inside its training step.
-        name: Key in the log.
-        value: The scalar, detached.
-        batch_size: Rows it stands for.
-    """
+    """Log a scalar of a training step, as ``module.log(name, value, batch_size=...)`` does."""
     results: Any = getattr(module._trainer, "_results", None)
     metric = results.get(f"{_HOOK}.{name}") if isinstance(results, dict) else None
     # What is not as expected, in some other release of Lightning, takes the documented way.

@@ -13,12 +13,7 @@ from torch.optim import Optimizer
 
 
 class Silent:
-    """A copy of a module whose loss can be read without a trace in anybody's log.
-
-    Args:
-        module: What is copied; shadows of its methods are not.
-        trainer: Whom the copy asks for what a training step may want to know.
-    """
+    """A copy of a module whose loss can be read without a trace in anybody's log."""
 
     def __init__(self, module: LightningModule, trainer: Trainer) -> None:
         self.module = copy.deepcopy(module)
@@ -43,15 +38,7 @@ class Silent:
 
 
 class Twin(Silent):
-    """Makes the updates that the module would have made without derivative terms.
-
-    Args:
-        module: The module, before its first update.
-        trainer: Its trainer.
-
-    Raises:
-        ValueError: If the module has not exactly one optimizer.
-    """
+    """Makes the updates that the module would have made without derivative terms."""
 
     def __init__(self, module: LightningModule, trainer: Trainer) -> None:
         super().__init__(module, trainer)

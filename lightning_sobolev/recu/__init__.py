@@ -6,8 +6,13 @@ for another function, whose slope saturates.
 
 from lightning_sobolev.activations import ReCU, ReQU, scale_by_sample
 from lightning_sobolev.recu.approximation import approximate, num_weights
-from lightning_sobolev.recu.exact import identity, monomial, product, square
-from lightning_sobolev.recu.partition import partition_of_unity
+from lightning_sobolev.recu.exact import (
+    identity,
+    monomial,
+    partition_of_unity,
+    product,
+    square,
+)
 
 __all__ = [
     "ReCU",

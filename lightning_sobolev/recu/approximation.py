@@ -31,8 +31,7 @@ from torch import Tensor, nn
 from lightning_sobolev._types import BatchFn
 from lightning_sobolev.functional.mixed import Index, mixed_derivatives
 from lightning_sobolev.functional.quadrature import Box, check_box
-from lightning_sobolev.recu.exact import Block, network, power, times
-from lightning_sobolev.recu.partition import splines
+from lightning_sobolev.recu.exact import Block, network, power, splines, times
 
 
 def approximate(fn: BatchFn, box: Box, cells: int, *, degree: int = 1) -> nn.Sequential:

@@ -1,4 +1,4 @@
-r"""ReCU networks that are a polynomial, up to rounding, for all real inputs.
+r"""ReCU networks that are a polynomial or a spline, up to rounding, for all real inputs.
 
 From :math:`x^3 = \rho(x) - \rho(-x)` follow, by the binomial formula,
 
@@ -10,6 +10,11 @@ Note [rounding]
     Cubes cancel. For inputs up to a in size the error is about :math:`\epsilon\,a^3` with these
     formulas as they stand; ``scale`` s applies them to x / s, which brings it down to
     :math:`\epsilon` times the result's own largest size where s is about a.
+
+Note [splines]
+    :math:`B(x) = \frac{1}{6} \sum_{k=0}^{4} (-1)^k \binom{4}{k} \rho(x + 2 - k)` vanishes outside
+    (-2, 2), is positive inside, twice continuously differentiable, and its integer translates add
+    up to one.
 """
 
 from collections.abc import Sequence
@@ -23,17 +28,12 @@ from torch import Tensor, nn
 
 from lightning_sobolev.activations import ReCU
 
+_BINOMIAL = (1.0, -4.0, 6.0, -4.0, 1.0)
+
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """One hidden layer: ``out @ recu(into @ x + shift) + offset``, all in float64.
-
-    Args:
-        into: ``[hidden, in]``.
-        shift: ``[hidden]``.
-        out: ``[out, hidden]``.
-        offset: ``[out]``.
-    """
+    """One hidden layer: ``out @ recu(into @ x + shift) + offset``, all in float64."""
 
     into: Float[Tensor, "hidden in"]
     shift: Float[Tensor, " hidden"]
@@ -56,41 +56,20 @@ class Block:
         return type(self)(self.into @ select, moved, self.out, self.offset)
 
 
-def affine(into: Sequence[Sequence[float]], shift: Sequence[float], out: Sequence[float]) -> Block:
-    """Return a block with one output from plain numbers, without an offset."""
-    rows = torch.tensor(into, dtype=torch.float64)
-    weights = torch.tensor([out], dtype=torch.float64)
-    zero = torch.zeros(1, dtype=torch.float64)
-    return Block(rows, torch.tensor(shift, dtype=torch.float64), weights, zero)
-
-
 def power(exponent: int, scale: float = 1.0) -> Block:
-    """Return x, x^2 or x^3 as one hidden layer of 6, 4 or 2 units.
-
-    Args:
-        exponent: 1, 2 or 3.
-        scale: About the largest input, note [rounding].
-    """
+    """Return x, x^2 or x^3 as one hidden layer of 6, 4 or 2 units; scale as in note [rounding]."""
     cubes = {1: ((1, 1), (-1, 1), (0, -2)), 2: ((1, 1), (-1, -1)), 3: ((0, 1),)}[exponent]
     divisor = {1: 6.0, 2: 6.0, 3: 1.0}[exponent] / scale**exponent
-    into, shift, out = [], [], []
-    for moved, factor in cubes:  # factor (x + moved)^3
-        for sign in (1.0, -1.0):
-            into.append([sign / scale])
-            shift.append(sign * moved)
-            out.append(sign * factor / divisor)
-    block = affine(into, shift, out)
-    offset = -2.0 / divisor if exponent == 2 else 0.0
-    return Block(block.into, block.shift, block.out, block.offset + offset)
+    # factor (x + moved)^3, the cube of x being rho(x) - rho(-x)
+    units = [(sign, moved, factor) for moved, factor in cubes for sign in (1.0, -1.0)]
+    signs, moved, factors = torch.tensor(units, dtype=torch.float64).T
+    offset = torch.full((1,), -2.0 / divisor if exponent == 2 else 0.0, dtype=torch.float64)
+    out = (signs * factors / divisor)[None]
+    return Block((signs / scale)[:, None], signs * moved, out, offset)
 
 
 def times(scale_x: float = 1.0, scale_y: float = 1.0) -> Block:
-    """Return x y as one hidden layer of 8 units: ((x + y)^2 - (x - y)^2) / 4.
-
-    Args:
-        scale_x: About the largest x, note [rounding].
-        scale_y: About the largest y.
-    """
+    """Return x y as one hidden layer of 8 units: ((x + y)^2 - (x - y)^2) / 4."""
     one = power(2)  # the two constants cancel
     into = torch.cat([one.into * torch.tensor([1.0, y], dtype=torch.float64) for y in (1.0, -1.0)])
     into = into / torch.tensor([scale_x, scale_y], dtype=torch.float64)
@@ -99,15 +78,9 @@ def times(scale_x: float = 1.0, scale_y: float = 1.0) -> Block:
 
 
 def network(blocks: Sequence[Block]) -> nn.Sequential:
-    """Return the blocks one after the other as linear layers with ReCU between them.
+    """Return the blocks one after the other as a float64 network, which can be trained on.
 
-    The outer half of a block and the inner half of the next are one matrix.
-
-    Args:
-        blocks: Each takes what the one before gives.
-
-    Returns:
-        A float64 network ``[batch, in] -> [batch, out]``; its weights can be trained on.
+    The outer half of a block and the inner half of the next are one linear layer.
     """
     layers: list[nn.Module] = [_linear(blocks[0].into, blocks[0].shift), ReCU()]
     for before, block in pairwise(blocks):
@@ -117,19 +90,12 @@ def network(blocks: Sequence[Block]) -> nn.Sequential:
 
 
 def identity(scale: float = 1.0) -> nn.Sequential:
-    """Return x as a ReCU network of 6 units.
-
-    Args:
-        scale: About the largest input, note [rounding].
-    """
+    """Return x as a ReCU network of 6 units; ``scale`` is about the largest input."""
     return network([power(1, scale)])
 
 
 def square(scale: float = 1.0) -> nn.Sequential:
-    """Return x^2 as a ReCU network of 4 units.
-
-    Args:
-        scale: About the largest input, note [rounding].
+    """Return x^2 as a ReCU network of 4 units; ``scale`` is about the largest input.
 
     Example:
         >>> square()(torch.tensor([[-3.0]], dtype=torch.float64)).round(decimals=12).item()
@@ -139,11 +105,7 @@ def square(scale: float = 1.0) -> nn.Sequential:
 
 
 def product(scale: float = 1.0) -> nn.Sequential:
-    """Return x y as a ReCU network of 8 units on ``[batch, 2]``.
-
-    Args:
-        scale: About the largest input, note [rounding].
-    """
+    """Return x y as a ReCU network of 8 units on ``[batch, 2]``; ``scale`` as before."""
     return network([times(scale, scale)])
 
 
@@ -177,6 +139,48 @@ def monomial(exponents: Sequence[int], scale: float = 1.0) -> nn.Sequential:
         blocks.append(block if blocks else block.reading(factors))
         sizes = [x * y for x, y in pairs] + sizes[2 * len(pairs) :]
     return network(blocks)
+
+
+def splines(low: float, high: float, cells: int) -> Block:
+    """Return the ``cells + 3`` splines that do not vanish on an interval, as one hidden layer.
+
+    Raises:
+        ValueError: If the interval has no length or there is no cell.
+    """
+    if not low < high:
+        raise ValueError(f"high must be above low, got {high} and {low}")
+    if cells < 1:
+        raise ValueError(f"cells must be at least 1, got {cells}")
+    width = (high - low) / cells
+    knots = torch.arange(-3, cells + 4, dtype=torch.float64)
+    out = torch.zeros(cells + 3, len(knots), dtype=torch.float64)
+    for spline in range(cells + 3):
+        out[spline, spline : spline + 5] = torch.tensor(_BINOMIAL, dtype=torch.float64) / 6
+    into = torch.full((len(knots), 1), 1 / width, dtype=torch.float64)
+    return Block(into, -low / width - knots, out, torch.zeros(cells + 3, dtype=torch.float64))
+
+
+def partition_of_unity(low: float, high: float, cells: int) -> nn.Sequential:
+    r"""Return a ReCU network ``[batch, 1] -> [batch, cells + 3]`` whose outputs add up to one.
+
+    Output i is a cubic B-spline around ``low + (i - 1) * width``, zero two widths away from there.
+    That zero is a sum of cubes that cancel: within the interval it is off by about
+    :math:`\epsilon\,\text{cells}^3`.
+
+    Args:
+        low: Beginning of the interval on which the sum is one.
+        high: Its end.
+        cells: Equal parts of the interval.
+
+    Returns:
+        The network, in float64.
+
+    Example:
+        >>> net = partition_of_unity(0.0, 1.0, 4)
+        >>> net(torch.tensor([[0.3]], dtype=torch.float64)).sum().round(decimals=12).item()
+        1.0
+    """
+    return network([splines(low, high, cells)])
 
 
 def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:

@@ -20,14 +20,7 @@ _LOOKED_AT = 10
 
 
 class CachedJet:
-    """Value and derivatives along the directions that were stored, and along no others.
-
-    Args:
-        settings: Of the cache.
-        index: Numbers of the samples.
-        records: One per sample.
-        x: The inputs, for shape, type and device.
-    """
+    """Value and derivatives along the directions that were stored, and along no others."""
 
     def __init__(
         self, settings: CacheSettings, index: Tensor, records: np.ndarray, x: Tensor
@@ -43,18 +36,7 @@ class CachedJet:
         return self._tensor(self._records["value"])
 
     def drawn(self, term: SobolevTerm, counter: int) -> Float[Tensor, "proj batch *rest"]:
-        """Return the stored directions for one step.
-
-        Args:
-            term: What is matched.
-            counter: Number of the step; which of the draws are taken is a hash of it.
-
-        Returns:
-            As many directions as the term has projections.
-
-        Raises:
-            ValueError: If the term wants others than were stored.
-        """
+        """Return stored directions for one step; which of the draws is a hash of its number."""
         count = self._checked(term)
         if counter != self._counter or self._given is None or len(self._given) != count:
             first = hash_words(counter) % self._settings.num_draws
@@ -80,11 +62,7 @@ class CachedJet:
         cotangents: Float[Tensor, "proj batch *out"],
         tangents: Float[Tensor, "proj batch *in"],
     ) -> Float[Tensor, "proj batch *in"]:
-        """Refuse: second derivatives are not stored.
-
-        Raises:
-            ValueError: Always.
-        """
+        """Refuse: second derivatives are not stored."""
         del cotangents, tangents
         raise ValueError("a cached teacher has first derivatives only, got a term of order 2")
 
@@ -176,12 +154,7 @@ class CachedTeacher:
         self._shards = [open_shard(self.folder, n, verify=False) for n in range(count)]
 
     def at(self, x: Float[Tensor, "batch *in"], on: BatchFn, batch: Any = None) -> CachedJet:
-        """Return what was stored of the samples in ``batch``.
-
-        Raises:
-            ValueError: If the batch does not say which samples it holds, another output map is
-                matched, or the inputs are not those of the cache.
-        """
+        """Return what was stored of the samples in ``batch``."""
         if on is not OUTPUT_MAPS[self.settings.on]:
             raise ValueError(f"on must be {self.settings.on!r}, as in the cache, got another map")
         index = self._indices(x, batch)

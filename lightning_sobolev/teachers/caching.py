@@ -94,15 +94,7 @@ def cache_answers(
 
 
 def marks(x: Float[Tensor, "batch *in"], seed: int) -> Float[Tensor, " batch"]:
-    """Return one number a row that tells other inputs apart, whatever the device rounds.
-
-    Args:
-        x: Inputs.
-        seed: Of the cache.
-
-    Returns:
-        The rows' scalar product with fixed signs, in float64.
-    """
+    """Return the rows' scalar product with fixed signs: it tells inputs apart on any device."""
     size = x[0].numel()
     signs = counter_draw(
         "rademacher", torch.tensor([size]), (size,), seed=seed, draw=-1, dtype=torch.float32
@@ -134,14 +126,7 @@ def _fill(
 def stored_direction(
     settings: CacheSettings, index: Int[Tensor, " batch"], shape: tuple[int, ...], draw: int
 ) -> Float[Tensor, "batch *rest"]:
-    """Return the directions of one draw.
-
-    Args:
-        settings: Law and seed.
-        index: Numbers of the samples.
-        shape: Of one direction.
-        draw: Number of the draw.
-    """
+    """Return the directions of one draw."""
     return counter_draw(
         settings.projection, index, shape, seed=settings.seed, draw=draw, dtype=torch.float32
     )

@@ -30,21 +30,13 @@ class PushedJet:
 
     @property
     def value(self) -> Float[Tensor, "batch *out"]:
-        """The tabulated value.
-
-        Raises:
-            ValueError: If there is none.
-        """
+        """The tabulated value."""
         if self._value is None:
             raise ValueError("an order-0 term needs value=..., but the batch gives none")
         return self._value
 
     def drawn(self, term: Any, counter: int) -> Float[Tensor, "proj batch *in"]:
-        """Return the tangents, for every step the same.
-
-        Raises:
-            ValueError: If the term asks for something else than directional derivatives.
-        """
+        """Return the tangents, for every step the same."""
         del counter
         if term.order != 1 or term.side != "tangent":
             raise ValueError(
@@ -59,20 +51,12 @@ class PushedJet:
         return self._pushed
 
     def vjp(self, cotangents: Tensor) -> Tensor:
-        """Refuse: nothing is known of other directions.
-
-        Raises:
-            ValueError: Always.
-        """
+        """Refuse: nothing is known of other directions."""
         del cotangents
         raise ValueError("directional derivatives have no cotangents; use side='tangent'")
 
     def hvp(self, cotangents: Tensor, tangents: Tensor) -> Tensor:
-        """Refuse: nothing is known of second derivatives.
-
-        Raises:
-            ValueError: Always.
-        """
+        """Refuse: nothing is known of second derivatives."""
         del cotangents, tangents
         raise ValueError("directional derivatives have no second order")
 
@@ -101,11 +85,7 @@ class DirectionalTeacher:
         self._paths = {k: None if p is None else _paths.parse(p) for k, p in paths.items()}
 
     def at(self, x: Float[Tensor, "batch *in"], on: BatchFn, batch: Any = None) -> Jet:
-        """Return the jet stored in ``batch``.
-
-        Raises:
-            ValueError: If there is no batch, or an array is missing or has another shape.
-        """
+        """Return the jet stored in ``batch``."""
         del on
         if batch is None:
             raise ValueError("DirectionalTeacher needs the batch, but training_step was given none")

@@ -64,17 +64,7 @@ class NetworkTeacher:
         batch: Any = None,
         call: Callable[[nn.Module, Tensor], Any] | None = None,
     ) -> Jet:
-        """Return the jet of ``on(network)`` at ``x``; one forward pass.
-
-        Args:
-            x: Points of evaluation.
-            on: Output map.
-            batch: Not used.
-            call: Calls a network as the student was called, for ``takes="call"``.
-
-        Raises:
-            ValueError: If ``takes="call"`` and there is no call.
-        """
+        """Return the jet of ``on(network)`` at ``x``; one forward pass."""
         del batch
         ask = _with_the_input_alone if self.takes == "input" else call
         if ask is None:
@@ -87,16 +77,7 @@ class NetworkTeacher:
         dtype: torch.dtype,
         ask: Callable[[nn.Module, Tensor], Any] = _with_the_input_alone,
     ) -> BatchFn:
-        """Return ``on(network)`` as a function.
-
-        Args:
-            on: Output map.
-            dtype: Of the result.
-            ask: Calls the network.
-
-        Returns:
-            The function.
-        """
+        """Return ``on(network)``, asked by ``ask``, as a function with results of one type."""
         # A train() on a module that happens to hold the network must not change the target.
         if any(module.training for module in self.network.modules()):
             self.network.eval()

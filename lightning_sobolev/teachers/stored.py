@@ -58,12 +58,7 @@ class CacheSettings:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
     def record(self, in_shape: tuple[int, ...], out_shape: tuple[int, ...]) -> np.dtype:
-        """Return the type of one sample's record.
-
-        Args:
-            in_shape: Of one input.
-            out_shape: Of one output.
-        """
+        """Return the type of one sample's record."""
         projected = in_shape if self.side == "cotangent" else out_shape
         return np.dtype(
             [
@@ -85,13 +80,7 @@ def shard_name(number: int) -> str:
 
 
 def write_shard(folder: Path, number: int, records: np.ndarray) -> None:
-    """Write one shard, then its checksum, each under its name only when complete.
-
-    Args:
-        folder: The cache.
-        number: Of the shard.
-        records: One per sample.
-    """
+    """Write one shard, then its checksum, each under its name only when complete."""
     path = folder / shard_name(number)
     with whole(path) as writing, writing.open("wb") as file:
         np.save(file, records, allow_pickle=False)
@@ -105,19 +94,7 @@ def is_written(folder: Path, number: int) -> bool:
 
 
 def open_shard(folder: Path, number: int, *, verify: bool) -> np.ndarray:
-    """Map a shard into memory.
-
-    Args:
-        folder: The cache.
-        number: Of the shard.
-        verify: Whether to compare its checksum; about 1 s per GB.
-
-    Returns:
-        The records.
-
-    Raises:
-        ValueError: If the bytes are not those that were written.
-    """
+    """Map a shard into memory."""
     path = folder / shard_name(number)
     expected = json.loads(path.with_suffix(".json").read_text())["sha256"]
     if verify and sha256_of(path) != expected:
@@ -127,15 +104,7 @@ def open_shard(folder: Path, number: int, *, verify: bool) -> np.ndarray:
 
 
 def claim(folder: Path, content: dict[str, Any]) -> None:
-    """Make the folder that of one cache, or find that it is already.
-
-    Args:
-        folder: The cache.
-        content: Of ``cache.json``.
-
-    Raises:
-        ValueError: If another cache is there.
-    """
+    """Make the folder that of one cache, or find that it is already."""
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / CACHE_FILE).is_file():
         found = read_header(folder)
@@ -149,17 +118,7 @@ def claim(folder: Path, content: dict[str, Any]) -> None:
 
 
 def read_header(folder: Path) -> dict[str, Any]:
-    """Read ``cache.json``.
-
-    Args:
-        folder: The cache.
-
-    Returns:
-        Its content.
-
-    Raises:
-        ValueError: If there is none of this format.
-    """
+    """Read ``cache.json``."""
     path = folder / CACHE_FILE
     if not path.is_file():
         raise ValueError(f"folder must hold a cache, got {folder} without {CACHE_FILE}")
@@ -177,18 +136,7 @@ def header(
     in_shape: tuple[int, ...],
     out_shape: tuple[int, ...],
 ) -> dict[str, Any]:
-    """Gather what decides every byte of a cache.
-
-    Args:
-        settings: What is stored.
-        teacher: What identifies the teacher.
-        num_samples: Samples of the data set.
-        in_shape: Of one input.
-        out_shape: Of one output.
-
-    Returns:
-        The content of ``cache.json``.
-    """
+    """Gather what decides every byte of a cache."""
     shapes = {"in_shape": list(in_shape), "out_shape": list(out_shape)}
     common = {"format": FORMAT_VERSION, "teacher": teacher, "num_samples": num_samples}
     return {**common, **shapes, **asdict(settings)}

@@ -49,7 +49,7 @@ class TabulatedJet:
     def vjp(self, cotangents: Float[Tensor, "proj batch *out"]) -> Float[Tensor, "proj batch *in"]:
         """Contract the cotangents with the Jacobian's output axes."""
         jacobian = self._require(self._jacobian, "jacobian", "an order-1 term")
-        flat = self._flat(jacobian, "jacobian", cotangents[0, 0].numel(), 1)
+        flat = self._flat(jacobian, "jacobian", cotangents.shape[2:].numel(), 1)
         rows = _contract("bcd,pbc->pbd", flat, _flat_rows(cotangents))
         return rows.reshape(*rows.shape[:2], *self._in_shape)
 
@@ -68,7 +68,7 @@ class TabulatedJet:
     ) -> Float[Tensor, "proj batch *in"]:
         """Contract the Hessian with a cotangent and a tangent."""
         hessian = self._require(self._hessian, "hessian", "an order-2 term")
-        flat = self._flat(hessian, "hessian", cotangents[0, 0].numel(), 2)
+        flat = self._flat(hessian, "hessian", cotangents.shape[2:].numel(), 2)
         u, v = _flat_rows(cotangents), _flat_rows(tangents)
         return _contract("bcde,pbc,pbe->pbd", flat, u, v).reshape(tangents.shape)
 
@@ -146,11 +146,7 @@ class BatchTeacher:
         self._paths = {k: None if p is None else _paths.parse(p) for k, p in paths.items()}
 
     def at(self, x: Float[Tensor, "batch *in"], on: BatchFn, batch: Any = None) -> Jet:
-        """Return the jet stored in ``batch``.
-
-        Raises:
-            ValueError: If there is no batch, or an array is missing or has another batch size.
-        """
+        """Return the jet stored in ``batch``."""
         del on
         if batch is None:
             raise ValueError("BatchTeacher needs the batch, but training_step was given none")
@@ -164,21 +160,7 @@ class BatchTeacher:
 def lookup(
     name: str, path: _paths.Path | None, x: Tensor, batch: Any, teacher: str = "BatchTeacher"
 ) -> Tensor | None:
-    """Return the array of a teacher that stands in the batch, in the type and place of ``x``.
-
-    Args:
-        name: What the array is.
-        path: Where it stands; None for one that is not given.
-        x: Points with as many rows.
-        batch: The batch.
-        teacher: Who asks, for error messages.
-
-    Returns:
-        The array, or None.
-
-    Raises:
-        ValueError: If it is missing or has another number of rows.
-    """
+    """Return the array of a teacher that stands in the batch, in the type and place of ``x``."""
     if path is None:
         return None
     array = _paths.get(batch, path, f"{teacher}({name}={'.'.join(map(str, path))!r})")

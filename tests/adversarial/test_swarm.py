@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from lightning_sobolev.adversarial import ParticleSwarm
+from lightning_sobolev.adversarial.fisher import class_gradients
 from lightning_sobolev.adversarial.swarm import reflected
-from lightning_sobolev.sensitivity import class_gradients
 
 pytestmark = pytest.mark.usefixtures("float64")
 TARGETS = torch.tensor([1, 0, 1])

@@ -6,8 +6,6 @@ import torch
 from stable_baselines3 import A2C, DQN, PPO
 from torch import nn
 
-from lightning_sobolev.atari import make_environments
-
 LAST, FIRST = (84, 84, 4), (4, 84, 84)
 SETTINGS = {
     "ppo": (PPO, LAST, {"n_steps": 8, "batch_size": 8, "n_epochs": 1}),
@@ -17,7 +15,7 @@ SETTINGS = {
 
 
 class Noise(gymnasium.Env):
-    """Pictures of noise in which a larger action pays more."""
+    """Frames of noise in which a larger action pays more."""
 
     def __init__(self, shape=LAST, num_actions=6):
         self.observation_space = gymnasium.spaces.Box(0, 255, shape, np.uint8)
@@ -26,32 +24,14 @@ class Noise(gymnasium.Env):
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
         self._left = 5
-        return self._picture(), {}
+        return self._frame(), {}
 
     def step(self, action):
         self._left -= 1
-        return self._picture(), float(action), self._left == 0, False, {}
+        return self._frame(), float(action), self._left == 0, False, {}
 
-    def _picture(self):
+    def _frame(self):
         return self.np_random.integers(0, 256, self.observation_space.shape, np.uint8)
-
-
-class Game(gymnasium.Env):
-    """One real game, as this package shows it."""
-
-    def __init__(self, settings):
-        self._games = make_environments(settings, seed=0)
-        self.observation_space = gymnasium.spaces.Box(0, 255, FIRST, np.uint8)
-        self.action_space = gymnasium.spaces.Discrete(self._games.num_actions)
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        return self._games.reset()[0], {}
-
-    def step(self, action):
-        now = self._games.step(np.array([action]))
-        ends = bool(now.terminated[0]), bool(now.truncated[0])
-        return now.stacks[0], float(now.rewards[0]), *ends, {}
 
 
 def sb3_model(name, *, steps=0, env=None, **options):

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from lightning_sobolev.atari import AtariSettings, SmallCNN, record
+from lightning_sobolev.atari import AtariSettings, SmallCNN
 
 
 @pytest.fixture(autouse=True)
@@ -34,9 +34,3 @@ def small_teacher():
 @pytest.fixture(scope="session")
 def teacher(small_teacher):
     return small_teacher()
-
-
-@pytest.fixture(scope="session")
-def recording(tmp_path_factory, settings, teacher):
-    folder = tmp_path_factory.mktemp("recordings") / "pong"
-    return record(folder, settings, teacher, num_states=300)

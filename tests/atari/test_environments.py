@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from ale_py.vector_env import AtariVectorEnv
 
-from lightning_sobolev.atari import AtariSettings, games, make_environments
+from lightning_sobolev.atari import AtariSettings, Environments, games, num_actions
 
 
 def roll(settings, seed, steps=60, **options):
-    environments = make_environments(settings, seed, **options)
+    environments = Environments(settings, seed, **options)
     stacks = [environments.reset()]
     rng = np.random.default_rng(0)
     for _ in range(steps):
@@ -19,7 +19,7 @@ def roll(settings, seed, steps=60, **options):
 
 def test_default_preprocessing_is_that_of_the_environment():
     reference = AtariVectorEnv("pong", 2)
-    stacks = make_environments(AtariSettings("pong", num_envs=2), seed=0).reset()
+    stacks = Environments(AtariSettings("pong", num_envs=2), seed=0).reset()
     ours = dataclasses.asdict(AtariSettings("pong"))
     assert stacks.shape == reference.reset(seed=0)[0].shape
     assert (ours["frameskip"], ours["noop_max"], ours["maxpool"]) == (4, 30, True)
@@ -55,7 +55,7 @@ def test_sticky_actions_change_the_game():
 
 def test_the_stack_after_an_end_is_the_first_of_the_next_episode():
     settings = AtariSettings("pong", num_envs=2, max_num_frames_per_episode=40)
-    environments = make_environments(settings, seed=0)
+    environments = Environments(settings, seed=0)
     environments.reset()
     for step in range(1, 21):
         result = environments.step(np.zeros(2, np.int64))
@@ -70,7 +70,7 @@ def test_the_stack_after_an_end_is_the_first_of_the_next_episode():
 def test_every_step_after_an_end_takes_the_action():
     # an environment that spends a step on the restart would see 9 actions in the second episode
     settings = AtariSettings("pong", num_envs=1, max_num_frames_per_episode=40)
-    environments = make_environments(settings, seed=0)
+    environments = Environments(settings, seed=0)
     environments.reset()
     ends = [bool(environments.step(np.zeros(1, np.int64)).ended[0]) for _ in range(40)]
     assert np.flatnonzero(ends).tolist() == [9, 19, 29, 39]
@@ -78,7 +78,7 @@ def test_every_step_after_an_end_takes_the_action():
 
 def idle(settings, steps):
     """Choose NOOP all the time; return the transitions."""
-    environments = make_environments(settings, seed=0)
+    environments = Environments(settings, seed=0)
     environments.reset()
     chosen = np.zeros(settings.num_envs, np.int64)
     return [environments.step(chosen) for _ in range(steps)]
@@ -132,15 +132,21 @@ def test_last_is_what_an_ended_game_showed():
 
 def test_fire_in_a_game_without_it_is_refused():
     with pytest.raises(ValueError, match="fire_on_life_loss must be false for freeway"):
-        make_environments(AtariSettings("freeway", fire_on_life_loss=True), seed=0)
+        Environments(AtariSettings("freeway", fire_on_life_loss=True), seed=0)
 
 
 def test_pong_has_six_actions_in_this_order():
-    environments = make_environments(AtariSettings("pong", num_envs=1), seed=0)
+    environments = Environments(AtariSettings("pong", num_envs=1), seed=0)
     expected = ("NOOP", "FIRE", "RIGHT", "LEFT", "RIGHTFIRE", "LEFTFIRE")
     assert environments.action_meanings == expected
-    full = AtariSettings("pong", num_envs=1, full_action_space=True)
-    assert make_environments(full, seed=0).num_actions == 18
+
+
+@pytest.mark.parametrize("game", ["breakout", "freeway", "space_invaders"])
+@pytest.mark.parametrize("full", [False, True])
+def test_actions_are_counted_without_a_game(game, full):
+    settings = AtariSettings(game, num_envs=1, full_action_space=full)
+    assert num_actions(settings) == Environments(settings, seed=0, num_threads=1).num_actions
+    assert (num_actions(settings) == 18) == full
 
 
 def test_games_are_listed():
@@ -166,7 +172,7 @@ def test_settings_out_of_range_are_refused(name, value, least):
 
 
 def test_wrong_actions_are_refused():
-    environments = make_environments(AtariSettings("pong", num_envs=2), seed=0)
+    environments = Environments(AtariSettings("pong", num_envs=2), seed=0)
     environments.reset()
     with pytest.raises(ValueError, match=r"actions must have shape \[2\]"):
         environments.step(np.zeros(3, np.int64))
@@ -176,4 +182,4 @@ def test_wrong_actions_are_refused():
 
 def test_negative_seed_is_refused():
     with pytest.raises(ValueError, match="seed must be at least 0, got -1"):
-        make_environments(AtariSettings("pong"), seed=-1)
+        Environments(AtariSettings("pong"), seed=-1)

@@ -10,7 +10,7 @@ from hydra.utils import instantiate
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from omegaconf import DictConfig, OmegaConf
 
-from lightning_sobolev.atari import NatureCNN, make_environments
+from lightning_sobolev.atari import Environments, NatureCNN
 from lightning_sobolev.experiments.run.conf import config_folder
 from lightning_sobolev.experiments.run.train import build_trainer
 
@@ -26,16 +26,13 @@ FILES = [
 ]
 # Files that only make sense in one experiment; the others are tried in the cheapest one.
 HOMES = {
-    "task/distillation": "distill_pong",
-    "teacher/pong": "distill_pong",
+    "teacher/agent": "distill_pong",
     "teacher/sb3": "distill_pong",
     "teacher/cleanrl": "distill_pong",
     "teacher/hub": "distill_pong",
     "teacher/module": "distill_pong",
     "env/pong": "distill_pong",
-    "teacher/breakout": "distill_breakout",
     "env/breakout": "distill_breakout",
-    "teacher/space_invaders": "distill_space_invaders",
     "env/space_invaders": "distill_space_invaders",
     "data/recording": "distill_pong",
     "data/stored": "distill_pong",
@@ -51,14 +48,11 @@ HOMES = {
     "task/classification": "band_limits",
     "model/pooled_cnn": "band_limits",
     "data/basket": "finance",
-    "task/pricing": "finance",
     "data/forces": "forces",
-    "task/forces": "forces",
     "model/schnet": "forces",
     "teacher/forces": "forces",
     "teacher/morse": "forces",
-    "data/evolution": "evolution",
-    "task/evolution": "evolution",
+    "data/pde": "pde",
     "teacher/classifier": "sensitivity",
 }
 
@@ -161,9 +155,10 @@ def test_there_is_an_experiment_for_every_task():
 @pytest.mark.parametrize("game", ["pong", "breakout", "space_invaders"])
 def test_actions_are_those_of_the_game(game, tmp_path):
     cfg = composed([f"+experiment=distill_{game}"], tmp_path)
-    environments = make_environments(instantiate(cfg.env.settings), seed=0)
-    assert cfg.env.num_actions == environments.num_actions
+    environments = Environments(instantiate(cfg.env.settings), seed=0, num_threads=1)
     names = environments.action_meanings
+    assert instantiate(cfg.model).num_actions == len(names)
+    assert instantiate(cfg.teacher).network.num_actions == len(names)
     merged = [{names[action] for action in group} for group in cfg.env.same_actions]
     pong = [{"NOOP", "FIRE"}, {"RIGHT", "RIGHTFIRE"}, {"LEFT", "LEFTFIRE"}]
     assert merged == {"pong": pong, "breakout": [{"NOOP", "FIRE"}], "space_invaders": []}[game]
@@ -174,17 +169,3 @@ def test_the_order_that_a_choice_states_is_that_of_its_terms(file, tmp_path):
     cfg = composed(["+experiment=regression", f"sobolev={file.stem}"], tmp_path)
     callback = instantiate(cfg.sobolev.callback)
     assert int(cfg.sobolev.order) == (0 if callback is None else callback.spec.max_order)
-
-
-@pytest.mark.parametrize("budget", ["steps", "time"])
-@pytest.mark.parametrize("sobolev", ["none", "order1", "order2_full"])
-def test_a_line_search_gets_all_points_and_exact_derivatives(sobolev, budget, tmp_path):
-    chosen = ["optimizer=lbfgs", f"budget={budget}", f"sobolev={sobolev}", "num_points=300"]
-    cfg = composed(["+experiment=regression", *chosen], tmp_path)
-    assert instantiate(cfg.data).batch_size == 300
-    module = instantiate(cfg.task.module)
-    assert (module.optimizer, module.max_steps, module.lr) == ("lbfgs", cfg.steps, 1.0)
-    callback = instantiate(cfg.sobolev.callback)
-    assert callback is None or all(
-        term.num_projections is None or term.order == 1 for term in callback.spec.terms
-    )

@@ -64,18 +64,13 @@ def test_mean_squared_projection_is_the_frobenius_norm(kind, batch, generator):
         _laws.assert_unbiased(torch.stack(samples), expected)
 
 
-def test_every_basis_direction_gives_the_frobenius_norm_exactly(rest, generator):
+@pytest.mark.parametrize("given", [True, False])
+def test_every_basis_direction_gives_the_frobenius_norm_exactly(given, rest, generator):
     size = torch.Size(rest).numel()
     jacobian = torch.randn(3, size, 7, generator=generator)
-    u = draw("basis", (3, *rest), num_projections=None, generator=generator).reshape(size, 3, size)
-    rows = torch.einsum("pbo,boi->pbi", u, jacobian)
-    assert_close(rows.square().sum(-1).mean(0), jacobian.square().sum((1, 2)))
-
-
-def test_as_many_basis_directions_as_there_are_give_the_norm_exactly(generator):
-    jacobian = torch.randn(3, 5, 7, generator=generator)
-    u = draw("basis", (3, 5), num_projections=5, generator=generator)
-    rows = torch.einsum("pbo,boi->pbi", u, jacobian)
+    count = size if given else None
+    u = draw("basis", (3, *rest), num_projections=count, generator=generator)
+    rows = torch.einsum("pbo,boi->pbi", u.reshape(size, 3, size), jacobian)
     assert_close(rows.square().sum(-1).mean(0), jacobian.square().sum((1, 2)))
 
 

@@ -63,13 +63,13 @@ def outer(samples):
     return flat[:, :, None] * flat[:, None, :]
 
 
-@pytest.mark.parametrize("colour", [True, False])
-def test_weights_have_the_stated_covariance(colour):
-    layer = inject_noise(nn.Linear(3, 2), rank=2, colour=colour)
+@pytest.mark.parametrize("color", [True, False])
+def test_weights_have_the_stated_covariance(color):
+    layer = inject_noise(nn.Linear(3, 2), rank=2, color=color)
     noise = layer.parametrizations.weight[0]
     with torch.no_grad():
         noise.alpha.copy_(torch.tensor([[0.1, 0.5, 1.0], [0.0, -0.7, 0.3]]))
-        if colour:
+        if color:
             noise.factor.normal_()
         clean = layer.parametrizations.weight.original
         drawn = torch.stack([layer.weight - clean for _ in range(3000)])
@@ -78,16 +78,16 @@ def test_weights_have_the_stated_covariance(colour):
 
 
 @pytest.mark.parametrize("where", ["input", "output"])
-@pytest.mark.parametrize("colour", [True, False])
-def test_activations_have_the_stated_covariance_in_every_row(where, colour):
+@pytest.mark.parametrize("color", [True, False])
+def test_activations_have_the_stated_covariance_in_every_row(where, color):
     net = nn.Sequential(nn.Conv1d(1, 1, 2, bias=False), nn.Tanh())
     example = torch.randn(50, 1, 4)
     clean = {"input": example, "output": net[0](example).detach()}[where]
-    noisy(net, where, example, rank=2, colour=colour)
+    noisy(net, where, example, rank=2, color=color)
     noise = getattr(net[0], f"{where}_noise")
     with torch.no_grad():
         noise.alpha.uniform_(-1, 1)
-        if colour:
+        if color:
             noise.factor.normal_()
         x = torch.ones(20_000, *clean.shape[1:])
         drawn = noise(x) - x
@@ -99,7 +99,7 @@ def test_activations_have_the_stated_covariance_in_every_row(where, colour):
 
 
 def test_white_noise_is_parametric_noise_injection():
-    layer = inject_noise(nn.Linear(4, 3), colour=False)
+    layer = inject_noise(nn.Linear(4, 3), color=False)
     clean = layer.parametrizations.weight.original
     found = at_seed(lambda _: layer.weight, None)
     torch.manual_seed(3)
@@ -214,7 +214,7 @@ def test_the_network_is_as_it_was_but_for_its_noise():
 
 def test_noise_may_be_put_in_several_places():
     net = noisy(noisy(), "input")
-    noisy(net, "output", colour=False)
+    noisy(net, "output", color=False)
     ranks = [len(n.factor) if n.factor is not None else 0 for n in net.modules() if _is_noise(n)]
     assert sorted(ranks) == [0, 0, 5, 5, 5, 5]
 
@@ -230,7 +230,7 @@ def test_the_penalty_is_the_sum_of_squares():
     assert_close(noise_penalty(net), torch.tensor(expected))
     noise_penalty(net).backward()
     assert_close(factors[0].grad, 2 * factors[0].detach())
-    assert noise_penalty(noisy(colour=False)) == 0
+    assert noise_penalty(noisy(color=False)) == 0
 
 
 def test_half_precision_stays():

@@ -5,6 +5,8 @@ import torch
 from torch import nn
 from torch.nn.functional import mse_loss
 
+from lightning_sobolev import SobolevCallback
+
 
 def mlp(dim=3, outputs=2, width=8, seed=1, activation=nn.Tanh):
     with torch.random.fork_rng():
@@ -12,6 +14,11 @@ def mlp(dim=3, outputs=2, width=8, seed=1, activation=nn.Tanh):
         return nn.Sequential(
             nn.Linear(dim, width), activation(), nn.Linear(width, outputs)
         ).double()
+
+
+def callback(**options):
+    """Return a callback whose teacher is another network of the same shape."""
+    return SobolevCallback(**{"teacher": mlp(seed=7), **options})
 
 
 class Regressor(L.LightningModule):
@@ -63,3 +70,29 @@ class Silent(Regressor):
 class SilentSelf(Silent):
     def output(self, batch):
         return self(batch[0])
+
+
+class Adam(Regressor):
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.parameters(), lr=0.01)
+
+
+class Learns(Regressor):
+    """Its batches hold more than points and values: what a BatchTeacher reads."""
+
+    def training_step(self, batch, batch_idx):
+        return super().training_step(batch[:2], batch_idx)
+
+
+class Breaks(Regressor):
+    """Fails behind the observed forward, at a chosen batch."""
+
+    def __init__(self, number=1):
+        super().__init__()
+        self.number = number
+
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        if batch_idx == self.number:
+            raise KeyError("a fault of the step itself")
+        return loss

@@ -7,16 +7,11 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.testing import assert_close
 
 from lightning_sobolev import SobolevCallback, SobolevMixin, SobolevSpec, SobolevTerm
-from tests.plugin._students import Regressor, mlp
+from tests.plugin._students import Adam, mlp
 from tests.plugin._trainers import fit, points, trainer, weights
 
 SPEC = SobolevSpec(terms=[SobolevTerm(), SobolevTerm(order=2, weight=0.1, rows=0.5)])
 OPTIONS = {"enable_checkpointing": True, "max_epochs": 4}
-
-
-class Adam(Regressor):
-    def configure_optimizers(self):
-        return torch.optim.Adam(self.parameters(), lr=0.01)
 
 
 class WithMixin(SobolevMixin, Adam):
@@ -159,7 +154,8 @@ class SavesWithinAStep(L.Callback):
 
 
 def test_a_checkpoint_from_within_a_step_does_not_count_that_step(tmp_path):
-    whole = fit(Adam(), points(), callback(), SavesWithinAStep(tmp_path), **OPTIONS)
+    within = SavesWithinAStep(tmp_path)
+    whole = fit(Adam(), points(), callback(), within, saving(tmp_path), **OPTIONS)
     saved = torch.load(tmp_path / "within.ckpt", weights_only=True)
     (key,) = [key for key in saved["callbacks"] if key.startswith("SobolevCallback")]
     assert saved["callbacks"][key]["counter"] == saved["global_step"] == 5

@@ -1,6 +1,7 @@
 """Copies of a module in training carry no trace of the plugin, and averages work."""
 
 import copy
+import functools
 import pickle
 
 import lightning.pytorch as L
@@ -9,13 +10,8 @@ import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging, WeightAveraging
 from torch.testing import assert_close
 
-from lightning_sobolev import SobolevCallback
-from tests.plugin._students import Regressor, mlp
+from tests.plugin._students import Regressor, callback, mlp
 from tests.plugin._trainers import fit, points, weights
-
-
-def callback(**options):
-    return SobolevCallback(**{"teacher": mlp(seed=7), **options})
 
 
 class Copies(L.Callback):
@@ -130,3 +126,38 @@ def test_the_teacher_is_no_part_of_the_student():
     own = {id(p) for p in teacher.parameters()}
     assert not any(id(p) in own for p in seen["optimized"])
     assert all(p.grad is None for p in teacher.parameters())
+
+
+def decorated(method):
+    @functools.wraps(method)
+    def wrapped(self, *args, **kwargs):
+        return method(self, *args, **kwargs)
+
+    return wrapped
+
+
+class Decorated(Regressor):
+    """Methods behind a decorator of the user's, as every model of transformers has them."""
+
+    forward = decorated(Regressor.forward)
+    training_step = decorated(Regressor.training_step)
+
+
+@pytest.mark.parametrize("copier", [copy.deepcopy, by_pickle])
+def test_decorated_methods_are_copied_as_those_of_the_copy(copier):
+    module, copies = Decorated(), Copies(copier)
+    fit(module, points(), callback(), copies)
+    twin, plain = copies.made, Regressor()
+    torch.nn.utils.vector_to_parameters(copies.at, plain.parameters())
+    for student in (twin, plain):
+        fit(student, points())
+    assert_close(weights(twin), weights(plain), rtol=0, atol=0)
+
+
+@pytest.mark.usefixtures("doctor")
+@pytest.mark.filterwarnings("error:.*finite differences skipped")
+def test_the_doctor_examines_a_decorated_student():
+    taught = [Decorated(), Regressor()]
+    for module in taught:
+        fit(module, points(), callback(engine="tape"))
+    assert_close(*map(weights, taught), rtol=0, atol=0)

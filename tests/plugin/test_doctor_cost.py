@@ -12,6 +12,8 @@ from lightning_sobolev.plugin.cost import Cost, PeakMemory
 from tests.plugin._students import ManualRegressor, Regressor, mlp
 from tests.plugin._trainers import fit, points, weights
 
+pytestmark = pytest.mark.usefixtures("doctor")
+
 
 def cost_of(term, student=None, **options):
     data = points(size=64, dim=20, outputs=6, batch_size=64)

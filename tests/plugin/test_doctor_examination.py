@@ -12,6 +12,8 @@ from tests.plugin._ordinary import ORDINARY, Last
 from tests.plugin._students import Regressor, mlp
 from tests.plugin._trainers import as_loader, fit, points, weights
 
+pytestmark = pytest.mark.usefixtures("doctor")
+
 VJP, JVP, CURVED = SobolevTerm(), SobolevTerm(side="tangent"), SobolevTerm(order=2)
 
 
@@ -149,3 +151,11 @@ def test_what_was_chosen_and_found_is_said(caplog):
     assert "engine='tape', which reuses the step's own forward" in said
     assert "net.rnn (GRU): cuDNN is off" in said
     assert "agrees with finite differences to" in said
+
+
+def test_the_generators_of_other_devices_are_left_alone(monkeypatch):
+    module, callback, seeded = Regressor(), SobolevCallback(mlp(seed=7)), []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    fit(module, points(), callback)
+    assert callback.cost is not None
+    assert not seeded

@@ -1,6 +1,7 @@
 """The callback, the mixin and a loop written by hand train alike, to rounding error."""
 
 import copy
+from functools import partial
 
 import pytest
 from torch.testing import assert_close
@@ -48,53 +49,37 @@ def callback_options(term, engine):
     return {"teacher": mlp(seed=7), "spec": spec, "engine": engine, "seed": 3, "doctor": False}
 
 
-@pytest.mark.parametrize("normalize", ["target", "none"])
-@pytest.mark.parametrize("engine", ["tape", "func"])
-@pytest.mark.parametrize("kind", TERMS)
-def test_callback_equals_the_hand_written_loop(kind, engine, normalize, data):
-    term = term_of(kind, normalize=normalize)
-    module = Regressor()
-    fit(module, data, SobolevCallback(**callback_options(term, engine)))
-    assert_close(weights(module), expected_weights(term, data), rtol=1e-12, atol=1e-12)
-
-
-@pytest.mark.parametrize("engine", ["tape", "func"])
-@pytest.mark.parametrize("kind", TERMS)
-def test_mixin_equals_the_hand_written_loop(kind, engine, data):
-    term = term_of(kind)
+def mixin(options):
     module = MixinRegressor()
-    module.options = callback_options(term, engine)
-    fit(module, data)
-    assert_close(weights(module), expected_weights(term, data), rtol=1e-12, atol=1e-12)
+    module.options = options
+    return module, []
 
 
+def callback(options, student=Regressor):
+    return student(), [SobolevCallback(**options)]
+
+
+# By name: who is trained, what is changed in the term, what in trainer and loop.
+WAYS = {
+    "callback": (callback, {}, {}),
+    "callback, raw": (callback, {"normalize": "none"}, {}),
+    "mixin": (mixin, {}, {}),
+    "manual optimization": (partial(callback, student=ManualRegressor), {}, {}),
+    "accumulated gradients": (callback, {}, {"accumulate": 2}),
+    "a fraction of the rows": (callback, {"rows": 0.5}, {}),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("engine", ["tape", "func"])
 @pytest.mark.parametrize("kind", TERMS)
-def test_manual_optimization_equals_the_hand_written_loop(kind, engine, data):
-    term = term_of(kind)
-    module = ManualRegressor()
-    fit(module, data, SobolevCallback(**callback_options(term, engine)))
-    assert_close(weights(module), expected_weights(term, data), rtol=1e-12, atol=1e-12)
-
-
-@pytest.mark.parametrize("engine", ["tape", "func"])
-@pytest.mark.parametrize("kind", TERMS)
-def test_accumulated_gradients_equal_the_hand_written_loop(kind, engine, data):
-    term = term_of(kind)
-    module = Regressor()
-    callback = SobolevCallback(**callback_options(term, engine))
-    fit(module, data, callback, accumulate_grad_batches=2)
-    expected = expected_weights(term, data, accumulate=2)
-    assert_close(weights(module), expected, rtol=1e-12, atol=1e-12)
-
-
-@pytest.mark.parametrize("engine", ["tape", "func"])
-@pytest.mark.parametrize("kind", TERMS)
-def test_a_fraction_of_the_rows_equals_the_hand_written_loop(kind, engine, data):
-    term = term_of(kind, rows=0.5)
-    module = Regressor()
-    fit(module, data, SobolevCallback(**callback_options(term, engine)))
-    assert_close(weights(module), expected_weights(term, data), rtol=1e-12, atol=1e-12)
+def test_training_equals_the_hand_written_loop(kind, engine, way, data):
+    make, changes, loop = WAYS[way]
+    term = term_of(kind, **changes)
+    module, callbacks = make(callback_options(term, engine))
+    options = {"accumulate_grad_batches": 2} if loop else {}
+    fit(module, data, *callbacks, **options)
+    assert_close(weights(module), expected_weights(term, data, **loop), rtol=1e-12, atol=1e-12)
 
 
 def test_the_term_changes_the_weights(data):

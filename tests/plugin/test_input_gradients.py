@@ -7,8 +7,7 @@ from torch import nn
 from torch.nn.functional import mse_loss
 from torch.testing import assert_close
 
-from lightning_sobolev import SobolevCallback
-from tests.plugin._students import ManualRegressor, Regressor, mlp
+from tests.plugin._students import ManualRegressor, Regressor, callback, mlp
 from tests.plugin._trainers import fit, points, weights
 
 
@@ -26,10 +25,6 @@ class Leaf(nn.Module):
                 node = node.next_functions[0][0]
             self.leaf = [node.variable]  # in a list: a module's attribute would be copied
         return self.body(x)
-
-
-def callback(**options):
-    return SobolevCallback(mlp(seed=7), doctor=False, **options)
 
 
 @pytest.mark.parametrize("kind", [Regressor, ManualRegressor])

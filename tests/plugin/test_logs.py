@@ -14,7 +14,7 @@ from lightning_sobolev import (
     SobolevTerm,
     Step,
 )
-from tests.plugin._students import Regressor, Silent, mlp
+from tests.plugin._students import Learns, Regressor, Silent, mlp
 from tests.plugin._trainers import as_loader, fit, points, weights
 
 
@@ -141,11 +141,6 @@ def test_infinite_outputs_do_not_poison_the_loss():
 def batches(gradients):
     x = torch.ones(4, 3, dtype=torch.float64)
     return as_loader([(x, torch.zeros(4, 2).double(), g.double()) for g in gradients])
-
-
-class Learns(Regressor):
-    def training_step(self, batch, batch_idx):
-        return super().training_step(batch[:2], batch_idx)
 
 
 def taught_by_batch(gradients, **options):

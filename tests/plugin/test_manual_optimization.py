@@ -5,13 +5,8 @@ import torch
 from torch.nn.functional import mse_loss
 from torch.testing import assert_close
 
-from lightning_sobolev import SobolevCallback, SobolevSpec, SobolevTerm
-from tests.plugin._students import ManualRegressor, Regressor, Silent, mlp
+from tests.plugin._students import ManualRegressor, Regressor, Silent, callback, mlp
 from tests.plugin._trainers import fit, points, weights
-
-
-def callback(**options):
-    return SobolevCallback(**{"teacher": mlp(seed=7), **options})
 
 
 class Adversaries(Regressor):
@@ -98,36 +93,3 @@ class CriticAlone(Adversaries):
 def test_a_term_that_no_loss_reaches_is_refused():
     with pytest.raises(ValueError, match=r"the term enters through self.manual_backward"):
         fit(CriticAlone(), points(), callback(module="net"))
-
-
-class Closure(Regressor):
-    def configure_optimizers(self):
-        return torch.optim.LBFGS(self.parameters(), lr=0.5, max_iter=3)
-
-
-def test_lbfgs_evaluates_the_term_in_its_closure():
-    spec = SobolevSpec(
-        terms=[SobolevTerm(projection="basis", num_projections=None, normalize="none")]
-    )
-    module = Closure()
-    used = callback(spec=spec)
-    fit(module, points(), used, max_epochs=2)
-    net, teacher = mlp(), mlp(seed=7)
-    optimizer = torch.optim.LBFGS(net.parameters(), lr=0.5, max_iter=3)
-
-    def closure(x, y):
-        optimizer.zero_grad()
-        jacobians = [jacobian_of(model, x) for model in (net, teacher)]
-        term = (jacobians[0] - jacobians[1].detach()).square().flatten(1).sum(1).mean()
-        loss = mse_loss(net(x), y) + term
-        loss.backward()
-        return loss
-
-    for _ in range(2):
-        for x, y in points():
-            optimizer.step(lambda x=x, y=y: closure(x, y))
-    assert_close(weights(module), weights(net), rtol=1e-9, atol=1e-9)
-
-
-def jacobian_of(model, x):
-    return torch.func.vmap(torch.func.jacrev(model))(x)

@@ -8,13 +8,22 @@ import pytest
 import torch
 
 from lightning_sobolev import SobolevCallback, SobolevSpec, SobolevTerm
-from tests.plugin._students import ManualRegressor, Regressor, mlp
+from tests.plugin._students import Breaks, ManualRegressor, Regressor, mlp
 from tests.plugin._trainers import fit, points
 
 SPEC = SobolevSpec(
     terms=[SobolevTerm(), SobolevTerm(order=2, weight=0.01), SobolevTerm(rows=0.5, name="part")]
 )
 PAGE_KB = 4
+
+
+@pytest.fixture(autouse=True)
+def _only_what_is_new():
+    """Spare the collector what was there before: it looks at everything, several times a test."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 def live_tensors(where=lambda _: True):
@@ -59,20 +68,6 @@ def test_memory_does_not_grow_in_500_steps(engine):
     assert max(counts.resident[2:]) - counts.resident[2] < 1000
 
 
-class Breaks(Regressor):
-    """Fails behind the observed forward, at a chosen batch."""
-
-    def __init__(self, number):
-        super().__init__()
-        self.number = number
-
-    def training_step(self, batch, batch_idx):
-        loss = super().training_step(batch, batch_idx)
-        if batch_idx == self.number:
-            raise KeyError("a fault of the step itself")
-        return loss
-
-
 class BreaksLater(Breaks):
     """Fails when the terms are in the loss already."""
 
@@ -84,6 +79,7 @@ class BreaksLater(Breaks):
             raise KeyError("a fault behind the step")
 
 
+@pytest.mark.usefixtures("doctor")
 @pytest.mark.parametrize(("step", "number"), [(Breaks, 0), (BreaksLater, 2)])
 @pytest.mark.parametrize("engine", ["tape", "func"])
 def test_a_crash_leaves_no_graph(engine, step, number):

@@ -14,7 +14,7 @@ from lightning_sobolev import (
     SobolevTerm,
 )
 from tests.plugin._refusals import refuses
-from tests.plugin._students import ManualRegressor, Regressor, mlp
+from tests.plugin._students import Learns, ManualRegressor, Regressor, mlp
 from tests.plugin._trainers import as_loader, fit, points, weights
 from tests.plugin.test_logs import Log
 
@@ -85,11 +85,6 @@ def test_a_batch_of_bad_rows_alone_teaches_nothing_and_says_so():
         fit(found, points(), used)
     fit(plain, points())
     assert_close(weights(found), weights(plain), rtol=0, atol=0)
-
-
-class Learns(Regressor):
-    def training_step(self, batch, batch_idx):
-        return super().training_step(batch[:2], batch_idx)
 
 
 def spoiled_batch():

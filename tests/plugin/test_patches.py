@@ -4,14 +4,9 @@ import lightning.pytorch as L
 import pytest
 from torch.nn.functional import mse_loss
 
-from lightning_sobolev import SobolevCallback
-from tests.plugin._students import Regressor, mlp
+from tests.plugin._students import Breaks, Regressor, callback
 from tests.plugin._traces import assert_unchanged, attributes
 from tests.plugin._trainers import fit, points, trainer, weights
-
-
-def callback(**options):
-    return SobolevCallback(**{"teacher": mlp(seed=7), **options})
 
 
 def test_everything_is_restored_after_fit_and_fit_works_twice():
@@ -25,35 +20,22 @@ def test_everything_is_restored_after_fit_and_fit_works_twice():
     assert (weights(module) - once).norm() > 0.0
 
 
-class Breaks(Regressor):
-    def training_step(self, batch, batch_idx):
-        loss = super().training_step(batch, batch_idx)
-        if batch_idx == 1:
-            raise KeyError("a fault of the step itself")
-        return loss
-
-
-@pytest.mark.parametrize("engine", ["tape", "func"])
-def test_everything_is_restored_after_a_crash(engine):
-    module, used = Breaks(), callback(engine=engine)
-    before = attributes(module)
-    with pytest.raises(KeyError, match="a fault of the step itself"):
-        fit(module, points(), used)
-    assert_unchanged(module, before)
-    fit(module, points(), used, limit_train_batches=1)
-    assert_unchanged(module, before)
-
-
 class Interrupts(L.Callback):
     def on_train_batch_end(self, *args):
         raise KeyboardInterrupt
 
 
-def test_everything_is_restored_after_an_interrupt():
-    module = Regressor()
+@pytest.mark.parametrize("engine", ["tape", "func"])
+@pytest.mark.parametrize(
+    ("make", "others", "error"), [(Breaks, [], KeyError), (Regressor, [Interrupts()], SystemExit)]
+)
+def test_everything_is_restored_after_a_crash_and_an_interrupt(make, others, error, engine):
+    module, used = make(), callback(engine=engine)
     before = attributes(module)
-    with pytest.raises(SystemExit):
-        fit(module, points(), callback(), Interrupts())
+    with pytest.raises(error):
+        fit(module, points(), used, *others)
+    assert_unchanged(module, before)
+    fit(module, points(), used, limit_train_batches=1)
     assert_unchanged(module, before)
 
 

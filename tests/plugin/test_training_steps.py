@@ -64,57 +64,46 @@ def test_a_step_that_returns_none_skips_the_batch():
     assert used.state_dict()["scales"]["order_1"]["count"] == 2
 
 
-class CallsChild(Regressor):
-    def training_step(self, batch, batch_idx):
-        return mse_loss(self.net(batch[0]), batch[1])
-
-
-class CallsForward(Regressor):
-    def training_step(self, batch, batch_idx):
-        return mse_loss(self.forward(batch[0]), batch[1])
-
-
-class CallsChildForward(Regressor):
-    def training_step(self, batch, batch_idx):
-        return mse_loss(self.net.forward(batch[0]), batch[1])
-
-
-class CallsByKeyword(Regressor):
-    def training_step(self, batch, batch_idx):
-        return mse_loss(self(x=batch[0]), batch[1])
-
-
-class LooksFirst(Regressor):
-    """Measures something before the step proper."""
-
-    def training_step(self, batch, batch_idx):
-        with torch.no_grad():
-            self(batch[0] + 1.0)
-        return super().training_step(batch, batch_idx)
-
-
-class LooksAfterwards(Regressor):
-    def training_step(self, batch, batch_idx):
-        loss = super().training_step(batch, batch_idx)
-        with torch.no_grad():
-            self(batch[0] + 1.0)
-        return loss
-
-
 class TakesOnlyTheBatch(Regressor):
     def training_step(self, batch):
         return super().training_step(batch, 0)
 
 
+class Calls(Regressor):
+    """Calls its network by some expression, and may look at something before or afterwards."""
+
+    def __init__(self, call=None, looks=()):
+        super().__init__()
+        self.call, self.looks = call or (lambda self, x: self(x)), looks
+
+    @torch.no_grad()
+    def look(self, when, batch):
+        if when in self.looks:
+            self(batch[0] + 1.0)
+
+    def training_step(self, batch, batch_idx):
+        self.look("before", batch)
+        loss = mse_loss(self.call(self, batch[0]), batch[1])
+        self.look("afterwards", batch)
+        return loss
+
+
+STEPS = {
+    "the child": lambda: Calls(lambda self, x: self.net(x)),
+    "forward": lambda: Calls(lambda self, x: self.forward(x)),
+    "the child's forward": lambda: Calls(lambda self, x: self.net.forward(x)),
+    "by keyword": lambda: Calls(lambda self, x: self(x=x)),
+    "looks before": lambda: Calls(looks=("before",)),
+    "looks afterwards": lambda: Calls(looks=("afterwards",)),
+    "takes only the batch": TakesOnlyTheBatch,
+}
+
+
 @pytest.mark.parametrize("module", [None, "net"])
 @pytest.mark.parametrize("engine", ["tape", "func"])
-@pytest.mark.parametrize(
-    "step",
-    [CallsChild, CallsForward, CallsChildForward, CallsByKeyword, LooksFirst, LooksAfterwards,
-     TakesOnlyTheBatch],
-)  # fmt: skip
+@pytest.mark.parametrize("step", STEPS)
 def test_every_way_to_call_is_the_same_step(step, engine, module, expected):
-    same(trained(step(), engine=engine, module=module), expected)
+    same(trained(STEPS[step](), engine=engine, module=module), expected)
 
 
 class InPlace(nn.Module):

@@ -20,6 +20,8 @@ from tests.plugin._ordinary import ORDINARY, Last
 from tests.plugin._students import Silent, mlp
 from tests.plugin._trainers import as_loader, fit
 
+pytestmark = pytest.mark.usefixtures("doctor")
+
 DISAGREES = r"must agree with finite differences to 1%, got a deviation of"
 VJP, JVP, CURVED = SobolevTerm(), SobolevTerm(side="tangent"), SobolevTerm(order=2)
 TERMS = {"cotangent": VJP, "tangent": JVP, "order 2": CURVED}

@@ -5,14 +5,10 @@ from torch import nn
 from torch.nn.functional import mse_loss
 from torch.testing import assert_close
 
-from lightning_sobolev import SobolevCallback, SobolevSpec, SobolevTerm
-from tests.plugin._students import Regressor, mlp
+from lightning_sobolev import SobolevSpec, SobolevTerm
+from tests.plugin._students import Regressor, callback, mlp
 from tests.plugin._traces import assert_unchanged, attributes
 from tests.plugin._trainers import fit, points, weights
-
-
-def callback(**options):
-    return SobolevCallback(**{"teacher": mlp(seed=7), **options})
 
 
 class Chain(Regressor):

@@ -8,25 +8,25 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from lightning_sobolev.experiments.images import data as images
-from lightning_sobolev.experiments.images.image_set import ImageSet
+from lightning_sobolev.experiments.images import datamodule
+from lightning_sobolev.experiments.images.fashion_mnist import CLASSES
+from lightning_sobolev.experiments.images.image_set import ImageSet, Labeled
 from lightning_sobolev.experiments.run.conf import config_folder
 from lightning_sobolev.experiments.run.train import run
 
-# A real game, cut short: episodes of a hundred steps.
 # Real games, cut short: episodes of a few hundred frames.
 DISTILLATION = (
     "+experiment=distill_pong",
     "scale=smoke",
     "steps=2",
-    "data.num_states=128",
-    "data.num_test_states=32",
-    "data.num_validation_states=32",
+    "data.sizes.train=128",
+    "data.sizes.test=32",
+    "data.sizes.validation=32",
     "data.batch_size=8",
-    "env.settings.num_envs=2",
-    "env.settings.max_num_frames_per_episode=400",
+    "+env.settings.num_envs=2",
+    "sizes.smoke.frames=400",
     "sizes.smoke.num_episodes=0",
-    "task.closing.animation.num_frames=20",
+    "callbacks.video.num_frames=20",
 )
 
 
@@ -54,7 +54,11 @@ def finished(composed):
         notes = Path(cfg.run_dir) / ".hydra"
         notes.mkdir()
         OmegaConf.save(cfg, notes / "config.yaml")
-        OmegaConf.save({"hydra": {"runtime": {"choices": {}}}}, notes / "hydra.yaml")
+        with initialize_config_dir(str(config_folder()), version_base="1.3"):
+            whole = compose("train", list(overrides), return_hydra_config=True)
+        choices = {"hydra": {"runtime": {"choices": whole.hydra.runtime.choices}}}
+        OmegaConf.save(OmegaConf.create(choices), notes / "hydra.yaml")
+        OmegaConf.save(OmegaConf.create(list(overrides)), notes / "overrides.yaml")
         return cfg, metrics
 
     return finish
@@ -82,7 +86,7 @@ def pictures(monkeypatch):
         labels = torch.randint(0, 10, (count,), generator=generator)
         drawn = torch.randint(0, 60, (count, 1, 28, 28), generator=generator)
         drawn[torch.arange(count), 0, 4 + 2 * labels] += 180
-        return drawn.to(torch.uint8), labels
+        return Labeled(drawn.to(torch.uint8), labels)
 
-    made = ImageSet(*build(128), *build(64), num_classes=10)
-    monkeypatch.setitem(images.IMAGES, "fashion_mnist", lambda *_, **__: made)
+    made = ImageSet(build(128), build(64), CLASSES)
+    monkeypatch.setitem(datamodule.IMAGES, "fashion_mnist", lambda *_, **__: made)

@@ -18,11 +18,9 @@ from lightning_sobolev.experiments.regression.surface import FIT, Surface
 from lightning_sobolev.experiments.run.history import read_curves
 from lightning_sobolev.experiments.run.resuming import LAST, checkpoint_to_resume
 from lightning_sobolev.experiments.run.train import config_hash, run
-from tests.scripts.conftest import DISTILLATION
 
 ROOT = Path(__file__).parents[2]
 REGRESSION = ("+experiment=regression", "steps=6", "log_every=2", "data.num_test_points=64")
-PONG = (*DISTILLATION, "log_every=1", "val_every=2", "sizes.smoke.num_episodes=2")
 
 
 def weights(folder):
@@ -93,38 +91,6 @@ def test_stored_surface_is_the_network_in_the_functions_units(composed):
     np.testing.assert_allclose(surface.fit, original, rtol=1e-4, atol=1e-3)
     slope = data.units.jacobian(slope, undo=True).numpy().reshape(41, 41, 2)
     np.testing.assert_allclose(surface.fit_gradient, slope, rtol=1e-3, atol=1e-2)
-
-
-def test_distillation_in_the_real_game(composed):
-    cfg = composed(*PONG)
-    metrics = run(cfg)
-    expected = ["kl", "action_disagreement", "merged_disagreement", "derivative_nmse"]
-    expected += ["derivative_cosine", "student_return", "teacher_return"]
-    expected += ["student_return_greedy", "teacher_return_greedy"]
-    assert {f"test/{name}" for name in expected} <= set(metrics)
-    assert (Path(cfg.run_dir) / "saliency.png").is_file()
-    assert (Path(cfg.run_dir) / "game.gif").is_file()
-    # The teacher's games are played once: the second run looks them up.
-    stored = sorted((Path(cfg.data.root) / "returns").glob("*.json"))
-    times = [path.stat().st_mtime_ns for path in stored]
-    again = run(composed(*PONG, "sobolev=none", "pictures=false", name="second"))
-    assert [path.stat().st_mtime_ns for path in stored] == times
-    assert again["test/teacher_return"] == metrics["test/teacher_return"]
-
-
-def test_rounds_add_what_the_student_visits(composed):
-    quick = (*PONG, "sizes.smoke.num_episodes=0", "pictures=false", "steps=4", "data.rounds=2")
-    cfg = composed(*quick, "data.round_states=600", "data.fraction=0.5")
-    metrics = run(cfg)
-    assert metrics["train_states"] == 64 + 300
-    assert 0 < metrics["test/visited_kl"] < 3
-    assert 0 <= metrics["test/visited_disagreement"] <= 1
-    (index,) = (Path(cfg.data.root) / "pong_rounds").glob("*/index.json")
-    # the recordings that a run leaves can be trained on as they are
-    stored = composed(
-        *quick[:-1], "data=stored", f"data.folders=[pong,{index.parent}]", name="stored"
-    )
-    assert run(stored)["train_states"] == 128
 
 
 def test_none_is_training_without_a_callback(composed):

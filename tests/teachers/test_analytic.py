@@ -75,17 +75,11 @@ def test_answers_carry_no_graph(x, directions):
         assert not jet.jvp(directions[1]).requires_grad
 
 
-def test_closed_form_derivatives_refuse_an_output_map(x):
+def test_what_a_closed_form_cannot_answer_is_named(x, directions):
     with pytest.raises(ValueError, match="on must be 'identity'"):
         closed_form().at(x, OUTPUT_MAPS["softmax"])
-
-
-def test_a_hessian_needs_a_gradient():
     with pytest.raises(ValueError, match=r"hessian needs gradient beside it, got gradient=None"):
         AnalyticTeacher(value, hessian=lambda x: x)
-
-
-def test_a_missing_hessian_is_named(x, directions):
     teacher = AnalyticTeacher(value, gradient=lambda x: dense_jacobian(value, x))
     with pytest.raises(ValueError, match=r"order-2 term needs hessian=.*AnalyticTeacher gives no"):
         teacher.at(x, IDENTITY).hvp(*directions)

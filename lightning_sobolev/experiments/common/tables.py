@@ -1,8 +1,11 @@
 """What data modules share whose points lie in memory."""
 
 from abc import abstractmethod
+from collections.abc import Mapping
 
 import lightning.pytorch as pl
+import torch
+from torch import Tensor
 
 from lightning_sobolev.loading import OrderedBatches, ResumableLoader, ShuffledBatches, Table
 
@@ -13,20 +16,27 @@ class TableDataModule(pl.LightningDataModule):
     Args:
         batch_size: Points of a training batch; all of them when there are fewer.
         steps_per_epoch: Batches that count as one epoch.
-        seed: Seed of the order.
+        seed: Seed of the points and of their order. None takes one from the system.
+        dtype: Floating-point type of the batches; torch's default when None.
 
     Raises:
         ValueError: If a count is too small.
     """
 
-    def __init__(self, *, batch_size: int, steps_per_epoch: int, seed: int) -> None:
+    def __init__(
+        self,
+        *,
+        batch_size: int,
+        steps_per_epoch: int,
+        seed: int | None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
-        for name, count in (("batch_size", batch_size), ("steps_per_epoch", steps_per_epoch)):
-            if count < 1:
-                raise ValueError(f"{name} must be at least 1, got {count}")
+        check_counts(1, batch_size=batch_size, steps_per_epoch=steps_per_epoch)
         self.batch_size = batch_size
         self.steps_per_epoch = steps_per_epoch
-        self.seed = seed
+        self.seed = torch.Generator().seed() if seed is None else seed
+        self.dtype = torch.get_default_dtype() if dtype is None else dtype
 
     @abstractmethod
     def training_points(self) -> Table:
@@ -46,12 +56,32 @@ class TableDataModule(pl.LightningDataModule):
 
     def test_dataloader(self) -> ResumableLoader:
         """Return every test point once."""
-        return self._ordered(self.test_points())
+        return self.ordered(self.test_points())
 
-    def _ordered(self, table: Table) -> ResumableLoader:
-        return ResumableLoader(table, OrderedBatches(len(table), 1024, **self._share()))
+    def ordered(self, table: Table, batch_size: int = 1024) -> ResumableLoader:
+        """Return every row of a table once."""
+        return ResumableLoader(table, OrderedBatches(len(table), batch_size, **self._share()))
+
+    def table(self, columns: Mapping[str, Tensor]) -> Table:
+        """Return columns in the floating-point type of the batches."""
+        return Table({name: column.to(self.dtype) for name, column in columns.items()})
 
     def _share(self) -> dict[str, int]:
         if self.trainer is None:
             return {}
         return {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
+
+
+def check_counts(least: int, **counts: int) -> None:
+    """Refuse counts that are too small.
+
+    Args:
+        least: The smallest one that is allowed.
+        **counts: Counts by the names of their arguments.
+
+    Raises:
+        ValueError: If one is smaller.
+    """
+    for name, count in counts.items():
+        if count < least:
+            raise ValueError(f"{name} must be at least {least}, got {count}")

@@ -4,6 +4,7 @@ Nothing in it knows of derivative matching; a ``SobolevCallback`` adds that from
 """
 
 from collections.abc import Sequence
+from typing import Any, Self
 
 import lightning.pytorch as pl
 import torch
@@ -12,7 +13,12 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from lightning_sobolev._types import Teacher
-from lightning_sobolev.experiments.run.optimizers import cosine_decay
+from lightning_sobolev.atari import CenteredPolicy, StatesDataModule
+from lightning_sobolev.experiments.common.optimizers import (
+    OptimizerFactory,
+    SchedulerFactory,
+    configured,
+)
 from lightning_sobolev.experiments.run.sharding import shard
 from lightning_sobolev.functional.derivatives import tape_jet
 from lightning_sobolev.functional.discrepancies import POLICY_LOSSES
@@ -23,6 +29,7 @@ from lightning_sobolev.metrics import (
     DerivativeNMSE,
     PolicyKL,
 )
+from lightning_sobolev.teachers import NetworkTeacher
 
 
 def log_softmax(logits: Float[Tensor, "batch actions"]) -> Float[Tensor, "batch actions"]:
@@ -49,9 +56,8 @@ class DistillationModule(pl.LightningModule):
 
     Args:
         net: Maps float states in 0..1 to logits.
-        lr: Learning rate of the first step; it falls to zero along half a cosine.
-        max_steps: Length of the training.
-        optimizer: adam, adamw or sgd.
+        optimizer: Makes the optimizer of the student's parameters.
+        scheduler: Makes the schedule of its learning rate; None leaves the rate as it is.
         teacher: Answers with the derivatives to compare with at test time. Not a part of the
             module: neither trained nor saved with it.
         same_actions: Groups of actions that do the same, for the merged disagreement.
@@ -68,9 +74,8 @@ class DistillationModule(pl.LightningModule):
     def __init__(
         self,
         net: nn.Module,
-        lr: float = 1e-3,
-        max_steps: int = 4800,
-        optimizer: str = "adam",
+        optimizer: OptimizerFactory,
+        scheduler: SchedulerFactory | None = None,
         teacher: Teacher | None = None,
         same_actions: Sequence[Sequence[int]] = (),
         num_derivative_states: int = 256,
@@ -79,9 +84,9 @@ class DistillationModule(pl.LightningModule):
         super().__init__()
         if loss not in POLICY_LOSSES:
             raise ValueError(f"loss must be one of {tuple(POLICY_LOSSES)}, got {loss!r}")
-        self.save_hyperparameters(ignore=["net", "teacher"])
+        self.save_hyperparameters(ignore=["net", "optimizer", "scheduler", "teacher"])
         self.net = net
-        self.lr, self.max_steps, self.optimizer = lr, max_steps, optimizer
+        self.optimizer, self.scheduler = optimizer, scheduler
         self.value_loss = POLICY_LOSSES[loss]
         self.teacher = teacher
         self.num_derivative_states = num_derivative_states
@@ -95,10 +100,32 @@ class DistillationModule(pl.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Center a student on the mean of the states it is going to learn from."""
-        mean_state = getattr(self.trainer.datamodule, "mean_state", None)  # type: ignore[attr-defined]
-        center_on = getattr(self.net, "center_on", None)
-        if stage == "fit" and mean_state is not None and center_on is not None:
-            center_on(mean_state())
+        states = self._states()
+        if stage == "fit" and states is not None and isinstance(self.net, CenteredPolicy):
+            self.net.center_on(states.mean_state)
+
+    def _states(self) -> StatesDataModule | None:
+        datamodule: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        return datamodule if isinstance(datamodule, StatesDataModule) else None
+
+    @classmethod
+    def of(cls, module: pl.LightningModule, who: object) -> Self:
+        """Return a module that a callback, who, was called with, if it is a distillation."""
+        if not isinstance(module, cls):
+            raise ValueError(
+                f"{type(who).__name__} needs a {cls.__name__}, got {type(module).__name__}"
+            )
+        return module
+
+    @property
+    def playing_teacher(self) -> nn.Module:
+        """The teacher's network; an error where the teacher is none that could play."""
+        if not isinstance(self.teacher, NetworkTeacher):
+            raise ValueError(
+                "module must have a NetworkTeacher to play against, got "
+                f"teacher={type(self.teacher).__name__}"
+            )
+        return self.teacher.network
 
     def configure_model(self) -> None:
         """Split the network over processes where the strategy asks for it."""
@@ -158,17 +185,17 @@ class DistillationModule(pl.LightningModule):
         self.log("test/derivative_nmse", self.test_derivative_nmse)
         self.log("test/derivative_cosine", self.test_derivative_cosine)
 
+    def on_train_epoch_end(self) -> None:
+        """Say how many states were trained on; a data set may have grown."""
+        if (states := self._states()) is not None:
+            self.log("train_states", float(states.num_train_states))
+
     def on_test_start(self) -> None:
         """Bring the teacher to the student's device: it is no submodule, so nothing else does."""
         self._compared = 0
-        if (move := getattr(self.teacher, "to", None)) is not None:
-            move(self.device)
+        if isinstance(self.teacher, NetworkTeacher):
+            self.teacher.to(self.device)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return the optimizer and its schedule."""
-        return cosine_decay(
-            self.net.parameters(),
-            optimizer=self.optimizer,
-            lr=self.lr,
-            max_steps=self.max_steps,
-        )
+        return configured(self.net.parameters(), self.optimizer, self.scheduler)

@@ -143,8 +143,8 @@ class BasketCall:
             value, slope = bachelier_call(basket, self.strike, float(loads.norm()) * time**0.5)
             return value, slope[:, None] * self.weights
         if len(self.weights) == 1:
-            deviation = float(self.volatilities) * time**0.5
-            value, slope = black_scholes_call(basket, self.strike, deviation)
+            spread = float(self.volatilities) * time**0.5
+            value, slope = black_scholes_call(basket, self.strike, spread)
             return value, slope[:, None] * self.weights
         return self._integrated(states, time, paths)
 

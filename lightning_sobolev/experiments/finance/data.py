@@ -1,10 +1,9 @@
 """States of a market with one simulated payoff each, as batches."""
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
-from lightning_sobolev.experiments.common.tables import TableDataModule
+from lightning_sobolev.experiments.common.tables import TableDataModule, check_counts
 from lightning_sobolev.experiments.finance.baskets import BasketCall, Model
 from lightning_sobolev.loading import Table
 from lightning_sobolev.standardization import Standardizer
@@ -17,8 +16,8 @@ class BasketDataModule(TableDataModule):
     """Noisy payoffs and pathwise derivatives to train on, true prices and deltas to test on.
 
     A batch is ``{"x": [batch, assets], "y": [batch], "dydx": [batch, assets]}`` in the units in
-    which the training states and payoffs have zero mean and unit deviation; test points are in the
-    same units.
+    which the training states and payoffs have zero mean and unit standard deviation; test points
+    are in the same units.
 
     Args:
         model: ``bachelier`` or ``black_scholes``.
@@ -50,24 +49,22 @@ class BasketDataModule(TableDataModule):
         num_validation_points: int = 1024,
         dtype: torch.dtype | None = None,
     ) -> None:
-        counts = {
-            "num_samples": num_samples,
-            "num_test_points": num_test_points,
-            "num_validation_points": num_validation_points,
-        }
-        for name, count in counts.items():
-            if count < 2:
-                raise ValueError(f"{name} must be at least 2, got {count}")
-        drawn = torch.Generator().seed() if seed is None else seed
-        super().__init__(batch_size=batch_size, steps_per_epoch=steps_per_epoch, seed=drawn)
+        super().__init__(
+            batch_size=batch_size, steps_per_epoch=steps_per_epoch, seed=seed, dtype=dtype
+        )
+        check_counts(
+            2,
+            num_samples=num_samples,
+            num_test_points=num_test_points,
+            num_validation_points=num_validation_points,
+        )
         self.call = BasketCall.drawn(model, assets, seed=market_seed)
-        self.dtype = torch.get_default_dtype() if dtype is None else dtype
         self.num_test_points, self.num_validation_points = num_test_points, num_validation_points
         generator = torch.Generator().manual_seed(self.seed)
         states = self.call.states(num_samples, generator)
         payoffs, derivatives = self.call.payoffs(states, generator)
         self.units = Standardizer.fit(states, payoffs)
-        self._training = self._table(states, payoffs, derivatives)
+        self._training = self._scaled(states, payoffs, derivatives)
 
     def training_points(self) -> Table:
         """Return training states, payoffs and pathwise derivatives."""
@@ -83,18 +80,9 @@ class BasketDataModule(TableDataModule):
 
     def _true(self, count: int, seed: int) -> Table:
         states = self.call.states(count, torch.Generator().manual_seed(seed))
-        return self._table(states, *self.call.prices(states))
+        return self._scaled(states, *self.call.prices(states))
 
-    def _table(
-        self,
-        x: Float[Tensor, "points assets"],
-        y: Float[Tensor, " points"],
-        dydx: Float[Tensor, "points assets"],
-    ) -> Table:
+    def _scaled(self, x: Tensor, y: Tensor, dydx: Tensor) -> Table:
         units = self.units
-        columns = {
-            "x": units.inputs(x),
-            "y": units.targets(y),
-            "dydx": units.jacobian(dydx),
-        }
-        return Table({name: column.to(self.dtype) for name, column in columns.items()})
+        columns = {"x": units.inputs(x), "y": units.targets(y), "dydx": units.jacobian(dydx)}
+        return self.table(columns)

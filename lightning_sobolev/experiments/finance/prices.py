@@ -1,36 +1,30 @@
-"""How well a network prices options: errors in the market's own units, and a picture."""
+"""How well a network prices options: errors in the market's own units, and a figure."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import lightning.pytorch as pl
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
+from lightning_sobolev._files import whole
 from lightning_sobolev.experiments.finance.data import BasketDataModule
 from lightning_sobolev.experiments.regression.module import RegressionModule
-from lightning_sobolev.experiments.run.finished import FinishedRun
 from lightning_sobolev.functional.derivatives import tape_jet
 from lightning_sobolev.loading import Table
 
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """True and fitted prices and deltas at some states, in the market's units.
+    """True and fitted prices and deltas at some states, in the market's units."""
 
-    Args:
-        basket: Value of the basket in each state.
-        price: True value of the call.
-        delta: True derivatives, ``[states, assets]``.
-        fit: The network's value.
-        fit_delta: The network's derivatives.
-    """
-
-    basket: Tensor
-    price: Tensor
-    delta: Tensor
-    fit: Tensor
-    fit_delta: Tensor
+    basket: Float[Tensor, " states"]
+    price: Float[Tensor, " states"]
+    delta: Float[Tensor, "states assets"]
+    fit: Float[Tensor, " states"]
+    fit_delta: Float[Tensor, "states assets"]
 
     @property
     def price_rmse(self) -> float:
@@ -68,8 +62,8 @@ def fit_at(module: RegressionModule, data: BasketDataModule, table: Table) -> Fi
     )
 
 
-class PriceErrors:
-    """Closing step: errors at validation and test states, and ``prices.png``.
+class PriceErrors(pl.Callback):
+    """Log ``price_rmse`` and ``delta_rmse`` at validation and test states; draw ``prices.png``.
 
     Args:
         picture: Whether to draw.
@@ -78,48 +72,40 @@ class PriceErrors:
     def __init__(self, *, picture: bool = True) -> None:
         self.picture = picture
 
-    def __call__(self, run: FinishedRun) -> Mapping[str, float]:
-        """Return the errors.
+    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Log the errors and draw the test states.
 
         Raises:
-            ValueError: If the run is not a regression on baskets.
+            ValueError: If this is not a regression on baskets.
         """
-        module, data = run.module, run.datamodule
-        if not isinstance(module, RegressionModule) or not isinstance(data, BasketDataModule):
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        if not isinstance(pl_module, RegressionModule) or not isinstance(data, BasketDataModule):
             raise ValueError(
                 "PriceErrors needs a RegressionModule on a BasketDataModule, got "
-                f"{type(module).__name__} on {type(data).__name__}"
+                f"{type(pl_module).__name__} on {type(data).__name__}"
             )
-        module.eval()
-        numbers = {}
-        fits = {"val": data.validation_points(), "test": data.test_points()}
-        for stage, table in fits.items():
-            fit = fit_at(module, data, table)
-            numbers[f"{stage}/price_rmse"] = fit.price_rmse
-            numbers[f"{stage}/delta_rmse"] = fit.delta_rmse
+        for stage, table in (("val", data.validation_points()), ("test", data.test_points())):
+            fit = fit_at(pl_module, data, table)
+            pl_module.log(f"{stage}/price_rmse", fit.price_rmse)
+            pl_module.log(f"{stage}/delta_rmse", fit.delta_rmse)
         if self.picture:
-            draw_fit(fit, run.folder / "prices.png")
-        return numbers
+            draw_fit(fit, Path(trainer.default_root_dir) / "prices.png")
 
 
 def draw_fit(fit: Fit, path: Path) -> None:
-    """Draw prices and the deltas' sum over the value of the basket.
-
-    Args:
-        fit: What is drawn.
-        path: The PNG file.
-    """
+    """Draw prices and the deltas' sum over the value of the basket into a PNG file."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8.4, 3.6), layout="constrained")
     pairs = {
-        "price of the call": (fit.price, fit.fit),
-        "sum of deltas": (fit.delta.sum(1), fit.fit_delta.sum(1)),
+        "price of the call (today's basket: 100)": (fit.price, fit.fit),
+        "sum of the deltas": (fit.delta.sum(1), fit.fit_delta.sum(1)),
     }
-    for axes, (title, (true, fitted)) in zip(figure.subplots(1, 2), pairs.items(), strict=True):
+    for axes, (name, (true, fitted)) in zip(figure.subplots(1, 2), pairs.items(), strict=True):
         axes.plot(fit.basket, fitted, ".", markersize=2, label="network")
         axes.plot(fit.basket, true, ".", markersize=2, color="black", label="true")
-        axes.set(xlabel="value of the basket", title=title)
+        axes.set(xlabel="value of the basket (today: 100)", ylabel=name)
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small", markerscale=4)
-    figure.savefig(path, dpi=120)
+    with whole(path) as writing:
+        figure.savefig(writing, dpi=120, format="png")

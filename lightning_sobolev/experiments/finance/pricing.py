@@ -1,6 +1,6 @@
 r"""Closed forms for European calls: the value and its derivative with respect to the underlying.
 
-Interest is zero. ``deviation`` is the standard deviation of what happens between today and expiry:
+Interest is zero. ``spread`` is the standard deviation of what happens between today and expiry:
 of the price itself under Bachelier, of its logarithm under Black and Scholes.
 
 Source:
@@ -14,59 +14,57 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+Call = tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]  # values and deltas
 
-def bachelier_call(
-    price: Float[Tensor, " batch"], strike: float, deviation: float
-) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
+
+def bachelier_call(price: Float[Tensor, " batch"], strike: float, spread: float) -> Call:
     r"""Price a call on a normally distributed underlying.
 
     .. math:: C = (P - K) \Phi(d) + s\, \varphi(d), \quad \partial_P C = \Phi(d), \quad
         d = (P - K) / s.
 
     Args:
-        price: Today's price of the underlying, any sign.
-        strike: What it may be bought for at expiry.
-        deviation: Standard deviation s of its price at expiry.
+        price: Today's price P of the underlying, any sign.
+        strike: K, what it may be bought for at expiry.
+        spread: Standard deviation s of its price at expiry.
 
     Returns:
         Values and deltas.
 
     Raises:
-        ValueError: If ``deviation`` is not positive.
+        ValueError: If ``spread`` is not positive.
     """
-    _positive("deviation", deviation)
-    d = (price - strike) / deviation
+    _check_positive("spread", spread)
+    d = (price - strike) / spread
     cumulative = torch.special.ndtr(d)
     density = torch.exp(-0.5 * d.square()) / math.sqrt(2 * math.pi)
-    return (price - strike) * cumulative + deviation * density, cumulative
+    return (price - strike) * cumulative + spread * density, cumulative
 
 
-def black_scholes_call(
-    price: Float[Tensor, " batch"], strike: float, deviation: float
-) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
+def black_scholes_call(price: Float[Tensor, " batch"], strike: float, spread: float) -> Call:
     r"""Price a call on a log-normally distributed underlying.
 
     .. math:: C = P \Phi(d_1) - K \Phi(d_1 - s), \quad \partial_P C = \Phi(d_1), \quad
         d_1 = \ln(P / K) / s + s / 2.
 
     Args:
-        price: Today's price of the underlying, positive.
-        strike: What it may be bought for at expiry, positive.
-        deviation: Standard deviation s of the logarithm of its price at expiry.
+        price: Today's price P of the underlying, positive.
+        strike: K, what it may be bought for at expiry, positive.
+        spread: Standard deviation s of the logarithm of its price at expiry.
 
     Returns:
         Values and deltas.
 
     Raises:
-        ValueError: If ``strike`` or ``deviation`` is not positive.
+        ValueError: If ``strike`` or ``spread`` is not positive.
     """
-    _positive("strike", strike)
-    _positive("deviation", deviation)
-    d = (price / strike).log() / deviation + 0.5 * deviation
+    _check_positive("strike", strike)
+    _check_positive("spread", spread)
+    d = (price / strike).log() / spread + 0.5 * spread
     delta = torch.special.ndtr(d)
-    return price * delta - strike * torch.special.ndtr(d - deviation), delta
+    return price * delta - strike * torch.special.ndtr(d - spread), delta
 
 
-def _positive(name: str, value: float) -> None:
+def _check_positive(name: str, value: float) -> None:
     if not value > 0:
         raise ValueError(f"{name} must be positive, got {value}")

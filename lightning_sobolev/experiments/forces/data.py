@@ -3,13 +3,11 @@
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from lightning_sobolev.experiments.common.tables import TableDataModule
 from lightning_sobolev.experiments.forces.frame_files import stored_frames
-from lightning_sobolev.experiments.forces.systems import Frames, atomic_system
-from lightning_sobolev.loading import OrderedBatches, ResumableLoader, Table
+from lightning_sobolev.experiments.forces.systems import atomic_system
+from lightning_sobolev.loading import ResumableLoader, Table
 
 # Seeds of the three trajectories, which have nothing in common.
 _TRAIN, _VALIDATION, _TEST = 0, 1, 2
@@ -52,53 +50,45 @@ class ForcesDataModule(TableDataModule):
         num_test_frames: int = 300,
         dtype: torch.dtype | None = None,
     ) -> None:
-        drawn = torch.Generator().seed() if seed is None else seed
-        super().__init__(batch_size=batch_size, steps_per_epoch=steps_per_epoch, seed=drawn)
+        super().__init__(
+            batch_size=batch_size, steps_per_epoch=steps_per_epoch, seed=seed, dtype=dtype
+        )
         atomic_system(system)
         if not 2 <= num_frames <= pool:
             raise ValueError(f"num_frames must be between 2 and pool={pool}, got {num_frames}")
         self.system, self.num_frames, self.root = system, num_frames, Path(root)
         self._lengths = {_TRAIN: pool, _VALIDATION: num_validation_frames, _TEST: num_test_frames}
-        self.dtype = torch.get_default_dtype() if dtype is None else dtype
 
     def prepare_data(self) -> None:
         """Simulate what is not there yet."""
-        for seed in self._lengths:
-            self._frames(seed)
+        for trajectory in self._lengths:
+            self._frames(trajectory)
 
     def training_points(self) -> Table:
         """Return the drawn training frames."""
         generator = torch.Generator().manual_seed(self.seed)
         rows = torch.randperm(self._lengths[_TRAIN], generator=generator)[: self.num_frames]
-        return self._table(self._frames(_TRAIN), rows)
+        return self.table(self._frames(_TRAIN)[rows])
 
     def validation_points(self) -> Table:
         """Return the frames of the validation trajectory."""
-        return self._table(self._frames(_VALIDATION))
+        return self.table(self._frames(_VALIDATION).columns)
 
     def test_points(self) -> Table:
         """Return the frames of the test trajectory."""
-        return self._table(self._frames(_TEST))
+        return self.table(self._frames(_TEST).columns)
 
     def val_dataloader(self) -> ResumableLoader:
         """Return every validation frame once."""
-        table = self.validation_points()
-        return ResumableLoader(table, OrderedBatches(len(table), 256, **self._share()))
+        return self.ordered(self.validation_points(), 256)
 
     def energy_statistics(self) -> tuple[float, float]:
-        """Return mean and deviation of the training energies, in eV."""
+        """Return mean and standard deviation of the training energies, in eV."""
         energy = self.training_points().columns["energy"].double()
         return float(energy.mean()), float(energy.std(correction=0))
 
-    def _frames(self, seed: int) -> Frames:
-        return stored_frames(self.root, self.system, self._lengths[seed], seed=seed)
-
-    def _table(self, frames: Frames, rows: Float[Tensor, " frames"] | None = None) -> Table:
-        columns = {
-            "positions": frames.positions,
-            "energy": frames.energy,
-            "gradient": -frames.forces,
-        }
-        return Table(
-            {k: (v if rows is None else v[rows]).to(self.dtype) for k, v in columns.items()}
-        )
+    def _frames(self, trajectory: int) -> Table:
+        length = self._lengths[trajectory]
+        frames = stored_frames(self.root, self.system, length, seed=trajectory)
+        columns = {"positions": frames.positions, "energy": frames.energy}
+        return Table({**columns, "gradient": -frames.forces})

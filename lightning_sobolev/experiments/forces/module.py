@@ -4,37 +4,40 @@ Forces are minus the derivative with respect to the positions, the network's inp
 ``SobolevCallback`` teaches them from outside.
 """
 
+from typing import Any
+
 import lightning.pytorch as pl
 import torch
 from jaxtyping import Float
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 from torchmetrics import MeanAbsoluteError
 
+from lightning_sobolev.experiments.common.optimizers import (
+    OptimizerFactory,
+    SchedulerFactory,
+    configured,
+)
 from lightning_sobolev.experiments.forces.data import ForcesDataModule
 from lightning_sobolev.experiments.forces.schnet import SchNet
-from lightning_sobolev.experiments.run.optimizers import cosine_decay
 from lightning_sobolev.functional.derivatives import tape_jet
 from lightning_sobolev.plugin import SobolevCallback
 
-STAGES = ("val", "test")
-
 
 class ForceFieldModule(pl.LightningModule):
-    """Squared energy error in units of the training energies' deviation.
+    """Squared energy error in units of the training energies' standard deviation.
 
     Logs ``train/loss``; ``val/`` and ``test/energy_mae`` (eV) and ``force_mae`` (eV/Å, mean over
-    atoms and components). The network's buffers ``shift`` and ``scale`` take the mean and the
+    atoms and components). The network's buffers ``shift`` and ``scale`` take mean and standard
     deviation of the training energies, so that it answers in eV and a checkpoint holds all of it.
 
     Args:
         net: Maps positions in Å to energies in eV.
+        optimizer: Makes the optimizer of the parameters.
+        scheduler: Makes the schedule of its learning rate.
         energy_weight: Factor of the loss. With 0 forces alone are learned; then the constant of
             the energy, which no force tells, is set to the training frames' mean before a test.
-        lr: Learning rate of the first step; it falls to zero along half a cosine.
-        max_steps: Length of the training.
-        optimizer: adam, adamw or sgd.
 
     Raises:
         ValueError: If the weight is negative, or zero where no ``SobolevCallback`` teaches forces.
@@ -43,22 +46,18 @@ class ForceFieldModule(pl.LightningModule):
     def __init__(
         self,
         net: SchNet,
+        optimizer: OptimizerFactory,
+        scheduler: SchedulerFactory | None = None,
         *,
         energy_weight: float = 1.0,
-        lr: float = 1e-3,
-        max_steps: int = 1000,
-        optimizer: str = "adam",
     ) -> None:
         super().__init__()
         if not energy_weight >= 0:
             raise ValueError(f"energy_weight must be at least 0, got {energy_weight}")
-        self.save_hyperparameters(ignore=["net"])
-        self.net = net
-        self.energy_weight = energy_weight
-        self.lr, self.max_steps, self.optimizer = lr, max_steps, optimizer
-        for stage in STAGES:
-            setattr(self, f"{stage}_energy_mae", MeanAbsoluteError())
-            setattr(self, f"{stage}_force_mae", MeanAbsoluteError())
+        self.net, self.energy_weight = net, energy_weight
+        self.optimizer, self.scheduler = optimizer, scheduler
+        names = [f"{stage}_{of}_mae" for stage in ("val", "test") for of in ("energy", "force")]
+        self.errors = nn.ModuleDict({name: MeanAbsoluteError() for name in names})
 
     def on_fit_start(self) -> None:
         """Take the unit of energy from the training frames."""
@@ -108,8 +107,7 @@ class ForceFieldModule(pl.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return the optimizer and its schedule."""
-        parameters, steps = self.net.parameters(), self.max_steps
-        return cosine_decay(parameters, optimizer=self.optimizer, lr=self.lr, max_steps=steps)
+        return configured(self.net.parameters(), self.optimizer, self.scheduler)
 
     def _compare(self, stage: str, batch: dict[str, Tensor]) -> None:
         jet = tape_jet(self.net, batch["positions"])
@@ -118,17 +116,17 @@ class ForceFieldModule(pl.LightningModule):
             ("energy_mae", jet.value, batch["energy"]),
             ("force_mae", gradient, batch["gradient"]),  # the sign of both is the same
         ):
-            metric = getattr(self, f"{stage}_{name}")
-            metric.update(ours.detach().contiguous(), theirs)
-            self.log(f"{stage}/{name}", metric, batch_size=len(theirs))
+            error: Any = self.errors[f"{stage}_{name}"]
+            error.update(ours.detach().contiguous(), theirs)
+            self.log(f"{stage}/{name}", error, batch_size=len(theirs))
 
+    @torch.no_grad()
     def _align(self) -> None:
         if self.energy_weight == 0:
-            table = self._data().training_points().columns
-            positions = table["positions"].to(self.device)
-            with torch.no_grad():
-                energies = torch.cat([self.net(part) for part in torch.split(positions, 256)])
-            self.net.shift += (table["energy"].to(self.device) - energies).mean()
+            columns = self._data().training_points().columns
+            positions = columns["positions"].to(self.device)
+            energies = torch.cat([self.net(part) for part in torch.split(positions, 256)])
+            self.net.shift += (columns["energy"].to(self.device) - energies).mean()
 
     def _data(self) -> ForcesDataModule:
         data = self.trainer.datamodule  # type: ignore[attr-defined]

@@ -7,8 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lightning_sobolev.experiments.forces.potentials import morse
-from lightning_sobolev.experiments.forces.systems import MORSE, atomic_system
+from lightning_sobolev.experiments.forces.systems import atomic_system
 
 
 class Interaction(nn.Module):
@@ -114,11 +113,3 @@ def _others(count: int) -> Tensor:
     """Return for every atom the numbers of all the others: no distance is zero."""
     rows: Sequence[list[int]] = [[j for j in range(count) if j != i] for i in range(count)]
     return torch.tensor(rows)
-
-
-class MorseCluster(nn.Module):
-    """The potential of the system ``morse13`` as a teacher that has every derivative."""
-
-    def forward(self, positions: Float[Tensor, "batch atoms 3"]) -> Float[Tensor, " batch"]:
-        """Return energies in eV at positions in Å."""
-        return morse(positions, **MORSE)

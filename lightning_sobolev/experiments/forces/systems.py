@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 MORSE = {"depth": 0.35, "distance": 2.55, "steepness": 5.0}
-"""Of the cluster ``morse13``, see :func:`lightning_sobolev.experiments.forces.potentials.morse`."""
+"""Of the cluster ``morse13``, see ``MorseCluster``."""
 _BURN_IN = 200
 
 
@@ -42,13 +42,7 @@ class AtomicSystem:
 
 @dataclass(frozen=True, slots=True)
 class Frames:
-    """Configurations of one system with what its calculator says of them.
-
-    Args:
-        positions: In Å.
-        energy: In eV.
-        forces: In eV/Å.
-    """
+    """Configurations of one system in Å, with their energies in eV and forces in eV/Å."""
 
     positions: Float[Tensor, "frames atoms 3"]
     energy: Float[Tensor, " frames"]
@@ -64,25 +58,23 @@ def _needed(module: str, package: str) -> Any:
         ) from error
 
 
-def _icosahedron(calculator: Any) -> Any:
+def _copper() -> Any:
     atoms = _needed("ase.cluster", "ase").Icosahedron("Cu", 2)
-    atoms.calc = calculator
+    atoms.calc = _needed("ase.calculators.emt", "ase").EMT()
     return atoms
 
 
-def _copper() -> Any:
-    return _icosahedron(_needed("ase.calculators.emt", "ase").EMT())
-
-
 def _morse() -> Any:
-    potential = _needed("ase.calculators.morse", "ase").MorsePotential
+    atoms = _copper()
     # Cut off where no pair of the cluster comes: the sum over all pairs is exact.
-    return _icosahedron(
-        potential(
-            epsilon=MORSE["depth"], r0=MORSE["distance"], rho0=MORSE["steepness"],
-            rcut1=20.0, rcut2=21.0,
-        )
-    )  # fmt: skip
+    atoms.calc = _needed("ase.calculators.morse", "ase").MorsePotential(
+        epsilon=MORSE["depth"],
+        r0=MORSE["distance"],
+        rho0=MORSE["steepness"],
+        rcut1=20.0,
+        rcut2=21.0,
+    )
+    return atoms
 
 
 def _ethanol() -> Any:
@@ -146,7 +138,6 @@ def simulate(system: AtomicSystem, num_frames: int, *, seed: int) -> Frames:
     kept: list[tuple[np.ndarray, float, np.ndarray]] = []
     for _ in range(num_frames):
         dynamics.run(system.every)
-        energy = atoms.get_potential_energy()
-        kept.append((atoms.get_positions(), energy, atoms.get_forces(apply_constraint=False)))
-    positions, energies, forces = (np.stack(column) for column in zip(*kept, strict=True))
-    return Frames(*(torch.from_numpy(array).double() for array in (positions, energies, forces)))
+        kept.append((atoms.get_positions(), atoms.get_potential_energy(), atoms.get_forces()))
+    columns = (np.stack(column) for column in zip(*kept, strict=True))
+    return Frames(*(torch.from_numpy(column).double() for column in columns))

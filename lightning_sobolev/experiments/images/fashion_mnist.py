@@ -1,104 +1,104 @@
-"""Fashion-MNIST: 70,000 gray pictures of clothes, 28 by 28, in ten classes.
+"""Fashion-MNIST: 70,000 gray images of clothes, 28 by 28, in ten classes.
 
 Source: Xiao, Rasul and Vollgraf 2017, Fashion-MNIST: a Novel Image Dataset for Benchmarking
 Machine Learning Algorithms (arXiv:1708.07747). MIT licence.
 """
 
+import gzip
+import hashlib
+import zlib
 from pathlib import Path
 
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from lightning_sobolev.experiments.images.image_files import ImageFiles
-from lightning_sobolev.experiments.images.image_set import ImageSet
+from lightning_sobolev.experiments.images.image_set import ImageSet, Labeled, cache_folder
 
-_URL = "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/"
-# Of the packed files, as their authors publish them beside the download links.
-_PACKED_MD5 = {
-    "train-images-idx3-ubyte.gz": "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
-    "train-labels-idx1-ubyte.gz": "25c81989df183df01b3e8a0aad5dffbe",
-    "t10k-images-idx3-ubyte.gz": "bef4ecab320f06d8554ea6380940ec79",
-    "t10k-labels-idx1-ubyte.gz": "bb300cfdad3c16e7a12a480ee83cd310",
-}
-_UNSIGNED_BYTES = 8
-
-
-def _fetch(folder: Path) -> None:
-    import pooch
-
-    for name, md5 in _PACKED_MD5.items():
-        pooch.retrieve(_URL + name, known_hash=f"md5:{md5}", fname=name, path=folder)
-
-
-FASHION_MNIST = ImageFiles(
-    title="Fashion-MNIST",
-    checksums={
-        "train-images-idx3-ubyte.gz": (
-            "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888"
-        ),
-        "train-labels-idx1-ubyte.gz": (
-            "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9"
-        ),
-        "t10k-images-idx3-ubyte.gz": (
-            "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b"
-        ),
-        "t10k-labels-idx1-ubyte.gz": (
-            "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34"
-        ),
-    },
-    fetch=_fetch,
-    system=Path("/usr/share/datasets/fashion-mnist"),
-    package="dataset-fashion-mnist",
+CLASSES = (
+    *("T-shirt", "trousers", "pullover", "dress", "coat"),
+    *("sandal", "shirt", "sneaker", "bag", "boot"),
+)
+DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # of Debian's package dataset-fashion-mnist
+URL = "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/"
+NAMES = (
+    "train-images-idx3-ubyte.gz",
+    "train-labels-idx1-ubyte.gz",
+    "t10k-images-idx3-ubyte.gz",
+    "t10k-labels-idx1-ubyte.gz",
+)
+# SHA-256 of the packed files at URL, in the order of their names.
+PACKED = (
+    "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
+    "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
+    "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
+    "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
+)
+# Of their content, by which files are told: Debian packs the same images into other bytes.
+CONTENT = (
+    "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+    "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+    "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+    "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
 )
 
 
-def fashion_mnist(
-    root: str | Path | None = None, *, download: bool = True, files: ImageFiles = FASHION_MNIST
-) -> ImageSet:
-    """Read Fashion-MNIST.
+def fashion_mnist(root: str | Path | None = None, *, download: bool = True) -> ImageSet:
+    """Read Fashion-MNIST: from a folder, from Debian's package, or from a download.
 
     Args:
-        root: Folder with the four idx files; see ``ImageFiles.find`` for where else they are found.
-        download: Whether the network may be asked.
-        files: Names and checksums: pictures and classes for training, then for test.
+        root: Folder with the four idx files, and where to download to; the user's cache when None.
+        download: Whether the network may be asked where no folder has them (extra ``images``).
 
     Returns:
-        60,000 pictures for training and 10,000 for test, ``[pictures, 1, 28, 28]``.
+        60,000 images for training and 10,000 for test, ``[images, 1, 28, 28]``.
     """
-    folder = files.find(root, download=download)
-    names = list(files.checksums)
-    parts = [read_idx(files.content(folder, name), name) for name in names]
-    return ImageSet(
-        train_images=parts[0].unsqueeze(1),
-        train_labels=parts[1].long(),
-        test_images=parts[2].unsqueeze(1),
-        test_labels=parts[3].long(),
-        num_classes=10,
+    folder = _folder(Path(root) if root is not None else cache_folder() / "fashion-mnist", download)
+    train_images, train_labels, test_images, test_labels = (
+        _array(_content(folder / name, sha256)) for name, sha256 in zip(NAMES, CONTENT, strict=True)
+    )
+    train = Labeled(train_images.unsqueeze(1), train_labels.long())
+    return ImageSet(train, Labeled(test_images.unsqueeze(1), test_labels.long()), CLASSES)
+
+
+def _folder(own: Path, download: bool) -> Path:
+    for folder in (own, DEBIAN):
+        if all((folder / name).is_file() for name in NAMES):
+            return folder
+    why = "data.download is off"
+    if download:
+        try:
+            import pooch
+
+            published = pooch.create(own, URL, registry=dict(zip(NAMES, PACKED, strict=True)))
+            for name in NAMES:
+                published.fetch(name)
+            return own
+        except (OSError, ModuleNotFoundError) as error:
+            why = f"{type(error).__name__}: {error}"
+    raise ValueError(
+        f"Fashion-MNIST must be found, got none of {', '.join(NAMES)} in {own}: name their "
+        "folder with data.root, install the package dataset-fashion-mnist (Debian), or let them be "
+        f"downloaded (extra 'images', needs a network; {why})"
     )
 
 
-def read_idx(content: bytes, name: str) -> UInt8[Tensor, "*shape"]:
-    """Decode an idx file of unsigned bytes.
+def _content(path: Path, sha256: str) -> bytes:
+    try:
+        content = gzip.decompress(path.read_bytes())
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{path} must be a readable file, got {error}") from error
+    if (found := hashlib.sha256(content).hexdigest()) != sha256:
+        raise ValueError(
+            f"{path} must be the published file of Fashion-MNIST with the SHA-256 {sha256}, "
+            f"got {found}: delete it and fetch it again"
+        )
+    return content
 
-    Two zero bytes, the type of the entries, the number of axes, each axis as a big-endian 32-bit
-    number, then the entries.
 
-    Args:
-        content: The unpacked file.
-        name: What to call it in an error.
-
-    Returns:
-        The array.
-
-    Raises:
-        ValueError: If it is no such file, or has more or fewer entries than it says.
-    """
-    if len(content) < 4 or content[:3] != bytes([0, 0, _UNSIGNED_BYTES]):
-        raise ValueError(f"{name} must be an idx file of unsigned bytes, got {content[:4].hex()}")
+def _array(content: bytes) -> UInt8[Tensor, "*shape"]:
+    # An idx file: two zero bytes, the type of the entries, the number of axes, the size of each as
+    # a big-endian number of four bytes, then the entries. Its checksum says that it is one.
     start = 4 + 4 * content[3]
     shape = [int.from_bytes(content[at : at + 4], "big") for at in range(4, start, 4)]
-    entries = len(content) - start
-    if entries != torch.Size(shape).numel():
-        raise ValueError(f"{name} must hold {shape} bytes as its header says, got {entries}")
     return torch.frombuffer(bytearray(content), dtype=torch.uint8, offset=start).reshape(shape)

@@ -1,37 +1,27 @@
-"""Labeled pictures in memory."""
+"""Images in memory with their classes, and where they are kept on a disk."""
 
-from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
 
-from jaxtyping import Int, UInt8
+from jaxtyping import Int, Num
 from torch import Tensor
 
 
-@dataclass(frozen=True, slots=True)
-class ImageSet:
-    """Pictures with their classes.
+class Labeled(NamedTuple):
+    """Images with their classes: whole levels 0 to 255, or pixels in 0..1."""
 
-    Args:
-        train_images: For training and validation.
-        train_labels: Their classes.
-        test_images: For the test.
-        test_labels: Their classes.
-        num_classes: Number of classes.
+    images: Num[Tensor, "images channels height width"]
+    labels: Int[Tensor, " images"]
 
-    Raises:
-        ValueError: If pictures and classes differ in number.
-    """
 
-    train_images: UInt8[Tensor, "train channels height width"]
-    train_labels: Int[Tensor, " train"]
-    test_images: UInt8[Tensor, "test channels height width"]
-    test_labels: Int[Tensor, " test"]
-    num_classes: int
+class ImageSet(NamedTuple):
+    """A published set; ``train`` is for training and validation, ``classes`` are their names."""
 
-    def __post_init__(self) -> None:
-        for part in ("train", "test"):
-            images, labels = getattr(self, f"{part}_images"), getattr(self, f"{part}_labels")
-            if len(images) != len(labels):
-                raise ValueError(
-                    f"{part}_images and {part}_labels must be equally many, got {len(images)} and "
-                    f"{len(labels)}"
-                )
+    train: Labeled
+    test: Labeled
+    classes: tuple[str, ...]
+
+
+def cache_folder() -> Path:
+    """Return where sets are kept when no folder is named."""
+    return Path.home() / ".cache" / "lightning_sobolev"

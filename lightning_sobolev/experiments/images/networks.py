@@ -1,4 +1,4 @@
-"""Classifiers of pictures, as blocks that follow one another and can be cut apart."""
+"""Classifiers of images, as blocks that follow one another and can be cut apart."""
 
 import math
 
@@ -12,13 +12,13 @@ def image_cnn(
     """Return four blocks: a convolution of patches, two of 3 by 3, and a pooled linear layer.
 
     Patches are four by four pixels, the third convolution and the pooling halve the map: the linear
-    layer sees two by two places of a picture of 28 by 28. It does little with what it gets when the
+    layer sees two by two places of an image of 28 by 28. It does little with what it gets when the
     blocks below have learned nothing, so it matters whether they do.
 
     Args:
-        in_channels: Channels of the pictures.
+        in_channels: Channels of the images.
         num_classes: Number of logits.
-        size: Height and width of the pictures.
+        size: Height and width of the images.
         width: Channels of the convolutions.
     """
     side = math.ceil(size // 4 / 2) // 2
@@ -39,7 +39,7 @@ def pooled_cnn(
         in_channels: Channels of the input.
         num_classes: Number of logits.
         size: Length of every axis of the input.
-        axes: 1 for signals, 2 for pictures.
+        axes: 1 for signals, 2 for images.
         width: Channels of the first convolution; the second has twice as many.
 
     Raises:
@@ -95,7 +95,7 @@ def image_resnet(in_channels: int = 1, num_classes: int = 10, *, width: int = 8)
     """Return a first convolution, two residual blocks and a last one with the classifier.
 
     Args:
-        in_channels: Channels of the pictures.
+        in_channels: Channels of the images.
         num_classes: Number of logits.
         width: Channels of the first block; each following one has twice as many.
     """
@@ -111,3 +111,19 @@ def image_resnet(in_channels: int = 1, num_classes: int = 10, *, width: int = 8)
         Residual(2 * width, 4 * width, 2),
         nn.Sequential(Residual(4 * width, 4 * width, 1), *pooled),
     )
+
+
+class Standardize(nn.Module):
+    """First part of a network on pixels in [0, 1], as attacks need it; ``[channels, 1, 1]``."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Tensor, std: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", std)
+
+    def forward(self, pixels: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+        """Return what a network that was trained on such numbers takes."""
+        return (pixels - self.mean) / self.std

@@ -3,30 +3,25 @@
 Source: Greydanus and Kobak 2024, Scaling Down Deep Learning with MNIST-1D (ICML). Apache-2.0.
 """
 
-import random
-from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import cache
 
-import numpy as np
 import torch
+from lightning.pytorch.utilities.seed import isolate_rng
 
 from lightning_sobolev.experiments.common.tables import TableDataModule
-from lightning_sobolev.loading import OrderedBatches, ResumableLoader, Table
+from lightning_sobolev.loading import ResumableLoader, Table
 
 
 class SignalDataModule(TableDataModule):
     """MNIST-1D, generated where it is needed (extra ``signals``); nothing is downloaded.
 
-    A batch is ``{"x": [batch, 1, 40], "y": [batch]}``, standardised. The signals do not depend on
-    the seed: they are those of the package's own defaults.
+    A batch is ``{"x": [batch, 1, 40], "y": [batch]}``, standardized. The signals do not depend on
+    the seed: they are those of the package's own defaults. Those for validation have another seed.
 
     Args:
         batch_size: Signals of a training batch.
         steps_per_epoch: Batches that count as one epoch.
         seed: Seed of the order.
-
-    Raises:
-        ValueError: If a count is too small.
     """
 
     def __init__(self, *, batch_size: int = 64, steps_per_epoch: int = 500, seed: int = 0) -> None:
@@ -48,18 +43,18 @@ class SignalDataModule(TableDataModule):
         return self._tables["test"]
 
     def val_dataloader(self) -> ResumableLoader:
-        """Return signals of another seed, to choose settings by, in order."""
-        table = self._tables["val"]
-        return ResumableLoader(table, OrderedBatches(len(table), 1024, **self._share()))
+        """Return the signals to choose settings by, in order."""
+        return self._ordered(self._tables["val"])
 
 
+@cache  # two seconds
 def _generated() -> dict[str, Table]:
     from mnist1d.data import get_dataset_args, make_dataset
 
     others = get_dataset_args()
     others.seed += 1
     others.num_samples = 1250  # 1,000 of them in the part that is used
-    with _kept_generators():
+    with isolate_rng():  # the package seeds the generators of the whole process
         made, other = make_dataset(), make_dataset(others)
     sets = {"train": (made, ""), "test": (made, "_test"), "val": (other, "")}
     return {
@@ -71,14 +66,3 @@ def _generated() -> dict[str, Table]:
         )
         for stage, (found, end) in sets.items()
     }
-
-
-@contextmanager
-def _kept_generators() -> Iterator[None]:
-    # The package seeds the generators of the whole process.
-    python, numpy = random.getstate(), np.random.get_state()
-    try:
-        yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)

@@ -9,9 +9,15 @@ from jaxtyping import Float, Int
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torchmetrics.functional.classification import multiclass_accuracy
 
+from lightning_sobolev._checks import require
 from lightning_sobolev.adversarial import GradientAttack
-from lightning_sobolev.experiments.run.optimizers import cosine_decay
+from lightning_sobolev.experiments.common.optimizers import (
+    OptimizerFactory,
+    SchedulerFactory,
+    configured,
+)
 from lightning_sobolev.layers import (
     NoiseInjection,
     inject_noise,
@@ -19,7 +25,7 @@ from lightning_sobolev.layers import (
     switch_evaluation_noise,
 )
 
-NOISES = ("none", "white", "coloured")
+NOISES = ("none", "white", "colored")
 _TEST_STEPS = 20
 
 
@@ -35,20 +41,19 @@ class AdversarialModule(pl.LightningModule):
     noise these are means over ``draws`` draws of it, and there are also
     ``test/expected_pgd_accuracy``, where each step of the attack averages over as many draws,
     ``test/quiet_accuracy`` and ``test/quiet_pgd_accuracy``, where noise is off for the attack and
-    the answer, ``test/noise_level``, the noise's deviation in those of the weights, and
+    the answer, ``test/noise_level``, the noise's standard deviation in those of the weights, and
     ``test/noise_colour``, the share of its variance that is correlated, both means over the layers.
 
     Args:
         net: The classifier; noise is put into it.
-        noise: ``"none"``, ``"white"`` or ``"coloured"``, on the weights of every layer.
+        optimizer: Makes the optimizer.
+        scheduler: Makes the schedule of the learning rate.
+        noise: ``"none"``, ``"white"`` or ``"colored"``, on the weights of every layer.
         radius: Largest change of a pixel.
         defended: False trains on clean images alone.
         rank: Correlated directions of colored noise.
         penalty: Factor of :func:`~lightning_sobolev.layers.noise_penalty`.
         draws: Draws of the noise at test time.
-        lr: Learning rate of the first step; it falls to zero along half a cosine.
-        max_steps: Length of the training.
-        optimizer: adam, adamw, sgd or soap.
 
     Raises:
         ValueError: If the kind of noise is unknown or a number is out of range.
@@ -60,34 +65,30 @@ class AdversarialModule(pl.LightningModule):
     def __init__(
         self,
         net: nn.Module,
+        optimizer: OptimizerFactory,
+        scheduler: SchedulerFactory | None = None,
         *,
-        noise: Literal["none", "white", "coloured"] = "coloured",
+        noise: Literal["none", "white", "colored"] = "colored",
         radius: float = 0.1,
         defended: bool = True,
         rank: int = 5,
         penalty: float = 1e-3,
         draws: int = 10,
-        lr: float = 1e-3,
-        max_steps: int = 1000,
-        optimizer: str = "adam",
     ) -> None:
         super().__init__()
-        if noise not in NOISES:
-            raise ValueError(f"noise must be one of {NOISES}, got {noise!r}")
-        if penalty < 0:
-            raise ValueError(f"penalty must be at least 0, got {penalty}")
+        require(noise in NOISES, "noise", f"one of {NOISES}", noise)
+        require(penalty >= 0, "penalty", "at least 0", penalty)
         self.net, self.noisy = net, noise != "none"
-        if self.noisy:
-            inject_noise(net, rank=rank, colour=noise == "coloured")
         self.attack = GradientAttack(radius=radius)
-        fgsm = GradientAttack.fgsm(radius)
         strong = GradientAttack(radius=radius, steps=_TEST_STEPS)
-        self.attacks = {"fgsm": fgsm, "pgd": strong}
+        self.attacks = {"fgsm": GradientAttack.fgsm(radius), "pgd": strong}
         if self.noisy:
+            inject_noise(net, rank=rank, color=noise == "colored")
             expected = GradientAttack(radius=radius, steps=_TEST_STEPS, draws=draws)
             self.attacks["expected_pgd"] = expected
-        self.defended, self.penalty, self.draws = defended, penalty, draws
-        self.lr, self.max_steps, self.optimizer = lr, max_steps, optimizer
+        self.defended, self.penalty = defended, penalty
+        self.draws = draws if self.noisy else 1
+        self.optimizer, self.scheduler = optimizer, scheduler
 
     def forward(self, x: Float[Tensor, "batch *pixels"]) -> Float[Tensor, "batch classes"]:
         """Return the logits."""
@@ -110,67 +111,58 @@ class AdversarialModule(pl.LightningModule):
     def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
         """Measure accuracy on clean and attacked images."""
         del batch_idx
-        self._log_accuracies("val", batch, {"attacked": self.attack})
+        self._log_accuracies("val/", batch, {"attacked": self.attack})
 
     def test_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
         """Measure accuracy under every attack, with noise and without."""
         del batch_idx
-        self._log_accuracies("test", batch, self.attacks)
+        self._log_accuracies("test/", batch, self.attacks)
         if not self.noisy:
             return
         switch_evaluation_noise(self.net, on=False)
         try:
-            self._log_accuracies("test", batch, {"pgd": self.attacks["pgd"]}, prefix="quiet_")
+            self._log_accuracies("test/quiet_", batch, {"pgd": self.attacks["pgd"]})
         finally:
             switch_evaluation_noise(self.net, on=True)
-        numbers = {f"test/noise_{name}": number for name, number in noise_numbers(self.net).items()}
-        self.log_dict(numbers, batch_size=len(batch["y"]))
+        level, color = level_and_color(self.net)
+        found = {"test/noise_level": level, "test/noise_colour": color}
+        self.log_dict(found, batch_size=len(batch["y"]))
 
     def _log_accuracies(
-        self,
-        stage: str,
-        batch: Mapping[str, Tensor],
-        attacks: Mapping[str, GradientAttack],
-        prefix: str = "",
+        self, prefix: str, batch: Mapping[str, Tensor], attacks: Mapping[str, GradientAttack]
     ) -> None:
+        # A trainer may evaluate in inference mode, whose tensors no attack can differentiate.
         with torch.inference_mode(False), torch.no_grad():
             x, y = batch["x"].clone(), batch["y"].clone()
             found = {"accuracy": self._accuracy(x, y)}
             for name, attack in attacks.items():
                 found[f"{name}_accuracy"] = self._accuracy(attack(self.net, x, y), y)
-        named = {f"{stage}/{prefix}{name}": accuracy for name, accuracy in found.items()}
+        named = {f"{prefix}{name}": accuracy for name, accuracy in found.items()}
         self.log_dict(named, batch_size=len(y))
 
     def _accuracy(self, x: Tensor, y: Int[Tensor, " batch"]) -> Tensor:
-        draws = self.draws if self.noisy else 1
-        right = [(self(x).argmax(-1) == y).float().mean() for _ in range(draws)]
-        return torch.stack(right).mean()
+        """Return the share of right answers over all draws of the noise."""
+        logits = torch.cat([self(x) for _ in range(self.draws)])
+        classes = logits.shape[-1]
+        return multiclass_accuracy(logits, y.repeat(self.draws), classes, average="micro")
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Return the optimizer."""
-        return cosine_decay(
-            self.parameters(), optimizer=self.optimizer, lr=self.lr, max_steps=self.max_steps
-        )
+        """Return the optimizer and its schedule."""
+        return configured(self.parameters(), self.optimizer, self.scheduler)
 
 
-def noise_numbers(module: nn.Module) -> dict[str, float]:
+def level_and_color(module: nn.Module) -> tuple[Tensor, Tensor]:
     r"""Say how much noise a network has learned to have, and how much of it is correlated.
 
     Args:
         module: A network with noise.
 
     Returns:
-        ``level``: :math:`\sqrt{\mathrm{tr}(\Sigma) / D} / s`; ``colour``:
-        :math:`|F|^2 / \mathrm{tr}(\Sigma / s^2)`; both means over the layers.
+        :math:`\sqrt{\mathrm{tr}(\Sigma) / D} / s` and :math:`|F|^2 / \mathrm{tr}(\Sigma / s^2)`,
+        means over the layers.
     """
-    levels, shares = [], []
     with torch.no_grad():
-        for noise in module.modules():
-            if isinstance(noise, NoiseInjection):
-                variance = noise.variance.mean()
-                levels.append(variance.sqrt())
-                shares.append(1 - noise.alpha.square().mean() / variance)
-        return {
-            "level": float(torch.stack(levels).mean()),
-            "colour": float(torch.stack(shares).mean()),
-        }
+        noises = [part for part in module.modules() if isinstance(part, NoiseInjection)]
+        variances = torch.stack([noise.variance.mean() for noise in noises])
+        own = torch.stack([noise.alpha.square().mean() for noise in noises])
+        return variances.sqrt().mean(), (1 - own / variances).mean()

@@ -1,1 +1,1 @@
-"""Fit solutions of evolution equations."""
+"""Fit solutions of partial differential equations in norms of time and space."""

@@ -1,4 +1,4 @@
-"""A solution of an evolution equation at points of time and space, with its derivatives."""
+"""A solution of a differential equation at points of time and space, with its derivatives."""
 
 from collections.abc import Mapping
 from typing import Literal
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_sobolev.experiments.common.tables import TableDataModule
-from lightning_sobolev.experiments.pde.solutions import EVOLUTIONS
+from lightning_sobolev.experiments.pde.solutions import SOLUTIONS
 from lightning_sobolev.functional.mixed import Index, mixed_derivatives
 from lightning_sobolev.functional.norms import TimeSpaceNorm
 from lightning_sobolev.functional.quadrature import Quadrature, gauss_legendre, monte_carlo
@@ -16,7 +16,7 @@ from lightning_sobolev.loading import Table
 INDICES: tuple[Index, ...] = TimeSpaceNorm(time_order=2, space_order=2).indices()
 
 
-class EvolutionDataModule(TableDataModule):
+class PDEDataModule(TableDataModule):
     """Training points with exact derivatives, and a dense Gauss-Legendre grid to test on.
 
     A row is a time with all its points of space, so that a norm can be taken of any batch. Columns
@@ -50,21 +50,21 @@ class EvolutionDataModule(TableDataModule):
         num_test_nodes: int = 48,
         dtype: torch.dtype | None = None,
     ) -> None:
-        drawn = torch.Generator().seed() if seed is None else seed
-        super().__init__(batch_size=batch_size, steps_per_epoch=steps_per_epoch, seed=drawn)
-        if problem not in EVOLUTIONS:
-            raise ValueError(f"problem must be one of {tuple(EVOLUTIONS)}, got {problem!r}")
+        super().__init__(
+            batch_size=batch_size, steps_per_epoch=steps_per_epoch, seed=seed, dtype=dtype
+        )
+        if problem not in SOLUTIONS:
+            raise ValueError(f"problem must be one of {tuple(SOLUTIONS)}, got {problem!r}")
         if rule not in ("monte_carlo", "gauss_legendre"):
             raise ValueError(f"rule must be 'monte_carlo' or 'gauss_legendre', got {rule!r}")
-        self.evolution = EVOLUTIONS[problem]()
-        self.dtype = torch.get_default_dtype() if dtype is None else dtype
+        self.solution = SOLUTIONS[problem]()
         self.num_test_nodes = num_test_nodes
         if rule == "monte_carlo":
             generator = torch.Generator().manual_seed(self.seed)
-            points = monte_carlo(self.evolution.box, num_times, num_places, generator=generator)
+            points = monte_carlo(self.solution.box, num_times, num_places, generator=generator)
         else:
-            points = gauss_legendre(self.evolution.box, [num_times, num_places])
-        self._training = self._table(points)
+            points = gauss_legendre(self.solution.box, [num_times, num_places])
+        self._training = self._exact(points)
 
     def training_points(self) -> Table:
         """Return the training points."""
@@ -72,36 +72,28 @@ class EvolutionDataModule(TableDataModule):
 
     def test_points(self) -> Table:
         """Return the test grid, the same for every seed."""
-        return self._table(gauss_legendre(self.evolution.box, self.num_test_nodes))
+        return self._exact(gauss_legendre(self.solution.box, self.num_test_nodes))
 
     def validation_points(self) -> Table:
         """Return another grid, to choose settings by."""
-        return self._table(gauss_legendre(self.evolution.box, self.num_test_nodes - 1))
+        return self._exact(gauss_legendre(self.solution.box, self.num_test_nodes - 1))
 
-    def _table(self, quadrature: Quadrature) -> Table:
-        found = mixed_derivatives(self.evolution.value, quadrature.points, INDICES)
+    def _exact(self, quadrature: Quadrature) -> Table:
+        found = mixed_derivatives(self.solution.value, quadrature.points, INDICES)
         columns = {
             "points": quadrature.points,
             "time_weights": quadrature.time_weights,
             "space_weights": quadrature.space_weights,
             "derivatives": torch.stack([found[index].detach() for index in INDICES], -1),
         }
-        return Table({name: column.to(self.dtype) for name, column in columns.items()})
+        return self.table(columns)
 
 
 def quadrature_of(batch: Mapping[str, Tensor]) -> Quadrature:
-    """Return the quadrature that a batch is.
-
-    Args:
-        batch: Rows of a table of this module.
-    """
+    """Return the quadrature that a batch is."""
     return Quadrature(batch["points"], batch["time_weights"], batch["space_weights"])
 
 
 def derivatives_of(batch: Mapping[str, Tensor]) -> dict[Index, Tensor]:
-    """Return the solution's derivatives in a batch, by index.
-
-    Args:
-        batch: Rows of a table of this module.
-    """
+    """Return the solution's derivatives in a batch, by index."""
     return dict(zip(INDICES, batch["derivatives"].unbind(-1), strict=True))

@@ -8,29 +8,33 @@ from jaxtyping import Float
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
+from lightning_sobolev.experiments.common.optimizers import (
+    OptimizerFactory,
+    SchedulerFactory,
+    configured,
+)
 from lightning_sobolev.experiments.pde.data import derivatives_of, quadrature_of
-from lightning_sobolev.experiments.run.optimizers import LINE_SEARCH, cosine_decay, line_search
 from lightning_sobolev.functional.mixed import Index, mixed_derivatives
 from lightning_sobolev.functional.norms import TimeSpaceNorm
 from lightning_sobolev.functional.quadrature import check_box
 from lightning_sobolev.metrics import TimeSpaceError
 
 
-class EvolutionModule(pl.LightningModule):
-    """The squared relative error in one norm, on batches of ``EvolutionDataModule``.
+class PDEModule(pl.LightningModule):
+    """The squared relative error in one norm, on batches of ``PDEDataModule``.
 
     Logs ``train/loss`` every ``log_every_n_steps``, and at test time ``test/NAME`` for every test
     norm: the error's norm divided by the solution's.
 
     Args:
-        net: Maps ``[batch, axes]`` to ``[batch]``, for inputs of mean zero and unit deviation.
+        net: Maps ``[batch, axes]`` to ``[batch]``, for inputs of mean zero and unit standard
+            deviation.
+        optimizer: Makes the optimizer of the parameters; ``line_search`` is for batches of all
+            points.
+        scheduler: Makes the schedule of its learning rate.
         norm: What is trained in.
         test_norms: What is tested in, by name.
         box: ``(low, high)`` of every axis, time first; inputs are standardized by it.
-        lr: Learning rate of the first step; it falls to zero along half a cosine.
-        max_steps: Length of the training.
-        optimizer: lbfgs, for batches of all points, whose lr is the length of the first trial along
-            a line; or adam, adamw, sgd, soap.
 
     Raises:
         ValueError: If the box is not one.
@@ -42,21 +46,20 @@ class EvolutionModule(pl.LightningModule):
     def __init__(
         self,
         net: nn.Module,
+        optimizer: OptimizerFactory,
+        scheduler: SchedulerFactory | None = None,
+        *,
         norm: TimeSpaceNorm,
         test_norms: Mapping[str, TimeSpaceNorm],
-        *,
         box: Sequence[Sequence[float]] = ((0.0, 1.0), (0.0, 1.0)),
-        lr: float = 1.0,
-        max_steps: int = 15,
-        optimizer: str = "lbfgs",
     ) -> None:
         super().__init__()
         check_box(box)
         self.net, self.norm = net, norm
-        self.lr, self.max_steps, self.optimizer = lr, max_steps, optimizer
+        self.optimizer, self.scheduler = optimizer, scheduler
         low, high = torch.tensor([list(side) for side in box]).T
         self.register_buffer("center", (low + high) / 2)
-        # The deviation of a uniform distribution.
+        # The standard deviation of a uniform distribution.
         self.register_buffer("deviation", (high - low) / 12**0.5)
         self.errors = nn.ModuleDict({n: TimeSpaceError(norm) for n, norm in test_norms.items()})
         dim = len(box) - 1
@@ -93,16 +96,5 @@ class EvolutionModule(pl.LightningModule):
         return mixed_derivatives(self, batch["points"], indices)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Return the optimizer and its schedule.
-
-        Raises:
-            ValueError: If several processes are to search along lines, each by its own rows.
-        """
-        if self.optimizer == LINE_SEARCH:
-            if self.trainer.world_size > 1:
-                got = self.trainer.world_size
-                raise ValueError(f"optimizer='lbfgs' needs one process, got {got}")
-            return line_search(self.net.parameters(), lr=self.lr)
-        return cosine_decay(
-            self.net.parameters(), optimizer=self.optimizer, lr=self.lr, max_steps=self.max_steps
-        )
+        """Return the optimizer and its schedule."""
+        return configured(self.net.parameters(), self.optimizer, self.scheduler)

@@ -1,4 +1,4 @@
-"""Closed-form solutions of evolution equations in one dimension of space."""
+"""Closed-form solutions of partial differential equations in time and one dimension of space."""
 
 import math
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from lightning_sobolev.functional.mixed import Index
 
 
 @dataclass(frozen=True, slots=True)
-class Evolution:
+class Solution:
     """A solution u(t, x) and the equation that it solves.
 
     Args:
@@ -30,7 +30,7 @@ class Evolution:
     residual_indices: tuple[Index, ...] = ((0, 0), (1, 0), (0, 1), (0, 2))
 
 
-def heat(diffusivity: float = 0.1) -> Evolution:
+def heat(diffusivity: float = 0.1) -> Solution:
     r"""Return two modes of the heat equation :math:`u_t = \nu u_{xx}`, zero at both ends.
 
     .. math:: u = e^{-\nu \pi^2 t} \sin(\pi x) + \tfrac{1}{2} e^{-9 \nu \pi^2 t} \sin(3 \pi x)
@@ -47,10 +47,10 @@ def heat(diffusivity: float = 0.1) -> Evolution:
         fast = torch.exp(-9 * rate * x[:, 0]) * torch.sin(3 * math.pi * x[:, 1])
         return slow + fast / 2
 
-    return Evolution(value, ((0.0, 1.0), (0.0, 1.0)), lambda u: u[1, 0] - diffusivity * u[0, 2])
+    return Solution(value, ((0.0, 1.0), (0.0, 1.0)), lambda u: u[1, 0] - diffusivity * u[0, 2])
 
 
-def burgers(viscosity: float = 0.1, sharpness: float = 1.2) -> Evolution:
+def burgers(viscosity: float = 0.1, sharpness: float = 1.2) -> Solution:
     r"""Return a solution of Burgers' equation :math:`u_t + u u_x = \nu u_{xx}`, zero at both ends.
 
     By the transformation of Cole and Hopf :math:`u = -2 \nu \phi_x / \phi` solves it where
@@ -79,11 +79,11 @@ def burgers(viscosity: float = 0.1, sharpness: float = 1.2) -> Evolution:
         phi = sharpness + fading * torch.cos(math.pi * x[:, 1])
         return 2 * viscosity * math.pi * fading * torch.sin(math.pi * x[:, 1]) / phi
 
-    return Evolution(
+    return Solution(
         value,
         ((0.0, 1.0), (0.0, 1.0)),
         lambda u: u[1, 0] + u[0, 0] * u[0, 1] - viscosity * u[0, 2],
     )
 
 
-EVOLUTIONS: dict[str, Callable[[], Evolution]] = {"heat": heat, "burgers": burgers}
+SOLUTIONS: dict[str, Callable[[], Solution]] = {"heat": heat, "burgers": burgers}

@@ -1,4 +1,4 @@
-r"""Classical test functions of optimisation with hand-written first and second derivatives.
+r"""Classical test functions of optimization with hand-written first and second derivatives.
 
 Nothing here is differentiated automatically, so the formulas can serve as an independent target.
 Where a derivative does not exist, the part of the function that has none counts as zero in it:
@@ -19,10 +19,8 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from lightning_sobolev.experiments.regression import _formulas as formulas
+from lightning_sobolev.experiments.regression import _formulas as smooth
 from lightning_sobolev.experiments.regression import _rugged as rugged
-
-Formula = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,16 +29,16 @@ class Landscape:
 
     Args:
         name: Its key in :data:`LANDSCAPES`.
+        formulas: Maps points to values, gradients and Hessians.
         domain: Lowest and highest value of each input in two dimensions.
         dim: The number of inputs it is defined for; ``None`` for any from ``least_dim`` on.
-        formulas: Value, gradient and Hessian.
         least_dim: The smallest number of inputs.
     """
 
     name: str
+    formulas: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
     domain: tuple[tuple[float, float], tuple[float, float]]
-    dim: int | None
-    formulas: tuple[Formula, Formula, Formula]
+    dim: int | None = None
     least_dim: int = 1
 
     def bounds(self, dim: int = 2) -> tuple[tuple[float, float], ...]:
@@ -57,23 +55,28 @@ class Landscape:
 
     def value(self, x: Float[Tensor, "batch d"]) -> Float[Tensor, " batch"]:
         """Return the value at every row."""
-        return self.formulas[0](self._checked(x))
+        return self.derivatives(x)[0]
 
     def gradient(self, x: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
         """Return the gradient at every row."""
-        return self.formulas[1](self._checked(x))
+        return self.derivatives(x)[1]
 
     def hessian(self, x: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d d"]:
         """Return the Hessian at every row."""
-        return self.formulas[2](self._checked(x))
+        return self.derivatives(x)[2]
 
-    def _checked(self, x: Tensor) -> Tensor:
+    def derivatives(self, x: Float[Tensor, "batch d"]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return value, gradient and Hessian at every row.
+
+        Raises:
+            ValueError: If x is not a batch of points of a dimension that the function has.
+        """
         if x.dim() != 2 or not x.is_floating_point():
             raise ValueError(
                 f"x must be a floating-point tensor [batch, d], got {x.dtype} {list(x.shape)}"
             )
         self._check_dim(x.shape[1])
-        return x
+        return self.formulas(x)
 
     def _check_dim(self, dim: int) -> None:
         if self.dim is not None and dim != self.dim:
@@ -88,9 +91,6 @@ def landscape(name: str) -> Landscape:
     Args:
         name: A key of :data:`LANDSCAPES`.
 
-    Returns:
-        The function.
-
     Raises:
         ValueError: If there is none.
     """
@@ -99,79 +99,18 @@ def landscape(name: str) -> Landscape:
     return LANDSCAPES[name]
 
 
-_SQUARE = ((-5.0, 5.0), (-5.0, 5.0))
-
 LANDSCAPES: Mapping[str, Landscape] = {
     function.name: function
     for function in (
-        Landscape(
-            "ackley",
-            _SQUARE,
-            None,
-            (formulas.ackley, formulas.ackley_gradient, formulas.ackley_hessian),
-        ),
-        Landscape(
-            "beale",
-            ((-4.5, 4.5), (-4.5, 4.5)),
-            2,
-            (formulas.beale, formulas.beale_gradient, formulas.beale_hessian),
-        ),
-        Landscape(
-            "booth",
-            ((-10.0, 10.0), (-10.0, 10.0)),
-            2,
-            (formulas.booth, formulas.booth_gradient, formulas.booth_hessian),
-        ),
-        Landscape(
-            "bukin_n6",
-            ((-15.0, -5.0), (-3.0, 3.0)),
-            2,
-            (formulas.bukin_n6, formulas.bukin_n6_gradient, formulas.bukin_n6_hessian),
-        ),
-        Landscape(
-            "cross_in_tray",
-            ((-10.0, 10.0), (-10.0, 10.0)),
-            2,
-            (
-                rugged.cross_in_tray,
-                rugged.cross_in_tray_gradient,
-                rugged.cross_in_tray_hessian,
-            ),
-        ),
-        Landscape(
-            "eggholder",
-            ((-512.0, 512.0), (-512.0, 512.0)),
-            2,
-            (rugged.eggholder, rugged.eggholder_gradient, rugged.eggholder_hessian),
-        ),
-        Landscape(
-            "griewank",
-            ((-600.0, 600.0), (-600.0, 600.0)),
-            None,
-            (rugged.griewank, rugged.griewank_gradient, rugged.griewank_hessian),
-        ),
-        Landscape(
-            "mccormick",
-            ((-1.5, 4.0), (-3.0, 4.0)),
-            2,
-            (formulas.mccormick, formulas.mccormick_gradient, formulas.mccormick_hessian),
-        ),
-        Landscape(
-            "rosenbrock",
-            ((-2.0, 2.0), (-2.0, 2.0)),
-            None,
-            (formulas.rosenbrock, formulas.rosenbrock_gradient, formulas.rosenbrock_hessian),
-            least_dim=2,
-        ),
-        Landscape(
-            "styblinski_tang",
-            _SQUARE,
-            None,
-            (
-                formulas.styblinski_tang,
-                formulas.styblinski_tang_gradient,
-                formulas.styblinski_tang_hessian,
-            ),
-        ),
+        Landscape("ackley", smooth.ackley, ((-5.0, 5.0),) * 2),
+        Landscape("beale", smooth.beale, ((-4.5, 4.5),) * 2, dim=2),
+        Landscape("booth", smooth.booth, ((-10.0, 10.0),) * 2, dim=2),
+        Landscape("bukin_n6", smooth.bukin_n6, ((-15.0, -5.0), (-3.0, 3.0)), dim=2),
+        Landscape("cross_in_tray", rugged.cross_in_tray, ((-10.0, 10.0),) * 2, dim=2),
+        Landscape("eggholder", rugged.eggholder, ((-512.0, 512.0),) * 2, dim=2),
+        Landscape("griewank", rugged.griewank, ((-600.0, 600.0),) * 2),
+        Landscape("mccormick", smooth.mccormick, ((-1.5, 4.0), (-3.0, 4.0)), dim=2),
+        Landscape("rosenbrock", smooth.rosenbrock, ((-2.0, 2.0),) * 2, least_dim=2),
+        Landscape("styblinski_tang", smooth.styblinski_tang, ((-5.0, 5.0),) * 2),
     )
 }

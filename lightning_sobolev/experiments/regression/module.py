@@ -10,11 +10,10 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
-from lightning_sobolev.experiments.run.optimizers import (
-    LINE_SEARCH,
-    OPTIMIZERS,
-    cosine_decay,
-    line_search,
+from lightning_sobolev.experiments.common.optimizers import (
+    OptimizerFactory,
+    SchedulerFactory,
+    configured,
 )
 from lightning_sobolev.experiments.run.sharding import shard
 from lightning_sobolev.functional.derivatives import tape_jet
@@ -29,25 +28,20 @@ class RegressionModule(pl.LightningModule):
 
     Args:
         net: Maps ``[batch, dim]`` to ``[batch]``.
-        lr: Learning rate of the first step; it falls to zero along half a cosine. With lbfgs the
-            length of the first trial along a line.
-        max_steps: Length of the training.
-        optimizer: adam, adamw, sgd, soap (extra ``optim``), or lbfgs, for batches of all points.
-
-    Raises:
-        ValueError: If the optimizer is unknown.
+        optimizer: Makes the optimizer of the parameters; ``line_search`` is for batches of all
+            points.
+        scheduler: Makes the schedule of its learning rate.
     """
 
     def __init__(
-        self, net: nn.Module, lr: float = 1e-3, max_steps: int = 3000, optimizer: str = "adam"
+        self,
+        net: nn.Module,
+        optimizer: OptimizerFactory,
+        scheduler: SchedulerFactory | None = None,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(ignore=["net"])
-        known = (*OPTIMIZERS, LINE_SEARCH)
-        if optimizer not in known:
-            raise ValueError(f"optimizer must be one of {known}, got {optimizer!r}")
         self.net = net
-        self.lr, self.max_steps, self.optimizer = lr, max_steps, optimizer
+        self.optimizer, self.scheduler = optimizer, scheduler
         self.test_value_nmse = ValueNMSE()
         self.test_derivative_nmse = DerivativeNMSE()
 
@@ -82,21 +76,5 @@ class RegressionModule(pl.LightningModule):
         self.log("test/derivative_nmse", self.test_derivative_nmse)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Return the optimizer and its schedule.
-
-        Raises:
-            ValueError: If several processes are to search along lines, each by its own rows.
-        """
-        if self.optimizer == LINE_SEARCH:
-            if self.trainer.world_size > 1:
-                raise ValueError(
-                    "optimizer='lbfgs' needs one process: each would search by the loss of its own "
-                    f"rows, and they would part; got {self.trainer.world_size}"
-                )
-            return line_search(self.net.parameters(), lr=self.lr)
-        return cosine_decay(
-            self.net.parameters(),
-            optimizer=self.optimizer,
-            lr=self.lr,
-            max_steps=self.max_steps,
-        )
+        """Return the optimizer and its schedule."""
+        return configured(self.net.parameters(), self.optimizer, self.scheduler)

@@ -1,17 +1,19 @@
 """The surface that a regression run has learned: stored on a grid, drawn beside the true one."""
 
+import io
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
+import lightning.pytorch as pl
 import numpy as np
 import torch
 from jaxtyping import Float
 
+from lightning_sobolev._files import whole
 from lightning_sobolev.experiments.regression.data import LandscapeDataModule
 from lightning_sobolev.experiments.regression.module import RegressionModule
-from lightning_sobolev.experiments.run.finished import FinishedRun
 from lightning_sobolev.functional.derivatives import tape_jet
 
 if TYPE_CHECKING:
@@ -42,14 +44,29 @@ class Surface:
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Read a stored surface."""
-        with np.load(path) as arrays:
-            return cls(**{field.name: arrays[field.name] for field in fields(cls)})
+        """Read a stored surface.
+
+        Args:
+            path: Its file.
+
+        Returns:
+            The surface.
+
+        Raises:
+            ValueError: If the file is damaged or holds something else.
+        """
+        stored = io.BytesIO(path.read_bytes())
+        try:
+            with np.load(stored) as arrays:
+                return cls(**{field.name: arrays[field.name] for field in fields(cls)})
+        except Exception as error:  # damage meets NumPy, zipfile, zlib and even the tokenizer
+            raise ValueError(f"{path} must hold the surface of a run, got {error!r}") from error
 
     def save(self, path: Path) -> None:
-        """Store the surface."""
+        """Store the surface, whole or not at all."""
         arrays = {field.name: getattr(self, field.name) for field in fields(self)}
-        np.savez_compressed(path, **{k: v.astype(np.float32) for k, v in arrays.items()})
+        with whole(path) as writing, writing.open("wb") as file:
+            np.savez_compressed(file, **{k: v.astype(np.float32) for k, v in arrays.items()})
 
 
 def surface_of(module: RegressionModule, data: LandscapeDataModule, side: int = 41) -> Surface:
@@ -73,22 +90,24 @@ def surface_of(module: RegressionModule, data: LandscapeDataModule, side: int = 
         for ends in zip(data.low.tolist(), data.high.tolist(), strict=True)
     ]
     x = torch.cartesian_prod(*axes)
-    points = data.units.inputs(x).to(next(module.parameters()))
-    jet = tape_jet(module.net, points)
+    value, gradient, _ = data.landscape.derivatives(x)
+    jet = tape_jet(module.net, data.units.inputs(x).to(next(module.parameters())))
     slopes = jet.vjp(torch.ones_like(jet.value)[None])[0]
-    known = data.units.inputs(data.train_points.columns["x"].double(), undo=True)
+    known = data.units.inputs(data.training_points().columns["x"].double(), undo=True)
     return Surface(
         x=x.reshape(side, side, 2).numpy(),
-        value=data.landscape.value(x).reshape(side, side).numpy(),
-        gradient=data.landscape.gradient(x).reshape(side, side, 2).numpy(),
+        value=value.reshape(side, side).numpy(),
+        gradient=gradient.reshape(side, side, 2).numpy(),
         fit=data.units.targets(jet.value.detach().cpu(), undo=True).reshape(side, side).numpy(),
         fit_gradient=data.units.jacobian(slopes.cpu(), undo=True).reshape(side, side, 2).numpy(),
         train_x=known.numpy(),
     )
 
 
-class SaveSurface:
-    """Store the learned surface as ``fit.npz`` and draw it as ``surface.png``.
+class SaveSurface(pl.Callback):
+    """Store the learned surface as ``fit.npz`` after the test and draw it as ``surface.png``.
+
+    Inputs of another dimension than two are left out.
 
     Args:
         picture: Whether to draw.
@@ -97,22 +116,26 @@ class SaveSurface:
     def __init__(self, picture: bool = True) -> None:
         self.picture = picture
 
-    def __call__(self, run: FinishedRun) -> Mapping[str, float]:
-        """Store and draw; add no number. Inputs of another dimension than two are skipped."""
-        module, data = run.module, run.datamodule
-        if not isinstance(module, RegressionModule) or not isinstance(data, LandscapeDataModule):
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Store and draw.
+
+        Raises:
+            ValueError: If this is not a regression on points of a test function.
+        """
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        if not isinstance(pl_module, RegressionModule) or not isinstance(data, LandscapeDataModule):
             raise ValueError(
-                "a surface needs a RegressionModule on a LandscapeDataModule, got "
-                f"{type(module).__name__} on {type(data).__name__}"
+                "SaveSurface needs a RegressionModule on a LandscapeDataModule, got "
+                f"{type(pl_module).__name__} on {type(data).__name__}"
             )
-        if len(data.low) == 2:
-            surface = surface_of(module, data)
-            surface.save(run.folder / FIT)
-            if self.picture:
-                draw_surfaces(
-                    {"fit": surface}, run.folder / "surface.png", title=data.landscape.name
-                )
-        return {}
+        if len(data.low) != 2:
+            return
+        folder = Path(trainer.default_root_dir)
+        surface = surface_of(pl_module, data)
+        surface.save(folder / FIT)
+        if self.picture:
+            title = f"{data.landscape.name}, {len(surface.train_x)} points"
+            draw_surfaces({"fit": surface}, folder / "surface.png", title=title)
 
 
 def draw_surfaces(fits: Mapping[str, Surface], path: Path, *, title: str) -> None:
@@ -120,7 +143,7 @@ def draw_surfaces(fits: Mapping[str, Surface], path: Path, *, title: str) -> Non
 
     Args:
         fits: Fits of one function on one grid, by what they are called.
-        path: The picture.
+        path: The PNG file, written whole or not at all.
         title: Above everything.
     """
     from matplotlib.figure import Figure
@@ -128,34 +151,28 @@ def draw_surfaces(fits: Mapping[str, Surface], path: Path, *, title: str) -> Non
     first = next(iter(fits.values()))
     panels = [("true", first.value, first.gradient)]
     panels += [(name, fit.fit, fit.fit_gradient) for name, fit in fits.items()]
-    figure = Figure(figsize=(3.6 * len(panels), 3.4), layout="constrained")
+    figure = Figure(figsize=(3.4 * len(panels) + 0.8, 3.6), layout="constrained")
+    row = figure.subplots(1, len(panels), sharex=True, sharey=True)
     levels = np.linspace(first.value.min(), first.value.max(), 24)
-    for axes, (name, value, gradient) in zip(figure.subplots(1, len(panels)), panels, strict=True):
-        axes.contourf(first.x[..., 0], first.x[..., 1], value, levels=levels, extend="both")
-        _arrows(axes, first.x, gradient, longest=np.linalg.norm(first.gradient, axis=-1).max())
+    longest = np.linalg.norm(first.gradient, axis=-1).max()
+    for axes, (name, value, gradient) in zip(row, panels, strict=True):
+        drawn = axes.contourf(*np.moveaxis(first.x, -1, 0), value, levels=levels, extend="both")
+        _draw_arrows(axes, first.x, gradient / longest)
         axes.scatter(*first.train_x.T, s=6, c="red", linewidths=0)
-        axes.set(title=name, xticks=[], yticks=[])
-    figure.suptitle(title)
-    figure.savefig(path, dpi=120)
+        axes.set(title=name, xlabel="$x_1$")
+    row[0].set_ylabel("$x_2$")
+    figure.colorbar(drawn, ax=row, label="value", format="%.3g")
+    figure.suptitle(f"{title} (red: training points; arrows: gradients)", fontsize="medium")
+    with whole(path) as writing:
+        figure.savefig(writing, dpi=120, format="png")
 
 
-def _arrows(
-    axes: "Axes",
-    x: Float[np.ndarray, "side side 2"],
-    gradient: Float[np.ndarray, "side side 2"],
-    *,
-    longest: float,
+def _draw_arrows(
+    axes: "Axes", x: Float[np.ndarray, "side side 2"], gradient: Float[np.ndarray, "side side 2"]
 ) -> None:
     every = (slice(2, None, 4), slice(2, None, 4))
     # Square roots of the lengths: gradients of these functions span orders of magnitude.
     length = np.linalg.norm(gradient[every], axis=-1, keepdims=True)
-    shown = gradient[every] / np.maximum(length, 1e-12) * np.sqrt(length / longest)
-    axes.quiver(
-        x[every][..., 0],
-        x[every][..., 1],
-        shown[..., 0],
-        shown[..., 1],
-        color="white",
-        scale=16,
-        width=0.004,
-    )
+    shown = gradient[every] / np.sqrt(np.maximum(length, 1e-12))
+    places, arrows = np.moveaxis(x[every], -1, 0), np.moveaxis(shown, -1, 0)
+    axes.quiver(*places, *arrows, color="white", scale=16, width=0.004)

@@ -1,57 +1,78 @@
-"""The curves of one run."""
+"""The curves of one run: losses and validations over its steps."""
 
+import math
+import re
 from pathlib import Path
 
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
-from lightning_sobolev._files import whole
+from lightning_sobolev.experiments.report.figures import COLORS, label_of, save
+from lightning_sobolev.experiments.report.runs import read_table
+from lightning_sobolev.experiments.report.tables import metric
 
-_MOST_LINES = 8
-"""In one panel: more cannot be told apart."""
+CURVES = "curves.csv"
+_MOST_LABELS = 8
+_NUMBER = re.compile(r"\w+_\d+/")  # cut_1/
 
 
 def save_curves(folder: Path) -> Path | None:
-    """Draw what was logged over steps into ``curves.png``, one panel for each group of keys.
+    """Draw the curves of a run into ``curves.png``.
+
+    The loss and its terms share a panel. Every validation metric has its own; metrics that differ
+    in a number alone (``val/cut_1/value_nmse``, ``val/cut_2/value_nmse``) share one.
 
     Args:
-        folder: The folder of a run, with its ``curves.csv``.
+        folder: The folder of a run, with its ``curves.csv``: ``step``, ``seconds`` and metrics.
 
     Returns:
-        The figure's path, or None when nothing was logged.
+        The figure, or None where nothing was logged.
+
+    Raises:
+        ValueError: If the file is damaged.
     """
-    from matplotlib.figure import Figure
+    path = folder / CURVES
+    curves = read_table(path).set_index("step").drop(columns="seconds") if path.is_file() else None
+    panels = {} if curves is None else _panels(curves)
+    if not panels:
+        return None
+    columns = min(3, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    figure = Figure(figsize=(4.2 * columns, 3.2 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False).flat
+    for axes, (title, lines) in zip(grid, panels.items(), strict=False):
+        _draw(axes, title, lines)
+    for axes in list(grid)[len(panels) :]:
+        axes.set_axis_off()
+    return save(figure, folder / "curves.png")
 
-    path = folder / "curves.csv"
-    if not path.is_file():
-        return None
-    curves = pd.read_csv(path).set_index("step").drop(columns="seconds")
-    groups = _groups([key for key in curves if curves[key].abs().max() > 0])
-    if not groups:
-        return None
-    figure = Figure(figsize=(4.5 * len(groups), 3.5), layout="constrained")
-    panels = figure.subplots(1, len(groups), squeeze=False)[0]
-    for axes, (title, keys) in zip(panels, groups.items(), strict=True):
-        for key in keys[:_MOST_LINES]:
-            values = curves[key].dropna()
-            marker = "." if len(values) == 1 else ""
-            axes.plot(values.index, values, label=key, marker=marker, linewidth=1.2)
-        is_positive = bool((curves[keys].min() > 0).all())
-        axes.set(xlabel="step", ylabel=title, yscale="log" if is_positive else "linear")
-        axes.grid(alpha=0.3)
+
+def _panels(curves: pd.DataFrame) -> dict[str, dict[str, pd.Series]]:
+    """Return what is drawn by panel and label; a metric that is always zero says nothing."""
+    panels: dict[str, dict[str, pd.Series]] = {}
+    for key in curves:
+        line = curves[key].dropna()
+        if not line.any():
+            continue
+        stage, _, name = str(key).partition("/")
+        panel, label = f"{stage} {label_of(_NUMBER.sub('', name))}", ""
+        if number := _NUMBER.search(name):
+            label = number[0].strip("/_").replace("_", " ")
+        if name == "loss" or name.startswith("sobolev/"):
+            panel, label = f"{stage} losses", label_of(name)
+        panels.setdefault(panel, {})[label] = line
+    return panels
+
+
+def _draw(axes: Axes, title: str, lines: dict[str, pd.Series]) -> None:
+    for place, (label, line) in enumerate(lines.items()):
+        color, dash = COLORS[place % len(COLORS)], "-" if place < len(COLORS) else "--"
+        legend = label if place < _MOST_LABELS else None
+        axes.plot(line.index, line, dash, color=color, label=legend, marker="." * (len(line) < 9))
+    is_positive = all(line.min() > 0 for line in lines.values())
+    axes.set(title=title, xlabel="step", ylabel=title.partition(" ")[2])
+    axes.set_yscale(metric(title.replace(" ", "_")).scale if is_positive else "linear")
+    axes.grid(alpha=0.3)
+    if any(lines):
         axes.legend(fontsize="small")
-    with whole(folder / "curves.png") as writing:
-        figure.savefig(writing, dpi=120, format="png")
-    return folder / "curves.png"
-
-
-def _groups(keys: list[str]) -> dict[str, list[str]]:
-    """Sort keys into panels: losses of training, unweighted terms, and each kind of validation."""
-    groups: dict[str, list[str]] = {}
-    for key in keys:
-        stage, _, name = key.partition("/")
-        if stage == "train":
-            title = "term" if name.startswith("sobolev/") and name != "sobolev/total" else "loss"
-        else:
-            title = f"validation: {name.split('_')[-1]}"
-        groups.setdefault(title, []).append(key)
-    return groups

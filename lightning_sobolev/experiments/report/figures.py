@@ -1,194 +1,172 @@
-"""Figures over many runs, from the averages of their table alone."""
+"""Figures over many runs: metrics over the amount of data or another setting, and validations."""
 
-import math
-from collections.abc import Collection, Sequence
+import logging
+from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING
+from textwrap import fill
+from typing import Any
 
-from lightning_sobolev.experiments.report.columns import Layout
-from lightning_sobolev.experiments.report.records import Cell
-from lightning_sobolev.experiments.report.tables import Group, MeanAndError, Summary
+import matplotlib.pyplot as plt
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+from lightning_sobolev._files import whole
+from lightning_sobolev.experiments.report.tables import AMOUNTS, Sweep, metric, shown
 
-Points = list[tuple[float, MeanAndError]]
-Clusters = dict[str, dict[str, MeanAndError]]
-_ON_A_LINEAR_SCALE = ("return", "accuracy", "cosine")
-_AMOUNTS = {"fraction": "fraction of the training states", "num_frames": "training frames"}
+log = logging.getLogger(__name__)
+
+# Okabe and Ito's: everybody can tell them apart
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
+_LABELS = {
+    **AMOUNTS,
+    "seconds": "seconds of training",
+    "test_energy_mae": "energy MAE (eV)",
+    "test_force_mae": "force MAE (eV/Å)",
+}
+_WORDS = {"kl": "KL (nats)", "nmse": "NMSE", "rmse": "RMSE", "mae": "MAE"}
+_BETTER = {"lower": "\n(lower is better)", "higher": "\n(higher is better)", "": ""}
+_MOST_DASHES, _MOST_PANELS = 4, 24
 
 
-def save_figures(folder: Path, layout: Layout, summary: Summary) -> list[Path]:
-    """Draw every measure: curves over the amount of data where a table has one, else bars.
+def save(figure: Figure, path: Path) -> Path:
+    """Write a figure, whole or not at all.
 
     Args:
-        folder: Where the PNG files go.
-        layout: The form of the table of runs.
-        summary: The averages.
+        figure: The figure.
+        path: Its file; the ending says the format.
+
+    Returns:
+        The file.
+    """
+    with whole(path) as writing:
+        figure.savefig(writing, dpi=120, format=path.suffix.removeprefix("."))
+    return path
+
+
+def label_of(name: str) -> str:
+    """Return the words for a column beside an axis."""
+    words = name.removeprefix("test_").removeprefix("val/").replace("/", " ").replace("_", " ")
+    return _LABELS.get(name, " ".join(_WORDS.get(word, word) for word in words.split()))
+
+
+def save_figures(stem: Path, sweep: Sweep) -> list[Path]:
+    """Draw every metric: lines over a number, else points over names.
+
+    Color is the setting that is compared, a dash another one. More settings have panels of their
+    own, and then every metric has a file of its own. Bands and bars are one standard error.
+
+    Args:
+        stem: Path of the files, without ending.
+        sweep: Runs.
+
+    Returns:
+        The files; none where all runs have the same settings.
+    """
+    measures = [m for m in sweep.measures if m != "seconds" and sweep.frame[m].nunique() > 1]
+    if not sweep.told or not measures:
+        return []
+    x = sweep.x or _across(sweep)
+    lines, frame = _labeled(sweep, x)
+    if frame["panel"].nunique() > _MOST_PANELS and x in AMOUNTS:
+        x = _across(sweep)
+        lines, frame = _labeled(sweep, x)
+    long = frame[[x, *lines, "panel", *measures]].melt([x, *lines, "panel"], var_name="measure")
+    if frame["panel"].nunique() == 1:
+        return _draw(_png(stem), long, x, lines)
+    written = []
+    for measure in measures:
+        path = _png(stem, f"_{measure.removeprefix('test_')}")
+        written += _draw(path, long[long["measure"] == measure], x, lines)
+    return written
+
+
+def save_validations(stem: Path, sweep: Sweep) -> list[Path]:
+    """Draw validations over steps, mean and standard error, and over seconds, a line a run.
+
+    Args:
+        stem: Path of the files, without ending.
+        sweep: A row a run, metric and validation: the settings, ``run``, ``measure``, ``step``,
+            ``seconds`` and ``value``.
 
     Returns:
         The files.
     """
-    varies = telling_apart(layout, summary)
-    amount = next((key for key in _AMOUNTS if key in varies), None)
-    if amount is not None:
-        return [_save_curves(folder, layout, summary, varies, amount)]
-    measures = [measure for measure in layout.measures if measure != "seconds"]
-    return [_save_bars(folder, layout, summary, varies, measure) for measure in measures]
+    lines, long = _labeled(sweep, None)
+    by_time = _draw(_png(stem, "_seconds"), long, "seconds", lines, units="run", estimator=None)
+    return _draw(_png(stem), long, "step", lines) + by_time
 
 
-def telling_apart(layout: Layout, summary: Collection[Group]) -> list[str]:
-    """Return the key columns that are needed to tell the groups apart.
-
-    A learning rate that was tuned for every case varies with the case and says nothing new.
-
-    Args:
-        layout: Names the columns.
-        summary: The groups.
-
-    Returns:
-        Columns that vary, without steps, learning rate and order where the others suffice.
-    """
-    needed = [key for i, key in enumerate(layout.groups) if len({g[i] for g in summary}) > 1]
-    for key in ("steps", "lr", "order"):
-        if key in needed:
-            rest = [layout.groups.index(other) for other in needed if other != key]
-            if len({tuple(group[i] for i in rest) for group in summary}) == len(summary):
-                needed.remove(key)
-    return needed
+def _png(stem: Path, more: str = "") -> Path:
+    return stem.with_name(f"{stem.name}{more}.png")
 
 
-def _save_curves(
-    folder: Path, layout: Layout, summary: Summary, varies: Sequence[str], amount: str
-) -> Path:
-    from matplotlib.figure import Figure
+def _across(sweep: Sweep) -> str:
+    """Choose the horizontal axis: the setting with the most values, rather not the compared one."""
+    values = sweep.frame[sweep.told].nunique()
+    others = values.drop(sweep.against[0], errors="ignore")
+    return str((others if len(others) else values).idxmax())
 
-    series = [key for key in varies if key != amount]
-    measures = [m for m in layout.measures if m != "seconds" and _any_number(summary, m)]
-    columns = min(3, len(measures))
-    rows = math.ceil(len(measures) / columns)
-    figure = Figure(figsize=(4.2 * columns, 3.4 * rows), layout="constrained")
-    grid = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for axes, measure in zip(grid, measures, strict=False):
-        curves = _curves(layout, summary, series, amount, measure)
-        for label, points in curves.items():
-            draw_curve(axes, label, points)
-        axes.set(xlabel=_AMOUNTS[amount], title=measure, xscale="log")
-        amounts = sorted({x for points in curves.values() for x, _ in points})
-        axes.set_xticks(amounts, [_shown(x) for x in amounts])
+
+def _labeled(sweep: Sweep, x: str | None) -> tuple[list[str], pd.DataFrame]:
+    """Return the settings of color and dash, and the runs with texts for them and for a panel."""
+    compared, baseline = sweep.against
+    rest = sorted((key for key in sweep.told if key != x), key=lambda key: key != compared)
+    frame = sweep.frame.assign(**{key: sweep.frame[key].map(shown) for key in rest})
+    if compared in rest:  # the baseline has the first color
+        frame = frame.sort_values(compared, key=lambda cells: cells != baseline, kind="stable")
+    lines, panels = rest[:2], rest[2:]
+    is_line = x is None or pd.api.types.is_numeric_dtype(frame[x])
+    if len(lines) == 2 and not (is_line and frame[lines[1]].nunique() <= _MOST_DASHES):
+        lines, panels = rest[:1], rest[1:]
+    titles = [frame[key].map(f"{label_of(key)} {{}}".format) for key in panels]
+    frame["panel"] = [", ".join(parts) for parts in zip(*titles, strict=True)] if titles else ""
+    return lines, frame
+
+
+def _draw(path: Path, long: pd.DataFrame, x: str, lines: Sequence[str], **how: Any) -> list[Path]:
+    facets = long[["measure", "panel"]].drop_duplicates()
+    if len(facets) > _MOST_PANELS:
+        log.warning("%s is left out: %d panels; choose with --x and --y", path, len(facets))
+        return []
+    color, dash = (lines[0], lines[-1]) if lines else (None, None)
+    how |= {"hue": color, "palette": _palette(long[color].nunique())} if color else {}
+    how |= {"col_wrap": min(4, len(facets)), "height": 3.0, "aspect": 1.2, "errorbar": "se"}
+    long = long.assign(facet=long["measure"] + "\n" + long["panel"])
+    own = {"sharex": False, "sharey": False}
+    if numeric := pd.api.types.is_numeric_dtype(long[x]):
+        how |= {"kind": "line", "style": dash, "markers": bool(dash) and long[x].nunique() <= 12}
+        grid = sns.relplot(long, x=x, y="value", col="facet", facet_kws=own, **how)
+    else:
+        how |= {"kind": "point", "linestyle": "none", "dodge": 0.4 if color else False, **own}
+        grid = sns.catplot(long, x=x, y="value", col="facet", order=sorted(long[x].unique()), **how)
+    for axes, (measure, panel) in zip(grid.axes.flat, facets.itertuples(index=False), strict=True):
+        rows = long[(long["measure"] == measure) & (long["panel"] == panel)]
+        _finish(axes, rows, x if numeric else None)
+        better = _BETTER[metric(measure).better]
+        axes.set(title=fill(panel, 36), xlabel=label_of(x), ylabel=label_of(measure) + better)
+    grid.tight_layout()
+    save(grid.figure, path)
+    plt.close(grid.figure)
+    return [path]
+
+
+def _palette(count: int) -> Sequence[str]:
+    return COLORS[:count] if count <= len(COLORS) else sns.color_palette("viridis", count)
+
+
+def _finish(axes: Axes, rows: pd.DataFrame, x: str | None) -> None:
+    """Set scales and ticks: a tick at every amount that was tried, shares as fractions."""
+    axes.grid(alpha=0.3)
+    values = rows["value"].dropna()
+    if len(values) and values.min() > 0:
+        axes.set_yscale(metric(rows["measure"].iloc[0]).scale)
+    if x is None:
+        plt.setp(axes.get_xticklabels(), rotation=40, ha="right", rotation_mode="anchor")
+    elif x in AMOUNTS:
+        ticks = sorted(rows[x].unique())
+        axes.set_xscale("log")
+        axes.set_xticks(ticks, [str(Fraction(tick).limit_denominator(4096)) for tick in ticks])
         axes.set_xticks([], minor=True)
-        if not any(word in measure for word in _ON_A_LINEAR_SCALE):
-            axes.set_yscale("log")
-        axes.grid(alpha=0.3)
-    for axes in grid[len(measures) :]:
-        axes.set_axis_off()
-    named = figure.axes[0].get_legend_handles_labels()
-    title = ", ".join(series)
-    # below, not inside: where curves are is not known
-    figure.legend(*named, loc="outside lower center", ncols=3, fontsize="small", title=title)
-    path = folder / f"{layout.name}.png"
-    figure.savefig(path, dpi=120)
-    return path
-
-
-def _curves(
-    layout: Layout, summary: Summary, series: Sequence[str], amount: str, measure: str
-) -> dict[str, Points]:
-    curves: dict[str, Points] = {}
-    for group, estimates in summary.items():
-        cells = dict(zip(layout.groups, group, strict=True))
-        label = ", ".join(_shown(cells[key]) for key in series)
-        if estimates[measure].count:
-            curves.setdefault(label, []).append((float(cells[amount]), estimates[measure]))
-    return {label: sorted(points, key=lambda point: point[0]) for label, points in curves.items()}
-
-
-def draw_curve(axes: "Axes", label: str, points: Points) -> None:
-    """Draw means over positions, with a band of one standard error.
-
-    Args:
-        axes: Where.
-        label: Of the curve.
-        points: Positions in order, each with its mean.
-    """
-    x = [fraction for fraction, _ in points]
-    means = [estimate.mean for _, estimate in points]
-    errors = [0.0 if math.isnan(e.error) else e.error for _, e in points]
-    (line,) = axes.plot(x, means, marker="o", markersize=3, label=label)
-    low = [mean - error for mean, error in zip(means, errors, strict=True)]
-    high = [mean + error for mean, error in zip(means, errors, strict=True)]
-    axes.fill_between(x, low, high, alpha=0.2, color=line.get_color(), linewidth=0)
-
-
-def _save_bars(
-    folder: Path, layout: Layout, summary: Summary, varies: Sequence[str], measure: str
-) -> Path:
-    """Draw a cluster of bars for every setting, a bar for every choice of what is matched.
-
-    Where test functions are compared every other setting has axes of its own.
-
-    Returns:
-        The picture.
-    """
-    from matplotlib.figure import Figure
-    from matplotlib.patches import Patch
-
-    compared = "kind" if "kind" in layout.groups else "sobolev"
-    panels = _panels(layout, summary, compared, varies, measure)
-    choices = sorted({c for panel in panels.values() for bars in panel.values() for c in bars})
-    widest = max(len(panel) for panel in panels.values())
-    size = (max(4.0, 0.95 * widest + 1.5), 0.6 + 3.2 * len(panels))
-    figure = Figure(figsize=size, layout="constrained")
-    grid = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
-    linear = any(word in measure for word in _ON_A_LINEAR_SCALE)
-    for axes, (title, clusters) in zip(grid, panels.items(), strict=True):
-        _draw_clusters(axes, clusters, choices)
-        axes.set(title=f"{measure}, {title}" if title else measure)
-        if not linear and _any_number(summary, measure):
-            axes.set_yscale("log")
-    if any(choices):
-        # Not the bars' own labels: the first axes may lack a choice.
-        patches = [Patch(color=f"C{n}", label=choice) for n, choice in enumerate(choices) if choice]
-        grid[0].legend(handles=patches, title=compared, fontsize="small")
-    path = folder / f"{layout.name}_{measure.removeprefix('test_')}.png"
-    figure.savefig(path, dpi=120)
-    return path
-
-
-def _draw_clusters(axes: "Axes", clusters: Clusters, choices: Sequence[str]) -> None:
-    width = 0.8 / len(choices)
-    for number, choice in enumerate(choices):
-        known = [(i, bars[choice]) for i, bars in enumerate(clusters.values()) if choice in bars]
-        axes.bar(
-            [i + width * (number - 0.5 * (len(choices) - 1)) for i, _ in known],
-            [estimate.mean for _, estimate in known],
-            width,
-            yerr=[0.0 if math.isnan(e.error) else e.error for _, e in known],
-            capsize=2,
-            color=f"C{number}",
-        )
-    axes.set_xticks(range(len(clusters)), list(clusters), fontsize="x-small")
-
-
-def _panels(
-    layout: Layout, summary: Summary, compared: str, varies: Sequence[str], measure: str
-) -> dict[str, Clusters]:
-    has_functions = "function" in varies
-    panels: dict[str, Clusters] = {}
-    for group, estimates in summary.items():
-        cells = dict(zip(layout.groups, group, strict=True))
-        rest = [key for key in varies if key not in (compared, "function")]
-        title = ", ".join(f"{key} {_shown(cells[key])}" for key in rest) if has_functions else ""
-        below = ["function"] if has_functions else rest
-        label = "\n".join(_shown(cells[key]) for key in below)
-        clusters = panels.setdefault(title, {})
-        clusters.setdefault(label, {})[_shown(cells.get(compared, ""))] = estimates[measure]
-    return panels
-
-
-def _any_number(summary: Summary, measure: str) -> bool:
-    return any(estimates[measure].mean > 0 for estimates in summary.values())
-
-
-def _shown(cell: Cell) -> str:
-    return f"{cell:g}" if isinstance(cell, float | int) else cell

@@ -1,120 +1,107 @@
 """From many runs, or from a table of them, to tables and figures."""
 
-import logging
+import re
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 
-from lightning_sobolev.experiments.band_limits.profile import draw_bands
-from lightning_sobolev.experiments.regression.surface import FIT, Surface, draw_surfaces
-from lightning_sobolev.experiments.report.columns import Layout
-from lightning_sobolev.experiments.report.comparison import TUNED, compare, comparison_lines
-from lightning_sobolev.experiments.report.figures import save_figures
-from lightning_sobolev.experiments.report.layouts import (
-    BAND_LIMITS,
-    layout_of_runs,
-    layout_of_table,
-)
-from lightning_sobolev.experiments.report.records import (
-    Cell,
-    Record,
-    StoredRun,
-    find_runs,
-    read_csv,
-    write_csv,
-)
-from lightning_sobolev.experiments.report.tables import summarize, write_markdown
-from lightning_sobolev.experiments.report.validations import save_validations
+import pandas as pd
 
-log = logging.getLogger(__name__)
+from lightning_sobolev.experiments.regression.surface import FIT, Surface, draw_surfaces
+from lightning_sobolev.experiments.report.curves import CURVES
+from lightning_sobolev.experiments.report.figures import save_figures, save_validations
+from lightning_sobolev.experiments.report.runs import (
+    Run,
+    find_runs,
+    read_table,
+    tabulate,
+    write_table,
+)
+from lightning_sobolev.experiments.report.tables import Sweep, View, groups, shown, write_page
 
 
 def report(
-    source: Path, out: Path | None = None, *, by: Sequence[str] = (), name: str | None = None
+    source: Path,
+    out: Path | None = None,
+    *,
+    by: Sequence[str] = (),
+    name: str | None = None,
+    view: View | None = None,
 ) -> list[Path]:
     """Write ``NAME.csv`` (a line a run), ``NAME.md`` (mean and standard error) and figures.
 
-    Runs that validated more than once also give ``NAME_validations.csv`` and its figure.
+    Runs that validated more than once also give ``NAME_validations.csv`` and its figures.
 
     Args:
         source: A folder with finished runs, or a table that was written earlier: everything but
             the table itself is then made anew from it.
         out: Folder of the results; where the source is when None.
-        by: More settings that tell runs apart, as key paths in the configuration.
-        name: What the files are called, instead of the name of the game or the experiment.
+        by: More settings that become columns.
+        name: What the files are called, instead of the name of the experiment or the table.
+        view: What is compared and drawn.
 
     Returns:
         The files that were written.
 
     Raises:
-        ValueError: If there are no runs, or two of them differ in no column.
+        ValueError: If there are no runs, two of them differ in no column, a file is damaged, or
+            ``view`` names no column.
     """
-    written: list[Path] = []
-    if source.suffix == ".csv":
-        columns, records = read_csv(source)
-        layout = layout_of_table(source, columns)
-        out = source.parent if out is None else out
-    else:
-        out = source if out is None else out
-        layout, written = _tabulate(source, out, by, name)
-        # From here on the table is the source, so that it gives the same files later.
-        records = read_csv(written[0])[1]
-    summary = summarize(layout, records)
-    markdown = out / f"{layout.name}.md"
-    source_of = f"scripts/report.py {layout.name}.csv"
-    ratios = comparison_lines(compare(layout, summary))
-    write_markdown(markdown, layout, summary, source=source_of, more=ratios)
-    written.append(markdown)
-    if find_spec("matplotlib") is None:
-        log.warning("figures are left out: matplotlib is missing, install the extra 'viz'")
-        return written
-    if layout.keys.keys() == BAND_LIMITS.keys.keys():
-        return [*written, draw_bands(out / f"{layout.name}.png", summary)]
-    return written + save_figures(out, layout, summary)
+    is_table = source.suffix == ".csv"
+    out = (source.parent if is_table else source) if out is None else out
+    runs = [] if is_table else find_runs(source)
+    name = name or (source.stem if is_table else _name_of(runs))
+    table, page = source if is_table else out / f"{name}.csv", out / f"{name}.md"
+    if not is_table:
+        write_table(table, tabulate(runs, by))
+    # Also of runs the table is the source, so that it gives the same files later.
+    sweep = Sweep.of(read_table(table), view)
+    write_page(page, sweep, source=f"scripts/report.py {table.name}")
+    written = [page, *save_figures(out / name, sweep)]
+    if not is_table:
+        written = [table, *written, *_validations(out / f"{name}_validations", runs, sweep)]
+        written += _surfaces(out / name, runs, sweep)
+    return written
 
 
-def _tabulate(
-    source: Path, out: Path, by: Sequence[str], name: str | None
-) -> tuple[Layout, list[Path]]:
-    runs = find_runs(source)
-    layout = layout_of_runs(runs).with_keys(by)
-    layout = layout if name is None else replace(layout, name=name)
-    records = [layout.record(run) for run in runs]
-    _check_distinct(layout, records, runs)
-    table = out / f"{layout.name}.csv"
-    write_csv(table, layout.columns, records)
-    return layout, [table, *_surfaces(out, layout, runs), *save_validations(out, layout, runs)]
+def _name_of(runs: Sequence[Run]) -> str:
+    names = {str(run.config.get("name", "runs")) for run in runs}
+    name = names.pop() if len(names) == 1 else "runs"
+    return re.sub(r"[^\w.-]", "_", name.removeprefix("distill_"))  # may be somebody else's
 
 
-def _check_distinct(layout: Layout, records: Sequence[Record], runs: Sequence[StoredRun]) -> None:
-    seen: dict[tuple[object, ...], StoredRun] = {}
-    for record, run in zip(records, runs, strict=True):
-        key = tuple(record[column] for column in layout.keys)
-        if key in seen:
-            raise ValueError(
-                f"runs must differ in one of {', '.join(layout.keys)}, got the same in "
-                f"{seen[key].folder} and {run.folder}: name with --by what tells them apart, "
-                "e.g. --by lr, or delete one"
-            )
-        seen[key] = run
-
-
-def _surfaces(out: Path, layout: Layout, runs: Sequence[StoredRun]) -> list[Path]:
-    """Draw plain and Sobolev fits of one function side by side, for the first seed of each case."""
-    cases: dict[tuple[Cell, ...], dict[str, StoredRun]] = {}
-    for run in runs:
-        if (run.folder / FIT).is_file():
-            record = layout.record(run)
-            case = tuple(record[key] for key in layout.groups if key not in TUNED)
-            cases.setdefault(case, {}).setdefault(str(record["sobolev"]), run)
-    if find_spec("matplotlib") is None:
+def _validations(stem: Path, runs: Sequence[Run], sweep: Sweep) -> list[Path]:
+    """Collect the validations of the runs that had more than one."""
+    found = []
+    for place, run in enumerate(runs):
+        if (run.folder / CURVES).is_file():
+            curves = read_table(run.folder / CURVES)
+            keys = [key for key in curves if key.startswith("val/") and curves[key].count() > 1]
+            long = curves.melt(["step", "seconds"], keys, "measure", "value").dropna(subset="value")
+            about = sweep.frame[sweep.settings].iloc[[place] * len(long)].reset_index(drop=True)
+            found.append(pd.concat([about, long.reset_index(drop=True)], axis=1).assign(run=place))
+    long = pd.concat(found, ignore_index=True) if found else pd.DataFrame()
+    if long.empty:
         return []
+    path = stem.with_name(f"{stem.name}.csv")
+    write_table(path, long.drop(columns="run"))
+    return [path, *save_validations(stem, replace(sweep, frame=long))]
+
+
+def _surfaces(stem: Path, runs: Sequence[Run], sweep: Sweep) -> list[Path]:
+    """Draw the fits of one function side by side, for the first seed of each case."""
     written = []
-    for case, fits in cases.items():
-        label = "_".join(str(part) for part in case if part != "")
-        path = out / f"{layout.name}_{label}.png"
-        surfaces = {choice: Surface.load(run.folder / FIT) for choice, run in fits.items()}
-        draw_surfaces(surfaces, path, title=label.replace("_", " "))
-        written.append(path)
+    case = [key for key in sweep.told if key.split(".")[0] != sweep.against[0]]
+    for cells, rows in groups(sweep.frame, case):
+        fits: dict[str, Surface] = {}
+        for place in rows.index:
+            file = runs[place].folder / FIT
+            choice = shown(rows.get(sweep.against[0], pd.Series("fit", rows.index))[place])
+            if choice not in fits and file.is_file():
+                fits[choice] = Surface.load(file)
+        if fits:
+            title = " ".join(shown(cell) for cell in cells.values())
+            path = stem.with_name("_".join([stem.name, *title.split()]) + "_surface.png")
+            draw_surfaces(fits, path, title=title)
+            written.append(path)
     return written

@@ -1,141 +1,113 @@
 """Training that goes on with adversarial images among the others, and what it is good for."""
 
 import copy
-from dataclasses import dataclass
+import math
+from functools import partial
 
+import lightning.pytorch as pl
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 from torch.optim import Adam
 from torch.optim.lr_scheduler import CosineAnnealingLR
+from torchmetrics.functional.classification import multiclass_accuracy
 
 from lightning_sobolev.adversarial import GradientAttack, ParticleSwarm
-from lightning_sobolev.experiments.report.records import Record
-from lightning_sobolev.experiments.sensitivity.attacks import (
-    PGD_STEPS,
-    Victims,
-    accuracy,
-    right_answers,
-)
+from lightning_sobolev.experiments.images.image_set import Labeled
+from lightning_sobolev.experiments.images.module import ClassificationModule
+from lightning_sobolev.experiments.sensitivity.attacks import PGD_STEPS, Examples
 from lightning_sobolev.functional.projections import generator_for
-from lightning_sobolev.loading import ShuffledBatches
+from lightning_sobolev.loading import ResumableLoader, ShuffledBatches, Table
 
+_BATCH, _LR = 128, 1e-3
 _NUM_ATTACKED_BY_PGD = 250
 
 
-@dataclass(frozen=True, slots=True)
-class Pictures:
-    """Images with their classes.
-
-    Args:
-        images: Pixels in 0..1.
-        labels: The classes.
-    """
-
-    images: Float[Tensor, "pictures channels height width"]
-    labels: Int[Tensor, " pictures"]
-
-    def joined(self, other: "Pictures") -> "Pictures":
-        """Return these and the others."""
-        return Pictures(
-            torch.cat([self.images, other.images]), torch.cat([self.labels, other.labels])
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Defence:
-    """How training goes on.
-
-    Args:
-        steps: Steps on batches of 128.
-        lr: Learning rate of the first step; it falls to zero along half a cosine.
-        seed: Of the order.
-    """
-
-    steps: int
-    lr: float = 1e-3
-    seed: int = 0
-
-    def __call__(self, model: nn.Module, pictures: Pictures) -> nn.Module:
-        """Return a trained copy.
-
-        Args:
-            model: Gives logits of pixels.
-            pictures: What it is trained on.
-        """
-        trained = copy.deepcopy(model).requires_grad_(True).train()
-        optimizer = Adam(trained.parameters(), lr=self.lr)
-        schedule = CosineAnnealingLR(optimizer, T_max=self.steps)
-        for rows in ShuffledBatches(len(pictures.labels), 128, self.steps, seed=self.seed):
-            optimizer.zero_grad()
-            loss = cross_entropy(trained(pictures.images[rows]), pictures.labels[rows])
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            schedule.step()
-        return trained.requires_grad_(False).eval()
+def trained_on(model: nn.Module, images: Labeled, *, steps: int, seed: int) -> nn.Module:
+    """Return a copy whose training went on, with Adam and a rate that falls to zero."""
+    module = ClassificationModule(
+        copy.deepcopy(model).requires_grad_(True).train(),
+        partial(Adam, lr=_LR),
+        partial(CosineAnnealingLR, T_max=steps),
+    )
+    table = Table({"x": images.images, "y": images.labels})
+    batches = ShuffledBatches(len(table), _BATCH, steps, seed=seed)
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        devices=1,
+        max_steps=steps,
+        limit_val_batches=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    loader = ResumableLoader(table, batches)
+    with torch.enable_grad():
+        trainer.fit(module, loader, loader)  # no batch validates, but none at all is warned of
+    return module.net.requires_grad_(False).eval()
 
 
 def successes(
-    model: nn.Module, victims: Victims, swarm: ParticleSwarm, *, seed: int
-) -> dict[str, Pictures]:
-    """Attack images and keep what makes the network err.
-
-    Args:
-        model: Gives logits of pixels.
-        victims: What is attacked.
-        swarm: One attack; the other is projected gradient ascent of the same radius.
-        seed: Of everything random.
-
-    Returns:
-        Adversarial images with the right labels, by attack.
-    """
+    model: nn.Module, examples: Examples, swarm: ParticleSwarm, *, seed: int
+) -> dict[str, Labeled]:
+    """Attack images by a swarm and by gradients; keep what makes the network err."""
+    x, labels = examples.images, examples.labels
     pgd = GradientAttack(radius=swarm.radius, steps=PGD_STEPS)
-    x, labels = victims.images, victims.labels
     made = {
-        "swarm": swarm(model, x, victims.targets, generator=generator_for(seed, 2)),
+        "swarm": swarm(model, x, examples.targets, generator=generator_for(seed, 2)),
         "pgd": pgd(model, x, labels, generator=generator_for(seed, 2)),
     }
-    kept = {}
+    return {name: errors(model, images, labels) for name, images in made.items()}
+
+
+def errors(model: nn.Module, images: Tensor, labels: Tensor) -> Labeled:
+    """Return the images that are taken for another class, with the right labels."""
     with torch.no_grad():
-        for name, attacked in made.items():
-            fooled = model(attacked).argmax(-1) != labels
-            kept[name] = Pictures(attacked[fooled], labels[fooled])
-    return kept
+        wrong = model(images).argmax(-1) != labels
+    return Labeled(images[wrong], labels[wrong])
 
 
 def examined(
     model: nn.Module,
-    test: Pictures,
-    earlier: Pictures,
+    test: Labeled,
+    earlier: Labeled,
     swarm: ParticleSwarm,
     *,
     num_attacked: int,
     seed: int,
-) -> Record:
+) -> dict[str, float]:
     """Measure accuracies, against fresh attacks on this very network too.
 
     Args:
         model: Gives logits of pixels.
-        test: Test pictures.
-        earlier: Adversarial images that were made for the network before its defence.
-        swarm: Attacks the first ``num_attacked`` test pictures that are classified correctly.
+        test: Test images.
+        earlier: Adversarial images that were made for the network before its training went on.
+        swarm: Attacks the first ``num_attacked`` test images that are classified correctly; its
+            accuracy counts the others as well.
         num_attacked: How many.
         seed: Of everything random.
 
     Returns:
-        A line of accuracies; that under the swarm counts wrong answers before it as well.
+        The accuracies, by column.
     """
     x, labels = test.images[:_NUM_ATTACKED_BY_PGD], test.labels[:_NUM_ATTACKED_BY_PGD]
     pgd = GradientAttack(radius=swarm.radius, steps=PGD_STEPS)
     attacked = pgd(model, x, labels, generator=generator_for(seed, 3))
-    right = right_answers(model, x, labels)
-    victims = right.of(torch.arange(min(num_attacked, len(right.labels))))
-    swarmed = swarm(model, victims.images, victims.targets, generator=generator_for(seed, 3))
-    share = len(right.labels) / len(labels)
+    right = Examples.of(model, x, labels)
+    some = right[:num_attacked]
+    swarmed = swarm(model, some.images, some.targets, generator=generator_for(seed, 3))
     return {
-        "clean_accuracy": accuracy(model, test.images, test.labels),
+        "clean_accuracy": accuracy(model, *test),
         "pgd_accuracy": accuracy(model, attacked, labels),
-        "swarm_accuracy": share * accuracy(model, swarmed, victims.labels),
-        "earlier_accuracy": accuracy(model, earlier.images, earlier.labels),
+        "swarm_accuracy": len(right) / len(labels) * accuracy(model, swarmed, some.labels),
+        "earlier_accuracy": accuracy(model, *earlier),
     }
+
+
+def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
+    """Return the share of right answers; NaN without images."""
+    if len(labels) == 0:
+        return math.nan
+    with torch.no_grad():
+        logits = torch.cat([model(part) for part in torch.split(images, 1000)])
+    return float(multiclass_accuracy(logits, labels, logits.shape[-1], average="micro"))

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -13,9 +14,8 @@ from torch import Tensor, nn
 
 from lightning_sobolev._types import BatchFn
 from lightning_sobolev.adversarial import GradientAttack, ParticleSwarm
-from lightning_sobolev.experiments.report.records import Record
+from lightning_sobolev.adversarial.fisher import ClassGradients, class_gradients
 from lightning_sobolev.functional.projections import generator_for
-from lightning_sobolev.sensitivity import ClassGradients, class_gradients
 
 log = logging.getLogger(__name__)
 
@@ -24,25 +24,35 @@ _AT_ONCE = 250
 
 
 @dataclass(frozen=True, slots=True)
-class Victims:
-    """Images that a network takes for what they are, and the classes it would take next.
-
-    Args:
-        images: Pixels in 0..1.
-        labels: Their classes.
-        targets: The likeliest other classes.
-        gradients: Log-probabilities and their gradients.
-    """
+class Examples:
+    """Images, pixels in 0..1, that a network classifies correctly; ``targets`` come next."""
 
     images: Float[Tensor, "batch channels height width"]
     labels: Int[Tensor, " batch"]
     targets: Int[Tensor, " batch"]
     gradients: ClassGradients
 
-    def of(self, rows: Tensor) -> "Victims":
-        """Return some of them."""
+    @classmethod
+    def of(cls, model: BatchFn, images: Tensor, labels: Tensor) -> "Examples":
+        """Return the images that are classified correctly."""
+        parts = [class_gradients(model, part) for part in torch.split(images, _AT_ONCE)]
+        log_probs = torch.cat([part.log_probs for part in parts])
+        gradients = torch.cat([part.gradients for part in parts])
+        others = log_probs.scatter(1, labels[:, None], -torch.inf).argmax(-1)
+        found = cls(images, labels, others, ClassGradients(log_probs, gradients))
+        return found[(log_probs.argmax(-1) == labels).nonzero()[:, 0]]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, rows: Tensor | slice) -> "Examples":
         gradients = ClassGradients(self.gradients.log_probs[rows], self.gradients.gradients[rows])
-        return Victims(self.images[rows], self.labels[rows], self.targets[rows], gradients)
+        return Examples(self.images[rows], self.labels[rows], self.targets[rows], gradients)
+
+    def most_vulnerable(self, count: int) -> "Examples":
+        """Return those of the largest influence on their own class, at most ``count``."""
+        influence = self.gradients.image_influence(self.labels)
+        return self[influence.topk(min(count, len(self))).indices]
 
     def odds(self) -> Float[Tensor, " batch"]:
         """Return the odds against the right class, 1 / P - 1."""
@@ -52,81 +62,54 @@ class Victims:
         others = log_probs.scatter(1, own, -torch.inf).logsumexp(1)
         return (others - log_probs.gather(1, own)[:, 0]).exp()
 
-
-def right_answers(model: BatchFn, images: Tensor, labels: Tensor) -> Victims:
-    """Return the images that are classified correctly, with everything an attack may ask for.
-
-    Args:
-        model: Gives logits of pixels.
-        images: Pixels in 0..1.
-        labels: Their classes.
-    """
-    parts = [class_gradients(model, part) for part in torch.split(images, _AT_ONCE)]
-    log_probs = torch.cat([part.log_probs for part in parts])
-    gradients = torch.cat([part.gradients for part in parts])
-    rows = (log_probs.argmax(-1) == labels).nonzero()[:, 0]
-    others = log_probs[rows].scatter(1, labels[rows][:, None], -torch.inf)
-    found = ClassGradients(log_probs[rows], gradients[rows])
-    return Victims(images[rows], labels[rows], others.argmax(-1), found)
+    def target_slope(self) -> Float[Tensor, "batch channels height width"]:
+        """Return the size of the gradient of the target's log-probability."""
+        return self.gradients.gradients[torch.arange(len(self)), self.targets].abs()
 
 
-Attack = Callable[[], Tensor]
+class Attack(NamedTuple):
+    """An attack: its name, its forward and backward passes an image, and how to run it."""
+
+    name: str
+    passes: int
+    run: Callable[[], Tensor]
 
 
 def attacks(
-    model: nn.Module, victims: Victims, swarm: ParticleSwarm, *, num_pixels: int, seed: int
-) -> Iterator[tuple[str, int, Attack]]:
-    """Name every attack, its forward and backward passes an image, and how to run it.
+    model: nn.Module, examples: Examples, swarm: ParticleSwarm, *, num_pixels: int, seed: int
+) -> Iterator[Attack]:
+    """Plan every attack, with the radius and the passes of a swarm over all pixels."""
+    x, radius, passes = examples.images, swarm.radius, swarm.evaluations
 
-    Args:
-        model: Gives logits of pixels.
-        victims: What is attacked.
-        swarm: A swarm over all pixels; radius and passes are those of the others too.
-        num_pixels: Pixels of the swarms that may change only some.
-        seed: Of everything random.
+    def by_gradient(name: str, attack: GradientAttack) -> Attack:
+        def run() -> Tensor:
+            return attack(model, x, examples.labels, generator=generator_for(seed))
 
-    Yields:
-        The attacks.
-    """
-    x, labels, radius = victims.images, victims.labels, swarm.radius
-    long = swarm.evaluations // 2
-    for name, attack in {
-        "fgsm": GradientAttack.fgsm(radius),
-        "pgd": GradientAttack(radius=radius, steps=PGD_STEPS),
-        "pgd_long": GradientAttack(radius=radius, steps=long),
-    }.items():
-        run = _seeded(attack, model, x, labels, seed)
-        yield name, 2 * attack.steps, run
-    yield from _of_foolbox(model, victims, radius, repeats=swarm.evaluations, seed=seed)
-    chosen = victims.gradients.pixel_influence(victims.targets)
-    rows = torch.arange(len(x))
-    slope = victims.gradients.gradients[rows, victims.targets].abs()
+        return Attack(name, 2 * attack.steps, run)
+
+    def by_swarm(name: str, swarm: ParticleSwarm, scores: Tensor, choosing: int) -> Attack:
+        def run() -> Tensor:
+            generator = generator_for(seed)
+            return swarm(model, x, examples.targets, scores=scores, generator=generator)
+
+        return Attack(name, passes + choosing, run)
+
+    yield by_gradient("fgsm", GradientAttack.fgsm(radius))
+    yield by_gradient("pgd", GradientAttack(radius=radius, steps=PGD_STEPS))
+    yield by_gradient("pgd_long", GradientAttack(radius=radius, steps=passes // 2))
+    yield from _of_foolbox(model, examples, radius, repeats=passes, seed=seed)
+    influence = examples.gradients.pixel_influence(examples.targets)
     drawn = torch.rand(x.shape, generator=generator_for(seed, 1))
-    scores = {"influence": chosen, "gradient": slope, "random": drawn}
-    yield "swarm", swarm.evaluations, _swarmed(swarm, model, victims, drawn, seed)
-    few = replace(swarm, num_pixels=num_pixels)
-    choosing = {"influence": 1 + victims.gradients.log_probs.shape[1], "gradient": 2, "random": 0}
-    for name, score in scores.items():
-        run = _swarmed(few, model, victims, score, seed)
-        yield f"swarm_{name}", few.evaluations + choosing[name], run
-
-
-def _swarmed(
-    swarm: ParticleSwarm, model: nn.Module, victims: Victims, scores: Tensor, seed: int
-) -> Attack:
-    x, targets = victims.images, victims.targets
-    return lambda: swarm(model, x, targets, scores=scores, generator=generator_for(seed))
-
-
-def _seeded(
-    attack: GradientAttack, model: nn.Module, images: Tensor, labels: Tensor, seed: int
-) -> Attack:
-    return lambda: attack(model, images, labels, generator=generator_for(seed))
+    few, classes = replace(swarm, num_pixels=num_pixels), examples.gradients.log_probs.shape[1]
+    yield by_swarm("swarm", swarm, drawn, 0)
+    yield by_swarm("swarm_influence", few, influence, 1 + classes)
+    yield by_swarm("swarm_gradient", few, examples.target_slope(), 2)
+    yield by_swarm("swarm_random", few, drawn, 0)
 
 
 def _of_foolbox(
-    model: nn.Module, victims: Victims, radius: float, *, repeats: int, seed: int
-) -> Iterator[tuple[str, int, Attack]]:
+    model: nn.Module, examples: Examples, radius: float, *, repeats: int, seed: int
+) -> Iterator[Attack]:
     if find_spec("foolbox") is None:
         log.warning("foolbox's attacks are left out: it is missing, install the extra 'bench'")
         return
@@ -134,7 +117,7 @@ def _of_foolbox(
     from foolbox.attacks.additive_noise import LinfRepeatedAdditiveUniformNoiseAttack
     from foolbox.models.pytorch import PyTorchModel
 
-    network = PyTorchModel(model, bounds=(0, 1), device=victims.images.device)
+    network = PyTorchModel(model, bounds=(0, 1), device=examples.images.device)
     # Its default step, a thirtieth of the radius, is weak in so few steps.
     pgd = LinfPGD(rel_stepsize=0.25, steps=PGD_STEPS, random_start=True)
     noise = LinfRepeatedAdditiveUniformNoiseAttack(repeats=repeats)
@@ -142,53 +125,26 @@ def _of_foolbox(
     def run(attack: Callable[..., tuple[Tensor, Tensor, Tensor]]) -> Tensor:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return attack(network, victims.images, victims.labels, epsilons=radius)[1].detach()
+            return attack(network, examples.images, examples.labels, epsilons=radius)[1].detach()
 
-    yield "foolbox_pgd", 2 * PGD_STEPS, lambda: run(pgd)
-    yield "foolbox_noise", repeats, lambda: run(noise)
+    yield Attack("foolbox_pgd", 2 * PGD_STEPS, lambda: run(pgd))
+    yield Attack("foolbox_noise", repeats, lambda: run(noise))
 
 
-def measured(
-    model: nn.Module, victims: Victims, name: str, passes: int, attack: Attack
-) -> tuple[Record, Tensor]:
-    """Run an attack by the clock of the processor.
-
-    Args:
-        model: Gives logits of pixels.
-        victims: What is attacked.
-        name: What the attack is called.
-        passes: Forward and backward passes an image.
-        attack: Runs it.
-
-    Returns:
-        A line with the share of images that are taken for another class, the mean change of a pixel
-        in 255ths and the number of changed pixels of those, and seconds an image; and the images.
-    """
+def measured(model: nn.Module, examples: Examples, attack: Attack) -> tuple[dict[str, Any], Tensor]:
+    """Run an attack by the clock of the processor; return its row and what it has made."""
     began = time.process_time()
-    attacked = attack()
+    attacked = attack.run()
     seconds = time.process_time() - began
     with torch.no_grad():
-        fooled = model(attacked).argmax(-1) != victims.labels
-    change = (attacked - victims.images)[fooled].abs().flatten(1)
-    return {
-        "attack": name,
-        "passes": passes,
+        fooled = model(attacked).argmax(-1) != examples.labels
+    change = (attacked - examples.images)[fooled].abs().flatten(1)  # of the successes alone
+    row = {
+        "attack": attack.name,
+        "passes": attack.passes,
         "success": float(fooled.float().mean()),
         "mean_change": 255 * float(change.mean()) if len(change) else math.nan,
         "changed_pixels": float((change > 1e-6).sum(1).float().mean()) if len(change) else math.nan,
-        "seconds": seconds / len(victims.labels),
-    }, attacked
-
-
-def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
-    """Return the share of right answers; NaN without images.
-
-    Args:
-        model: Gives logits of pixels.
-        images: Pixels in 0..1.
-        labels: Their classes.
-    """
-    with torch.no_grad():
-        answers = [model(part).argmax(-1) for part in torch.split(images, 4 * _AT_ONCE)]
-    right = torch.cat(answers) == labels if answers else torch.empty(0)
-    return float(right.float().mean())
+        "seconds": seconds / len(examples),
+    }
+    return row, attacked

@@ -1,92 +1,120 @@
-"""Pictures of a classifier's sensitivity: vulnerable images, maps of pixels, adversarial images."""
+"""Figures of a classifier's sensitivity: vulnerable images, maps of pixels, adversarial images."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from lightning_sobolev.experiments.sensitivity.attacks import Victims
+from lightning_sobolev._files import whole
+from lightning_sobolev.experiments.sensitivity.attacks import Examples
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _SHOWN = 8
 _EDGE = 1e-20
 
 
-def draw_influence(influences: Mapping[str, Victims], threshold: float, path: Path) -> None:
-    """Draw the image influence with and without a threshold over the odds against the class.
+class _Row(NamedTuple):
+    """Images of one kind; ``unit`` is None for images as they are."""
 
-    Args:
-        influences: Correctly classified images, by network.
-        threshold: Of the singular values.
-        path: The PNG file.
-    """
+    label: str
+    images: Tensor
+    unit: str | None = None
+    signed: bool = False
+
+
+def draw_influence(influences: Mapping[str, Examples], threshold: float, path: Path) -> None:
+    """Draw the image influence with and without a threshold over the odds against the class."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8.8, 4.0), layout="constrained")
-    grid = figure.subplots(1, len(influences), squeeze=False)[0]
+    figure = Figure(figsize=(8.8, 4.2), layout="constrained")
+    grid = figure.subplots(1, len(influences), squeeze=False, sharey=True)[0]
     for axes, (name, seen) in zip(grid, influences.items(), strict=True):
         odds = seen.odds().clamp_min(_EDGE)
-        for label, limit in (("every singular value", None), (f"above {threshold:g}", threshold)):
+        # open circles round dots: neither hides the other
+        for label, limit, style in (
+            ("every singular value", None, {"markersize": 7, "fillstyle": "none", "alpha": 0.4}),
+            (f"singular values above {threshold:g}", threshold, {"markersize": 2}),
+        ):
             influence = seen.gradients.image_influence(seen.labels, threshold=limit)
             # zero has no place on a logarithmic axis: it is drawn at the lower edge
-            axes.plot(odds, influence.double().clamp_min(_EDGE), ".", markersize=3, label=label)
-        axes.set(xscale="log", yscale="log", xlabel="1 / P - 1", title=name)
+            shown = influence.double().clamp_min(_EDGE)
+            axes.plot(odds, shown, "o", label=label, **style)
+        axes.set(xscale="log", yscale="log", title=f"{name} network")
+        axes.set_xlabel("odds against the image's class, 1 / P - 1")
         axes.grid(alpha=0.3)
-    grid[0].set_ylabel("influence of the image")
-    grid[0].legend(fontsize="small", markerscale=3)
-    figure.savefig(path, dpi=120)
+    grid[0].set_ylabel("influence of the image (0 at the lower edge)")
+    grid[0].legend(fontsize="small")
+    _save(figure, path)
 
 
-def draw_victims(victims: Victims, path: Path) -> None:
-    """Draw images with the influence and the gradient of every pixel on the next likely class.
-
-    Args:
-        victims: Images, the first of which are drawn.
-        path: The PNG file.
-    """
-    shown = victims.of(torch.arange(min(_SHOWN, len(victims.labels))))
+def draw_vulnerable(examples: Examples, classes: Sequence[str], path: Path) -> None:
+    """Draw images with the influence and the gradient of every pixel on the next likely class."""
+    shown = examples[:_SHOWN]
     influence = shown.gradients.pixel_influence(shown.targets)
-    slope = shown.gradients.gradients[torch.arange(len(shown.labels)), shown.targets].abs()
-    rows = {"image": shown.images, "pixel influence": influence, "gradient": slope}
+    rows = [
+        _Row("image", shown.images),
+        _Row("influence of\neach pixel", influence.mean(1), "on the next class"),
+        _Row("gradient", shown.target_slope().mean(1), "|d log P / d pixel|"),
+    ]
     size = shown.gradients.image_influence(shown.labels)
-    titles = [f"FI {value:.2g}" for value in size.tolist()]
-    _draw_rows({name: images.mean(1) for name, images in rows.items()}, titles, path)
-
-
-def draw_adversarial(
-    model: nn.Module, victims: Victims, made: Mapping[str, Tensor], path: Path
-) -> None:
-    """Draw what attacks have made of the first images, and what the network takes them for.
-
-    Args:
-        model: Gives logits of pixels.
-        victims: The images.
-        made: Attacked images by attack.
-        path: The PNG file.
-    """
-    count = min(_SHOWN, len(victims.labels))
-    rows = {"image": victims.images[:count].mean(1)}
-    for name in ("pgd", "swarm", "swarm_influence"):
-        rows[name] = made[name][:count].mean(1)
-        rows[f"{name}: change"] = (made[name] - victims.images)[:count].abs().mean(1)
-    with torch.no_grad():
-        taken = model(made["swarm"][:count]).argmax(-1).tolist()
-    labels = victims.labels[:count].tolist()
-    titles = [f"{label} to {other}" for label, other in zip(labels, taken, strict=True)]
+    titles = [
+        f"{classes[label]}\nnext: {classes[target]}\ninfluence {value:.2g}"
+        for label, target, value in zip(shown.labels, shown.targets, size, strict=True)
+    ]
     _draw_rows(rows, titles, path)
 
 
-def _draw_rows(rows: Mapping[str, Tensor], titles: Sequence[str], path: Path) -> None:
+def draw_adversarial(
+    model: nn.Module,
+    examples: Examples,
+    made: Mapping[str, Tensor],
+    classes: Sequence[str],
+    path: Path,
+) -> None:
+    """Draw what attacks have made of images, and what the network takes those of the swarm for."""
+    shown = examples[:_SHOWN]
+    rows = [_Row("image", shown.images)]
+    for name in ("pgd", "swarm", "swarm_influence"):
+        change = (made[name][:_SHOWN] - shown.images).mean(1)
+        title = name.replace("_", "\n")
+        rows += [
+            _Row(title, made[name][:_SHOWN]),
+            _Row("change", 255 * change, "levels of 255", True),
+        ]
+    with torch.no_grad():
+        taken = model(made["swarm"][:_SHOWN]).argmax(-1)
+    titles = [
+        f"{classes[label]}\ntaken for\n{classes[other]}"
+        for label, other in zip(shown.labels, taken, strict=True)
+    ]
+    _draw_rows(rows, titles, path)
+
+
+def _draw_rows(rows: Sequence[_Row], titles: Sequence[str], path: Path) -> None:
     from matplotlib.figure import Figure
 
     count = len(titles)
-    figure = Figure(figsize=(1.3 * count + 0.4, 1.35 * len(rows) + 0.3), layout="constrained")
+    figure = Figure(figsize=(1.3 * count + 2.0, 1.35 * len(rows) + 0.6), layout="constrained")
     grid = figure.subplots(len(rows), count, squeeze=False)
-    for line, (name, images) in zip(grid, rows.items(), strict=True):
-        for axes, image in zip(line, images, strict=True):
-            axes.imshow(image.numpy(), cmap="gray")
+    for line, row in zip(grid, rows, strict=True):
+        most = 1.0 if row.unit is None else float(row.images.abs().max())
+        for axes, image in zip(line, row.images, strict=True):
+            pixels = image.movedim(0, -1) if row.unit is None else image  # channels come last there
+            low, colors = (-most, "RdBu_r") if row.signed else (0.0, "gray")
+            drawn = axes.imshow(pixels.numpy(), cmap=colors, vmin=low, vmax=most)
             axes.set(xticks=[], yticks=[])
-        line[0].set_ylabel(name, fontsize="x-small")
+        line[0].set_ylabel(row.label)
+        if row.unit is not None:
+            figure.colorbar(drawn, ax=line.tolist(), label=row.unit, pad=0.01)
     for axes, title in zip(grid[0], titles, strict=True):
         axes.set_title(title, fontsize="small")
-    figure.savefig(path, dpi=100)
+    _save(figure, path)
+
+
+def _save(figure: "Figure", path: Path) -> None:
+    with whole(path) as writing:
+        figure.savefig(writing, dpi=120, format="png")

@@ -7,7 +7,7 @@ from typing import Literal
 from torch import Tensor
 
 from lightning_sobolev.experiments.synthetic_gradients.kinds import Kind
-from lightning_sobolev.experiments.synthetic_gradients.messages import Message
+from lightning_sobolev.experiments.synthetic_gradients.prediction import LossGradient
 from lightning_sobolev.objective import RunningScales, match, reduced
 from lightning_sobolev.spec import SobolevTerm
 from lightning_sobolev.teachers.tabulated import TabulatedJet
@@ -65,32 +65,35 @@ class Matching:
 
 
 def compare(
-    terms: tuple[SobolevTerm, ...], said: Message, target: Message, scales: RunningScales
+    terms: tuple[SobolevTerm, ...],
+    predicted: LossGradient,
+    target: LossGradient,
+    scales: RunningScales,
 ) -> dict[str, Tensor]:
-    """Compare what a model said with what it should have said.
+    """Compare what a model predicted with what it should have predicted.
 
     Args:
         terms: What is matched, see ``Matching.terms``.
-        said: The model's message, with a graph to its parameters.
-        target: The message that arrived from above.
+        predicted: The model's prediction, with a graph to its parameters.
+        target: What arrived from above.
         scales: Running state of the normalisation, changed in place.
 
     Returns:
         The terms, unweighted, by name. A gradient that is zero everywhere is left out: it comes
         from a model above that has not learned anything yet, and there is nothing to divide by.
     """
-    ones = said.gradient.new_ones(1, len(said.gradient))
+    ones = predicted.gradient.new_ones(1, len(predicted.gradient))
     found = {}
     for term in terms:
         if term.name != "value" and not bool(target.gradient.any()):
             continue
-        matched = match(term, _jet(said, term), _jet(target, term), cotangents=ones)
+        matched = match(term, _jet(predicted, term), _jet(target, term), cotangents=ones)
         found[term.key] = reduced(term, matched, scales)
     return found
 
 
-def _jet(message: Message, term: SobolevTerm) -> TabulatedJet:
-    shape = message.gradient.shape[1:]
+def _jet(at: LossGradient, term: SobolevTerm) -> TabulatedJet:
+    shape = at.gradient.shape[1:]
     if term.name == "gradient":
-        return TabulatedJet(shape, value=message.gradient)
-    return TabulatedJet(shape, value=message.value, jacobian=message.gradient)
+        return TabulatedJet(shape, value=at.gradient)
+    return TabulatedJet(shape, value=at.value, jacobian=at.gradient)

@@ -9,16 +9,21 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics.functional.classification import multiclass_accuracy
 
-from lightning_sobolev.experiments.run.optimizers import cosine_decay
+from lightning_sobolev.experiments.common.optimizers import (
+    OptimizerFactory,
+    SchedulerFactory,
+    configured,
+)
+from lightning_sobolev.experiments.synthetic_gradients.gradient_error import gradient_error
 from lightning_sobolev.experiments.synthetic_gradients.kinds import kind_named
 from lightning_sobolev.experiments.synthetic_gradients.matching import Matching
-from lightning_sobolev.experiments.synthetic_gradients.messages import check_models
 from lightning_sobolev.experiments.synthetic_gradients.models import ModelSettings, build_models
-from lightning_sobolev.experiments.synthetic_gradients.probe import probe
+from lightning_sobolev.experiments.synthetic_gradients.prediction import check_models
 from lightning_sobolev.experiments.synthetic_gradients.sections import activation_shapes, split
-from lightning_sobolev.experiments.synthetic_gradients.step import Step, take_step
-from lightning_sobolev.objective import RunningScales
+from lightning_sobolev.experiments.synthetic_gradients.step import Step, build_stages, take_step
 
 _SCALES = "scales"
 _MODELS, _MATCHING = ModelSettings(), Matching()
@@ -37,17 +42,16 @@ class DecoupledModule(pl.LightningModule):
     Args:
         net: The network, logits last.
         cuts: Numbers of the layers before which it is cut; a number n cuts at the n highest places.
+        optimizer: Builds the optimizer of a section.
+        model_optimizer: Builds that of a model; the same as of the sections when None.
+        scheduler: Builds the schedule of each of them.
         kind: What passes a cut: ``noprop``, ``direct``, ``vfbn``, ``critic``, ``sobolev`` or
-            ``backprop``, see ``decoupled.KINDS``.
+            ``backprop``, see ``kinds.KINDS``.
         input_shape: Shape of one input.
         num_classes: Number of classes.
         models: Size of the models, or a model for every cut.
         matching: What models are taught.
-        lr: Learning rate of the sections' first step; it falls to zero along half a cosine.
-        model_lr: The same of the models.
-        max_steps: Length of the training.
-        optimizer: adam, adamw or sgd.
-        probe_rows: Pictures on which messages are compared with the truth; 0 for none.
+        probe_rows: Pictures on which predictions are compared with the truth; 0 for none.
 
     Raises:
         ValueError: If the network cannot be cut there, a model has another shape than its cut, or
@@ -58,21 +62,20 @@ class DecoupledModule(pl.LightningModule):
         self,
         net: nn.Sequential,
         cuts: Sequence[int] | int,
+        optimizer: OptimizerFactory,
         *,
+        model_optimizer: OptimizerFactory | None = None,
+        scheduler: SchedulerFactory | None = None,
         kind: str = "sobolev",
         input_shape: Sequence[int],
         num_classes: int = 10,
         models: ModelSettings | Sequence[nn.Module] = _MODELS,
         matching: Matching = _MATCHING,
-        lr: float = 1e-3,
-        model_lr: float = 1e-3,
-        max_steps: int = 1000,
-        optimizer: str = "adam",
         probe_rows: int = 512,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
-        self.kind = kind_named(kind)
+        self.kind, self.probe_rows, self.num_classes = kind_named(kind), probe_rows, num_classes
         sections = split(net, cuts)
         shapes = activation_shapes(sections, input_shape, num_classes)
         if isinstance(models, ModelSettings):
@@ -80,9 +83,11 @@ class DecoupledModule(pl.LightningModule):
         else:
             check_models(models, self.kind, shapes, next(net.parameters()))
         self.sections, self.models = nn.ModuleList(sections), nn.ModuleList(models)
-        self.scales = [RunningScales() for _ in models]
-        self.matching, self.lr, self.model_lr = matching, lr, model_lr
-        self.max_steps, self.optimizer, self.probe_rows = max_steps, optimizer, probe_rows
+        self.stages = build_stages(sections, models, self.kind, matching, self.manual_backward)
+        self.optimizer, self.scheduler = optimizer, scheduler
+        self.model_optimizer = optimizer if model_optimizer is None else model_optimizer
+        self.val_accuracy = MulticlassAccuracy(num_classes, average="micro")
+        self.test_accuracy = MulticlassAccuracy(num_classes, average="micro")
 
     def forward(self, x: Float[Tensor, "batch *in"]) -> Float[Tensor, "batch classes"]:
         """Return the logits."""
@@ -105,7 +110,7 @@ class DecoupledModule(pl.LightningModule):
             raise ValueError("trainer.precision must need no loss scaling, got '16-mixed'")
 
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
-        """Move every section along the message it got, and every model towards its target."""
+        """Move every section along the gradient it got, and every model towards its target."""
         del batch_idx
         # Entries cost as much as the step of a network as small as these, and between two of them
         # nobody reads.
@@ -114,16 +119,7 @@ class DecoupledModule(pl.LightningModule):
         optimizers: list[LightningOptimizer] = _listed(self.optimizers())
         for optimizer in optimizers:
             optimizer.zero_grad()
-        step = take_step(
-            list(self.sections),
-            list(self.models),
-            batch["x"],
-            batch["y"],
-            kind=self.kind,
-            matching=self.matching,
-            scales=self.scales,
-            backward=self.manual_backward,
-        )
+        step = take_step(self.stages, batch["x"], batch["y"])
         # Only the wrapper counts steps, and a batch is one step however many optimizers there are.
         optimizers[0].step()
         for optimizer in optimizers[1:]:
@@ -134,12 +130,10 @@ class DecoupledModule(pl.LightningModule):
             self._log_step(step, batch["y"])
 
     def _log_step(self, step: Step, y: Tensor) -> None:
-        accuracy = (step.logits.argmax(-1) == y).float().mean()
-        epochs = self.global_step / self.trainer.num_training_batches
         numbers: dict[str, Tensor | float] = {
             "loss": step.loss,
-            "accuracy": accuracy,
-            "epochs": epochs,
+            "accuracy": multiclass_accuracy(step.logits, y, self.num_classes, average="micro"),
+            "epochs": self.global_step / self.trainer.num_training_batches,
         }
         for cut, terms in step.terms.items():
             numbers |= {f"cut_{cut}/{name}": term for name, term in terms.items()}
@@ -147,62 +141,50 @@ class DecoupledModule(pl.LightningModule):
 
     def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
         """Measure accuracy and, on the first batches, how near the models come."""
-        self._evaluate("val", batch, batch_idx)
+        self._evaluate("val", self.val_accuracy, batch, batch_idx)
 
     def test_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
         """Measure the same on test pictures."""
-        self._evaluate("test", batch, batch_idx)
+        self._evaluate("test", self.test_accuracy, batch, batch_idx)
 
-    def _evaluate(self, stage: str, batch: Mapping[str, Tensor], batch_idx: int) -> None:
+    def _evaluate(
+        self, stage: str, accuracy: MulticlassAccuracy, batch: Mapping[str, Tensor], batch_idx: int
+    ) -> None:
         x, y = batch["x"], batch["y"]
         logits = self(x)
-        accuracy = (logits.argmax(-1) == y).float().mean()
-        found = {"loss": cross_entropy(logits, y), "accuracy": accuracy}
-        self.log_dict(
-            {f"{stage}/{name}": number for name, number in found.items()}, batch_size=len(y)
-        )
-        if batch_idx * len(y) < self.probe_rows:
-            self._probe(stage, x, y)
-
-    def _probe(self, stage: str, x: Tensor, y: Tensor) -> None:
-        compared = probe(list(self.sections), list(self.models), x, y, self.kind)
-        cosines = []
-        for cut, nearness in compared.items():
-            numbers = nearness.numbers()
-            cosines.append(numbers["gradient_cosine"])
-            names = {f"{stage}/cut_{cut}/{name}": value for name, value in numbers.items()}
-            self.log_dict(names, batch_size=len(y))
-        if cosines:
-            mean = sum(cosines) / len(cosines)
-            self.log(f"{stage}/gradient_cosine", mean, batch_size=len(y))
+        accuracy.update(logits, y)
+        self.log(f"{stage}/loss", cross_entropy(logits, y), batch_size=len(y))
+        self.log(f"{stage}/accuracy", accuracy, batch_size=len(y))
+        if batch_idx * len(y) >= self.probe_rows or not self.models:
+            return
+        errors = gradient_error(self.sections, self.models, x, y, self.kind)  # type: ignore[arg-type]
+        found = {f"cut_{cut}/{name}": e for cut, of in errors.items() for name, e in of.items()}
+        cosines = [of["gradient_cosine"] for of in errors.values()]
+        found["gradient_cosine"] = sum(cosines) / len(cosines)
+        self.log_dict({f"{stage}/{name}": e for name, e in found.items()}, batch_size=len(y))
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return an optimizer for every part that is trained, the highest section first."""
-        sections = list(self.sections)[::-1]
-        if self.kind.message == "nothing":
-            sections = sections[:1]
-        rates = [(section, self.lr) for section in sections]
-        rates += [(model, self.model_lr) for model in self.models]
+        factories = [(s.section, self.optimizer) for s in self.stages[::-1] if s.is_trained]
+        factories += [(model, self.model_optimizer) for model in self.models]
         built = []
-        for part, lr in rates:
+        for part, factory in factories:
             trained = [p for p in part.parameters() if p.requires_grad]
-            if trained:
-                built.append(
-                    cosine_decay(trained, optimizer=self.optimizer, lr=lr, max_steps=self.max_steps)
-                )
+            if trained:  # an exact model has none
+                built.append(configured(trained, factory, self.scheduler))
         return built  # type: ignore[return-value]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store the running scales of what models are taught."""
         checkpoint[_SCALES] = [
-            {name: {"mean": mean, "count": count} for name, (mean, count) in scales.state.items()}
-            for scales in self.scales
+            {name: {"mean": mean, "count": n} for name, (mean, n) in stage.scales.state.items()}
+            for stage in self.stages
         ]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the running scales back."""
-        for scales, saved in zip(self.scales, checkpoint[_SCALES], strict=True):
-            scales.state = {name: (s["mean"], int(s["count"])) for name, s in saved.items()}
+        for stage, saved in zip(self.stages, checkpoint[_SCALES], strict=True):
+            stage.scales.state = {name: (s["mean"], int(s["count"])) for name, s in saved.items()}
 
 
 def _listed(found: Any) -> list[Any]:

@@ -53,25 +53,6 @@ def _check_section(
                 f"sections must not share parameters, got one of {list(parameter.shape)} in "
                 f"section {owners[parameter]} and in {name}"
             )
-    if number and (writer := _leading_in_place(section)) is not None:
-        raise ValueError(
-            f"the first layer above a cut must not write in place: expected inplace=False at the "
-            f"start of {name}, got {writer}"
-        )
-
-
-def _leading_in_place(module: nn.Module) -> nn.Module | None:
-    """Return the layer that would write into the activation at the cut, if there is one."""
-    if getattr(module, "inplace", False):
-        return module
-    if not isinstance(module, nn.Sequential):
-        return None
-    for layer in module:
-        found = _leading_in_place(layer)
-        # these hand on a view of what they get
-        if found is not None or not isinstance(layer, nn.Flatten | nn.Unflatten | nn.Identity):
-            return found
-    return None
 
 
 def activation_shapes(
@@ -79,7 +60,8 @@ def activation_shapes(
 ) -> list[tuple[int, ...]]:
     """Return the shapes of one row of the activation at every cut.
 
-    Runs two rows of zeros through the network in eval mode.
+    Runs two rows of zeros through the network in eval mode. A layer that writes in place across a
+    cut in train mode alone, such as dropout, is refused by torch in the first step.
 
     Args:
         sections: The sections, the lowest first.
@@ -103,7 +85,8 @@ def activation_shapes(
             ) from error
         if h._version != before:
             raise ValueError(
-                f"a section must not write into its input, got one that does: section {number}"
+                "a section must not write into its input: expected inplace=False at its start, got "
+                f"section {number}, which does"
             )
         h = output
         shapes.append(tuple(h.shape[1:]))

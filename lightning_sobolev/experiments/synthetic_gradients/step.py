@@ -1,10 +1,10 @@
 r"""One step: forward through the sections, then down from cut to cut.
 
 With sections :math:`f_0, \dots, f_K` and :math:`h_i = f_{i-1}(h_{i-1})` detached at every cut i,
-the model at cut i says :math:`m_i(h_i, y)` and its derivative. Section :math:`i - 1` is moved along
-that derivative, whatever the truth is. The target of the highest model is the true loss of the
-section above it; that of a lower one is what the next model said, carried down through the section
-between them:
+the model at cut i predicts :math:`m_i(h_i, y)` and its derivative. Section :math:`i - 1` is moved
+along that derivative, whatever the truth is. The target of the highest model is the true loss of
+the section above it; that of a lower one is what the next model predicts, carried down through the
+section between them:
 
 .. math:: m_i(h_i, y) \leftarrow m_{i+1}(f_i(h_i), y), \qquad
     \partial m_i / \partial h_i \leftarrow
@@ -29,7 +29,7 @@ from torch.nn.functional import cross_entropy
 
 from lightning_sobolev.experiments.synthetic_gradients.kinds import Kind
 from lightning_sobolev.experiments.synthetic_gradients.matching import Matching, compare
-from lightning_sobolev.experiments.synthetic_gradients.messages import Message, speak
+from lightning_sobolev.experiments.synthetic_gradients.prediction import LossGradient, predict
 from lightning_sobolev.objective import RunningScales, weighted_sum
 
 
@@ -39,6 +39,153 @@ class Backward(Protocol):
     def __call__(self, tensor: Tensor, gradient: Tensor | None = None, /) -> None: ...  # noqa: D102
 
 
+@dataclass(slots=True, kw_only=True)
+class Stage:
+    """A section and the model of the cut above it. Adds gradients to parameters, moves none.
+
+    The one process of a module takes all stages in turns; else each lives in a process of its own.
+
+    Args:
+        section: The section.
+        model: The model; None at the top, and where the kind has none.
+        kind: What passes the cuts.
+        matching: Weights of what the model is taught.
+        is_lowest: Whether it gets the network's inputs, below which there is nobody.
+        is_highest: Whether it gives logits.
+        run_backward: Runs backward passes.
+        scales: Running state of the normalisation of what the model is taught.
+    """
+
+    section: nn.Module
+    model: nn.Module | None
+    kind: Kind
+    matching: Matching
+    is_lowest: bool
+    is_highest: bool
+    run_backward: Backward = Tensor.backward
+    scales: RunningScales = field(default_factory=RunningScales)
+    _input: Tensor | None = None
+    _output: Tensor | None = None
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether the section is moved at all."""
+        return self.is_highest or self.kind.gradient != "none"
+
+    def forward(self, x: Float[Tensor, "batch *in"]) -> Float[Tensor, "batch *out"]:
+        """Run the section on a tape of its own.
+
+        Args:
+            x: The activation below, or the network's inputs.
+
+        Returns:
+            The activation above, or the logits, without a graph.
+        """
+        if not self.is_trained:
+            with torch.no_grad():
+                return self.section(x)  # type: ignore[no-any-return]
+        self._input = x if self.is_lowest else x.detach().requires_grad_()
+        self._output = self.section(self._input)
+        return self._output.detach()
+
+    def predict(
+        self, h: Float[Tensor, "batch *out"], y: Int[Tensor, " batch"], *, create_graph: bool
+    ) -> LossGradient:
+        """Ask the model for loss and gradient at an activation; see ``prediction.predict``."""
+        assert self.model is not None
+        return predict(self.model, self.kind, h, y, create_graph=create_graph)
+
+    def backward(
+        self, at_output: LossGradient | None, y: Int[Tensor, " batch"]
+    ) -> LossGradient | None:
+        """Add the gradients of the section's last forward pass.
+
+        Args:
+            at_output: Loss and gradient at its output, true or predicted; not used at the top.
+            y: The classes.
+
+        Returns:
+            Loss and gradient at its input: what the model below should have predicted. None at the
+            bottom.
+        """
+        x, output = self._input, self._output
+        assert x is not None
+        assert output is not None
+        self._input = self._output = None
+        if self.is_highest:
+            losses = cross_entropy(output, y, reduction="none")
+            self.run_backward(losses.mean())
+            value: Tensor | None = losses
+        else:
+            assert at_output is not None
+            self.run_backward(output, at_output.gradient.detach() / len(output))
+            value = at_output.value
+        if x.grad is None:
+            return None
+        # of a mean over the batch
+        return LossGradient(x.grad * len(x), value).detach()
+
+    def teach(self, predicted: LossGradient, target: LossGradient) -> dict[str, Tensor]:
+        """Add the gradients of what the model is taught to its parameters.
+
+        Args:
+            predicted: What it predicted, with a graph.
+            target: What it should have predicted.
+
+        Returns:
+            The terms, unweighted, by name.
+        """
+        terms = self.matching.terms(self.kind)
+        found = compare(terms, predicted, target, self.scales)
+        loss = weighted_sum(found, {t.key: t.weight_at(0) for t in terms}) if found else None
+        # a model without parameters of its own, an exact one, has nothing to learn
+        if loss is not None and loss.requires_grad:
+            self.run_backward(loss)
+        return {name: term.detach() for name, term in found.items()}
+
+
+def build_stages(
+    sections: Sequence[nn.Module],
+    models: Sequence[nn.Module],
+    kind: Kind,
+    matching: Matching,
+    run_backward: Backward = Tensor.backward,
+) -> list[Stage]:
+    """Join sections and models.
+
+    Args:
+        sections: The sections, the lowest first.
+        models: A model for every cut, the lowest first; empty where the kind needs none.
+        kind: What passes the cuts.
+        matching: Weights of what models are taught.
+        run_backward: Runs backward passes.
+
+    Returns:
+        A stage for every section.
+
+    Raises:
+        ValueError: If there are too few or too many models.
+    """
+    needed = 0 if kind.model is None else len(sections) - 1
+    if len(models) != needed:
+        raise ValueError(
+            f"models must be one for every cut of this kind ({needed}), got {len(models)}"
+        )
+    highest = len(sections) - 1
+    return [
+        Stage(
+            section=section,
+            model=models[number] if number < len(models) else None,
+            kind=kind,
+            matching=matching,
+            is_lowest=number == 0,
+            is_highest=number == highest,
+            run_backward=run_backward,
+        )
+        for number, section in enumerate(sections)
+    ]
+
+
 @dataclass(slots=True)
 class Step:
     """What happened in a step.
@@ -46,119 +193,44 @@ class Step:
     Args:
         loss: Mean loss of the whole network.
         logits: Its answers.
-        said: What every model said, without a graph, by cut.
         terms: What every model was taught by, unweighted, by cut and name.
     """
 
     loss: Float[Tensor, ""]
     logits: Float[Tensor, "batch classes"]
-    said: dict[int, Message] = field(default_factory=dict)
     terms: dict[int, dict[str, Tensor]] = field(default_factory=dict)
 
 
-def forward(
-    sections: Sequence[nn.Module], x: Float[Tensor, "batch *in"]
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Run the sections, each on its own tape.
-
-    Args:
-        sections: The sections, the lowest first.
-        x: Inputs of the network.
-
-    Returns:
-        Inputs (leaves above the first) and outputs of every section.
-    """
-    inputs, outputs = [x], []
-    for section in sections:
-        outputs.append(section(inputs[-1]))
-        inputs.append(outputs[-1].detach().requires_grad_())
-    return inputs[:-1], outputs
-
-
 def take_step(
-    sections: Sequence[nn.Module],
-    models: Sequence[nn.Module],
-    x: Float[Tensor, "batch *in"],
-    y: Int[Tensor, " batch"],
-    *,
-    kind: Kind,
-    matching: Matching,
-    scales: Sequence[RunningScales],
-    backward: Backward = torch.Tensor.backward,
+    stages: Sequence[Stage], x: Float[Tensor, "batch *in"], y: Int[Tensor, " batch"]
 ) -> Step:
     """Add the gradients of one batch to the parameters of sections and models.
 
-    All messages are spoken with the parameters as they are: whoever calls this moves them later.
+    All predictions are made with the parameters as they are: whoever calls this moves them later.
 
     Args:
-        sections: The sections, the lowest first.
-        models: A model for every cut, the lowest first; empty where the kind needs none.
+        stages: The stages, the lowest first.
         x: Inputs of the network.
         y: Their classes.
-        kind: What passes the cuts.
-        matching: Weights of what models are taught.
-        scales: Running state of the normalisation of every model, changed in place.
-        backward: Runs backward passes.
 
     Returns:
         What happened.
     """
-    inputs, outputs = forward(sections, x)
-    losses = cross_entropy(outputs[-1], y, reduction="none")
-    step = Step(losses.mean().detach(), outputs[-1].detach())
-    backward(losses.mean())
-    if kind.message == "nothing":
-        return step
-    arrived = arrived_at(inputs[-1], losses)
-    for cut in range(len(sections) - 1, 0, -1):
-        if kind.message == "model":
-            graph = kind.model == "loss" and kind.matches_derivative
-            said = speak(models[cut - 1], kind, inputs[cut], y, create_graph=graph)
-            step.terms[cut] = teach(kind, matching, said, arrived, scales[cut - 1], backward)
-            step.said[cut] = said.detach()
-        message = step.said.get(cut, arrived)
-        backward(outputs[cut - 1], message.gradient / len(x))
-        if cut > 1:
-            arrived = arrived_at(inputs[cut - 1], message.value)
+    activations = [x]
+    for stage in stages:
+        activations.append(stage.forward(activations[-1]))
+    target = stages[-1].backward(None, y)
+    assert target is not None
+    assert target.value is not None
+    step = Step(target.value.mean(), activations[-1])
+    for cut in range(len(stages) - 1, 0, -1):
+        stage = stages[cut - 1]
+        if not stage.is_trained:
+            break
+        assert target is not None
+        at_output = target
+        if stage.model is not None:
+            at_output = stage.predict(activations[cut], y, create_graph=True)
+            step.terms[cut] = stage.teach(at_output, target)
+        target = stage.backward(at_output, y)
     return step
-
-
-def arrived_at(h: Float[Tensor, "batch *in"], value: Float[Tensor, " batch"] | None) -> Message:
-    """Return what arrived at an activation with a backward pass of a mean over the batch.
-
-    Args:
-        h: The activation, a leaf with its gradient.
-        value: The losses of which it is the gradient, where they are known.
-    """
-    assert h.grad is not None
-    return Message(h.grad * len(h), value).detach()
-
-
-def teach(
-    kind: Kind,
-    matching: Matching,
-    said: Message,
-    target: Message,
-    scales: RunningScales,
-    backward: Backward,
-) -> dict[str, Tensor]:
-    """Add the gradients of what a model is taught to its parameters.
-
-    Args:
-        kind: What the model answers with, and learns.
-        matching: Weights.
-        said: Its message, with a graph to its parameters.
-        target: What it should have said.
-        scales: Running state of the normalisation, changed in place.
-        backward: Runs the backward pass.
-
-    Returns:
-        The terms, unweighted, by name.
-    """
-    terms = matching.terms(kind)
-    found = compare(terms, said, target, scales)
-    loss = weighted_sum(found, {t.key: t.weight_at(0) for t in terms}) if found else None
-    # a model without parameters of its own, an exact one, has nothing to learn
-    if loss is not None and loss.requires_grad:
-        backward(loss)
-    return {name: term.detach() for name, term in found.items()}

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from lightning_sobolev.atari.agents.cards import Card, load_agent, save_agent
 from lightning_sobolev.atari.environments import AtariSettings, Environments
-from lightning_sobolev.atari.evaluation import EpisodeReturns, play
+from lightning_sobolev.atari.evaluate import EpisodeReturns, play
 from lightning_sobolev.atari.networks import NatureCNN
-from lightning_sobolev.atari.zoo import Card, load_agent, save_agent
 
 _LIBRARIES = ("stable-baselines3", "torch", "ale-py", "gymnasium", "numpy")
 

@@ -17,9 +17,9 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.logger import Logger
 
 from lightning_sobolev._progress import progress_bar
+from lightning_sobolev.atari.agents.cards import load_agent
 from lightning_sobolev.atari.environments import AtariSettings, Environments
 from lightning_sobolev.atari.networks import NatureCNN
-from lightning_sobolev.atari.zoo import load_agent
 from lightning_sobolev.experiments.run.checkpoints import (
     LAST,
     checkpoint_to_resume,

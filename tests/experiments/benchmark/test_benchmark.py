@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -10,22 +9,52 @@ from hydra import compose, initialize_config_dir
 from torch import nn
 from torch.testing import assert_close
 
-from lightning_sobolev.atari import NatureCNN
-from lightning_sobolev.experiments.benchmark import running
-from lightning_sobolev.experiments.benchmark.arithmetic import by_formula, layer_flops, limits
-from lightning_sobolev.experiments.benchmark.measuring import Contestant, StepTimes, alternate
+from lightning_sobolev.experiments.benchmark import report
 from lightning_sobolev.experiments.benchmark.methods import METHODS
-from lightning_sobolev.experiments.benchmark.running import REFERENCES, run_benchmark
-from lightning_sobolev.experiments.benchmark.showing import write_table
-from lightning_sobolev.experiments.benchmark.workloads import WORKLOADS, Workload, perceptron
+from lightning_sobolev.experiments.benchmark.models import WORKLOADS, Workload, perceptron, pixels
+from lightning_sobolev.experiments.benchmark.report import run_speed, write_table
+from lightning_sobolev.experiments.benchmark.timing import (
+    REFERENCES,
+    Contestant,
+    StepTimes,
+    alternate,
+    limits,
+    measure,
+)
 from lightning_sobolev.experiments.run.conf import config_folder
 
 SMALL = perceptron(6, width=8)
-PIXELS = Workload("nature_cnn", lambda: NatureCNN(6), (4, 84, 84), 2, "log_softmax")
+PIXELS = pixels(2)
 KEYS = {
     "network", "batch", "device", "method", "median_seconds", "ratio_to_plain", "ratio_to_limit",
     "peak_bytes", "flops",
 }  # fmt: skip
+# Multiplications and additions of every layer in one forward pass of one row.
+LAYERS = {
+    "mlp": lambda width, outputs: [2 * width * n for n in (2, width, outputs)],
+    "nature_cnn": [
+        2 * n
+        for n in (
+            20 * 20 * 32 * 4 * 64,
+            9 * 9 * 64 * 32 * 16,
+            7 * 7 * 64 * 64 * 9,
+            3136 * 512,
+            3072,
+        )
+    ],
+}
+
+
+def by_formula(layers, *, linear_output):
+    """Count a step by the formulas of ``benchmark.timing``."""
+    forward, first = sum(layers), layers[0]
+    plain = 3 * forward - first
+    twice = 3 * forward - (layers[-1] if linear_output else 0)
+    return {
+        "plain": plain,
+        "distillation": plain + forward,
+        "at_best": plain + 2 * forward + twice,
+    }
 
 
 def contestant(name, workload=SMALL, folder=None):
@@ -33,20 +62,18 @@ def contestant(name, workload=SMALL, folder=None):
 
 
 @pytest.mark.parametrize(
-    "workload", [SMALL, perceptron(5, outputs=3), PIXELS], ids=lambda w: w.name
+    ("workload", "layers"),
+    [
+        (SMALL, LAYERS["mlp"](8, 1)),
+        (perceptron(5, outputs=3), LAYERS["mlp"](256, 3)),
+        (PIXELS, LAYERS["nature_cnn"]),
+    ],
+    ids=lambda value: getattr(value, "name", ""),
 )
-def test_formula_and_counter_agree(workload):
-    layers = layer_flops(workload.networks()[0], workload.batch()["x"])
+def test_formula_and_counter_agree(workload, layers):
+    layers = [workload.batch_size * count for count in layers]
     expected = by_formula(layers, linear_output=workload.on == "identity")
-    methods = {"plain": "plain", "distillation": "distillation", "derivative": "at_best"}
-    found = {what: contestant(method, workload).flops() for what, method in methods.items()}
-    assert found == expected
-
-
-def test_layers_of_a_known_network():
-    layers = layer_flops(NatureCNN(6), torch.zeros(1, 4, 84, 84))
-    products = [20 * 20 * 32 * 4 * 64, 9 * 9 * 64 * 32 * 16, 7 * 7 * 64 * 64 * 9, 3136 * 512, 3072]
-    assert layers == [2 * product for product in products]
+    assert {name: contestant(name, workload).flops() for name in expected} == expected
 
 
 def test_the_callback_does_nothing_twice():
@@ -56,23 +83,24 @@ def test_the_callback_does_nothing_twice():
 
 
 def test_the_limits():
-    layers = layer_flops(NatureCNN(6), torch.zeros(1, 4, 84, 84))
-    counts = by_formula(layers, linear_output=False)
-    fewest = limits(*counts.values())
+    layers = LAYERS["nature_cnn"]
+    fewest = limits(*by_formula(layers, linear_output=False).values())
     assert fewest["derivative"] / fewest["distillation"] == pytest.approx(2.09, abs=0.01)
     assert fewest["rows"] / fewest["distillation"] == pytest.approx(1 + 0.25 * 1.09, abs=0.01)
     # Without the teacher's two passes the student's three are left beside its plain step.
     assert fewest["cached"] - fewest["plain"] == 3 * sum(layers)
 
 
-@pytest.mark.parametrize("method", ["as_usual", "over_outputs", "by_jacrev", "tape", "func"])
+@pytest.mark.parametrize(
+    "method", ["as_usual", "over_outputs", "by_jacrev", "tape", "func", "at_best_compiled"]
+)
 def test_all_ways_of_writing_a_step_have_one_gradient(method):
     """With one output every direction gives the whole Jacobian, up to its sign."""
     found = []
     for name in ("at_best", method):
         used = contestant(name)
         used.fit(1)
-        found.append({n: p.grad for n, p in used._module.named_parameters()})
+        found.append({n: p.grad for n, p in used.module.named_parameters()})
     assert_close(found[1], found[0], rtol=1e-4, atol=1e-6)
 
 
@@ -117,22 +145,22 @@ def test_every_workload_and_method_of_the_configuration_exists():
 
 
 def test_rows_table_and_chart_are_written_and_kept(tmp_path, monkeypatch):
-    table = run_benchmark(quick(tmp_path))
+    table = run_speed(quick(tmp_path))
     rows = json.loads((tmp_path / "speed.json").read_text())
     assert [row["method"] for row in rows] == [*REFERENCES, "tape"]
     assert all(set(row) >= KEYS for row in rows)
     assert (tmp_path / "speed_mlp-100.png").stat().st_size > 1000
     assert sum("| callback, tape |" in line for line in table.read_text().splitlines()) == 1
-    monkeypatch.setattr(running, "measure", None)  # what is there is not measured again
-    assert run_benchmark(quick(tmp_path)) == table
+    monkeypatch.setattr(report, "measure", None)  # what is there is not measured again
+    assert run_speed(quick(tmp_path)) == table
     with pytest.raises(TypeError):
-        run_benchmark(quick(tmp_path, "rounds=3"))
+        run_speed(quick(tmp_path, "rounds=3"))
 
 
 def test_a_network_that_a_method_cannot_train_is_said_so(tmp_path):
     normed = lambda: nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))  # noqa: E731
     workload = Workload("normed", normed, (2,), 8)
-    rows = running.measure(workload, [*REFERENCES, "func"], quick(tmp_path))
+    rows = measure(workload, [*REFERENCES, "func"], quick(tmp_path))
     assert [row["method"] for row in rows] == [*REFERENCES, "func"]
     settings = {"clock": "cpu", "threads": 1, "torch": torch.__version__}
     text = write_table(
@@ -150,7 +178,7 @@ def test_a_network_that_a_method_cannot_train_is_said_so(tmp_path):
 )
 def test_unknown_names_are_refused(override, text, tmp_path):
     with pytest.raises(ValueError, match=text):
-        run_benchmark(composed(override, f"out={Path(tmp_path)}"))
+        run_speed(composed(override, f"out={tmp_path}"))
 
 
 def test_the_forward_of_an_encoder_is_counted_without_gradients_too():

@@ -1,14 +1,17 @@
+from functools import partial
+
 import lightning.pytorch as pl
 import pytest
 import torch
 from torch import nn
 from torch.distributions import Categorical
+from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.testing import assert_close
 from torch.utils.data import DataLoader
 
-from lightning_sobolev.experiments.distillation.module import DistillationModule, log_softmax
+from lightning_sobolev.experiments.distillation.module import log_softmax
 from lightning_sobolev.functional.discrepancies import POLICY_LOSSES
-from lightning_sobolev.teachers import NetworkTeacher
+from tests.experiments.distillation.conftest import module_of
 
 SHAPE, ACTIONS, ROWS = (2, 3, 3), 4, 10
 
@@ -45,7 +48,7 @@ def dense_jacobian(net, x):
 
 def test_a_student_equal_to_its_teacher_is_exact():
     teacher = policy(0)
-    module = DistillationModule(policy(0), teacher=NetworkTeacher(teacher))
+    module = module_of(policy(0), teacher)
     result = results_of(module, batch_of(teacher))
     expected = {"kl": 0.0, "action_disagreement": 0.0, "merged_disagreement": 0.0}
     expected |= {"derivative_nmse": 0.0, "derivative_cosine": 1.0}
@@ -57,7 +60,7 @@ def test_a_student_equal_to_its_teacher_is_exact():
 def test_numbers_are_those_of_the_dense_jacobian():
     teacher, student = policy(0), policy(1)
     batch = batch_of(teacher)
-    result = results_of(DistillationModule(student, teacher=NetworkTeacher(teacher)), batch)
+    result = results_of(module_of(student, teacher), batch)
     ours, theirs = dense_jacobian(student, batch["x"]), dense_jacobian(teacher, batch["x"])
     nmse = (ours - theirs).square().sum() / theirs.square().sum()
     assert result["test/derivative_nmse"] == pytest.approx(float(nmse), rel=1e-5)
@@ -75,7 +78,7 @@ def test_actions_that_do_the_same_may_be_confused():
     with torch.no_grad():
         swapped[-1].weight.copy_(swapped[-1].weight[[1, 0, 3, 2]])
         swapped[-1].bias.copy_(swapped[-1].bias[[1, 0, 3, 2]])
-    module = DistillationModule(swapped, same_actions=[[0, 1], [2, 3]])
+    module = module_of(swapped, same_actions=[[0, 1], [2, 3]])
     result = results_of(module, batch_of(teacher))
     assert result["test/action_disagreement"] == 1.0
     assert result["test/merged_disagreement"] == 0.0
@@ -83,16 +86,16 @@ def test_actions_that_do_the_same_may_be_confused():
 
 
 def test_the_teacher_is_no_part_of_the_module():
-    module = DistillationModule(policy(1), teacher=NetworkTeacher(policy(0)))
+    module = module_of(policy(1), policy(0))
     assert all(name.startswith("net.") for name in module.state_dict())
-    assert "teacher" not in module.hparams
+    assert not {"net", "teacher", "optimizer", "scheduler"} & set(module.hparams)
 
 
 @pytest.mark.parametrize("loss", POLICY_LOSSES)
 def test_training_lowers_the_divergence(loss):
     teacher = policy(0)
     batch = batch_of(teacher)
-    module = DistillationModule(policy(1), lr=1e-2, max_steps=60, loss=loss)
+    module = module_of(policy(1), loss=loss, scheduler=partial(CosineAnnealingLR, T_max=60))
     before = results_of(module, batch)["test/kl"]
     trainer = pl.Trainer(
         accelerator="cpu",
@@ -117,7 +120,7 @@ def test_the_loss_is_the_divergence_from_teacher_to_student_or_back(
 ):
     """The default is the first; 0 is the student, 1 the teacher."""
     batch = batch_of(policy(0))
-    module = DistillationModule(policy(1), **changes)
+    module = module_of(policy(1), **changes)
     monkeypatch.setattr(module, "log", lambda *_, **__: None)  # there is no trainer
     policies = [Categorical(logits=logits) for logits in (module(batch["x"]), batch["log_probs"])]
     assert_close(
@@ -128,20 +131,7 @@ def test_the_loss_is_the_divergence_from_teacher_to_student_or_back(
 
 def test_a_loss_that_does_not_exist_is_named():
     with pytest.raises(ValueError, match=r"loss must be one of \('kl', .* got 'mse'"):
-        DistillationModule(policy(0), loss="mse")
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"optimizer": "newton"}, "optimizer must be one of .*'adam'.* got 'newton'"),
-        ({"lr": 0.0}, "lr must be positive, got 0.0"),
-        ({"max_steps": 0}, "max_steps must be at least 1, got 0"),
-    ],
-)
-def test_optimizer_settings_are_checked(changes, message):
-    with pytest.raises(ValueError, match=message):
-        DistillationModule(policy(0), **changes).configure_optimizers()
+        module_of(policy(0), loss="mse")
 
 
 def test_log_probabilities_are_float32_under_autocast():

@@ -44,8 +44,8 @@ def test_delta_is_the_derivative_of_the_value(formula):
 
 
 @pytest.mark.parametrize("formula", [bachelier_call, black_scholes_call])
-def test_a_deviation_must_be_positive(formula):
-    with pytest.raises(ValueError, match=r"deviation must be positive, got 0"):
+def test_a_spread_must_be_positive(formula):
+    with pytest.raises(ValueError, match=r"spread must be positive, got 0"):
         formula(PRICES, 100.0, 0.0)
 
 

@@ -1,3 +1,5 @@
+import sys
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -7,8 +9,8 @@ from lightning_sobolev.experiments.forces import frame_files
 from lightning_sobolev.experiments.forces import systems as atomic_systems
 from lightning_sobolev.experiments.forces.data import ForcesDataModule
 from lightning_sobolev.experiments.forces.frame_files import stored_frames
-from lightning_sobolev.experiments.forces.potentials import morse
-from lightning_sobolev.experiments.forces.systems import MORSE, atomic_system, simulate
+from lightning_sobolev.experiments.forces.morse import MorseCluster
+from lightning_sobolev.experiments.forces.systems import atomic_system, simulate
 
 pytest.importorskip("ase")
 
@@ -43,35 +45,26 @@ def test_forces_are_minus_the_slope_of_the_energy(name):
 def test_the_morse_potential_is_ases():
     frames = simulate(atomic_system("morse13"), 3, seed=1)
     positions = frames.positions.requires_grad_()
-    energy = morse(positions, **MORSE)
+    energy = MorseCluster()(positions)
     (gradient,) = torch.autograd.grad(energy.sum(), positions)
     assert_close(energy.detach(), frames.energy, rtol=1e-10, atol=1e-10)
     assert_close(-gradient, frames.forces, rtol=1e-9, atol=1e-9)
 
 
-def test_the_seed_decides_the_motion():
-    system = atomic_system("morse13")
-    first, again, other = (simulate(system, 2, seed=seed).positions for seed in (0, 0, 1))
-    assert torch.equal(first, again)
-    assert not torch.equal(first, other)
-
-
-def test_frames_are_simulated_once(tmp_path, monkeypatch):
-    first = stored_frames(tmp_path, "morse13", 2, seed=0)
-    monkeypatch.setattr(frame_files, "simulate", None)
-    again = stored_frames(tmp_path, "morse13", 2, seed=0)
-    assert torch.equal(first.forces, again.forces)
-    assert [path.name for path in tmp_path.iterdir()] == ["morse13_2_0.safetensors"]
-
-
-def test_a_simulation_that_breaks_off_leaves_nothing(tmp_path, monkeypatch):
+def test_frames_are_simulated_once_and_stored_whole(tmp_path, monkeypatch):
     def broken(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(frame_files, "simulate", broken)
-    with pytest.raises(KeyboardInterrupt):
-        stored_frames(tmp_path, "morse13", 2, seed=0)
+    with monkeypatch.context() as patch:
+        patch.setattr(frame_files, "simulate", broken)
+        with pytest.raises(KeyboardInterrupt):
+            stored_frames(tmp_path, "morse13", 2, seed=0)
     assert list(tmp_path.iterdir()) == []
+    first = stored_frames(tmp_path, "morse13", 2, seed=0)
+    monkeypatch.setattr(frame_files, "simulate", broken)
+    again = stored_frames(tmp_path, "morse13", 2, seed=0)
+    assert torch.equal(first.forces, again.forces)
+    assert [path.name for path in tmp_path.iterdir()] == ["morse13_2_0.safetensors"]
 
 
 def test_damage_and_other_settings_are_found(tmp_path):
@@ -79,14 +72,14 @@ def test_damage_and_other_settings_are_found(tmp_path):
     (path,) = tmp_path.iterdir()
     whole = path.read_bytes()
     path.write_bytes(whole[:-8] + b"\0" * 8)
-    with pytest.raises(ValueError, match="must have the checksum"):
+    with pytest.raises(ValueError, match=r"must have the sha256 .*: delete it"):
         stored_frames(tmp_path, "morse13", 2, seed=0)
     path.write_bytes(whole[:100])
     with pytest.raises(ValueError, match=r"must be a file of frames, .*: delete it"):
         stored_frames(tmp_path, "morse13", 2, seed=0)
     path.write_bytes(whole)
     save_file(load_file(path), path, metadata={"settings": "others"})
-    with pytest.raises(ValueError, match=r"must hold frames made with .*, got others"):
+    with pytest.raises(ValueError, match=r"must have the settings .*, got others: delete it"):
         stored_frames(tmp_path, "morse13", 2, seed=0)
 
 
@@ -94,7 +87,7 @@ def test_batches_hold_the_gradient_of_the_energy(tmp_path):
     data = ForcesDataModule("morse13", 4, root=tmp_path, pool=5, dtype=torch.float64, **SHORT)
     batch = next(iter(data.train_dataloader()))
     positions = batch["positions"].requires_grad_()
-    (gradient,) = torch.autograd.grad(morse(positions, **MORSE).sum(), positions)
+    (gradient,) = torch.autograd.grad(MorseCluster()(positions).sum(), positions)
     assert_close(batch["gradient"], gradient, rtol=1e-9, atol=1e-9)
     assert len(batch["energy"]) == 4
     sizes = [len(data.validation_points()), len(data.test_points())]
@@ -103,28 +96,26 @@ def test_batches_hold_the_gradient_of_the_energy(tmp_path):
     assert_close(data.energy_statistics(), (float(energy.mean()), float(energy.std(correction=0))))
 
 
-def test_the_seed_draws_training_frames(tmp_path):
+def test_one_seed_draws_training_frames_another_moves_the_atoms(tmp_path):
     def drawn(seed):
         data = ForcesDataModule("morse13", 2, root=tmp_path, pool=5, seed=seed, **SHORT)
         return data.training_points().columns["energy"]
 
     assert torch.equal(drawn(0), drawn(0))
     assert not torch.equal(drawn(0), drawn(1))
+    system = atomic_system("morse13")
+    first, again, other = (simulate(system, 2, seed=seed).positions for seed in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
 
 
-def test_settings_are_checked():
+def test_settings_are_checked_and_a_missing_package_names_its_extra(monkeypatch):
     with pytest.raises(ValueError, match=r"system must be one of .*, got 'water'"):
         ForcesDataModule("water", 2)
     with pytest.raises(ValueError, match="num_frames must be between 2 and pool=1000, got 1"):
         ForcesDataModule("cu13", 1)
     with pytest.raises(ValueError, match="num_frames must be at least 1, got 0"):
         simulate(atomic_system("cu13"), 0, seed=0)
-
-
-def test_a_missing_package_names_the_extra(monkeypatch):
-    def absent(name):
-        raise ModuleNotFoundError(f"No module named {name!r}")
-
-    monkeypatch.setattr(atomic_systems, "import_module", absent)
+    monkeypatch.setitem(sys.modules, "ase.cluster", None)
     with pytest.raises(ModuleNotFoundError, match="install the extra 'mol'"):
         atomic_system("cu13").build()

@@ -1,6 +1,6 @@
+from functools import partial
 from types import SimpleNamespace
 
-import lightning.pytorch as pl
 import pytest
 import torch
 from torch.testing import assert_close
@@ -12,26 +12,27 @@ from lightning_sobolev import (
     SobolevSpec,
     SobolevTerm,
 )
-from lightning_sobolev.experiments.forces import data as force_module
+from lightning_sobolev.experiments.forces import data as forces_data
 from lightning_sobolev.experiments.forces.data import ForcesDataModule
 from lightning_sobolev.experiments.forces.module import ForceFieldModule
-from lightning_sobolev.experiments.forces.potentials import morse
-from lightning_sobolev.experiments.forces.schnet import MorseCluster, SchNet
-from lightning_sobolev.experiments.forces.systems import MORSE, Frames, atomic_system
-from lightning_sobolev.experiments.regression.data import LandscapeDataModule
+from lightning_sobolev.experiments.forces.morse import MorseCluster
+from lightning_sobolev.experiments.forces.schnet import SchNet
+from lightning_sobolev.experiments.forces.systems import Frames, atomic_system
+from tests.plugin._trainers import trainer
 
 ETHANOL = atomic_system("ethanol").numbers
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 @pytest.fixture
 def ethanol():
     torch.manual_seed(0)
-    return SchNet("ethanol", features=8, radial=6).double()
+    return SchNet("ethanol", features=8, radial=6)
 
 
 @pytest.fixture
 def positions(generator):
-    return 2 * torch.randn(3, len(ETHANOL), 3, generator=generator, dtype=torch.float64)
+    return 2 * torch.randn(3, len(ETHANOL), 3, generator=generator)
 
 
 def gradient(net, positions):
@@ -40,8 +41,8 @@ def gradient(net, positions):
 
 
 def test_moving_and_turning_changes_no_energy(ethanol, positions, generator):
-    turn, _ = torch.linalg.qr(torch.randn(3, 3, generator=generator, dtype=torch.float64))
-    moved = positions @ turn + torch.randn(3, generator=generator, dtype=torch.float64)
+    turn, _ = torch.linalg.qr(torch.randn(3, 3, generator=generator))
+    moved = positions @ turn + torch.randn(3, generator=generator)
     assert_close(ethanol(moved), ethanol(positions))
     assert_close(gradient(ethanol, moved), gradient(ethanol, positions) @ turn)
     assert not torch.allclose(ethanol(1.1 * positions), ethanol(positions))
@@ -55,13 +56,10 @@ def test_swapping_atoms_of_one_element_changes_no_energy(ethanol, positions):
     assert not torch.allclose(ethanol(exchanged), ethanol(positions))
 
 
-def test_atoms_beyond_the_cutoff_do_not_interact(ethanol):
-    apart = torch.zeros(1, len(ETHANOL), 3, dtype=torch.float64)
+def test_atoms_beyond_the_cutoff_and_other_rows_do_not_matter(ethanol, positions):
+    apart = torch.zeros(1, len(ETHANOL), 3)
     apart[0, :, 0] = 20.0 * torch.arange(len(ETHANOL))
     assert_close(gradient(ethanol, apart), torch.zeros_like(apart))
-
-
-def test_rows_do_not_depend_on_each_other(ethanol, positions):
     assert_close(ethanol(positions[1:2]), ethanol(positions)[1:2])
 
 
@@ -73,99 +71,75 @@ def frames(monkeypatch):
         del root
         assert system == "morse13"
         generator = torch.Generator().manual_seed(seed)
+        grid = torch.cartesian_prod(*[torch.arange(3.0)] * 3)[:13]
+        x = 2.6 * grid + 0.1 * torch.randn(num_frames, 13, 3, generator=generator)
         with torch.inference_mode(False), torch.enable_grad():  # a test asks for them, too
-            grid = torch.cartesian_prod(*[torch.arange(3.0, dtype=torch.float64)] * 3)[:13]
-            noise = torch.randn(num_frames, 13, 3, generator=generator, dtype=torch.float64)
-            x = (2.6 * grid + 0.1 * noise).requires_grad_()
-            energy = morse(x, **MORSE)
-            (slope,) = torch.autograd.grad(energy.sum(), x)
-        return Frames(x.detach(), energy.detach(), -slope)
+            x = x.clone()
+            return Frames(x, MorseCluster()(x), -gradient(MorseCluster(), x))
 
-    monkeypatch.setattr(force_module, "stored_frames", made)
+    monkeypatch.setattr(forces_data, "stored_frames", made)
     return ForcesDataModule(
-        "morse13", 16, pool=16, batch_size=8, steps_per_epoch=40, num_validation_frames=8,
-        num_test_frames=8, dtype=torch.float64,
-    )  # fmt: skip
-
-
-def fitted(frames, callback=None, *, steps=20, **settings):
-    pl.seed_everything(0, verbose=False)
-    net = SchNet("morse13", features=8, radial=6)
-    module = ForceFieldModule(net, max_steps=steps, lr=1e-2, **settings)
-    trainer = pl.Trainer(
-        accelerator="cpu", max_steps=steps, callbacks=[callback] if callback else [],
-        logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, num_sanity_val_steps=0,
-    )  # fmt: skip
-    trainer.fit(module, datamodule=frames)
-    (numbers,) = trainer.test(module, datamodule=frames, verbose=False)
-    return module, numbers
-
-
-def forces_from_the_batch():
-    return SobolevCallback(
-        BatchTeacher(jacobian="gradient"), SobolevSpec(terms=[SobolevTerm()]), module="net"
+        "morse13", 16, pool=16, batch_size=8, num_validation_frames=8, num_test_frames=8
     )
 
 
-@pytest.mark.usefixtures("float64")
-def test_the_unit_of_energy_is_in_the_checkpoint(frames):
-    module, _ = fitted(frames, steps=1)
-    energy = frames.training_points().columns["energy"]
-    state = module.state_dict()
-    assert_close(state["net.shift"], energy.mean())
-    assert_close(state["net.scale"], energy.std(correction=0))
+def fitted(frames, *terms, teacher=None, steps=20, **settings):
+    """Train with terms of the forces' loss, or by energies alone."""
+    torch.manual_seed(0)
+    net = SchNet("morse13", features=8, radial=6)
+    module = ForceFieldModule(net, partial(torch.optim.Adam, lr=1e-2), **settings)
+    teacher = teacher or BatchTeacher(jacobian="gradient")
+    spec = SobolevSpec(terms=terms or [SobolevTerm()])
+    callbacks = [SobolevCallback(teacher, spec, module="net", doctor=False)] if terms else []
+    used = trainer(*callbacks, max_steps=steps, max_epochs=-1, num_sanity_val_steps=0)
+    used.fit(module, datamodule=frames)
+    return module, used.test(module, datamodule=frames, verbose=False)[0]
 
 
-@pytest.mark.usefixtures("float64")
-def test_errors_are_in_ev_and_angstrom(frames):
+def test_errors_are_in_ev_and_angstrom_and_the_unit_of_energy_in_the_checkpoint(frames):
     module, numbers = fitted(frames, steps=1)
-    test = frames.test_points().columns
+    test, train = frames.test_points().columns, frames.training_points().columns
     energy_error = (module(test["positions"]).detach() - test["energy"]).abs().mean()
     force_error = (gradient(module, test["positions"]) - test["gradient"]).abs().mean()
     assert_close(numbers["test/energy_mae"], float(energy_error), rtol=1e-6, atol=0)
     assert_close(numbers["test/force_mae"], float(force_error), rtol=1e-6, atol=0)
+    state = module.state_dict()
+    assert_close(state["net.shift"], train["energy"].mean())
+    assert_close(state["net.scale"], train["energy"].std(correction=0))
 
 
-@pytest.mark.usefixtures("float64")
 def test_forces_alone_teach_energies_up_to_a_constant_that_is_set(frames):
-    module, numbers = fitted(frames, forces_from_the_batch(), energy_weight=0)
-    _, ignorant = fitted(frames, steps=1)
-    assert numbers["test/force_mae"] < 0.8 * ignorant["test/force_mae"]
+    module, numbers = fitted(frames, SobolevTerm(), energy_weight=0)
+    _, plain = fitted(frames)
+    assert numbers["test/force_mae"] < 0.8 * plain["test/force_mae"]
     train = frames.training_points().columns
     residual = (train["energy"] - module(train["positions"]).detach()).mean()
     assert abs(float(residual)) < 1e-6
 
 
-@pytest.mark.usefixtures("float64")
-def test_forces_help_the_energies_of_few_frames(frames):
-    _, plain = fitted(frames)
-    _, both = fitted(frames, forces_from_the_batch())
-    assert both["test/force_mae"] < plain["test/force_mae"]
-
-
-@pytest.mark.usefixtures("float64")
 def test_hessian_vectors_of_a_teacher_are_matched(frames):
-    terms = [SobolevTerm(), SobolevTerm(order=2, num_projections=2)]
-    teacher = NetworkTeacher(MorseCluster())
-    _, numbers = fitted(
-        frames, SobolevCallback(teacher, SobolevSpec(terms=terms), module="net"), steps=3
-    )
+    terms = (SobolevTerm(), SobolevTerm(order=2, num_projections=2))
+    _, numbers = fitted(frames, *terms, teacher=NetworkTeacher(MorseCluster()), steps=2)
     assert 0 < numbers["test/force_mae"] < 10
 
 
-def test_a_weight_must_not_be_negative():
+def test_trainings_that_make_no_sense_are_refused(frames, monkeypatch):
+    adam = partial(torch.optim.Adam, lr=1e-2)
     with pytest.raises(ValueError, match="energy_weight must be at least 0, got -1"):
-        ForceFieldModule(SchNet("cu13"), energy_weight=-1)
-
-
-def test_a_training_that_would_learn_nothing_is_refused(frames):
+        ForceFieldModule(SchNet("cu13"), adam, energy_weight=-1)
     with pytest.raises(ValueError, match="where no SobolevCallback teaches forces, got 0"):
         fitted(frames, steps=1, energy_weight=0)
-
-
-def test_other_data_are_refused(monkeypatch):
-    given = SimpleNamespace(datamodule=LandscapeDataModule("booth", 4), callbacks=[])
+    given = SimpleNamespace(datamodule=None, callbacks=[])
     monkeypatch.setattr(ForceFieldModule, "trainer", given)
-    with pytest.raises(ValueError, match="needs a ForcesDataModule, got LandscapeDataModule"):
-        ForceFieldModule(SchNet("cu13")).on_fit_start()
+    with pytest.raises(ValueError, match="needs a ForcesDataModule, got NoneType"):
+        ForceFieldModule(SchNet("cu13"), adam).on_fit_start()
+
+
+def test_a_pair_rests_at_its_distance_with_its_depth_and_pairs_add_up(generator):
+    morse = MorseCluster(depth=0.7, distance=2.0, steepness=4.0)
+    pair = torch.tensor([[[0.0, 0.0, 0.0], [2.0, 0.0, 0.0]]])
+    assert_close(morse(pair), torch.tensor([-0.7]))
+    assert_close(gradient(morse, pair), torch.zeros(1, 2, 3))
+    atoms = 3 * torch.rand(1, 4, 3, generator=generator)
+    pairs = [(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)]
+    assert_close(morse(atoms), sum(morse(atoms[:, list(two)]) for two in pairs))

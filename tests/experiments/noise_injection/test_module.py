@@ -1,5 +1,7 @@
 """Training against attacks, and what is measured afterwards."""
 
+from functools import partial
+
 import lightning.pytorch as pl
 import pytest
 import torch
@@ -8,22 +10,13 @@ from torch.nn.functional import cross_entropy
 from torch.testing import assert_close
 
 from lightning_sobolev.adversarial import GradientAttack
-from lightning_sobolev.experiments.noise_injection.module import AdversarialModule, noise_numbers
+from lightning_sobolev.experiments.noise_injection.module import AdversarialModule, level_and_color
 from lightning_sobolev.layers import NoiseInjection, noise_penalty
 from tests.plugin._trainers import QUIET, as_loader
 
 TESTED = {"accuracy", "fgsm_accuracy", "pgd_accuracy"}
-WITH_NOISE = {
-    "expected_pgd_accuracy",
-    "quiet_accuracy",
-    "quiet_pgd_accuracy",
-    "noise_level",
-    "noise_colour",
-}
-
-
-def classifier():
-    return nn.Sequential(nn.Flatten(), nn.Linear(16, 3)).double()
+WITH_NOISE = {"expected_pgd_accuracy", "quiet_accuracy", "quiet_pgd_accuracy"}
+WITH_NOISE |= {"noise_level", "noise_colour"}
 
 
 @pytest.fixture
@@ -34,46 +27,43 @@ def batch(generator):
 
 def built(**options):
     torch.manual_seed(0)
-    return AdversarialModule(classifier(), **{"max_steps": 4, "lr": 0.1, "draws": 3, **options})
+    net = nn.Sequential(nn.Flatten(), nn.Linear(16, 3)).double()
+    return AdversarialModule(net, partial(torch.optim.Adam, lr=0.1), **{"draws": 3, **options})
 
 
 def quiet_trainer():
     return pl.Trainer(**{**QUIET, "max_steps": 4})
 
 
-@pytest.mark.parametrize("noise", ["none", "coloured"])
-def test_the_loss_is_half_clean_half_attacked(noise, batch, monkeypatch):
-    module = built(noise=noise, penalty=0.5)
+@pytest.mark.parametrize(
+    ("noise", "defended"), [("none", True), ("colored", True), ("none", False)]
+)
+def test_the_loss_is_half_clean_half_attacked(noise, defended, batch, monkeypatch):
+    module = built(noise=noise, penalty=0.5, defended=defended)
     monkeypatch.setattr(module, "log", lambda *_: None)
     torch.manual_seed(4)
     loss = module.training_step(batch, 0)
     torch.manual_seed(4)
-    clean = cross_entropy(module(batch["x"]), batch["y"])
-    attacked = GradientAttack(radius=0.1, steps=7)(module.net, batch["x"], batch["y"])
-    expected = 0.5 * clean + 0.5 * cross_entropy(module(attacked), batch["y"])
+    expected = cross_entropy(module(batch["x"]), batch["y"])
+    if defended:
+        attacked = GradientAttack(radius=0.1, steps=7)(module.net, batch["x"], batch["y"])
+        expected = 0.5 * expected + 0.5 * cross_entropy(module(attacked), batch["y"])
     if noise != "none":
         expected = expected + 0.5 * noise_penalty(module.net)
     assert_close(loss, expected)
 
 
-def test_without_a_defence_it_is_plain_training(batch, monkeypatch):
-    module = built(noise="none", defended=False)
-    monkeypatch.setattr(module, "log", lambda *_: None)
-    assert_close(module.training_step(batch, 0), cross_entropy(module(batch["x"]), batch["y"]))
-
-
-@pytest.mark.parametrize("noise", ["none", "white", "coloured"])
+@pytest.mark.parametrize("noise", ["none", "white", "colored"])
 def test_everything_is_measured(noise, batch):
     module = built(noise=noise)
     used, loader = quiet_trainer(), as_loader([batch])
     used.fit(module, loader, loader)
     assert {"val/accuracy", "val/attacked_accuracy"} <= set(used.callback_metrics)
     found = used.test(module, loader, verbose=False)[0]
-    assert {k.removeprefix("test/") for k in found} == TESTED | (
-        WITH_NOISE if noise != "none" else set()
-    )
+    names = {key.removeprefix("test/") for key in found}
+    assert names == TESTED | (WITH_NOISE if noise != "none" else set())
     assert found["test/pgd_accuracy"] <= found["test/accuracy"]
-    assert found.get("test/noise_colour", 0.0) > 0 or noise != "coloured"
+    assert found.get("test/noise_colour", 0.0) > 0 or noise != "colored"
 
 
 def test_quiet_numbers_are_those_of_the_weights_alone(batch):
@@ -81,8 +71,7 @@ def test_quiet_numbers_are_those_of_the_weights_alone(batch):
     with torch.no_grad():
         for noise in [part for part in module.modules() if isinstance(part, NoiseInjection)]:
             noise.alpha.fill_(50.0)  # nothing is left of the answers
-        weights = module.net[1].parametrizations.weight.original
-        plain.net[1].weight.copy_(weights)
+        plain.net[1].weight.copy_(module.net[1].parametrizations.weight.original)
         plain.net[1].bias.copy_(module.net[1].bias)
     loader = as_loader([batch])
     found = quiet_trainer().test(module, loader, verbose=False)[0]
@@ -92,14 +81,23 @@ def test_quiet_numbers_are_those_of_the_weights_alone(batch):
     assert all(n.at_evaluation for n in module.modules() if isinstance(n, NoiseInjection))
 
 
+def test_accuracy_is_a_mean_over_draws(batch):
+    """Answers that noise alone decides: the mean over many draws is near one third."""
+    module = built(noise="white", draws=400)
+    with torch.no_grad():
+        module.net[1].parametrizations.weight[0].alpha.fill_(1e4)
+    assert module._accuracy(batch["x"], batch["y"]) == pytest.approx(1 / 3, abs=0.05)
+
+
 def test_level_and_share_of_known_noise():
-    module = built(noise="coloured", rank=2)
+    module = built(noise="colored", rank=2)
     noise = module.net[1].parametrizations.weight[0]
     with torch.no_grad():
         noise.alpha.fill_(3.0)
         noise.factor.fill_(0.0)
         noise.factor[1].fill_(4.0)
-    assert noise_numbers(module) == pytest.approx({"level": 5.0, "colour": 16 / 25})
+    level, color = level_and_color(module)
+    assert (float(level), float(color)) == pytest.approx((5.0, 16 / 25))
 
 
 def test_wrong_settings_are_named():

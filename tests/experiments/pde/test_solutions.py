@@ -2,27 +2,27 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from lightning_sobolev.experiments.pde.solutions import EVOLUTIONS, burgers
+from lightning_sobolev.experiments.pde.solutions import SOLUTIONS, burgers
 from lightning_sobolev.functional import mixed_derivatives
 
 pytestmark = pytest.mark.usefixtures("float64")
 
 
-@pytest.mark.parametrize("name", EVOLUTIONS)
+@pytest.mark.parametrize("name", SOLUTIONS)
 def test_the_closed_form_solves_its_equation(name, generator):
-    evolution = EVOLUTIONS[name]()
+    solution = SOLUTIONS[name]()
     x = torch.rand(200, 2, generator=generator)
     with torch.no_grad():
-        found = mixed_derivatives(evolution.value, x, evolution.residual_indices)
+        found = mixed_derivatives(solution.value, x, solution.residual_indices)
     scale = found[1, 0].abs().max()
-    assert_close(evolution.residual(found) / scale, torch.zeros(200), atol=1e-12, rtol=0.0)
+    assert_close(solution.residual(found) / scale, torch.zeros(200), atol=1e-12, rtol=0.0)
     ends = torch.stack([x[:, 0], x[:, 1].round()], -1)
-    assert_close(evolution.value(ends), torch.zeros(200), atol=1e-12, rtol=0.0)
+    assert_close(solution.value(ends), torch.zeros(200), atol=1e-12, rtol=0.0)
 
 
-@pytest.mark.parametrize("name", EVOLUTIONS)
+@pytest.mark.parametrize("name", SOLUTIONS)
 def test_its_derivatives_are_those_of_differences(name, generator):
-    value = EVOLUTIONS[name]().value
+    value = SOLUTIONS[name]().value
     x = 0.1 + 0.8 * torch.rand(50, 2, generator=generator)
     with torch.no_grad():
         found = mixed_derivatives(value, x, [(1, 0), (0, 1), (1, 1), (0, 2)])

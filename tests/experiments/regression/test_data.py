@@ -4,15 +4,19 @@ from torch.testing import assert_close
 
 from lightning_sobolev.experiments.regression.data import LandscapeDataModule
 
-FUNCTION = "rosenbrock"
-
 
 def data(**changes):
-    return LandscapeDataModule(FUNCTION, **{"num_points": 30, "dtype": torch.float64, **changes})
+    given = {"function": "rosenbrock", "num_points": 30, "dtype": torch.float64}
+    return LandscapeDataModule(**{**given, **changes})
 
 
-def test_training_points_have_mean_zero_and_deviation_one():
-    columns = data().train_points.columns
+def original(module, table):
+    """The points of a table in the function's own units."""
+    return table.columns["x"] * module.units.x_std + module.units.x_mean
+
+
+def test_training_points_have_mean_zero_and_unit_standard_deviation():
+    columns = data().training_points().columns
     for name in ("x", "y"):
         assert_close(columns[name].mean(0), torch.zeros_like(columns[name][0]))
         assert_close(columns[name].std(0, correction=0), torch.ones_like(columns[name][0]))
@@ -32,22 +36,24 @@ def test_derivatives_are_the_ones_of_the_standardized_value(dim):
     assert_close(batch["hessian"], torch.stack(rows, dim=1))
 
 
-def test_seed_decides_the_points():
-    again, other = data(seed=0).train_points, data(seed=1).train_points
-    assert_close(data(seed=0).train_points.columns["x"], again.columns["x"])
-    assert not torch.equal(again.columns["x"], other.columns["x"])
+def test_the_seed_decides_training_points_and_no_others():
+    first, again, other = data(), data(), data(seed=1)
+    assert_close(original(first, first.train_points), original(again, again.train_points))
+    assert not torch.equal(original(first, first.train_points), original(other, other.train_points))
+    assert_close(original(first, first.test_points()), original(other, other.test_points()))
 
 
-def test_test_points_are_the_same_for_every_seed():
-    def original(module):
-        return module.test_points().columns["x"] * module.units.x_std + module.units.x_mean
-
-    assert_close(original(data(seed=0)), original(data(seed=1)))
+def test_a_search_over_settings_looks_at_points_of_its_own():
+    first, other = data(), data(test_seed=1)
+    assert not torch.equal(first.test_points().columns["x"], other.test_points().columns["x"])
+    validation = first.validation_points().columns["x"]
+    assert not torch.equal(first.test_points().columns["x"], validation)
+    assert_close(first.train_points.columns["x"], other.train_points.columns["x"])
 
 
 def test_points_lie_in_the_domain():
     module = data(num_points=500)
-    x = module.train_points.columns["x"] * module.units.x_std + module.units.x_mean
+    x = original(module, module.train_points)
     assert ((x >= module.low) & (x <= module.high)).all()
 
 
@@ -65,13 +71,9 @@ def test_loaders_yield_batches():
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"steps_per_epoch": 0}, "steps_per_epoch must be at least 1, got 0"),
         ({"num_test_points": 0}, "num_test_points must be at least 2, got 0"),
+        ({"function": "mountain"}, "function must be one of .*, got 'mountain'"),
     ],
 )
-def test_counts_are_checked(changes, message):
+def test_settings_are_checked(changes, message):
     with pytest.raises(ValueError, match=message):
         data(**changes)
-
-
-def test_unknown_function_is_named():
-    with pytest.raises(ValueError, match="mountain"):
-        LandscapeDataModule("mountain", 10)

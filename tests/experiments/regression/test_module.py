@@ -1,95 +1,101 @@
-"""The regression module and its optimizers."""
+"""The regression module under every optimizer, and the surface that it leaves."""
 
-from itertools import pairwise
+from functools import partial
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
-from torch.testing import assert_close
+from torch import optim
 
 from lightning_sobolev import BatchTeacher, SobolevCallback, SobolevSpec, SobolevTerm
+from lightning_sobolev.experiments.common.optimizers import line_search
 from lightning_sobolev.experiments.regression.data import LandscapeDataModule
 from lightning_sobolev.experiments.regression.mlp import mlp
 from lightning_sobolev.experiments.regression.module import RegressionModule
-from lightning_sobolev.experiments.run.optimizers import LINE_SEARCH, OPTIMIZERS, line_search
+from lightning_sobolev.experiments.regression.surface import (
+    FIT,
+    SaveSurface,
+    Surface,
+    draw_surfaces,
+)
 from tests.plugin._trainers import trainer
 
-EXACT = SobolevSpec(
-    terms=[SobolevTerm(order=order, projection="basis", num_projections=None) for order in (1, 2)]
+EXACT = SobolevSpec(terms=[SobolevTerm(projection="basis", num_projections=None)])
+BOOTH = LandscapeDataModule(
+    "booth", 30, batch_size=30, dtype=torch.float64, num_test_points=256, steps_per_epoch=100
 )
 
 
-def fitted(optimizer, lr, steps, num_points=30):
+def fitted(optimizer, steps, *callbacks, **changes):
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        net = mlp(2, width=16, activation="tanh")
-    data = LandscapeDataModule(
-        "booth", num_points, batch_size=num_points, dtype=torch.float64, num_test_points=256
-    )
-    module = RegressionModule(net, lr=lr, max_steps=steps, optimizer=optimizer)
-    taught = SobolevCallback(BatchTeacher(jacobian="dydx", hessian="hessian"), EXACT, module="net")
-    used = trainer(taught, max_steps=steps, max_epochs=-1)
-    used.fit(module, data)
-    return used.test(module, data, verbose=False)[0]
+        module = RegressionModule(mlp(2, width=16, activation="tanh"), optimizer)
+    taught = SobolevCallback(BatchTeacher(jacobian="dydx"), EXACT, module="net", doctor=False)
+    used = trainer(taught, *callbacks, max_steps=steps, max_epochs=-1, **changes)
+    used.fit(module, BOOTH)
+    return module, used.test(module, BOOTH, verbose=False)[0]
 
 
-@pytest.mark.parametrize("optimizer", [*OPTIMIZERS, LINE_SEARCH])
-def test_every_optimizer_fits(optimizer):
-    if optimizer == "soap":
-        pytest.importorskip("pytorch_optimizer")
-    before = fitted("sgd", 1e-12, 1)
-    after = fitted(optimizer, 1.0 if optimizer == "lbfgs" else 0.01, 20)
-    assert after["test/value_nmse"] < 0.9 * before["test/value_nmse"]
-
-
-def test_a_line_search_goes_far_beyond_first_order_steps():
-    searched, stepped = fitted("lbfgs", 1.0, 4), fitted("adam", 0.01, 100)
+def test_a_line_search_goes_far_beyond_first_order_steps_and_they_beyond_none():
+    _, searched = fitted(line_search, 3)
+    _, stepped = fitted(partial(optim.Adam, lr=0.01), 60)
+    _, begun = fitted(partial(optim.SGD, lr=1e-12), 1)
     assert searched["test/value_nmse"] < 0.1 * stepped["test/value_nmse"]
+    for key in ("test/value_nmse", "test/derivative_nmse"):
+        assert stepped[key] < 0.9 * begun[key]
 
 
-def test_line_search_descends_at_every_iteration():
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        net = mlp(2, width=8, activation="tanh").double()
-        x = torch.rand(20, 2, dtype=torch.float64)
-    optimizer = line_search(net.parameters(), iterations=1)
+def test_the_stored_surface_is_the_network_in_the_functions_units(tmp_path):
+    module, _ = fitted(line_search, 1, SaveSurface(), default_root_dir=tmp_path)
+    surface = Surface.load(tmp_path / FIT)
+    x0, x1 = surface.x[..., 0], surface.x[..., 1]
+    booth = (x0 + 2 * x1 - 7) ** 2 + (2 * x0 + x1 - 5) ** 2
+    np.testing.assert_allclose(surface.value, booth, rtol=1e-4, atol=1e-3)
+    slopes = np.stack([10 * x0 + 8 * x1 - 34, 8 * x0 + 10 * x1 - 38], -1)
+    np.testing.assert_allclose(surface.gradient, slopes, rtol=1e-4, atol=1e-3)
 
-    def closure():
-        optimizer.zero_grad()
-        loss = (net(x) - x.square().sum(-1)).square().mean()
-        loss.backward()
-        return loss
-
-    losses = [float(optimizer.step(closure).detach()) for _ in range(30)]
-    assert all(after <= before for before, after in pairwise(losses))
-    assert losses[-1] < 0.25 * losses[0]
-
-
-def test_unknown_optimizers_are_refused():
-    with pytest.raises(ValueError, match=r"optimizer must be one of .*'lbfgs'\), got 'newton'"):
-        RegressionModule(mlp(2), optimizer="newton")
+    units = BOOTH.units
+    x = torch.from_numpy(surface.x).reshape(-1, 2).double().requires_grad_()
+    fit = module.net((x - units.x_mean) / units.x_std) * units.y_std + units.y_mean
+    (slope,) = torch.autograd.grad(fit.sum(), x)
+    np.testing.assert_allclose(surface.fit.ravel(), fit.detach(), rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(surface.fit_gradient.reshape(-1, 2), slope, rtol=1e-4, atol=1e-3)
+    assert (tmp_path / "surface.png").stat().st_size > 10_000
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"lr": 0.0}, "lr must be positive, got 0.0"),
-        ({"iterations": 0}, "iterations must be at least 1, got 0"),
-    ],
-)
-def test_arguments_of_the_line_search_are_checked(changes, message):
-    with pytest.raises(ValueError, match=message):
-        line_search(mlp(2).parameters(), **changes)
+def test_a_damaged_surface_is_named_and_a_broken_off_one_leaves_nothing(tmp_path, monkeypatch):
+    arrays = {"x": np.zeros((3, 3, 2)), "gradient": np.ones((3, 3, 2)), "train_x": np.eye(2)}
+    flat = {"value": np.arange(9.0).reshape(3, 3), "fit": np.zeros((3, 3))}
+    surface = Surface(**arrays, **flat, fit_gradient=np.zeros((3, 3, 2)))
+    path = tmp_path / FIT
+    surface.save(path)
+    whole = path.read_bytes()
+    middle = len(whole) // 3
+    for damaged in (b"", b"text", whole[:middle], whole[:middle] + b"\0" * 9 + whole[middle + 9 :]):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=f"{FIT} must hold the surface of a run"):
+            Surface.load(path)
+    np.savez(path, other=np.zeros(2))
+    with pytest.raises(ValueError, match=f"{FIT} must hold the surface of a run"):
+        Surface.load(path)
+
+    def broken(_, path, **__):
+        path.write_bytes(b"half")
+        raise OSError("disk full")
+
+    path.unlink()
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", broken)
+    with pytest.raises(OSError, match="disk full"):
+        draw_surfaces({"fit": surface}, tmp_path / "surface.png", title="")
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_several_processes_do_not_search_along_lines(monkeypatch):
-    module = RegressionModule(mlp(2), optimizer="lbfgs")
-    module.trainer = trainer()
-    monkeypatch.setattr(type(module.trainer), "world_size", 2)
-    with pytest.raises(ValueError, match=r"optimizer='lbfgs' needs one process: .* got 2"):
-        module.configure_optimizers()
-
-
-def test_a_search_over_settings_has_test_points_of_its_own():
-    first, other = (LandscapeDataModule("booth", 20, test_seed=seed) for seed in (0, 1))
-    assert not torch.equal(first.test_points().columns["x"], other.test_points().columns["x"])
-    assert_close(first.train_points.columns["x"], other.train_points.columns["x"])
+def test_a_surface_needs_a_regression_on_a_landscape(tmp_path):
+    module = RegressionModule(mlp(4), line_search)
+    other = SimpleNamespace(datamodule=None, default_root_dir=tmp_path)
+    with pytest.raises(ValueError, match=r"on a LandscapeDataModule, got .* on NoneType"):
+        SaveSurface().on_test_end(other, module)
+    other.datamodule = LandscapeDataModule("ackley", 4, dim=4)
+    SaveSurface().on_test_end(other, module)  # no surface of four inputs: left out
+    assert list(tmp_path.iterdir()) == []

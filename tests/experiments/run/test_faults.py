@@ -7,14 +7,10 @@ import sys
 from contextlib import contextmanager
 
 import lightning.pytorch as L
-import numpy as np
 import pytest
 import torch
 
 from lightning_sobolev._files import write_json
-from lightning_sobolev.atari import AtariSettings
-from lightning_sobolev.atari.storage import STATE, Chunk, write_chunk
-from lightning_sobolev.atari.writing import write_recording
 from lightning_sobolev.experiments.run.checkpoints import (
     LAST,
     checkpoint_to_resume,
@@ -74,22 +70,9 @@ def test_a_full_disk_does_not_hide_another_fault(tmp_path, caplog):
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 3
 
 
-def a_recording():
-    frames = np.zeros((40, 1, 84, 84), np.uint8)
-    log_probs = np.full((40, 1, 6), np.log(1 / 6), np.float32)
-    return Chunk(frames, log_probs, np.zeros((40, 1), STATE))
-
-
-def record_to(folder):
-    settings = AtariSettings("pong", num_envs=1)
-    write_recording(folder / "r", [a_recording()], 40, settings, identity={"format": 1})
-
-
 WRITERS = {
     "index": lambda folder: write_json(folder / "index.json", {"text": "x" * 5000}),
     "metrics": lambda folder: write_metrics(folder, {f"test/{i}": 0.5 for i in range(500)}),
-    "chunk": lambda folder: write_chunk(folder, 0, a_recording()),
-    "recording": record_to,
 }
 
 

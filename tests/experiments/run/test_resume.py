@@ -240,7 +240,8 @@ def test_a_checkpoint_made_without_the_plugin_is_gone_on_from_with_it(tmp_path):
 
 def documented_loader():
     text = (Path(__file__).parents[3] / "docs" / "reliability.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    (code,) = (block for block in blocks if "class Resumable" in block)
     names = {"torch": torch, "itertools": itertools}
     exec(code, names)
     return names["Resumable"]

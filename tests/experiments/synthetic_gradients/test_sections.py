@@ -3,13 +3,13 @@ import torch
 from torch import nn
 
 from lightning_sobolev.experiments.synthetic_gradients.kinds import KINDS
-from lightning_sobolev.experiments.synthetic_gradients.messages import check_answer
 from lightning_sobolev.experiments.synthetic_gradients.models import (
     GradientModel,
     LossModel,
     ModelSettings,
     build_models,
 )
+from lightning_sobolev.experiments.synthetic_gradients.prediction import check_models
 from lightning_sobolev.experiments.synthetic_gradients.sections import activation_shapes, split
 from tests.experiments.synthetic_gradients._networks import CLASSES, maps, vectors
 
@@ -18,20 +18,12 @@ def layers(*middle):
     return nn.Sequential(nn.Linear(4, 6), *middle, nn.Linear(6, CLASSES))
 
 
-def test_sections_are_the_network():
+@pytest.mark.parametrize(("cuts", "lengths"), [([1, 3], [1, 2, 1]), (2, [2, 1, 1])])
+def test_sections_are_the_network(cuts, lengths):
     net = vectors()
-    sections = split(net, [1, 3])
-    assert [len(section) for section in sections] == [1, 2, 1]
-    x = torch.randn(2, 5)
-    h = x
-    for section in sections:
-        h = section(h)
-    assert torch.equal(h, net(x))
-
-
-def test_a_number_of_cuts_counts_from_above():
-    sections = split(vectors(), 2)
-    assert [len(section) for section in sections] == [2, 1, 1]
+    sections = split(net, cuts)
+    assert [len(section) for section in sections] == lengths
+    assert [layer for section in sections for layer in section] == list(net)
 
 
 @pytest.mark.parametrize("cuts", [[], [0], [4], [2, 2], [3, 1], [-1], [5], 0, 4, -1])
@@ -40,40 +32,21 @@ def test_a_cut_that_splits_nothing_is_refused(cuts):
         split(vectors(), cuts)
 
 
-def test_only_a_sequential_can_be_cut():
-    with pytest.raises(ValueError, match=r"network must be a torch\.nn\.Sequential .*got Bilinear"):
-        split(nn.Bilinear(1, 1, 1), [1])
-
-
-@pytest.mark.parametrize("frozen", [False, True])
-def test_a_section_without_parameters_is_refused(frozen):
-    net = layers(nn.Linear(6, 6).requires_grad_(False) if frozen else nn.Tanh())
-    with pytest.raises(ValueError, match=r"got none in section 1 \(layers 1 to 1\)"):
-        split(net, [1, 2])
-
-
-def test_sections_that_share_parameters_are_refused():
-    shared = nn.Linear(6, 6)
-    with pytest.raises(ValueError, match=r"must not share parameters, got one of \[6, 6\] in se"):
-        split(layers(shared, shared), [2, 3])
+shared = nn.Linear(6, 6)
 
 
 @pytest.mark.parametrize(
-    "leading",
+    ("network", "cuts", "message"),
     [
-        [nn.ReLU(inplace=True)],
-        [nn.Identity(), nn.Flatten(), nn.ELU(inplace=True)],
-        [nn.Sequential(nn.Dropout(0.5, inplace=True), nn.Linear(6, 6))],
+        (nn.Bilinear(1, 1, 1), [1], r"network must be a torch\.nn\.Sequential .*got Bilinear"),
+        (layers(nn.Tanh()), [1, 2], r"got none in section 1 \(layers 1 to 1\)"),
+        (layers(nn.Linear(6, 6).requires_grad_(False)), [1, 2], r"got none in section 1 \(layers"),
+        (layers(shared, shared), [2, 3], r"must not share parameters, got one of \[6, 6\] in sec"),
     ],
 )
-def test_a_layer_that_writes_across_a_cut_is_refused(leading):
-    with pytest.raises(ValueError, match=r"expected inplace=False at the start of section 1.*got"):
-        split(layers(*leading), [1])
-
-
-def test_a_layer_that_writes_further_up_is_fine():
-    net = layers(nn.Linear(6, 6), nn.ReLU(inplace=True))
-    assert len(split(net, [1])) == 2
+def test_sections_that_cannot_be_trained_apart_are_refused(network, cuts, message):
+    with pytest.raises(ValueError, match=message):
+        split(network, cuts)
 
 
 class Writer(nn.Linear):
@@ -83,10 +56,17 @@ class Writer(nn.Linear):
         return super().forward(x.mul_(2))
 
 
-def test_hidden_writing_is_found_by_trying():
-    sections = split(layers(Writer(6, 6)), [1])
-    with pytest.raises(ValueError, match=r"write into its input, got .* section 1"):
-        activation_shapes(sections, (4,), CLASSES)
+@pytest.mark.parametrize(
+    "leading", [[Writer(6, 6)], [nn.Identity(), nn.Flatten(), nn.ELU(inplace=True)]]
+)
+def test_a_layer_that_writes_across_a_cut_is_refused(leading):
+    with pytest.raises(ValueError, match=r"expected inplace=False at its start, got section 1"):
+        activation_shapes(split(layers(*leading), [1]), (4,), CLASSES)
+
+
+def test_a_layer_that_writes_further_up_is_fine():
+    sections = split(layers(nn.Linear(6, 6), nn.ReLU(inplace=True)), [1])
+    assert activation_shapes(sections, (4,), CLASSES) == [(6,)]
 
 
 def test_shapes_are_those_at_the_cuts_and_trying_leaves_no_trace():
@@ -95,8 +75,7 @@ def test_shapes_are_those_at_the_cuts_and_trying_leaves_no_trace():
     net[1].eval()
     assert activation_shapes(split(net, [1, 3]), (2, 4, 4), CLASSES) == [(4, 4, 4), (4, 4, 4)]
     assert [block.training for block in net] == [True, False, True, True]
-    for name, tensor in net.state_dict().items():
-        assert torch.equal(tensor, before[name])
+    torch.testing.assert_close(dict(net.state_dict()), before, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(
@@ -111,13 +90,14 @@ def test_a_network_of_another_shape_is_refused(shape, classes, message):
         activation_shapes(split(vectors(), [1]), shape, classes)
 
 
-@pytest.mark.parametrize("shape", [(6,), (4, 5, 7)])
 @pytest.mark.parametrize("kind", ["direct", "critic"])
 @pytest.mark.parametrize("settings", [{}, {"depth": 0}, {"depth": 3, "stride": 3}])
-def test_models_fit_their_cut(shape, kind, settings):
-    settings = ModelSettings(width=5, **settings)
-    (model,) = build_models(KINDS[kind], [shape], CLASSES, settings)
-    check_answer(model, KINDS[kind], shape, 1, torch.zeros(()))
+def test_models_fit_their_cut(kind, settings):
+    shapes = [(6,), (4, 5, 7)]
+    models = build_models(KINDS[kind], shapes, CLASSES, ModelSettings(width=5, **settings))
+    check_models(models, KINDS[kind], shapes, torch.zeros(()))
+    convolutions = [sum(isinstance(m, nn.Conv2d) for m in model.modules()) for model in models]
+    assert convolutions == [0, settings.get("depth", 1) + (kind == "direct")]
 
 
 def test_a_gradient_model_hears_the_class():
@@ -129,18 +109,19 @@ def test_a_gradient_model_hears_the_class():
 
 
 @pytest.mark.parametrize(
-    ("kind", "model", "message"),
+    ("kind", "models", "message"),
     [
-        ("critic", nn.Bilinear(6, 1, 1), "must take activations"),
-        ("critic", GradientModel(nn.Linear(6 + CLASSES, 6), CLASSES), r"with \[2\], got \[2, 6\]"),
-        ("direct", LossModel(nn.Linear(6, CLASSES)), r"with \[2, 6\], got \[2\]"),
-        ("direct", GradientModel(nn.Linear(6 + CLASSES, 5), CLASSES), r"got \[2, 5\]"),
-        ("critic", LossModel(nn.Linear(7, CLASSES)), r"cut 4 must take activations of \[2, 6\]"),
+        ("critic", [nn.Bilinear(6, 1, 1)], "the model of cut 1 must take activations"),
+        ("critic", [GradientModel(nn.Linear(6 + CLASSES, 6), CLASSES)], r"\[2\], got \[2, 6\]"),
+        ("direct", [LossModel(nn.Linear(6, CLASSES))], r"with \[2, 6\], got \[2\]"),
+        ("critic", [LossModel(nn.Linear(7, CLASSES))], r"must take activations of \[2, 6\]"),
+        ("critic", [], r"one for every cut of this kind \(1\), got 0"),
+        ("noprop", [nn.Identity()], r"this kind \(0\), got 1"),
     ],
 )
-def test_a_model_of_the_wrong_shape_is_refused(kind, model, message):
+def test_models_that_do_not_fit_are_refused(kind, models, message):
     with pytest.raises(ValueError, match=message):
-        check_answer(model, KINDS[kind], (6,), 4, torch.zeros(()))
+        check_models(models, KINDS[kind], [(6,)], torch.zeros(()))
 
 
 @pytest.mark.parametrize(

@@ -191,7 +191,7 @@ def test_kill_9_loses_no_more_than_the_last_interval(composed, tmp_path):
 @pytest.mark.usefixtures("without_agent")
 def test_a_training_begins_with_a_stored_agent(composed):
     # too small a step to change any weight: what comes out is what was begun with
-    whole_games = "env.settings.max_num_frames_per_episode=108000"
+    whole_games = "++env.settings.max_num_frames_per_episode=108000"
     pong = ["+teacher_training=ppo_pong", "ppo.learning_rate=1e-30", "start=pong", whole_games]
     cfg = composed(*pong, "n_timesteps=16")
     train_teacher(cfg)
@@ -209,7 +209,7 @@ def test_a_training_begins_with_a_stored_agent(composed):
 
 
 def test_another_game_is_refused(stopped, composed):
-    cfg = composed(f"ckpt={Path(stopped.run_dir) / LAST}", "env.settings.sticky=true")
+    cfg = composed(f"ckpt={Path(stopped.run_dir) / LAST}", "++env.settings.sticky=true")
     with pytest.raises(ValueError, match="training with sticky=True, got sticky=False"):
         train_teacher(cfg)
     with pytest.raises(ValueError, match="start must be of a training with game='breakout'"):

@@ -1,1 +1,1 @@
-"""The same with a process for each part."""
+"""The same with a process for each section: stages that do not wait for each other."""

@@ -1,0 +1,1 @@
+"""Trained policies: those of the package, stored ones, and those of other libraries."""

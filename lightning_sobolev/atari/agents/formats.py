@@ -1,0 +1,317 @@
+"""Policies that other people trained, as this package's Nature network.
+
+One convention holds for everything that is loaded: the network takes pixels in 0..1 and every
+derivative is with respect to those. Libraries that divide bytes by 255 themselves agree with it; a
+network that was trained on 0..255 is brought to it by scaling its first layer, so that its
+derivatives are 255 times those with respect to bytes and can be compared with everybody else's.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from lightning_sobolev._files import sha256_of
+from lightning_sobolev.atari.agents import hub
+from lightning_sobolev.atari.agents.reading import read_weights
+from lightning_sobolev.atari.environments import AtariSettings, num_actions
+from lightning_sobolev.atari.networks import NatureCNN, PixelPolicy
+
+Policy = TypeVar("Policy", bound=PixelPolicy)
+
+Q_TEMPERATURE = 0.01
+
+_OURS = ("body.0", "body.2", "body.4", "body.7", "head")
+_AREA = "gray, then resized to 84 x 84 by area; black before the first frame of an episode"
+_COLOR = "resized to 84 x 84 by area, then gray; the first frame of an episode fills the stack"
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How a library names the layers of the Nature network, and how it makes frames."""
+
+    name: str
+    layers: tuple[str, str, str, str, str]  # four of the body, and the head
+    others: tuple[str, ...] = ()  # beginnings of what is stored beside them: critics, targets
+    is_q_values: bool = False
+    frames: str = ""
+
+    @property
+    def names(self) -> dict[str, str]:
+        """This package's name of every parameter, and the library's."""
+        return {
+            f"{ours}.{part}": f"{theirs}.{part}"
+            for ours, theirs in zip(_OURS, self.layers, strict=True)
+            for part in ("weight", "bias")
+        }
+
+
+def _extractor(prefix: str, head: str) -> tuple[str, str, str, str, str]:
+    convs = (f"{prefix}.cnn.0", f"{prefix}.cnn.2", f"{prefix}.cnn.4")
+    return (*convs, f"{prefix}.linear.0", head)
+
+
+_CLEANRL = ("network.0", "network.2", "network.4", "network.7")
+_CRITIC = ("mlp_extractor.value_net.", "value_net.")
+
+LAYOUTS = (
+    # the actor's own copy comes first: with separate extractors it is the one that acts
+    Layout(
+        "stable-baselines3 PPO or A2C",
+        _extractor("pi_features_extractor", "action_net"),
+        others=("features_extractor.", "vf_features_extractor.", *_CRITIC),
+        frames=_AREA,
+    ),
+    Layout(
+        "stable-baselines3 PPO or A2C, one extractor",
+        _extractor("features_extractor", "action_net"),
+        others=_CRITIC,
+        frames=_AREA,
+    ),
+    Layout(
+        "stable-baselines3 DQN",
+        _extractor("q_net.features_extractor", "q_net.q_net.0"),
+        others=("q_net_target.",),
+        is_q_values=True,
+        frames=_AREA,
+    ),
+    Layout("CleanRL PPO", (*_CLEANRL, "actor"), others=("critic.",), frames=_COLOR),
+    Layout("CleanRL DQN", (*_CLEANRL, "network.9"), is_q_values=True, frames=_COLOR),
+    Layout("lightning_sobolev", _OURS),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignAgent:
+    r"""Where a policy comes from and how its numbers are to be read.
+
+    A head of Q-values becomes the policy :math:`\mathrm{softmax}(Q / T)`; at :math:`T = 1` the
+    network's outputs are the Q-values themselves.
+
+    Args:
+        source: A ``.zip`` of stable-baselines3 (PPO, A2C or DQN with ``CnnPolicy``), a state dict
+            of CleanRL (PPO, DQN), a ``.safetensors`` file of either or of this package, or any of
+            them on the Hugging Face Hub as ``hf://ORGANIZATION/REPOSITORY/FILE@REVISION``.
+        environment: What it plays, noted in the card; its stack, frame size and number of actions
+            must be the network's. None takes four frames of 84 x 84 and notes nothing.
+        num_actions: Actions it must have; None takes those of ``environment`` or, without one, what
+            the file has.
+        input_scale: Factor from x in 0..1 to what the first layer was trained on: 1 where the
+            library divides bytes by 255, as both do by default; 255 where it was fed with bytes.
+        temperature: :math:`T` of a head of Q-values; None takes 0.01. Logits have none.
+        sha256: Digest that the file must have; None only notes it. Needed for a revision that is
+            not a commit.
+
+    Raises:
+        ValueError: If a number is not positive or a revision is not fixed.
+
+    Source:
+        Rusu et al. 2015, Policy distillation (arXiv:1511.06295), for the softmax of Q-values at a
+        temperature of 0.01.
+    """
+
+    source: str | Path
+    environment: AtariSettings | None = None
+    num_actions: int | None = None
+    input_scale: float = 1.0
+    temperature: float | None = None
+    sha256: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("input_scale", "temperature"):
+            value = getattr(self, name)
+            if value is not None and not 0.0 < value < math.inf:
+                raise ValueError(f"{name} must be a positive number, got {value}")
+        hub_file = self.hub_file
+        if hub_file is not None and not hub_file.is_commit and self.sha256 is None:
+            raise ValueError(
+                "the revision of a file on the hub must be a commit (40 hexadecimal digits), or "
+                f"its sha256 must be given, got {hub_file.revision!r}: a branch or tag may move"
+            )
+
+    @property
+    def hub_file(self) -> hub.HubFile | None:
+        """The file on the hub, or None for a file on this machine."""
+        source = str(self.source)
+        return hub.parse(source) if source.startswith(hub.PREFIX) else None
+
+    def fetch(self) -> tuple[Path, str]:
+        """Return the file's path and sha256, fetching it if it is elsewhere."""
+        path = Path(self.source) if self.hub_file is None else hub.download(self.hub_file)
+        if not path.is_file():
+            raise ValueError(f"source must be an existing file, got {str(path)!r}")
+        found = sha256_of(path)
+        if self.sha256 is not None and found != self.sha256.lower():
+            raise ValueError(f"{self.source} must have the sha256 {self.sha256}, got {found}")
+        return path, found
+
+    def check_num_actions(self, found: int) -> None:
+        """Refuse a policy of another number of actions than the one that is asked for."""
+        wanted = self.num_actions
+        if wanted is None and self.environment is not None:
+            wanted = num_actions(self.environment)
+        if wanted not in (None, found):
+            raise ValueError(
+                f"{self.source} must have num_actions={wanted} outputs, got {found}: it was "
+                "trained on another game or another set of actions"
+            )
+
+
+def load_foreign(agent: ForeignAgent) -> tuple[NatureCNN, dict[str, Any]]:
+    """Read somebody else's policy; nothing is unpickled.
+
+    Args:
+        agent: Where it is and how its numbers are to be read.
+
+    Returns:
+        The network in float32 and eval mode, mapping stacks in 0..1 to logits, and a card that
+        says where it came from and what was done to it.
+
+    Raises:
+        ValueError: If the file is damaged, holds another network or another number of actions, or
+            a temperature is given for logits.
+    """
+    path, digest = agent.fetch()
+    name = str(agent.source)
+    weights = read_weights(path)
+    layout = _recognize(weights, name)
+    outputs = weights[layout.names["head.bias"]].numel()
+    agent.check_num_actions(outputs)
+    settings = agent.environment or AtariSettings()
+    network = filled(NatureCNN, outputs, settings, weights, name, names=layout.names)
+    scale_input(network, agent.input_scale)
+    temperature = _temperature(agent, layout, name)
+    with torch.no_grad():
+        network.head.weight.div_(temperature)
+        network.head.bias.div_(temperature)
+    return network.eval(), _card(agent, layout, outputs, digest)
+
+
+def _recognize(weights: Mapping[str, Tensor], name: str) -> Layout:
+    for layout in LAYOUTS:
+        needed = set(layout.names.values())
+        if not needed <= set(weights):
+            continue
+        extra = [key for key in weights if key not in needed and not key.startswith(layout.others)]
+        if extra:
+            raise ValueError(
+                f"{name} must be a Nature network and nothing more, as {layout.name} stores it, "
+                f"got further tensors {extra[:4]}"
+            )
+        return layout
+    known = "; ".join(layout.name for layout in LAYOUTS)
+    raise ValueError(
+        f"{name} must hold a Nature network (three convolutions, one hidden layer) as one of these "
+        f"stores it: {known}; got tensors {list(weights)[:6]}"
+    )
+
+
+def filled(
+    kind: Callable[..., Policy],
+    num_actions: int,
+    settings: AtariSettings,
+    weights: Mapping[str, Tensor],
+    name: str,
+    *,
+    names: Mapping[str, str] | None = None,
+) -> Policy:
+    """Build a network with given weights in float32; refuse others before anything is allocated.
+
+    Args:
+        kind: Class of the network.
+        num_actions: Width of its output.
+        settings: Say what it is shown.
+        weights: The tensors of a file.
+        name: How messages call the file.
+        names: The file's name of every parameter; None takes the network's own.
+
+    Returns:
+        The network, sharing no memory with ``weights``.
+
+    Raises:
+        ValueError: If there is no such network, or a tensor is missing, has another shape than the
+            network's or is no array of finite floating-point numbers.
+    """
+
+    def build() -> Policy:
+        height, width = settings.img_height, settings.img_width
+        return kind(num_actions, stack_num=settings.stack_num, height=height, width=width)
+
+    try:
+        with torch.device("meta"):
+            empty = build().state_dict()
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"{name} must be a network for {num_actions} actions and stacks of "
+            f"{settings.stack_num} x {settings.img_height} x {settings.img_width} ({reason})"
+        ) from error
+    names = names or {key: key for key in empty}
+    if missing := [key for key in names.values() if key not in weights]:
+        raise ValueError(f"{name} must hold the tensors {missing[:4]}, got {list(weights)[:6]}")
+    for ours, theirs in names.items():
+        _check_weight(weights[theirs], list(empty[ours].shape), f"{theirs} in {name}")
+    network = build()
+    network.load_state_dict({ours: weights[theirs] for ours, theirs in names.items()})
+    return network
+
+
+def _check_weight(weight: Tensor, shape: list[int], name: str) -> None:
+    if list(weight.shape) != shape:
+        raise ValueError(f"{name} must have shape {shape}, got {list(weight.shape)}")
+    if not weight.is_floating_point() or weight.layout != torch.strided or weight.is_meta:
+        raise ValueError(
+            f"{name} must be a dense array of real numbers, got {weight.dtype}, {weight.layout} "
+            f"on {weight.device}"
+        )
+    if weight.untyped_storage().nbytes() < weight.numel() * weight.element_size():
+        raise ValueError(
+            f"{name} must hold all of its {weight.numel()} numbers, got "
+            f"{weight.untyped_storage().nbytes()} bytes"
+        )
+    if not weight.float().isfinite().all():
+        raise ValueError(f"{name} must be finite, got NaN or infinity")
+
+
+def scale_input(network: PixelPolicy, input_scale: float) -> None:
+    """Make a network that takes ``input_scale * x`` one that takes x, in place."""
+    with torch.no_grad():
+        network.get_parameter("body.0.weight").mul_(input_scale)
+
+
+def _temperature(agent: ForeignAgent, layout: Layout, name: str) -> float:
+    if layout.is_q_values:
+        return Q_TEMPERATURE if agent.temperature is None else agent.temperature
+    if agent.temperature is not None:
+        raise ValueError(
+            f"temperature must be None for {name}, whose head gives logits ({layout.name}), "
+            f"got {agent.temperature}"
+        )
+    return 1.0
+
+
+def _card(agent: ForeignAgent, layout: Layout, outputs: int, digest: str) -> dict[str, Any]:
+    temperature = _temperature(agent, layout, str(agent.source))
+    output = f"Q-values divided by {temperature:g}" if layout.is_q_values else "logits"
+    card: dict[str, Any] = {
+        "network": "NatureCNN",
+        "num_actions": outputs,
+        "input": "float32 in 0..1 (bytes / 255), the newest frame last",
+        "input_scale": 1.0,
+        "output": f"{output}, of which the softmax is the policy",
+        "source": {
+            "file": str(agent.source),
+            "sha256": digest,
+            "layout": layout.name,
+            "input_scale": agent.input_scale,
+            "temperature": temperature if layout.is_q_values else None,
+            "frames": layout.frames,
+        },
+    }
+    if agent.environment is not None:
+        card["environment"] = asdict(agent.environment)
+    return card

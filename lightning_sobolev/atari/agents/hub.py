@@ -1,0 +1,79 @@
+"""Files of the Hugging Face Hub, fetched at a fixed revision."""
+
+import re
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+PREFIX = "hf://"
+
+_FORM = f"{PREFIX}ORGANIZATION/REPOSITORY/FILE@REVISION"
+
+
+class HubFile(NamedTuple):
+    """A file of a repository at a revision: a commit, or a branch or tag, which may move."""
+
+    repo: str
+    file: str
+    revision: str
+
+    @property
+    def is_commit(self) -> bool:
+        """Whether the revision can never name other content."""
+        return re.fullmatch("[0-9a-f]{40}", self.revision) is not None
+
+
+def parse(source: str) -> HubFile:
+    """Read ``hf://ORGANIZATION/REPOSITORY/FILE@REVISION``.
+
+    Args:
+        source: The id.
+
+    Returns:
+        Its parts.
+
+    Raises:
+        ValueError: If a part is missing or the file's path leads out of the repository.
+    """
+    found = re.fullmatch(f"{PREFIX}([^/@]+/[^/@]+)/([^@]+)@([^@]+)", source)
+    if found is None:
+        raise ValueError(f"source must look like {_FORM}, got {source!r}")
+    repo, file, revision = found.groups()
+    if ".." in PurePosixPath(file).parts or file.startswith("/"):
+        raise ValueError(f"FILE in {_FORM} must lie in the repository, got {file!r}")
+    return HubFile(repo, file, revision)
+
+
+def download(wanted: HubFile) -> Path:
+    """Fetch a file into the hub's own cache, or find it there.
+
+    The card of a ``.safetensors`` file comes with it where the repository has one.
+
+    Args:
+        wanted: The file.
+
+    Returns:
+        Where it is.
+
+    Raises:
+        ModuleNotFoundError: If ``huggingface_hub`` is not installed.
+        ValueError: If the file cannot be had.
+    """
+    try:
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import EntryNotFoundError, HFValidationError
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"{PREFIX} needs huggingface_hub: install the extra 'hub'"
+        ) from error
+    repo, file, revision = wanted
+    try:
+        path = Path(hf_hub_download(repo, file, revision=revision))
+        if path.suffix == ".safetensors":
+            # without a card the weights are a state dict like any other
+            with suppress(EntryNotFoundError):
+                card = str(PurePosixPath(file).with_suffix(".json"))
+                hf_hub_download(repo, card, revision=revision)
+    except (OSError, EntryNotFoundError, HFValidationError) as error:
+        raise ValueError(f"{file} of {repo} at {revision} could not be fetched: {error}") from error
+    return path

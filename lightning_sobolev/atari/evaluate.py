@@ -1,0 +1,160 @@
+"""How well a policy plays, and what its teacher answers in the states that it goes to."""
+
+import copy
+import math
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import nn
+
+from lightning_sobolev._progress import progress_bar
+from lightning_sobolev.atari.environments import AtariSettings, Environments, check_num_actions
+from lightning_sobolev.atari.policy import Behavior, choose, decide, log_probabilities
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodeReturns:
+    """Returns of whole episodes.
+
+    Args:
+        returns: Sum of the rewards of every episode.
+        lengths: Steps of the agent in every episode.
+        num_truncated: Episodes that were cut at the longest length allowed.
+    """
+
+    returns: tuple[float, ...]
+    lengths: tuple[int, ...]
+    num_truncated: int
+
+    @property
+    def mean(self) -> float:
+        """Their mean."""
+        return float(np.mean(self.returns))
+
+    @property
+    def standard_error(self) -> float:
+        """Standard deviation over the root of their number; NaN for one episode."""
+        count = len(self.returns)
+        return float(np.std(self.returns, ddof=1)) / math.sqrt(count) if count > 1 else math.nan
+
+
+def play(
+    network: nn.Module,
+    settings: AtariSettings,
+    *,
+    num_episodes: int = 30,
+    greedy: bool = False,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    progress: bool = True,
+) -> EpisodeReturns:
+    """Play whole episodes with rewards as the game gives them.
+
+    Every game plays a number of episodes fixed beforehand: taking the episodes that end first would
+    favor short ones. The network is not asked for a game that has played its share.
+
+    Args:
+        network: Maps scaled stacks to logits; it is copied.
+        settings: What is played; clipped rewards and ends at lost lives are ignored.
+        num_episodes: Episodes to play.
+        greedy: Whether the greedy action is taken instead of a sampled one.
+        seed: Seed of the games and of the sampled actions.
+        device: Where the network works.
+        progress: Whether to show a progress bar (on a terminal).
+
+    Returns:
+        The returns, in the order of the games.
+
+    Raises:
+        ValueError: If there is nothing to play or the outputs are not the game's actions.
+    """
+    if num_episodes < 1:
+        raise ValueError(f"num_episodes must be at least 1, got {num_episodes}")
+    num_envs = min(num_episodes, settings.num_envs)
+    whole = replace(settings, num_envs=num_envs, reward_clipping=False, episodic_life=False)
+    environments = Environments(whole, seed)
+    player = copy.deepcopy(network).to(device).eval()
+    left = np.full(num_envs, num_episodes // num_envs)
+    left[: num_episodes % num_envs] += 1
+    rng = None if greedy else np.random.default_rng(seed)
+    stacks, actions = environments.reset(), np.zeros(num_envs, np.int64)
+    total, length = np.zeros(num_envs), np.zeros(num_envs, np.int64)
+    episodes: list[tuple[int, float, int, bool]] = []
+    with progress_bar(f"playing {settings.game}", num_episodes, enabled=progress) as advance:
+        while left.any():
+            live = np.flatnonzero(left)
+            log_probs = log_probabilities(player, stacks[live], device=device)
+            check_num_actions(log_probs.shape[-1], environments, who="network")
+            actions[live] = choose(log_probs, rng)
+            result = environments.step(actions)
+            stacks, total = result.stacks, total + result.rewards
+            length += 1
+            for env in live[result.ended[live]]:
+                episodes.append((env, total[env], length[env], result.truncated[env]))
+                left[env] -= 1
+                advance(1)
+            total[result.ended], length[result.ended] = 0.0, 0
+    episodes.sort(key=lambda episode: episode[0])
+    return EpisodeReturns(
+        returns=tuple(float(episode[1]) for episode in episodes),
+        lengths=tuple(int(episode[2]) for episode in episodes),
+        num_truncated=sum(bool(episode[3]) for episode in episodes),
+    )
+
+
+class OnPolicyAnswers(NamedTuple):
+    """Log-probabilities in the states that a player went to."""
+
+    player: Float[np.ndarray, "step env actions"]
+    teacher: Float[np.ndarray, "step env actions"]
+
+
+def on_policy_answers(
+    player: nn.Module,
+    teacher: nn.Module,
+    settings: AtariSettings,
+    *,
+    num_states: int,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    progress: bool = True,
+) -> OnPolicyAnswers:
+    """Let a policy play the beginnings of games and ask the teacher at every state.
+
+    Actions are sampled from the player's own probabilities. Nothing is stored;
+    :func:`~lightning_sobolev.atari.record` with a player keeps the frames.
+
+    Args:
+        player: Maps scaled stacks to logits; it is copied.
+        teacher: The same, asked but not followed.
+        settings: What is played.
+        num_states: How many states at least; whole steps of all games are played.
+        seed: Seed of the games and of all draws.
+        device: Where the networks work.
+        progress: Whether to show a progress bar (on a terminal).
+
+    Returns:
+        Both answers to every state.
+
+    Raises:
+        ValueError: If there is nothing to play or outputs are not the game's actions.
+    """
+    if num_states < 1:
+        raise ValueError(f"num_states must be at least 1, got {num_states}")
+    behavior = Behavior(beta=0.0)
+    environments = Environments(settings, seed)
+    networks = [copy.deepcopy(one).to(device).eval() for one in (player, teacher)]
+    answers, stacks = [], environments.reset()
+    with progress_bar(f"comparing in {settings.game}", num_states, enabled=progress) as advance:
+        for step in range(-(-num_states // settings.num_envs)):
+            own, asked = (log_probabilities(one, stacks, device=device) for one in networks)
+            for who, answer in (("player", own), ("teacher", asked)):
+                check_num_actions(answer.shape[-1], environments, who=who)
+            answers.append((own, asked))
+            actions = decide(behavior, asked, own, np.random.default_rng((seed, step)))
+            stacks = environments.step(actions).stacks
+            advance(settings.num_envs)
+    return OnPolicyAnswers(*(np.stack(both) for both in zip(*answers, strict=True)))

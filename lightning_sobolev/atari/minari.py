@@ -1,0 +1,346 @@
+"""Recordings as data sets of Minari, the format of Gymnasium's offline data, and back.
+
+In an exported data set every observation is one frame ``[1, height, width]`` or a stack; the axis
+of length 1 keeps Minari from compressing frames with losses. What the teacher answered is in the
+infos as ``teacher_log_probs``, one entry for each observation. Minari wants one observation behind
+the last step of an episode, which a recording does not hold: it is black, with answers NaN.
+"""
+
+import copy
+import hashlib
+import importlib
+import re
+import shutil
+import warnings
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium.spaces import Box, Discrete
+from jaxtyping import Float, Shaped, UInt8
+from torch import nn
+
+from lightning_sobolev._files import locked
+from lightning_sobolev._progress import Advance, progress_bar
+from lightning_sobolev.atari.environments import AtariSettings
+from lightning_sobolev.atari.policy import log_probabilities
+from lightning_sobolev.atari.recordings.format import (
+    CONTINUES,
+    LOCK_FILE,
+    TERMINATED,
+    TRUNCATED,
+    Recording,
+    discard_leftovers,
+    fingerprint,
+    foreign_files,
+    forget,
+    read_index,
+    state_dtype,
+    write_index,
+    write_shard,
+)
+
+_LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601, within one level of the emulator's own grey
+_SMALLEST_SIDE = 32  # a shorter axis counts frames or colors
+_ASKED_AT_ONCE = 256
+
+
+def _load_minari() -> Any:
+    try:
+        for storage in ("h5py", "PIL"):
+            importlib.import_module(storage)
+        return importlib.import_module("minari")
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"data sets of Minari need minari, h5py and PIL ({error}): install the extra 'minari'"
+        ) from error
+
+
+def export_minari(
+    recording: Recording,
+    dataset_id: str,
+    *,
+    stacked: bool = False,
+    progress: bool = True,
+    **about: Any,
+) -> Path:
+    """Write a recording as a local Minari data set, one episode for each of its episodes.
+
+    Args:
+        recording: What to write.
+        dataset_id: New name with a version, e.g. ``"pong/teacher-v0"``.
+        stacked: Whether an observation is the whole stack that the teacher saw. Otherwise it is its
+            newest frame, which takes a fourth of the space.
+        progress: Whether to show a progress bar (on a terminal).
+        **about: What ``minari.create_dataset_from_buffers`` takes to describe a data set:
+            ``description``, ``author``, ``author_email``, ``code_permalink`` ...
+
+    Returns:
+        The folder of the data set. What an exception leaves there is deleted.
+
+    Raises:
+        ValueError: If the name has another form or is taken.
+    """
+    minari = _load_minari()
+    if not re.fullmatch(r"([-\w]+/)*[-\w]+-v\d+", dataset_id):
+        raise ValueError(f"dataset_id must look like 'pong/teacher-v0', got {dataset_id!r}")
+    place = Path(minari.storage.get_dataset_path(dataset_id))
+    if place.exists():
+        raise ValueError(f"dataset_id must be new, got {dataset_id!r}, which is at {place}")
+    settings = recording.settings
+    about = {
+        "observation_space": Box(
+            0,
+            255,
+            (settings.stack_num if stacked else 1, settings.img_height, settings.img_width),
+            np.uint8,
+        ),
+        "action_space": Discrete(recording.num_actions),
+        "algorithm_name": f"policy {recording.identity['teacher_sha256'][:16]}",
+        "description": f"Play of {settings.game} with a teacher's answers.",
+        **about,
+    }
+    text = f"exporting {dataset_id}"
+    try:
+        with (
+            progress_bar(text, recording.num_states, enabled=progress) as advance,
+            warnings.catch_warnings(action="ignore", category=UserWarning),  # nobody's name is set
+        ):
+            episodes = _exported(minari, recording, stacked=stacked, advance=advance)
+            minari.create_dataset_from_buffers(dataset_id, episodes, **about)
+    except BaseException:
+        shutil.rmtree(place, ignore_errors=True)
+        raise
+    return place
+
+
+def _exported(
+    minari: Any, recording: Recording, *, stacked: bool, advance: Advance
+) -> Iterator[Any]:
+    buffer = minari.data_collector.episode_buffer.EpisodeBuffer
+    ends = np.cumsum(list(chain.from_iterable(recording.episode_lengths)))
+    for rows in np.split(np.arange(recording.num_states), ends[:-1]):
+        states = recording.states[rows]
+        frames = recording.stacks(rows) if stacked else recording.frames(rows)[:, None]
+        yield buffer(
+            observations=_padded(frames, 0),
+            actions=states["action"].astype(np.int64),
+            rewards=states["reward"],
+            terminations=states["end"] == TERMINATED,
+            truncations=states["end"] == TRUNCATED,
+            infos={"teacher_log_probs": _padded(states["log_probs"], np.nan)},
+        )
+        advance(len(rows))
+
+
+def _padded(values: np.ndarray, filling: float) -> np.ndarray:
+    """Add the entry that belongs to the observation behind the last step."""
+    return np.concatenate([values, np.full_like(values[:1], filling)])
+
+
+def import_minari(
+    dataset: Any,
+    folder: str | Path,
+    *,
+    teacher: nn.Module,
+    settings: AtariSettings | None = None,
+    device: torch.device | str = "cpu",
+    remake: bool = False,
+    progress: bool = True,
+) -> Recording:
+    """Make a recording of a local Minari data set; the teacher answers every state.
+
+    Observations are grey frames, stacks of them or colored pictures. Stacks begin with black frames
+    whatever the data set began with. Nothing is downloaded.
+
+    Args:
+        dataset: Its name, or a ``minari.MinariDataset``, for instance one with some episodes only.
+        folder: Where the recording shall be; one that was imported from the same is opened.
+        teacher: Maps scaled stacks to logits; it is copied.
+        settings: What the frames are meant to be; ``num_envs`` is ignored. None takes the defaults
+            with the game that the data set names.
+        device: Where the teacher works.
+        remake: Whether to forget what is in the folder.
+        progress: Whether to show a progress bar (on a terminal).
+
+    Returns:
+        The recording, checked.
+
+    Raises:
+        FileNotFoundError: If there is no such data set.
+        ValueError: If the folder holds something else, or the data set does not fit the settings or
+            the teacher.
+    """
+    dataset, folder = _loaded(dataset), Path(folder)
+    if dataset.total_steps == 0:
+        raise ValueError(f"dataset must have at least one step, got none in {dataset.id}")
+    settings = replace(settings or AtariSettings(_game_of(dataset)), num_envs=1)
+    identity = _identity_of(dataset, settings, teacher)
+    if foreign := foreign_files(folder):
+        raise ValueError(f"folder must hold a recording or nothing, got {folder} with {foreign}")
+    index = None if remake else read_index(folder)
+    if index is not None and index.identity == identity:
+        return Recording(folder)
+    if index is not None:
+        raise ValueError(f"folder must be new, or remake=True, got {folder} with another recording")
+    teacher = copy.deepcopy(teacher).to(device).eval()
+    with (
+        locked(folder / LOCK_FILE),
+        progress_bar(f"importing {dataset.id}", dataset.total_steps, enabled=progress) as advance,
+    ):
+        forget(folder) if remake else discard_leftovers(folder)
+        pieces = _imported(dataset, settings, teacher, device, advance)
+        write_index(folder, identity, [write_shard(folder, 0, pieces)])
+    return Recording(folder)
+
+
+def _loaded(dataset: Any) -> Any:
+    minari = _load_minari()
+    if not isinstance(dataset, str):
+        return dataset
+    try:
+        return minari.load_dataset(dataset)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"dataset must be here, got {dataset!r}: 'minari download {dataset}' fetches it"
+        ) from error
+
+
+def _game_of(dataset: Any) -> str:
+    """Find the game in an id like ``ALE/SpaceInvaders-v5`` or ``PongNoFrameskip-v4``."""
+    spec = dataset.env_spec
+    found = spec and re.fullmatch(r"(?:ALE/)?(\w+?)(?:NoFrameskip|Deterministic)?-v\d+", spec.id)
+    if not found:
+        raise ValueError(f"settings must be given: {dataset.id} does not say which game it is of")
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", found[1]).lower()
+
+
+def _identity_of(dataset: Any, settings: AtariSettings, teacher: nn.Module) -> dict[str, Any]:
+    chosen = np.asarray(dataset.episode_indices, "<i8").tobytes()
+    return {
+        "settings": asdict(settings),
+        "teacher_sha256": fingerprint(teacher),
+        "imported": {
+            "dataset": dataset.id,
+            "num_states": int(dataset.total_steps),
+            "episodes_sha256": hashlib.sha256(chosen).hexdigest(),
+        },
+    }
+
+
+def _imported(
+    dataset: Any,
+    settings: AtariSettings,
+    teacher: nn.Module,
+    device: torch.device | str,
+    advance: Advance,
+) -> Iterator[tuple[UInt8[np.ndarray, "step height width"], np.ndarray]]:
+    for number, episode in enumerate(dataset.iterate_episodes()):
+        steps = len(episode.actions)
+        if isinstance(episode.observations, dict | tuple):
+            raise ValueError(f"observations must be frames, got {type(episode.observations)}")
+        frames = to_frames(np.asarray(episode.observations)[:steps], settings)
+        answers = _answers(teacher, frames, settings.stack_num, device)
+        highest = int(np.max(episode.actions))
+        if highest >= answers.shape[1]:
+            raise ValueError(
+                f"teacher must have an output for every action of {dataset.id}, got "
+                f"{answers.shape[1]} outputs and action {highest}"
+            )
+        states = np.zeros(steps, state_dtype(answers.shape[1]))
+        states["episode"], states["age"] = number, np.arange(steps)
+        states["action"], states["reward"] = episode.actions, episode.rewards
+        ends = np.where(episode.truncations, TRUNCATED, CONTINUES)
+        states["end"] = np.where(episode.terminations, TERMINATED, ends)
+        states["log_probs"] = answers
+        yield frames, states
+        advance(steps)
+
+
+def _answers(
+    teacher: nn.Module,
+    frames: UInt8[np.ndarray, "step height width"],
+    stack_num: int,
+    device: torch.device | str,
+) -> Float[np.ndarray, "step actions"]:
+    black = np.zeros_like(frames, shape=(stack_num - 1, *frames.shape[1:]))
+    stacks = np.moveaxis(
+        np.lib.stride_tricks.sliding_window_view(
+            np.concatenate([black, frames]), stack_num, axis=0
+        ),
+        -1,
+        1,
+    )
+    firsts = range(0, len(stacks), _ASKED_AT_ONCE)
+    parts = (np.ascontiguousarray(stacks[first : first + _ASKED_AT_ONCE]) for first in firsts)
+    return np.concatenate([log_probabilities(teacher, part, device=device) for part in parts])
+
+
+def to_frames(
+    observations: Shaped[np.ndarray, "step *shape"], settings: AtariSettings
+) -> UInt8[np.ndarray, "step height width"]:
+    """Find the newest frame of every observation, grey and of the right size.
+
+    Understood are grey frames ``[height, width]`` with or without an axis of length 1, colored
+    ones ``[height, width, 3]``, and stacks of ``settings.stack_num`` grey frames with the oldest
+    first, along the first or the last axis. A frame of another size is averaged over areas.
+
+    Args:
+        observations: What was seen in consecutive steps of one episode.
+        settings: Size of the frames and of a stack.
+
+    Returns:
+        One frame for each step.
+
+    Raises:
+        ValueError: If the observations are of another kind or stacks do not follow each other.
+    """
+    if observations.dtype != np.uint8 or observations.ndim not in (3, 4):
+        raise ValueError(
+            "observations must be uint8 [height, width], [height, width, 3] or stacks of "
+            f"{settings.stack_num} frames, got {observations.dtype} {list(observations.shape[1:])}"
+        )
+    frames = observations if observations.ndim == 3 else _newest(observations, settings)
+    size = (settings.img_height, settings.img_width)
+    if frames.shape[1:] == size:
+        return frames
+    rows, columns = (_areas(old, new) for old, new in zip(frames.shape[1:], size, strict=True))
+    averaged: np.ndarray = np.rint(rows @ frames.astype(np.float64) @ columns.T).astype(np.uint8)
+    return averaged
+
+
+def _newest(
+    observations: UInt8[np.ndarray, "step a b c"], settings: AtariSettings
+) -> UInt8[np.ndarray, "step height width"]:
+    first, last = observations.shape[1], observations.shape[-1]
+    if last < _SMALLEST_SIDE <= first:
+        if last == 3 and settings.stack_num != 3:
+            grey: np.ndarray = np.rint(observations @ np.array(_LUMINANCE)).astype(np.uint8)
+            return grey
+        observations, first = np.moveaxis(observations, -1, 1), last
+    if first == 1:
+        return observations[:, 0]
+    if first != settings.stack_num:
+        raise ValueError(
+            f"observations must be stacks of {settings.stack_num} frames, got {first}: "
+            "set stack_num in settings"
+        )
+    if not np.array_equal(observations[1:, :-1], observations[:-1, 1:]):
+        raise ValueError(
+            "observations must be stacks of the last frames, each moved on by one frame: these "
+            "cannot be rebuilt from single frames"
+        )
+    return observations[:, -1]
+
+
+def _areas(old: int, new: int) -> Float[np.ndarray, "new old"]:
+    """How much of every old pixel lies in every new one; rows sum to 1."""
+    edges = np.linspace(0, old, new + 1)
+    pixels = np.arange(old)
+    overlap = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
+    weights: np.ndarray = np.maximum(overlap, 0.0) * (new / old)
+    return weights

@@ -1,0 +1,184 @@
+"""DAgger: between stretches of training the student plays and the teacher answers.
+
+Note [resume]: what the student visited in a round is stored in a folder named after its identity,
+which includes the student's weights, and the names are part of a checkpoint. So a round that is
+finished is opened, one that was interrupted is continued, and neither depends on the run's folder.
+"""
+
+import hashlib
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.utilities import rank_zero_info
+from torch import nn
+
+from lightning_sobolev.atari.recordings.datamodule import RecordingDataModule
+from lightning_sobolev.atari.recordings.format import Recording
+from lightning_sobolev.atari.recordings.record import identity_of, record
+
+
+class DAgger(pl.Callback):
+    r"""Let the student play before every round but the first, and train on what it visited, too.
+
+    The first round trains on the states that the teacher visited. Before every later one the
+    student, as it is then, plays; the states join the training set of the
+    :class:`RecordingDataModule` with the teacher's answers, and training goes on from the present
+    weights. An epoch becomes a round, all of (nearly) the same length. Validation and test states
+    stay those of the teacher's play.
+
+    Args:
+        rounds: Rounds in all; 1 trains on the teacher's states alone.
+        num_states: States that are visited before every later round, of which the data module's
+            ``fraction`` is used; None takes as many as the teacher's training states.
+        beta: In round r the teacher takes each decision with probability :math:`\beta^r`; 0 leaves
+            all of them to the student.
+        student: Name of the submodule that is trained, a network from scaled stacks to logits.
+
+    Raises:
+        ValueError: If a number is out of range.
+
+    Source:
+        Ross, Gordon and Bagnell 2011, A reduction of imitation learning and structured prediction
+        to no-regret online learning, algorithm 3.1 and section 4. There every round trains anew.
+    """
+
+    def __init__(
+        self,
+        rounds: int = 3,
+        *,
+        num_states: int | None = None,
+        beta: float = 0.0,
+        student: str = "net",
+    ) -> None:
+        for name, count in (("rounds", rounds), ("num_states", num_states)):
+            if name == "num_states" and count is None:
+                continue
+            if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+                raise ValueError(f"{name} must be a whole number >= 1, got {count!r}")
+        if not 0.0 <= beta < 1.0:
+            raise ValueError(f"beta must be in [0, 1), got {beta}")
+        self.rounds, self.num_states, self.beta, self.student = rounds, num_states, beta, student
+        self.visited: list[Recording] = []
+        self._data: RecordingDataModule | None = None
+        self._steps = 0
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Make an epoch of a fit a round; refuse other data and trainings of no fixed length."""
+        self._data = None
+        if stage != "fit":
+            return
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        if not isinstance(data, RecordingDataModule):
+            raise ValueError(
+                f"datamodule must be a RecordingDataModule for DAgger, got {type(data).__name__}"
+            )
+        if trainer.max_steps < self.rounds:
+            raise ValueError(
+                f"max_steps of the trainer must be at least the {self.rounds} rounds, "
+                f"got {trainer.max_steps}"
+            )
+        _student(pl_module, self.student)
+        self._steps = -(-trainer.max_steps * trainer.accumulate_grad_batches // self.rounds)
+        self._data, self.visited = data, []
+        data.steps_per_epoch = self._steps
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Begin a round, as Lightning goes on from a checkpoint between two without saying so."""
+        self.on_train_epoch_start(trainer, pl_module)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Let the student play if the round that begins has not been played yet."""
+        # a trainer that cuts epochs short has more of them than there are rounds
+        due = min(trainer.current_epoch, self.rounds - 1)
+        if len(self.visited) < due - 1:
+            raise ValueError(
+                f"ckpt must come from a run with the same rounds: round {due} begins, got "
+                f"{len(self.visited)} played rounds"
+            )
+        if len(self.visited) < due:
+            has_bar = trainer.progress_bar_callback is not None
+            student = _student(pl_module, self.student)
+            self._join(self._play(due, student, has_bar=has_bar))
+
+    def _play(self, number: int, student: nn.Module, *, has_bar: bool) -> Recording:
+        data = self._datamodule
+        rank_zero_info(
+            f"Round {number}: the student plays {self._states_per_round} states, "
+            "the teacher answers."
+        )
+        how: dict[str, Any] = {
+            "behavior": replace(data.options.behavior, beta=self.beta**number),
+            "seed": data.options.seed + number,  # other games than those of the test states
+            "player": student,
+        }
+        return record(
+            self._place_of(identity_of(data.settings, data.teacher, **how)),
+            data.settings,
+            data.teacher,
+            num_states=self._states_per_round,
+            device=data.options.device,
+            progress=data.options.progress and not has_bar,
+            **how,
+        )
+
+    @property
+    def _datamodule(self) -> RecordingDataModule:
+        if self._data is None:
+            raise RuntimeError("DAgger plays in a fit alone")
+        return self._data
+
+    @property
+    def _states_per_round(self) -> int:
+        return self.num_states or self._datamodule.sizes.train or 0
+
+    def _join(self, recording: Recording) -> None:
+        self._datamodule.extend(recording, self._states_per_round)
+        self.visited.append(recording)
+
+    def _place_of(self, identity: dict[str, Any]) -> Path:
+        text = json.dumps(identity, sort_keys=True).encode()
+        return self._folder / hashlib.sha256(text).hexdigest()[:16]
+
+    @property
+    def _folder(self) -> Path:
+        folder = self._datamodule.folder
+        return folder.with_name(f"{folder.name}_dagger")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the names of what the student has visited, and the length of a round."""
+        return {"visited": [one.folder.name for one in self.visited], "steps": self._steps}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with what the student had visited; refuse rounds of another length."""
+        if self._data is None:  # a test of stored weights
+            return
+        if state_dict["steps"] != self._steps:
+            raise ValueError(
+                f"ckpt must come from a run with rounds of {self._steps} batches, got rounds of "
+                f"{state_dict['steps']}"
+            )
+        for name in state_dict["visited"]:
+            folder = self._folder / name
+            if not folder.exists():
+                raise ValueError(
+                    f"{folder} must hold what the student of an earlier round visited, it is gone: "
+                    "put it back or start the training again"
+                )
+            self._join(Recording(folder))
+
+
+def _student(pl_module: pl.LightningModule, name: str) -> nn.Module:
+    if name not in dict(pl_module.named_modules()):
+        raise ValueError(
+            f"student must name a submodule of {type(pl_module).__name__}, got {name!r}"
+        )
+    student: nn.Module = pl_module.get_submodule(name)
+    if any(hasattr(parameter, "device_mesh") for parameter in student.parameters()):
+        raise ValueError(
+            "rounds need the whole student in every process, got one that is split over them: "
+            "train with trainer=cpu, gpu or ddp"
+        )
+    return student

@@ -1,0 +1,356 @@
+"""Recorded states as training, validation and test batches."""
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence, Sized
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from lightning_sobolev.atari.agents.cards import Agent, load_agent
+from lightning_sobolev.atari.environments import AtariSettings
+from lightning_sobolev.atari.policy import Behavior
+from lightning_sobolev.atari.recordings.dataset import (
+    RecordedStates,
+    Split,
+    SplitSizes,
+    choose_fraction,
+    split_all,
+    split_by_episode,
+)
+from lightning_sobolev.atari.recordings.format import Recording, fingerprint
+from lightning_sobolev.atari.recordings.record import identity_of, record
+from lightning_sobolev.loading import OrderedBatches, ResumableLoader, ShuffledBatches
+
+_EVALUATION_BATCH = 256
+_MEAN_STATES = 2_000  # the standard error of a pixel in 0..1 is then at most 0.011
+
+
+class _GrowingBatches(ShuffledBatches):
+    """Shuffled batches of a data set that may be longer in the next epoch."""
+
+    def __init__(self, states: Sized, *arguments: Any, **options: Any) -> None:
+        super().__init__(len(states), *arguments, **options)
+        self._states: Sized = states
+        self._grown: ShuffledBatches = self
+
+    def batch(self, number: int) -> Int[Tensor, " batch"]:
+        if len(self._states) == self.num_rows:
+            return super().batch(number)
+        if len(self._states) != self._grown.num_rows:
+            self._grown = ShuffledBatches(
+                len(self._states), self.batch_size, len(self), seed=self.seed
+            )
+        return self._grown.batch(number)
+
+
+class StatesDataModule(pl.LightningDataModule):
+    """Serves the training, validation and test states of recordings that a subclass opens.
+
+    Every epoch is ``steps_per_epoch`` full batches, so that runs on different fractions are
+    compared at equal numbers of steps.
+
+    Args:
+        sizes: How many states of each kind.
+        fraction: Part of the training states to use; drawn by ``seed``, smaller ones are parts of
+            larger ones.
+        batch_size: Training states in the batch of all processes together.
+        steps_per_epoch: Batches per epoch; None takes one pass over the chosen states.
+        seed: Seed of the chosen fraction and of the order.
+
+    Raises:
+        ValueError: If a number is out of range.
+    """
+
+    def __init__(
+        self,
+        sizes: SplitSizes,
+        *,
+        fraction: float,
+        batch_size: int,
+        steps_per_epoch: int | None,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        for name, count in (("batch_size", batch_size), ("steps_per_epoch", steps_per_epoch)):
+            if count is not None and count < 1:
+                raise ValueError(f"{name} must be at least 1, got {count}")
+        self.sizes = sizes
+        self.fraction = fraction
+        self.batch_size = batch_size
+        self.steps_per_epoch = steps_per_epoch
+        self.seed = seed
+        self._data: dict[str, RecordedStates] = {}
+        self._choose(sizes.train or 1_000_000, sizes.train)  # a bad fraction is said at once
+
+    @abstractmethod
+    def open(self) -> tuple[Sequence[Recording], Sequence[Split]]:
+        """Open the recordings and split each."""
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open the recordings and choose the states; a fit begins with these alone."""
+        if self._data and stage not in ("fit", None):
+            return
+        recordings, splits = self.open()
+        self._data = {
+            name: RecordedStates(recordings, [getattr(split, name) for split in splits])
+            for name in Split._fields
+        }
+        train = self._data["train"]
+        train.keep(self._choose(len(train), self.sizes.train))
+
+    def _choose(
+        self, num_rows: int, num_states: int | None, part: int = 0
+    ) -> Int[np.ndarray, " chosen"]:
+        if num_states is not None and num_states > num_rows:
+            raise ValueError(
+                f"train must be in 1..{num_rows}, what is left beside test and validation, "
+                f"got {num_states}"
+            )
+        return choose_fraction(
+            num_rows,
+            num_states=num_rows if num_states is None else num_states,
+            fraction=self.fraction,
+            seed=self.seed if part == 0 else (self.seed, part),
+        )
+
+    def extend(self, recording: Recording, num_states: int) -> None:
+        """Train on a recording more from the next epoch on; ``fraction`` is of ``num_states``."""
+        train = self._dataset("train")
+        part = len(train.recordings)
+        train.add(recording, self._choose(recording.num_states, num_states, part))
+
+    @property
+    def recordings(self) -> tuple[Recording, ...]:
+        """The recordings that are trained on; there after :meth:`setup`."""
+        return self._dataset("train").recordings
+
+    @property
+    def num_train_states(self) -> int:
+        """Training states that are served; there after :meth:`setup`."""
+        return len(self._dataset("train"))
+
+    @property
+    def mean_state(self) -> Float[Tensor, "stack height width"]:
+        """Mean of the chosen training states, or of the first 2,000 of them, pixels in 0..1."""
+        dataset = self._dataset("train")
+        count = min(len(dataset), _MEAN_STATES)
+        total = torch.zeros(dataset.recordings[0].state_shape[:-1], dtype=torch.int64)
+        for rows in OrderedBatches(count, _EVALUATION_BATCH):
+            total += dataset[rows]["x"].sum(0)
+        return (total.double() / (255 * count)).float()
+
+    def train_dataloader(self) -> ResumableLoader:
+        """Serve ``steps_per_epoch`` full batches of the chosen states, shuffled pass by pass."""
+        dataset, trainer = self._dataset("train"), self.trainer
+        batches = _GrowingBatches(
+            dataset, self.batch_size, self.steps_per_epoch, seed=self.seed, **self._process()
+        )
+        return ResumableLoader(dataset, batches, trainer)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """Serve every validation state once, in the order of recording."""
+        return self._evaluation_loader("validation")
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """Serve every test state once, in the order of recording."""
+        return self._evaluation_loader("test")
+
+    def _dataset(self, name: str) -> RecordedStates:
+        if name not in self._data:
+            raise RuntimeError("the states are known after setup(): call it first")
+        return self._data[name]
+
+    def _process(self) -> dict[str, int]:
+        trainer = self.trainer
+        if trainer is None:
+            return {}
+        return {"rank": trainer.global_rank, "world_size": trainer.world_size}
+
+    def _evaluation_loader(self, name: str) -> DataLoader[Any]:
+        dataset = self._dataset(name)
+        batches = OrderedBatches(len(dataset), _EVALUATION_BATCH, **self._process())
+        return DataLoader(dataset, batch_size=None, sampler=batches)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordingOptions:
+    """How a missing recording is made.
+
+    Args:
+        behavior: How actions are chosen; the default draws from the policy's own probabilities.
+        seed: Seed of the games and of all draws.
+        device: Where the networks work.
+        remake: Whether to record anew whatever is there.
+        progress: Whether to show a progress bar (on a terminal).
+    """
+
+    behavior: Behavior = field(default_factory=Behavior)
+    seed: int = 0
+    device: torch.device | str = "cpu"
+    remake: bool = False
+    progress: bool = True
+
+
+class RecordingDataModule(StatesDataModule):
+    """Records a teacher's play where it is missing, and serves it.
+
+    Training, validation and test states come from different episodes.
+
+    Args:
+        root: Folder of all recordings; this one is in a folder named after the game.
+        settings: What is played.
+        teacher: Who plays: what :func:`load_agent` takes, or a network from 0..1 to logits.
+        sizes: How many states of each kind.
+        recording: How a missing recording is made.
+        check: Called with the teacher before anything is recorded; may refuse it.
+        fraction, batch_size, steps_per_epoch, seed: See :class:`StatesDataModule`.
+
+    Raises:
+        ValueError: If a number is out of range or the behavior asks for another player.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        settings: AtariSettings,
+        teacher: Agent | nn.Module,
+        *,
+        sizes: SplitSizes | None = None,
+        recording: RecordingOptions | None = None,
+        check: Callable[[nn.Module], object] | None = None,
+        fraction: float = 1.0,
+        batch_size: int = 32,
+        steps_per_epoch: int | None = 500,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(
+            sizes or SplitSizes(),
+            fraction=fraction,
+            batch_size=batch_size,
+            steps_per_epoch=steps_per_epoch,
+            seed=seed,
+        )
+        if self.sizes.train is None:
+            raise ValueError("train must be a number where it is recorded for, got None")
+        self.folder = Path(root) / settings.game
+        self.settings = settings
+        self.teacher = teacher if isinstance(teacher, nn.Module) else load_agent(teacher)[0]
+        self.options = recording or RecordingOptions()
+        self.options.behavior.check_player(None)
+        self._check = check
+        self._is_made = False
+
+    def prepare_data(self) -> None:
+        """Check the teacher and record what is missing; once per machine."""
+        if self._is_made:
+            return
+        if self._check is not None:
+            self._check(self.teacher)
+        record(
+            self.folder,
+            self.settings,
+            self.teacher,
+            num_states=self.sizes,
+            behavior=self.options.behavior,
+            seed=self.options.seed,
+            device=self.options.device,
+            remake=self.options.remake,
+            progress=self.options.progress,
+        )
+        self._is_made = True
+
+    def open(self) -> tuple[Sequence[Recording], Sequence[Split]]:
+        """Open the recording, split; refuse one that :meth:`prepare_data` would make anew."""
+        recording = Recording(self.folder, verify=not self._is_made)
+        options = self.options
+        identity = identity_of(
+            self.settings, self.teacher, seed=options.seed, behavior=options.behavior
+        )
+        split = split_by_episode(recording.episode_lengths, self.sizes)
+        if recording.identity != identity or split is None:
+            raise ValueError(
+                f"{self.folder} must be this teacher's recording, long enough for {self.sizes}, "
+                f"got {recording.num_states} states and {recording.identity}: call prepare_data()"
+            )
+        return [recording], [split]
+
+
+class StoredDataModule(StatesDataModule):
+    """Serves one or several recordings as they are: imported, mixed, made on other machines.
+
+    Every recording is split by its own episodes, in the same proportion, so test states come from
+    all of them. Nothing is recorded: a folder that is missing is an error.
+
+    Args:
+        root: Folder of all recordings.
+        folders: Which of them: names below ``root``, or whole paths. Their order is part of the
+            states' indices.
+        teacher: Who answered: what :func:`load_agent` takes, or a network from 0..1 to logits. Its
+            weights are compared with what the recordings say; None takes their word.
+        sizes: How many states of each kind, of all recordings together.
+        fraction, batch_size, steps_per_epoch, seed: See :class:`StatesDataModule`.
+
+    Raises:
+        ValueError: If a number is out of range or no recording is named.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        folders: Sequence[str | Path],
+        teacher: Agent | nn.Module | None,
+        *,
+        sizes: SplitSizes | None = None,
+        fraction: float = 1.0,
+        batch_size: int = 32,
+        steps_per_epoch: int | None = 500,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(
+            sizes or SplitSizes(train=None),
+            fraction=fraction,
+            batch_size=batch_size,
+            steps_per_epoch=steps_per_epoch,
+            seed=seed,
+        )
+        if isinstance(folders, str) or not folders or len(set(folders)) < len(folders):
+            raise ValueError(
+                f"folders must be a list of at least one recording, each once, got {folders!r}"
+            )
+        self.folders = [Path(root) / folder for folder in folders]
+        self.teacher: nn.Module | None = (
+            teacher if teacher is None or isinstance(teacher, nn.Module) else load_agent(teacher)[0]
+        )
+        self._opened: list[Recording] = []
+
+    def open(self) -> tuple[Sequence[Recording], Sequence[Split]]:
+        """Open the recordings, compare them with the teacher, split them."""
+        self._opened = self._opened or [Recording(folder) for folder in self.folders]
+        self._check_teacher()
+        splits = split_all(
+            {
+                str(one.folder): list(chain.from_iterable(one.episode_lengths))
+                for one in self._opened
+            },
+            num_test=self.sizes.test,
+            num_validation=self.sizes.validation,
+        )
+        return self._opened, splits
+
+    def _check_teacher(self) -> None:
+        ours = None if self.teacher is None else fingerprint(self.teacher)
+        for recording in self._opened:
+            theirs = recording.identity["teacher_sha256"]
+            if ours not in (None, theirs):
+                raise ValueError(
+                    f"teacher must be the one that answered in {recording.folder}, "
+                    f"sha256 {theirs}, got {ours}"
+                )

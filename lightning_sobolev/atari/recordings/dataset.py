@@ -1,0 +1,217 @@
+"""States of recordings as a data set, and which of them train, validate and test."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from lightning_sobolev.atari.recordings.format import Recording
+
+STRIDE = 1_000_000_000
+"""Distance of the indices of two recordings: they stay the same however long one becomes."""
+
+
+class RecordedStates(Dataset[dict[str, Tensor]]):
+    """Some states of recordings; a whole batch costs one indexing of the mapped frames.
+
+    A batch is ``x``, stacks as bytes, ``log_probs``, the teacher's answers, and ``index``, the
+    states' indices ``STRIDE * recording + state``, which stay the same whatever the fraction.
+
+    Args:
+        recordings: Where the states are; frames and actions alike in all of them.
+        rows: Numbers of the states that are served, for each recording.
+
+    Raises:
+        ValueError: If the recordings do not go together.
+    """
+
+    def __init__(
+        self, recordings: Sequence[Recording], rows: Sequence[Int[np.ndarray, " states"]]
+    ) -> None:
+        self.recordings: tuple[Recording, ...] = ()
+        self.index: Int[np.ndarray, " states"] = np.zeros(0, np.int64)
+        for recording, own in zip(recordings, rows, strict=True):
+            self.add(recording, own)
+
+    def add(self, recording: Recording, rows: Int[np.ndarray, " states"]) -> None:
+        """Serve states of one more recording, too, after the others."""
+        shapes = {one.state_shape: one.folder for one in (*self.recordings, recording)}
+        if len(shapes) != 1:
+            raise ValueError(
+                "recordings must have stacks of one shape and as many actions, got "
+                + ", ".join(f"{shape} in {folder}" for shape, folder in shapes.items())
+            )
+        part = len(self.recordings)
+        self.recordings = (*self.recordings, recording)
+        self.index = np.concatenate([self.index, part * STRIDE + rows.astype(np.int64)])
+
+    def keep(self, positions: Int[np.ndarray, " kept"]) -> None:
+        """Serve some of the states only, in this order."""
+        self.index = self.index[positions]
+
+    def __len__(self) -> int:
+        """Number of states."""
+        return len(self.index)
+
+    def __getitem__(self, positions: Int[Tensor, " batch"]) -> dict[str, Tensor]:
+        index = self.index[np.asarray(positions)]
+        parts, rows = np.divmod(index, STRIDE)
+        *stack, num_actions = self.recordings[0].state_shape
+        x = np.empty((len(index), *stack), np.uint8)
+        log_probs = np.empty((len(index), num_actions), np.float32)
+        for part in np.unique(parts):
+            own, recording = parts == part, self.recordings[part]
+            x[own] = recording.stacks(rows[own])
+            log_probs[own] = recording.log_probs[rows[own]]
+        return {
+            "x": torch.from_numpy(x),
+            "log_probs": torch.from_numpy(log_probs),
+            "index": torch.from_numpy(index),
+        }
+
+
+class Split(NamedTuple):
+    """Numbers of states; no episode is in two of the three."""
+
+    train: Int[np.ndarray, " train"]
+    validation: Int[np.ndarray, " validation"]
+    test: Int[np.ndarray, " test"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SplitSizes:
+    """How many states are wanted of each kind.
+
+    Args:
+        train: States that fraction 1 takes; None takes all of recordings that are there already.
+        validation: States to watch the training with.
+        test: States to judge by.
+
+    Raises:
+        ValueError: If a number is not a whole number of at least 1.
+    """
+
+    train: int | None = 40_000
+    validation: int = 1_000
+    test: int = 4_000
+
+    def __post_init__(self) -> None:
+        for name in ("train", "validation", "test"):
+            count = getattr(self, name)
+            if name == "train" and count is None:
+                continue
+            if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+                raise ValueError(f"{name} must be a whole number of states >= 1, got {count!r}")
+
+    @property
+    def total(self) -> int:
+        """All states together."""
+        return (self.train or 0) + self.validation + self.test
+
+
+def split_by_episode(shards: Sequence[Sequence[int]], sizes: SplitSizes) -> Split | None:
+    """Split as few shards of a recording as suffice.
+
+    Whole episodes are dealt in their order: first to the test set until it is full, then to
+    validation, the others to training. So a longer recording gives the same split, and the test
+    states are the same whatever the number of training states. The wanted number of test and
+    validation states is spread evenly over their episodes.
+
+    Args:
+        shards: Lengths of the episodes of every shard.
+        sizes: How many states are wanted.
+
+    Returns:
+        The split, or None where the recording is too short for it.
+    """
+    lengths: list[int] = []
+    for shard in shards:
+        lengths.extend(shard)
+        if split := _deal(lengths, sizes.train or 1, sizes.validation, sizes.test):
+            return split
+    return None
+
+
+def split_all(
+    recordings: Mapping[str, Sequence[int]], *, num_test: int, num_validation: int
+) -> list[Split]:
+    """Split several recordings, each by its own episodes.
+
+    Every recording gives test and validation states in proportion to its length, so that both are
+    of the same kind as what is trained on. All states of the other episodes are left for training.
+
+    Args:
+        recordings: Lengths of the episodes of each recording, by its name.
+        num_test: Test states of all recordings together.
+        num_validation: Validation states of all recordings together.
+
+    Returns:
+        One split for each recording.
+
+    Raises:
+        ValueError: If the episodes of a recording do not suffice.
+    """
+    totals = np.array([sum(lengths) for lengths in recordings.values()])
+    shares = zip(_share(num_test, totals), _share(num_validation, totals), strict=True)
+    splits = []
+    for (name, lengths), (test, validation) in zip(recordings.items(), shares, strict=True):
+        split = _deal(lengths, 1, int(validation), int(test))
+        if split is None:
+            raise ValueError(
+                f"{name} must have whole episodes for {test} test, {validation} validation and "
+                f"some training states, got {len(lengths)} episodes of {sum(lengths)} states"
+            )
+        splits.append(split)
+    return splits
+
+
+def _share(count: int, lengths: Int[np.ndarray, " parts"]) -> Int[np.ndarray, " parts"]:
+    """Divide a number in proportion, rounding so that the parts still sum to it."""
+    ends = np.round(count * np.cumsum(lengths) / lengths.sum()).astype(np.int64)
+    return np.diff(ends, prepend=0)
+
+
+def _deal(lengths: Sequence[int], train: int, validation: int, test: int) -> Split | None:
+    ends = np.cumsum([0, *lengths])
+    if ends[-1] < test + validation + train:
+        return None
+    test_end = ends[np.searchsorted(ends, test)]
+    later = ends[ends >= test_end + validation]
+    if len(later) == 0 or ends[-1] - later[0] < train:
+        return None
+    parts = np.split(np.arange(ends[-1]), [test_end, later[0]])
+    return Split(parts[2], _spread(parts[1], validation), _spread(parts[0], test))
+
+
+def _spread(rows: Int[np.ndarray, " rows"], count: int) -> Int[np.ndarray, " count"]:
+    chosen: np.ndarray = rows[np.linspace(0, len(rows) - 1, count).round().astype(np.int64)]
+    return chosen
+
+
+def choose_fraction(
+    num_rows: int, *, num_states: int, fraction: float, seed: int | tuple[int, ...]
+) -> Int[np.ndarray, " chosen"]:
+    """Choose training states at random; a smaller fraction is part of a larger one.
+
+    Args:
+        num_rows: States to choose from; at least ``num_states``.
+        num_states: States that fraction 1 takes.
+        fraction: Part of ``num_states`` to take.
+        seed: Seed of the choice.
+
+    Returns:
+        Positions of the chosen states, in random order.
+
+    Raises:
+        ValueError: If the fraction is not in (0, 1] or leaves no state.
+    """
+    if not 0.0 < fraction <= 1.0:
+        raise ValueError(f"fraction must be in (0, 1], got {fraction}")
+    if round(fraction * num_states) < 1:
+        raise ValueError(f"fraction must leave a state of {num_states}, got {fraction}")
+    return np.random.default_rng(seed).permutation(num_rows)[: round(fraction * num_states)]

@@ -1,0 +1,280 @@
+"""Make a recording, or a longer one, shard by shard.
+
+A shard is one game of every environment, all played at the same time from their start to their
+end. What it holds is a function of the settings, the networks, the behavior, the seed and the
+shard's number alone. So nothing is played twice, a recording that was broken off, even by kill -9,
+has lost a shard at most, and a longer one has the bytes of the shorter one and more.
+"""
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
+from lightning.pytorch.utilities import rank_zero_info
+from torch import nn
+
+from lightning_sobolev._files import locked
+from lightning_sobolev._progress import Advance, progress_bar
+from lightning_sobolev.atari.environments import (
+    AtariSettings,
+    Environments,
+    Transition,
+    check_num_actions,
+)
+from lightning_sobolev.atari.policy import Behavior, decide, log_probabilities
+from lightning_sobolev.atari.recordings.dataset import SplitSizes, split_by_episode
+from lightning_sobolev.atari.recordings.format import (
+    CONTINUES,
+    LOCK_FILE,
+    TERMINATED,
+    TRUNCATED,
+    Recording,
+    Shard,
+    discard_leftovers,
+    fingerprint,
+    foreign_files,
+    forget,
+    is_outdated,
+    read_index,
+    state_dtype,
+    write_index,
+    write_shard,
+)
+
+
+def identity_of(
+    settings: AtariSettings,
+    teacher: nn.Module,
+    *,
+    seed: int,
+    behavior: Behavior,
+    player: nn.Module | None = None,
+) -> dict[str, Any]:
+    """Gather what decides every byte of a recording, but for its length, as JSON can say it."""
+    behavior.check_player(player)
+    return {
+        "settings": asdict(settings),
+        "teacher_sha256": fingerprint(teacher),
+        "player_sha256": None if player is None else fingerprint(player),
+        "behavior": asdict(behavior),
+        "seed": seed,
+    }
+
+
+def record(
+    folder: str | Path,
+    settings: AtariSettings,
+    teacher: nn.Module,
+    *,
+    num_states: int | SplitSizes,
+    behavior: Behavior | None = None,
+    player: nn.Module | None = None,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    remake: bool = False,
+    progress: bool = True,
+) -> Recording:
+    """Let a teacher, or another player, play; store what was seen and what the teacher answers.
+
+    A recording that is already there and long enough is opened; nothing is written then, so it may
+    be somebody else's. One that is too short, or was broken off, gets more shards: the result is
+    the same as if it had been made in one go. One that was made with other settings or by other
+    players is replaced, with a message. Processes that want the same recording wait for each
+    other. Frames go to the disk as they are seen, so memory does not grow with them.
+
+    Args:
+        folder: Where the recording is or shall be.
+        settings: What is played.
+        teacher: Maps scaled stacks to logits; it is copied.
+        num_states: How many states at least, or the split that they must fill; whole episodes are
+            recorded.
+        behavior: Who acts, and how; None samples actions from the teacher's own probabilities.
+        player: Who takes the decisions that ``behavior.beta`` does not give to the
+            teacher; a network like the teacher, e.g. a student. It is copied.
+        seed: Seed of the games and of all draws.
+        device: Where the networks work.
+        remake: Whether to forget what is there.
+        progress: Whether to show a progress bar (on a terminal).
+
+    Returns:
+        The recording, checked.
+
+    Raises:
+        ValueError: If the recording is damaged, the folder holds other files or an imported
+            recording, or a network does not answer with finite numbers for the game's actions.
+    """
+    folder, behavior = Path(folder), behavior or Behavior()
+    if not isinstance(num_states, SplitSizes | int) or _wanted(num_states) < 1:
+        raise ValueError(f"num_states must be a whole number >= 1 or a split, got {num_states!r}")
+    identity = identity_of(settings, teacher, seed=seed, behavior=behavior, player=player)
+    if foreign := foreign_files(folder):
+        raise ValueError(f"folder must hold a recording or nothing, got {folder} with {foreign}")
+    if not remake and not is_outdated(folder):
+        index = read_index(folder)
+        if index and index.identity == identity and _hold(index.shards, num_states):
+            return Recording(folder)
+    networks = {"teacher": teacher, "player": player}
+    copies = {
+        who: copy.deepcopy(network).to(device).eval()
+        for who, network in networks.items()
+        if network is not None
+    }
+    with locked(folder / LOCK_FILE):
+        shards = _make_room(folder, identity, remake=remake)
+        players = _Players(settings, behavior, copies, device, seed)
+        _extend(folder, identity, shards, players, num_states, progress)
+    return Recording(folder)
+
+
+def _wanted(num_states: int | SplitSizes) -> int:
+    return num_states.total if isinstance(num_states, SplitSizes) else num_states
+
+
+def _hold(shards: Sequence[Shard], wanted: int | SplitSizes) -> bool:
+    if isinstance(wanted, SplitSizes):
+        return split_by_episode([shard.episode_lengths for shard in shards], wanted) is not None
+    return sum(shard.num_states for shard in shards) >= _wanted(wanted)
+
+
+def _make_room(folder: Path, identity: dict[str, Any], *, remake: bool) -> list[Shard]:
+    """Forget another recording, and say why; return the shards that are gone on with."""
+    if is_outdated(folder):
+        rank_zero_info(f"Recording {folder}: has the format of an earlier version, recording anew.")
+        remake = True
+    if remake:
+        forget(folder)
+    discard_leftovers(folder)
+    index = read_index(folder)
+    if index is None:
+        return []
+    if index.identity == identity:
+        Recording(folder)  # what is damaged is not gone on with
+        return index.shards
+    if "imported" in index.identity:
+        raise ValueError(
+            f"folder must not be an imported recording, which cannot be made again, got {folder}: "
+            "choose another one, or pass remake=True to replace it"
+        )
+    rank_zero_info(
+        f"Recording {folder}: made with other settings ({_difference(index.identity, identity)}), "
+        "recording anew."
+    )
+    forget(folder)
+    return []
+
+
+def _difference(found: dict[str, Any], asked: dict[str, Any]) -> str:
+    """Say in which entries two recordings differ."""
+
+    def flat(identity: dict[str, Any]) -> dict[str, Any]:
+        inner = {**identity.get("settings", {}), **identity.get("behavior", {})}
+        return {**identity, **inner, "settings": None, "behavior": None}
+
+    old, new = flat(found), flat(asked)
+    return ", ".join(
+        f"{key}: {old.get(key)} instead of {new.get(key)}"
+        for key in sorted({*old, *new})
+        if old.get(key) != new.get(key)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Players:
+    """Who plays what, and how."""
+
+    settings: AtariSettings
+    behavior: Behavior
+    networks: dict[str, nn.Module]
+    device: torch.device | str
+    seed: int
+
+    def decide(
+        self,
+        stacks: UInt8[np.ndarray, "games stack height width"],
+        environments: Environments,
+        rng: np.random.Generator,
+    ) -> tuple[Int[np.ndarray, " games"], Float[np.ndarray, "games actions"]]:
+        """Choose actions; return them and what the teacher answers."""
+        answers = {}
+        for who, network in self.networks.items():
+            answer = log_probabilities(network, stacks, device=self.device)
+            check_num_actions(answer.shape[-1], environments, who=who)
+            if not np.isfinite(answer).all():
+                raise ValueError(f"{who} must answer with finite numbers, got {answer.tolist()}")
+            answers[who] = answer
+        actions = decide(self.behavior, answers["teacher"], answers.get("player"), rng)
+        return actions, answers["teacher"]
+
+
+def _extend(
+    folder: Path,
+    identity: dict[str, Any],
+    shards: list[Shard],
+    players: _Players,
+    wanted: int | SplitSizes,
+    progress: bool,
+) -> None:
+    """Add shards until there are as many states as are wanted."""
+    done = sum(shard.num_states for shard in shards)
+    if shards:
+        rank_zero_info(f"Recording {folder}: going on after {done} states.")
+    environments = Environments(players.settings, players.seed)
+    text = f"recording {players.settings.game}"
+    with progress_bar(text, _wanted(wanted), completed=done, enabled=progress) as advance:
+        while not _hold(shards, wanted):
+            pieces = _play_shard(players, environments, len(shards), advance)
+            shards.append(write_shard(folder, len(shards), pieces))
+            write_index(folder, identity, shards)
+
+
+def _play_shard(
+    players: _Players, environments: Environments, number: int, advance: Advance
+) -> Iterator[tuple[UInt8[np.ndarray, "games height width"], np.ndarray]]:
+    """Play every game once, asking for those that are still running."""
+    num_envs = players.settings.num_envs
+    seed = np.random.SeedSequence((players.seed, number)).generate_state(1)[0]
+    running, age, stacks = np.arange(num_envs), 0, environments.reset(int(seed))
+    _check_stacks(np.zeros_like(stacks), stacks)
+    while len(running):
+        seen = stacks[running]
+        rng = np.random.default_rng((players.seed, number, age))
+        actions = np.zeros(num_envs, np.int64)
+        actions[running], answer = players.decide(seen, environments, rng)
+        result = environments.step(actions)
+        states = _states_of(result, running, actions, answer)
+        states["episode"], states["age"] = number * num_envs + running, age
+        yield seen[:, -1], states
+        advance(len(running))
+        goes_on = ~result.ended[running]
+        running, age, stacks = running[goes_on], age + 1, result.stacks
+        _check_stacks(seen[goes_on], stacks[running])
+
+
+def _states_of(
+    result: Transition,
+    running: Int[np.ndarray, " games"],
+    actions: Int[np.ndarray, " env"],
+    answer: Float[np.ndarray, "games actions"],
+) -> np.ndarray:
+    states = np.zeros(len(running), state_dtype(answer.shape[1]))
+    ends = np.where(result.terminated, TERMINATED, np.where(result.truncated, TRUNCATED, CONTINUES))
+    states["action"], states["log_probs"] = actions[running], answer
+    states["reward"], states["end"] = result.rewards[running], ends[running]
+    return states
+
+
+def _check_stacks(
+    before: UInt8[np.ndarray, "games stack height width"],
+    after: UInt8[np.ndarray, "games stack height width"],
+) -> None:
+    # single frames can stand for stacks only if a stack is the last one moved on by a frame
+    if not np.array_equal(before[:, 1:], after[:, :-1]):
+        raise RuntimeError(
+            "the environment's stacks are not its last frames: this version of ale_py cannot be "
+            "recorded"
+        )

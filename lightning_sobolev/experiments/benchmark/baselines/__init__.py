@@ -1,1 +1,0 @@
-"""Kriging and JENN on the same points."""

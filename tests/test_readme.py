@@ -1,0 +1,86 @@
+"""The README's code runs as it stands, and does what the text says."""
+
+import re
+from pathlib import Path
+
+import lightning.pytorch as L
+import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+BLOCKS = re.findall(
+    r"```python\n(.*?)```", (Path(__file__).parents[1] / "README.md").read_text(), re.DOTALL
+)
+
+
+@pytest.fixture(autouse=True)
+def quiet(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)  # where a trainer without options writes
+    before = L.Trainer.__init__
+
+    def started(self, *args, **options):
+        quick = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False}
+        before(self, *args, **{**quick, "enable_progress_bar": False, **options})
+
+    monkeypatch.setattr(L.Trainer, "__init__", started)
+    torch.manual_seed(0)
+
+
+def run(block):
+    names = {}
+    exec(compile(block, "README.md", "exec"), names)
+    return names
+
+
+def error(names, module):
+    x = 2 * torch.rand(1000, 2) - 1
+    with torch.no_grad():
+        return float((module.net(x) - names["target"](x)).square().mean())
+
+
+def test_there_are_three_blocks():
+    assert len(BLOCKS) == 3
+
+
+def test_the_first_example_trains_and_derivatives_help():
+    names = run(BLOCKS[0])
+    with_derivatives = names["trainer"].lightning_module
+    plain = names["Surrogate"]()
+    L.Trainer(max_steps=500).fit(plain, names["loader"])
+    assert error(names, with_derivatives) < 0.3 * error(names, plain)
+
+
+def test_stored_gradients_teach_a_network_what_its_values_do():
+    """The sign is right: an energy's gradient, and minus what is called a force."""
+    callback = run(BLOCKS[1])["callback"]
+
+    class Energies(L.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.net = torch.nn.Linear(3, 1)
+
+        def training_step(self, batch, batch_idx):
+            return torch.nn.functional.mse_loss(self.net(batch["x"]), batch["energy"])
+
+        def configure_optimizers(self):
+            return torch.optim.Adam(self.parameters(), lr=0.05)
+
+    x, slope = torch.randn(32, 3), torch.tensor([1.0, -2.0, 0.5])
+    forces = -slope.expand(32, 3)
+    columns = {"x": x, "energy": x @ slope[:, None], "gradient": -forces}
+    rows = [{name: column[i] for name, column in columns.items()} for i in range(32)]
+    module = Energies()
+    L.Trainer(max_steps=300, callbacks=[callback]).fit(module, DataLoader(rows, batch_size=32))
+    torch.testing.assert_close(module.net.weight.detach()[0], slope, atol=0.02, rtol=0)
+
+
+def test_the_mixin_trains():
+    teacher = torch.nn.Sequential(torch.nn.Linear(8, 4), torch.nn.Tanh(), torch.nn.Linear(4, 1))
+    student = run(BLOCKS[2])["Student"](teacher)
+    before = student.net[0].weight.detach().clone()
+    x = torch.randn(16, 8)
+    data = TensorDataset(x, teacher(x).detach())
+    trainer = L.Trainer(max_steps=3)
+    trainer.fit(student, DataLoader(data, batch_size=16))
+    assert not torch.equal(student.net[0].weight, before)
+    assert trainer.callback_metrics["train/sobolev/order_1"] > 0
