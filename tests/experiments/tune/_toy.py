@@ -35,9 +35,8 @@ class StagedTrial(SimpleNamespace):
     __hash__ = object.__hash__
 
     def __init__(self, config):
-        latest = SimpleNamespace(checkpoint=None)
         keeper = SimpleNamespace(
-            checkpoint_config=tune.CheckpointConfig(), _latest_checkpoint_result=latest
+            checkpoint_config=tune.CheckpointConfig(), _latest_checkpoint_result=None
         )
         super().__init__(
             config=config,
@@ -57,11 +56,16 @@ class StagedTrial(SimpleNamespace):
         return f"toy_{self.trial_id}"
 
     @property
-    def checkpoint(self):
-        return self.run_metadata.checkpoint_manager._latest_checkpoint_result.checkpoint
+    def latest_checkpoint_result(self):
+        return self.run_metadata.checkpoint_manager._latest_checkpoint_result
 
-    def keep(self, state):
-        self.run_metadata.checkpoint_manager._latest_checkpoint_result.checkpoint = state
+    @property
+    def checkpoint(self):
+        return self.latest_checkpoint_result.checkpoint
+
+    def keep(self, state, time=0):
+        latest = SimpleNamespace(checkpoint=state, metrics={"training_iteration": time})
+        self.run_metadata.checkpoint_manager._latest_checkpoint_result = latest
 
     def set_config(self, config):
         self.config = config
@@ -104,7 +108,7 @@ class Stage:
             state, recent = trial.checkpoint
             score, state = evaluate(state, trial.config)
             recent = [*recent, score][-10:]
-            trial.keep((state, recent))
+            trial.keep((state, recent), number)
             self.history.append((number, trial.config["member"], score))
             result = {"training_iteration": number, "score": score, "recent": recent}
             if self.scheduler is not None:
