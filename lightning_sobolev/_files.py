@@ -34,7 +34,7 @@ def whole(path: Path) -> Iterator[Path]:
         os.replace(writing, path)
     except OSError as error:
         if error.filename is None:  # a failed write does not say where
-            raise OSError(error.errno, error.strerror, str(path)) from error
+            raise OSError(error.errno, error.strerror or str(error), str(path)) from error
         raise
     finally:
         writing.unlink(missing_ok=True)

@@ -11,6 +11,7 @@ the same batches and keeps every ``world_size``-th row.
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 import lightning.pytorch as pl
@@ -47,24 +48,15 @@ class Table(Dataset[dict[str, Tensor]]):
 
 
 class Batches(DistributedSampler[Any]):
-    """Row numbers of whole batches; this process's share of them.
+    """What both orders share: row numbers of whole batches, and this process's part of them.
 
     Every process has equally many batches and no share is empty, so that no process runs out
     before the others. A ``DistributedSampler`` because Lightning then leaves it in its place under
     several processes and tells it the epoch.
-
-    Args:
-        num_rows: Rows to draw from.
-        batch_size: Rows of a batch over all processes.
-        rank: Number of this process.
-        world_size: Number of processes.
-
-    Raises:
-        ValueError: If there are fewer rows, or a smaller batch, than processes.
     """
 
     start: int
-    """Batches of this epoch that the next iteration leaves out."""
+    """Number of the batch that comes next, counted over all epochs."""
 
     def __init__(
         self, num_rows: int, batch_size: int, *, rank: int = 0, world_size: int = 1
@@ -88,14 +80,14 @@ class Batches(DistributedSampler[Any]):
 
     def set_epoch(self, epoch: int) -> None:
         """Go to the beginning of an epoch, or stay where a resumed one goes on."""
-        if epoch != self.epoch:
-            self.epoch, self.start = epoch, 0
+        if self.start // len(self) != epoch:
+            self.start = epoch * len(self)
 
     def __iter__(self) -> Iterator[Int[Tensor, " share"]]:
-        epoch, start, self.start = self.epoch, self.start, 0
-        for number in range(epoch * len(self) + start, (epoch + 1) * len(self)):
+        numbers = range(self.start, (self.start // len(self) + 1) * len(self))
+        self.start = numbers.stop  # whoever begins anew begins an epoch
+        for number in numbers:
             yield self.batch(number)[self.rank :: self.num_replicas]
-        self.set_epoch(epoch + 1)
 
 
 class ShuffledBatches(Batches):
@@ -190,8 +182,10 @@ class ResumableLoader(DataLoader[Any]):
     Args:
         dataset: Indexed with the row numbers of a whole batch.
         batches: Yields the row numbers.
-        trainer: Who trains. A checkpoint then counts the batches that were trained on, and a batch
-            whose step was broken off is given again. Without it every batch that was given counts.
+        trainer: Who trains. What comes next then follows from how many batches were trained on, so
+            that a batch whose step was broken off is given again, and neither short epochs nor
+            loaders that are made anew change the order. Without it every batch that was given
+            counts.
     """
 
     def __init__(
@@ -199,29 +193,33 @@ class ResumableLoader(DataLoader[Any]):
     ) -> None:
         super().__init__(dataset, sampler=batches, batch_size=None)
         self._batches, self._trainer = batches, trainer
-        self._begun: tuple[int, int] | None = None  # epoch and batches of it that were given
+        self._given = batches.start
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         # A generator: this runs at the first batch, when the trainer has told the epoch.
-        epoch, given = self._begun = (self._batches.epoch, self._batches.start)
+        if self._trainer is not None:
+            self._batches.start = self._trained_on()
+            yield from islice(self._endless(), len(self))
+            return
+        self._given = self._batches.start
         for batch in super().__iter__():
-            given += 1
-            self._begun = (epoch, given)
+            self._given += 1
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """Return the epoch and how many of its batches need not be given again."""
-        if self._begun is None:
-            return {"epoch": self._batches.epoch, "given": self._batches.start}
-        epoch, given = self._begun
-        if self._trainer is not None:
-            progress: Any = self._trainer.fit_loop.epoch_loop.batch_progress.current
-            given = progress.processed
-        return {"epoch": epoch, "given": given}
+        """Return how many batches need not be given again, over all epochs."""
+        return {"given": self._given if self._trainer is None else self._trained_on()}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go on after the batches that need not be given again."""
-        whole_epochs, start = divmod(state["given"], len(self._batches))
-        self._batches.set_epoch(state["epoch"] + whole_epochs)
-        self._batches.start = start
-        self._begun = None
+        self._batches.start = self._given = state["given"]
+
+    def _endless(self) -> Iterator[Any]:
+        while True:
+            yield from super().__iter__()
+
+    def _trained_on(self) -> int:
+        assert self._trainer is not None
+        progress: Any = self._trainer.fit_loop.epoch_loop.batch_progress.total
+        count: int = progress.processed
+        return count

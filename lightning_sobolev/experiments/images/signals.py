@@ -44,7 +44,7 @@ class SignalDataModule(TableDataModule):
 
     def val_dataloader(self) -> ResumableLoader:
         """Return the signals to choose settings by, in order."""
-        return self._ordered(self._tables["val"])
+        return self.ordered(self._tables["val"])
 
 
 @cache  # two seconds

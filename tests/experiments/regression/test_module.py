@@ -82,7 +82,7 @@ def test_a_damaged_surface_is_named_and_a_broken_off_one_leaves_nothing(tmp_path
 
     def broken(_, path, **__):
         path.write_bytes(b"half")
-        raise OSError("disk full")
+        raise OSError(28, "disk full")
 
     path.unlink()
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", broken)

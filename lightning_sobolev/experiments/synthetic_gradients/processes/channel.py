@@ -44,7 +44,9 @@ class Channel:
                 there.copy_(tensor)
         else:
             fresh = self._places[place] = [t.clone().share_memory_() for t in tensors]
-        _patiently(lambda seconds: self._queue.put((number, place, fresh), timeout=seconds), waiting)
+        _patiently(
+            lambda seconds: self._queue.put((number, place, fresh), timeout=seconds), waiting
+        )
 
     def end(self, waiting: Callable[[], None]) -> None:
         """Say that nothing follows.
