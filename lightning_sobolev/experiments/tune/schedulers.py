@@ -80,6 +80,9 @@ class Population(PopulationBasedTraining):
             state.last_train_time = state.last_perturbation_time = time
             state.last_score = self._metric_op * trial.last_result[SCORE]
             state.last_result = trial.last_result
+            if trial.status == Trial.PENDING:
+                # Ray would start it at once, whatever its round, and could not copy it before.
+                trial.set_status(Trial.PAUSED)  # type: ignore[no-untyped-call]
         times = [state.last_train_time for state in self._trial_state.values()]
         # Whoever lags behind catches up first; if nobody does, that round is over.
         self._next_perturbation_sync = max(times) + (min(times) == max(times))

@@ -73,6 +73,9 @@ class StagedTrial(SimpleNamespace):
     def set_experiment_tag(self, tag):
         self.experiment_tag = tag
 
+    def set_status(self, status):
+        self.status = status
+
     def is_finished(self):
         return False
 

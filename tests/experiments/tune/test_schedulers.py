@@ -4,6 +4,7 @@ import math
 from collections import Counter
 
 import pytest
+from ray.tune.experiment import Trial
 
 from lightning_sobolev.experiments.tune.rules import Truncation, Welch, tournament
 from lightning_sobolev.experiments.tune.schedulers import Bandit, Population
@@ -126,6 +127,7 @@ def test_after_a_kill_in_the_middle_of_a_round_the_others_catch_up_first(reporte
         trial.last_result = {"training_iteration": time, "score": 1.0, "recent": [1.0]}
         trial.keep("weights", stored)
         scheduler.on_trial_add(stage, trial)
+        assert trial.status == Trial.PAUSED  # Ray starts whoever is pending
     assert scheduler.choose_trial_to_run(stage) is stage.trials[1]
 
 
