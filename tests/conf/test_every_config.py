@@ -15,13 +15,12 @@ from lightning_sobolev.experiments.run.conf import config_folder
 from lightning_sobolev.experiments.run.train import build_trainer
 
 CONF = config_folder()
-# Scripts of their own: train_teacher.yaml, tune.yaml and benchmark.yaml with their groups, and
-# decouple. They have tests of their own.
+# train_teacher.yaml, tune.yaml and benchmark.yaml, with their groups, have tests of their own.
 ALL = sorted(path.relative_to(CONF).with_suffix("") for path in CONF.glob("**/*.yaml"))
 FILES = [
     file
     for file in ALL
-    if str(file) not in ("train_teacher", "benchmark", "decouple", "tune")
+    if str(file) not in ("train_teacher", "benchmark", "tune")
     and str(file.parent) not in ("teacher_training", "tune", "study")
 ]
 # Files that only make sense in one experiment; the others are tried in the cheapest one.
@@ -38,14 +37,11 @@ HOMES = {
     "data/stored": "distill_pong",
     "data/images": "synthetic_gradients",
     "data/atari_frames": "synthetic_gradients",
-    "task/decoupled": "synthetic_gradients",
-    "task/adversarial": "noise",
     "model/image_cnn": "synthetic_gradients",
     "model/image_resnet": "synthetic_gradients",
     "model/small_cnn": "distill_pong",
     "model/nature_cnn": "distill_pong",
     "data/signals": "band_limits",
-    "task/classification": "band_limits",
     "model/pooled_cnn": "band_limits",
     "data/basket": "finance",
     "data/forces": "forces",
@@ -88,7 +84,7 @@ def store_classifier(run: Path) -> None:
     (run / ".hydra").mkdir(parents=True)
     (run / "checkpoints").mkdir()
     OmegaConf.save(cfg, run / ".hydra" / "config.yaml")
-    weights = instantiate(cfg.task.module).state_dict()
+    weights = instantiate(cfg.module).state_dict()
     torch.save({"state_dict": weights}, run / "checkpoints" / "last.ckpt")
 
 
@@ -113,10 +109,8 @@ def composed(overrides: list[str], run_dir: Path) -> DictConfig:
 def test_config_composes_and_builds(file, tmp_path, sources):
     cfg = composed(overrides_for(file, sources), tmp_path)
     assert isinstance(instantiate(cfg.data), LightningDataModule)
-    assert isinstance(instantiate(cfg.task.module), LightningModule)
+    assert isinstance(instantiate(cfg.module), LightningModule)
     assert isinstance(build_trainer(cfg), Trainer)
-    for step in (*cfg.task.opening.values(), *cfg.task.closing.values()):
-        assert callable(instantiate(step))
 
 
 def test_without_derivatives_only_the_callback_is_gone(tmp_path):
@@ -139,17 +133,6 @@ def test_a_term_fades_within_its_share_of_whatever_steps_there_are(tmp_path):
     (term,) = instantiate(cfg.sobolev.callback).spec.terms
     assert [term.weight_at(step) for step in (0, 10, 39)] == [cfg.sobolev.weight, 0.0, 0.0]
     assert 0.0 < term.weight_at(9) < cfg.sobolev.weight
-
-
-def test_there_is_an_experiment_for_every_task():
-    tasks = {path.name for path in FILES if str(path.parent) == "task"}
-    used = {
-        line.split(":")[1].strip()
-        for path in (CONF / "experiment").glob("*.yaml")
-        for line in path.read_text().splitlines()
-        if "override /task" in line
-    }
-    assert tasks == used
 
 
 @pytest.mark.parametrize("game", ["pong", "breakout", "space_invaders"])

@@ -1,10 +1,10 @@
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from lightning_sobolev.experiments.report.records import read_csv
 
 from lightning_sobolev.experiments.images import data as images
 from lightning_sobolev.experiments.images.image_set import ImageSet
-from lightning_sobolev.experiments.report.records import read_csv
 from lightning_sobolev.experiments.report.report import report
 from lightning_sobolev.experiments.run.conf import config_folder
 from lightning_sobolev.experiments.synthetic_gradients.processes.study import run_decoupling

@@ -4,14 +4,14 @@ import math
 import statistics
 
 import pytest
+from lightning_sobolev.experiments.report.layouts import PONG, layout_of_table
+from lightning_sobolev.experiments.run.history import write_curves
 from omegaconf import OmegaConf
 
 from lightning_sobolev.experiments.report import figures
 from lightning_sobolev.experiments.report.figures import telling_apart
-from lightning_sobolev.experiments.report.layouts import PONG, layout_of_table
 from lightning_sobolev.experiments.report.report import report
 from lightning_sobolev.experiments.report.tables import MeanAndError, summarize
-from lightning_sobolev.experiments.run.history import write_curves
 
 
 def store(folder, metrics, config, choices):

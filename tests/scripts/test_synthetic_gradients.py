@@ -9,12 +9,12 @@ from pathlib import Path
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning_sobolev.experiments.run.history import read_curves
+from lightning_sobolev.experiments.run.resuming import LAST
 from torch.testing import assert_close
 
 from lightning_sobolev.experiments.images.fashion_mnist import FASHION_MNIST
 from lightning_sobolev.experiments.report.report import report
-from lightning_sobolev.experiments.run.history import read_curves
-from lightning_sobolev.experiments.run.resuming import LAST
 from lightning_sobolev.experiments.run.train import run
 from tests.scripts.test_report import read, store
 

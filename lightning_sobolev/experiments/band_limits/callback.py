@@ -83,13 +83,7 @@ class BandProfile(pl.Callback):
 def accuracy(
     net: nn.Module, batches: Sequence[tuple[Tensor, Tensor]], *, noise: float = 0.0
 ) -> float:
-    """Return the share of right answers.
-
-    Args:
-        net: Maps inputs to logits.
-        batches: Inputs and classes.
-        noise: Standard deviation of noise on the inputs, the same in every call.
-    """
+    """Return the share of right answers."""
     answers = []
     with torch.no_grad():
         for number, (x, _) in enumerate(batches):

@@ -17,15 +17,7 @@ def save_profile(
     by_noise: Mapping[float, float],
     title: str,
 ) -> None:
-    """Draw an input at every rate, above the accuracies over rate and noise.
-
-    Args:
-        path: The PNG file.
-        example: An input, ``[channels, *space]``; the first channel is drawn.
-        by_rate: Accuracy at each rate.
-        by_noise: Accuracy under each noise.
-        title: Of the figure.
-    """
+    """Draw an input at every rate, above the accuracies over rate and noise."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(1.6 * len(by_rate), 5.2), layout="constrained")

@@ -19,13 +19,7 @@ def configured(
     optimizer: OptimizerFactory,
     scheduler: SchedulerFactory | None = None,
 ) -> OptimizerLRScheduler:
-    """Return what ``LightningModule.configure_optimizers`` returns.
-
-    Args:
-        parameters: What is trained.
-        optimizer: Makes the optimizer.
-        scheduler: Makes the schedule of its learning rate; None leaves the rate as it is.
-    """
+    """Return what ``LightningModule.configure_optimizers`` returns."""
     built = optimizer(parameters)
     if scheduler is None:
         return built
@@ -43,14 +37,6 @@ def line_search(
     It is for one batch that holds all points, and for a loss that is the same function in every
     step: no dropout, exact derivatives (``num_projections=None``) rather than fresh directions. It
     needs no schedule and hardly any learning rate.
-
-    Args:
-        parameters: What is trained.
-        lr: Length of the first trial along every line but the first.
-        iterations: Iterations of one step; each asks for one or a few evaluations.
-
-    Raises:
-        ValueError: If ``lr`` or ``iterations`` is not positive, or there are several processes.
 
     Source:
         Nocedal and Wright 2006, Numerical Optimization, algorithms 7.4 and 7.5 (L-BFGS), 3.5 and

@@ -73,15 +73,7 @@ class TableDataModule(pl.LightningDataModule):
 
 
 def check_counts(least: int, **counts: int) -> None:
-    """Refuse counts that are too small.
-
-    Args:
-        least: The smallest one that is allowed.
-        **counts: Counts by the names of their arguments.
-
-    Raises:
-        ValueError: If one is smaller.
-    """
+    """Refuse counts that are too small."""
     for name, count in counts.items():
         if count < least:
             raise ValueError(f"{name} must be at least {least}, got {count}")

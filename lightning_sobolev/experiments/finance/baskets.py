@@ -57,16 +57,7 @@ class BasketCall:
 
     @classmethod
     def drawn(cls, model: Model, assets: int, *, seed: int = 0) -> Self:
-        """Return a basket with random shares, volatilities (10 to 30 %) and correlations.
-
-        Args:
-            model: How prices move.
-            assets: Their number.
-            seed: Of everything that is random.
-
-        Raises:
-            ValueError: If there is no asset.
-        """
+        """Return a basket with random shares, volatilities (10 to 30 %) and correlations."""
         if assets < 1:
             raise ValueError(f"assets must be at least 1, got {assets}")
         generator = torch.Generator().manual_seed(seed)
@@ -83,15 +74,7 @@ class BasketCall:
         )
 
     def states(self, count: int, generator: torch.Generator) -> Float[Tensor, "states assets"]:
-        """Simulate prices at the horizon.
-
-        Args:
-            count: How many.
-            generator: Of the random numbers.
-
-        Returns:
-            The states.
-        """
+        """Simulate prices at the horizon."""
         noise = torch.randn(count, len(self.weights), generator=generator, dtype=torch.float64)
         today = torch.full_like(noise, TODAY)
         return self._moved(today, noise, self.horizon)
@@ -104,13 +87,6 @@ class BasketCall:
         The pathwise derivative of :math:`\max(B_T - K, 0)` is
         :math:`1[B_T > K]\, w_i\, \partial S_{T,i} / \partial S_i`; its mean is the delta, since
         the payoff is continuous.
-
-        Args:
-            states: Where the paths begin.
-            generator: Of the random numbers.
-
-        Returns:
-            Payoffs and their derivatives with respect to the state.
 
         Source:
             Broadie and Glasserman 1996, Estimating Security Price Derivatives Using Simulation.
@@ -128,13 +104,6 @@ class BasketCall:
 
         That is Bachelier, where the basket is normal, and a single asset. A Black-Scholes basket
         is integrated over the points of a scrambled Sobol sequence, the same ones for all states.
-
-        Args:
-            states: Prices of the assets.
-            paths: Points of the integration, a power of two.
-
-        Returns:
-            Values and deltas.
         """
         time = self.expiry - self.horizon
         basket = states @ self.weights

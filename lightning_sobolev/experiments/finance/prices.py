@@ -39,16 +39,7 @@ class Fit:
 
 
 def fit_at(module: RegressionModule, data: BasketDataModule, table: Table) -> Fit:
-    """Evaluate a network at the states of a table.
-
-    Args:
-        module: The trained module.
-        data: What it was trained on; knows the units.
-        table: States with true prices and deltas, in the network's units.
-
-    Returns:
-        Both, in the market's units.
-    """
+    """Evaluate a network at the states of a table."""
     units = data.units
     columns = {name: column.double() for name, column in table.columns.items()}
     jet = tape_jet(module.net, table.columns["x"].to(module.device))
@@ -73,11 +64,7 @@ class PriceErrors(pl.Callback):
         self.picture = picture
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Log the errors and draw the test states.
-
-        Raises:
-            ValueError: If this is not a regression on baskets.
-        """
+        """Log the errors and draw the test states."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         if not isinstance(pl_module, RegressionModule) or not isinstance(data, BasketDataModule):
             raise ValueError(

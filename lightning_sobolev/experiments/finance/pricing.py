@@ -22,17 +22,6 @@ def bachelier_call(price: Float[Tensor, " batch"], strike: float, spread: float)
 
     .. math:: C = (P - K) \Phi(d) + s\, \varphi(d), \quad \partial_P C = \Phi(d), \quad
         d = (P - K) / s.
-
-    Args:
-        price: Today's price P of the underlying, any sign.
-        strike: K, what it may be bought for at expiry.
-        spread: Standard deviation s of its price at expiry.
-
-    Returns:
-        Values and deltas.
-
-    Raises:
-        ValueError: If ``spread`` is not positive.
     """
     _check_positive("spread", spread)
     d = (price - strike) / spread
@@ -46,17 +35,6 @@ def black_scholes_call(price: Float[Tensor, " batch"], strike: float, spread: fl
 
     .. math:: C = P \Phi(d_1) - K \Phi(d_1 - s), \quad \partial_P C = \Phi(d_1), \quad
         d_1 = \ln(P / K) / s + s / 2.
-
-    Args:
-        price: Today's price P of the underlying, positive.
-        strike: K, what it may be bought for at expiry, positive.
-        spread: Standard deviation s of the logarithm of its price at expiry.
-
-    Returns:
-        Values and deltas.
-
-    Raises:
-        ValueError: If ``strike`` or ``spread`` is not positive.
     """
     _check_positive("strike", strike)
     _check_positive("spread", spread)

@@ -17,20 +17,7 @@ log = logging.getLogger(__name__)
 
 
 def stored_frames(root: Path, name: str, num_frames: int, *, seed: int) -> Frames:
-    """Read the frames of one trajectory; simulate and store them if they are not there.
-
-    Args:
-        root: Folder of the files.
-        name: Name of the system.
-        num_frames: Length of the trajectory.
-        seed: Of its thermal noise.
-
-    Returns:
-        The frames.
-
-    Raises:
-        ValueError: If a file is damaged or was made with other settings.
-    """
+    """Read the frames of one trajectory; simulate and store them if they are not there."""
     system = atomic_system(name)
     facts = {**asdict(system), "build": name, "num_frames": num_frames, "seed": seed}
     settings = json.dumps(facts, sort_keys=True)

@@ -92,33 +92,14 @@ SYSTEMS = {
 
 
 def atomic_system(name: str) -> AtomicSystem:
-    """Return a system by its name.
-
-    Args:
-        name: A key of ``SYSTEMS``.
-
-    Raises:
-        ValueError: If there is no such system.
-    """
+    """Return a system by its name."""
     if name not in SYSTEMS:
         raise ValueError(f"system must be one of {tuple(SYSTEMS)}, got {name!r}")
     return SYSTEMS[name]
 
 
 def simulate(system: AtomicSystem, num_frames: int, *, seed: int) -> Frames:
-    """Run Langevin dynamics and keep a frame now and then.
-
-    Args:
-        system: What is simulated.
-        num_frames: Frames to keep, after 200 steps in which the system warms up.
-        seed: Of the thermal noise.
-
-    Returns:
-        The frames, in the order of time.
-
-    Raises:
-        ValueError: If no frame is asked for.
-    """
+    """Run Langevin dynamics and keep a frame now and then."""
     if num_frames < 1:
         raise ValueError(f"num_frames must be at least 1, got {num_frames}")
     units, langevin = _needed("ase.units", "ase"), _needed("ase.md.langevin", "ase")

@@ -43,16 +43,6 @@ def atari_frames(
 ) -> ImageSet:
     """Read the set; record it first where it is not (about two minutes, extra ``atari``).
 
-    Args:
-        root: Folder in which it is or shall be; the user's cache folder when None.
-        download: Whether the set may be recorded when it is not there.
-        num_train: Images for training and validation, as many of each game.
-        num_test: Images for the test, from episodes that follow those for training.
-        seed: Of play, places and noise.
-
-    Returns:
-        The images, ``[images, 3, 32, 32]``.
-
     Raises:
         ValueError: If a count is no multiple of ten, or the set is not there and may or can not be
             recorded, or is damaged.

@@ -86,11 +86,7 @@ class ImageDataModule(pl.LightningDataModule):
         self.setup()
 
     def setup(self, stage: str | None = None) -> None:
-        """Read and split the images.
-
-        Raises:
-            ValueError: If there are fewer images than are asked for.
-        """
+        """Read and split the images."""
         del stage
         if self.tables:
             return

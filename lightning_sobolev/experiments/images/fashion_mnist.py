@@ -44,15 +44,7 @@ CONTENT = (
 
 
 def fashion_mnist(root: str | Path | None = None, *, download: bool = True) -> ImageSet:
-    """Read Fashion-MNIST: from a folder, from Debian's package, or from a download.
-
-    Args:
-        root: Folder with the four idx files, and where to download to; the user's cache when None.
-        download: Whether the network may be asked where no folder has them (extra ``images``).
-
-    Returns:
-        60,000 images for training and 10,000 for test, ``[images, 1, 28, 28]``.
-    """
+    """Read Fashion-MNIST: from a folder, from Debian's package, or from a download."""
     folder = _folder(Path(root) if root is not None else cache_folder() / "fashion-mnist", download)
     train_images, train_labels, test_images, test_labels = (
         _array(_content(folder / name, sha256)) for name, sha256 in zip(NAMES, CONTENT, strict=True)

@@ -94,11 +94,7 @@ class ClassificationModule(pl.LightningModule):
 
 
 def stored_classifier(folder: str | Path) -> NetworkTeacher:
-    """Return the network of a finished run as a teacher, with the weights that it tested.
-
-    Raises:
-        ValueError: If the folder holds no finished run of a classifier.
-    """
+    """Return the network of a finished run as a teacher, with the weights that it tested."""
     module = load_module(folder)
     if not isinstance(module, ClassificationModule):
         name = type(module).__name__

@@ -14,12 +14,6 @@ def image_cnn(
     Patches are four by four pixels, the third convolution and the pooling halve the map: the linear
     layer sees two by two places of an image of 28 by 28. It does little with what it gets when the
     blocks below have learned nothing, so it matters whether they do.
-
-    Args:
-        in_channels: Channels of the images.
-        num_classes: Number of logits.
-        size: Height and width of the images.
-        width: Channels of the convolutions.
     """
     side = math.ceil(size // 4 / 2) // 2
     return nn.Sequential(
@@ -33,18 +27,7 @@ def image_cnn(
 def pooled_cnn(
     in_channels: int = 1, num_classes: int = 10, *, size: int = 28, axes: int = 2, width: int = 8
 ) -> nn.Sequential:
-    """Return two convolutions of five places with maxima of two, and a linear layer.
-
-    Args:
-        in_channels: Channels of the input.
-        num_classes: Number of logits.
-        size: Length of every axis of the input.
-        axes: 1 for signals, 2 for images.
-        width: Channels of the first convolution; the second has twice as many.
-
-    Raises:
-        ValueError: If there are more or fewer axes.
-    """
+    """Return two convolutions of five places with maxima of two, and a linear layer."""
     if axes not in (1, 2):
         raise ValueError(f"axes must be 1 or 2, got {axes}")
     conv, pool = (nn.Conv1d, nn.MaxPool1d) if axes == 1 else (nn.Conv2d, nn.MaxPool2d)
@@ -92,13 +75,7 @@ class Residual(nn.Module):
 
 
 def image_resnet(in_channels: int = 1, num_classes: int = 10, *, width: int = 8) -> nn.Sequential:
-    """Return a first convolution, two residual blocks and a last one with the classifier.
-
-    Args:
-        in_channels: Channels of the images.
-        num_classes: Number of logits.
-        width: Channels of the first block; each following one has twice as many.
-    """
+    """Return a first convolution, two residual blocks and a last one with the classifier."""
     first = nn.Sequential(
         nn.Conv2d(in_channels, width, 3, stride=2, padding=1, bias=False),
         nn.BatchNorm2d(width),

@@ -152,15 +152,7 @@ class AdversarialModule(pl.LightningModule):
 
 
 def level_and_color(module: nn.Module) -> tuple[Tensor, Tensor]:
-    r"""Say how much noise a network has learned to have, and how much of it is correlated.
-
-    Args:
-        module: A network with noise.
-
-    Returns:
-        :math:`\sqrt{\mathrm{tr}(\Sigma) / D} / s` and :math:`|F|^2 / \mathrm{tr}(\Sigma / s^2)`,
-        means over the layers.
-    """
+    r"""Say how much noise a network has learned to have, and how much of it is correlated."""
     with torch.no_grad():
         noises = [part for part in module.modules() if isinstance(part, NoiseInjection)]
         variances = torch.stack([noise.variance.mean() for noise in noises])

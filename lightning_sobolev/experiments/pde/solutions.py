@@ -36,9 +36,6 @@ def heat(diffusivity: float = 0.1) -> Solution:
     .. math:: u = e^{-\nu \pi^2 t} \sin(\pi x) + \tfrac{1}{2} e^{-9 \nu \pi^2 t} \sin(3 \pi x)
 
     The second fades nine times as fast: after t = 0.3 hardly anything is left of it.
-
-    Args:
-        diffusivity: :math:`\nu`.
     """
 
     def value(x: Float[Tensor, "batch 2"]) -> Float[Tensor, " batch"]:
@@ -60,13 +57,6 @@ def burgers(viscosity: float = 0.1, sharpness: float = 1.2) -> Solution:
         {A + e^{-\nu \pi^2 t} \cos(\pi x)}.
 
     It begins as a steep front at x = 1, the steeper the closer A is to one, and flattens.
-
-    Args:
-        viscosity: :math:`\nu`.
-        sharpness: A, above one.
-
-    Raises:
-        ValueError: If A is not above one: the solution would have a pole.
 
     Source:
         Hopf 1950, The partial differential equation u_t + u u_x = mu u_xx, for the transformation.

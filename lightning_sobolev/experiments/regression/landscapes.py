@@ -42,14 +42,7 @@ class Landscape:
     least_dim: int = 1
 
     def bounds(self, dim: int = 2) -> tuple[tuple[float, float], ...]:
-        """Return the domain in ``dim`` dimensions: the box in which points are drawn.
-
-        Args:
-            dim: Number of inputs.
-
-        Returns:
-            Lowest and highest value of each input.
-        """
+        """Return the domain in ``dim`` dimensions: the box in which points are drawn."""
         self._check_dim(dim)
         return self.domain if self.dim is not None else (self.domain[0],) * dim
 
@@ -66,11 +59,7 @@ class Landscape:
         return self.derivatives(x)[2]
 
     def derivatives(self, x: Float[Tensor, "batch d"]) -> tuple[Tensor, Tensor, Tensor]:
-        """Return value, gradient and Hessian at every row.
-
-        Raises:
-            ValueError: If x is not a batch of points of a dimension that the function has.
-        """
+        """Return value, gradient and Hessian at every row."""
         if x.dim() != 2 or not x.is_floating_point():
             raise ValueError(
                 f"x must be a floating-point tensor [batch, d], got {x.dtype} {list(x.shape)}"
@@ -86,14 +75,7 @@ class Landscape:
 
 
 def landscape(name: str) -> Landscape:
-    """Return the test function of that name.
-
-    Args:
-        name: A key of :data:`LANDSCAPES`.
-
-    Raises:
-        ValueError: If there is none.
-    """
+    """Return the test function of that name."""
     if name not in LANDSCAPES:
         raise ValueError(f"function must be one of {', '.join(LANDSCAPES)}, got {name!r}")
     return LANDSCAPES[name]

@@ -58,9 +58,6 @@ def mlp(
         frequency: Of a sine, in every layer, which then begins as in the source. High frequencies
             bend between points that are far apart: 30, the source's, is for dense pixels.
 
-    Raises:
-        ValueError: If the activation is unknown, a size is below one or the frequency not positive.
-
     Source:
         Sitzmann et al. 2020, Implicit neural representations with periodic activation functions
         (arXiv:2006.09661), section 3.2, for the first weights of a network of sines.

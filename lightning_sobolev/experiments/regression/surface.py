@@ -44,17 +44,7 @@ class Surface:
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Read a stored surface.
-
-        Args:
-            path: Its file.
-
-        Returns:
-            The surface.
-
-        Raises:
-            ValueError: If the file is damaged or holds something else.
-        """
+        """Read a stored surface."""
         stored = io.BytesIO(path.read_bytes())
         try:
             with np.load(stored) as arrays:
@@ -70,19 +60,7 @@ class Surface:
 
 
 def surface_of(module: RegressionModule, data: LandscapeDataModule, side: int = 41) -> Surface:
-    """Evaluate function and network on a grid over the domain.
-
-    Args:
-        module: The trained module.
-        data: What it was trained on.
-        side: Points along an axis.
-
-    Returns:
-        Both in the function's own units.
-
-    Raises:
-        ValueError: If the input is not two-dimensional.
-    """
+    """Evaluate function and network on a grid over the domain."""
     if len(data.low) != 2:
         raise ValueError(f"a surface needs two inputs, got dim={len(data.low)}")
     axes = [
@@ -117,11 +95,7 @@ class SaveSurface(pl.Callback):
         self.picture = picture
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Store and draw.
-
-        Raises:
-            ValueError: If this is not a regression on points of a test function.
-        """
+        """Store and draw."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         if not isinstance(pl_module, RegressionModule) or not isinstance(data, LandscapeDataModule):
             raise ValueError(
@@ -139,13 +113,7 @@ class SaveSurface(pl.Callback):
 
 
 def draw_surfaces(fits: Mapping[str, Surface], path: Path, *, title: str) -> None:
-    """Draw the true surface and some fits of it side by side, with arrows along the gradients.
-
-    Args:
-        fits: Fits of one function on one grid, by what they are called.
-        path: The PNG file, written whole or not at all.
-        title: Above everything.
-    """
+    """Draw the true surface and some fits of it side by side, with arrows along the gradients."""
     from matplotlib.figure import Figure
 
     first = next(iter(fits.values()))

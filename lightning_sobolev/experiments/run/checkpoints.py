@@ -183,15 +183,6 @@ def whole_checkpoint(path: Path) -> Path:
     """Check that a checkpoint was written to its end and is what was written.
 
     Costs one pass over the file.
-
-    Args:
-        path: The file.
-
-    Returns:
-        The same path.
-
-    Raises:
-        ValueError: If it is cut short or damaged.
     """
     try:
         with zipfile.ZipFile(path) as file:  # torch's format; every part has a checksum
@@ -210,9 +201,6 @@ def checkpoint_to_resume(cfg: DictConfig, free: Sequence[str] = ()) -> Path | No
         cfg: The composed configuration. ``ckpt`` is None, a path, or ``"last"``: this run's own if
             the folder is an earlier run's, else the newest beside it.
         free: Settings, or groups of them, that need not be the earlier run's.
-
-    Returns:
-        Its path, or None for a fresh start.
 
     Raises:
         ValueError: If there is no such file, it is damaged, or with ``"last"`` it is of a run of
@@ -246,11 +234,7 @@ def checkpoint_to_resume(cfg: DictConfig, free: Sequence[str] = ()) -> Path | No
 
 
 def command_to_resume(checkpoint: Path) -> str:
-    """Return the command line that goes on from a checkpoint.
-
-    Args:
-        checkpoint: The file.
-    """
+    """Return the command line that goes on from a checkpoint."""
     overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
     kept = [override for override in overrides if not override.startswith("ckpt=")]
     return shlex.join(["python", sys.argv[0], *kept, f"ckpt={checkpoint}"])

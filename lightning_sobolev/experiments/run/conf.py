@@ -21,9 +21,6 @@ def config_folder() -> Path:
 
     A wheel carries the files as ``lightning_sobolev/conf``; in a checkout they lie at the top,
     where they are edited, and the package has no copy.
-
-    Raises:
-        FileNotFoundError: If neither place has them.
     """
     for folder in (_PACKAGE / "conf", _PACKAGE.parent / "conf"):
         if (folder / "train.yaml").is_file():
@@ -34,17 +31,7 @@ def config_folder() -> Path:
 
 
 def read_config(folder: Path) -> DictConfig | None:
-    """Read the configuration of a run.
-
-    Args:
-        folder: The folder of the run.
-
-    Returns:
-        The configuration, or None where Hydra left none.
-
-    Raises:
-        ValueError: If the file is damaged.
-    """
+    """Read the configuration of a run."""
     path = folder / STORED
     if not path.is_file():
         return None
@@ -58,25 +45,13 @@ def read_config(folder: Path) -> DictConfig | None:
 
 
 def config_hash(cfg: DictConfig) -> str:
-    """Return a short hash of everything that decides the result, seed included.
-
-    Args:
-        cfg: The composed configuration.
-    """
+    """Return a short hash of everything that decides the result, seed included."""
     text = json.dumps(_deciding(cfg), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def differences(one: DictConfig, other: DictConfig) -> list[str]:
-    """Say in which settings two configurations differ, among those that decide the result.
-
-    Args:
-        one: A composed configuration.
-        other: Another one.
-
-    Returns:
-        Texts as ``"lr: 0.001, not 0.002"``; seeds that were drawn count as equal.
-    """
+    """Say in which settings two configurations differ, among those that decide the result."""
     first, second = _flat(_deciding(one)), _flat(_deciding(other))
     if "seed" in first and None in (one.get("seed"), other.get("seed")):
         first, second = (

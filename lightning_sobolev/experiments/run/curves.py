@@ -112,12 +112,7 @@ class Curves(pl.Callback):
 
 
 def write_curves(folder: Path, rows: Sequence[dict[str, float]]) -> None:
-    """Write ``curves.csv`` whole or not at all.
-
-    Args:
-        folder: Where it goes.
-        rows: Entries with ``step``, ``seconds`` and any other keys.
-    """
+    """Write ``curves.csv`` whole or not at all."""
     names = dict.fromkeys(["step", "seconds"])
     for row in rows:
         names.update(dict.fromkeys(row))

@@ -19,14 +19,7 @@ from lightning_sobolev.experiments.run.conf import config_folder
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Compose, run one step, report.
-
-    Args:
-        arguments: Overrides as ``scripts/train.py`` takes them.
-
-    Returns:
-        The exit code.
-    """
+    """Compose, run one step, report."""
     parser = argparse.ArgumentParser(prog="python -m lightning_sobolev.doctor", description=__doc__)
     parser.add_argument(
         "overrides", nargs="+", help="e.g. +experiment=distill_pong model=small_cnn"

@@ -15,10 +15,6 @@ def shard(net: nn.Module, mesh: DeviceMesh | None) -> None:
 
     Does nothing without a mesh, which is every strategy but ``ModelParallelStrategy``. May be
     called again, as Lightning does for every stage.
-
-    Args:
-        net: The network, changed in place.
-        mesh: The strategy's mesh.
     """
     if mesh is not None and not isinstance(net, FSDPModule):
         fully_shard(net, mesh=mesh["data_parallel"])
@@ -31,14 +27,6 @@ def one_process(
 
     Tests are one process's work: every row then counts once, and what plays games or draws figures
     need not know of others.
-
-    Args:
-        trainer: Has trained the module.
-        module: May be sharded.
-        build: Builds it anew.
-
-    Returns:
-        The module itself, or a copy that has all the weights on the first process.
     """
     if trainer.world_size == 1:
         return module

@@ -38,9 +38,6 @@ def load_module(folder: str | Path) -> pl.LightningModule:
         folder: The folder of the run. Its best checkpoint is read where it kept one
             (``callbacks=best``), else the last.
 
-    Returns:
-        The module, in eval mode, on the CPU.
-
     Raises:
         ValueError: If there is no run, a file is damaged, or its configuration names something
             else.
@@ -63,10 +60,6 @@ def load_module(folder: str | Path) -> pl.LightningModule:
 
 def check_targets(node: Any, path: Path) -> None:
     """Refuse a configuration that builds anything but parts of a model.
-
-    Args:
-        node: The part that is going to be built.
-        path: Where it comes from.
 
     Raises:
         ValueError: If a ``_target_`` is not allowed; it is named, and not even imported unless its

@@ -11,12 +11,7 @@ _ERROR = "_standard_error"
 
 
 def summary_table(cfg: DictConfig, metrics: Mapping[str, float | str]) -> Table:
-    """Return the numbers of the test, the student's beside the teacher's.
-
-    Args:
-        cfg: The composed configuration.
-        metrics: The content of ``metrics.json``.
-    """
+    """Return the numbers of the test, the student's beside the teacher's."""
     table = Table(title=f"{cfg.name}, seed {cfg.seed}", title_justify="left")
     columns = (
         ["test", "student", "teacher"] if cfg.get("teacher") is not None else ["test", "network"]
@@ -40,15 +35,7 @@ def summary_table(cfg: DictConfig, metrics: Mapping[str, float | str]) -> Table:
 
 
 def matched(cfg: DictConfig) -> str:
-    """Say in one line what the student was taught.
-
-    Args:
-        cfg: The composed configuration.
-
-    Returns:
-        Values first, then every term with its directions and weight; without terms what the
-        experiment says (``matched`` in its configuration).
-    """
+    """Say in one line what the student was taught."""
     if cfg.sobolev.callback is None:
         return f"matched: {cfg.matched}"
     spec = cfg.sobolev.callback.spec

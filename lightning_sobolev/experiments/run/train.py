@@ -52,12 +52,6 @@ def run(cfg: DictConfig) -> Metrics:
     Leaves in ``cfg.run_dir``: ``metrics.json`` (only when everything finished), ``curves.csv``,
     ``checkpoints/last.ckpt``, figures, and what the experiment's callbacks write.
 
-    Args:
-        cfg: The composed configuration, see ``conf/train.yaml``.
-
-    Returns:
-        The content of ``metrics.json``; empty on processes other than the first.
-
     Raises:
         ValueError: If no experiment was chosen, the checkpoint to resume from does not exist or is
             of other settings, or another run works in the same folder.
@@ -115,11 +109,7 @@ def _train_and_test(cfg: DictConfig, ckpt: Path | None) -> Metrics:
 
 
 def prepare_process(cfg: DictConfig) -> None:
-    """Set threads, seed and what is said.
-
-    Args:
-        cfg: The composed configuration, checked.
-    """
+    """Set threads, seed and what is said."""
     # Lightning's own advice and habits; nothing that somebody who runs this could change.
     warnings.filterwarnings("ignore", r"`isinstance\(treespec", FutureWarning)
     warnings.filterwarnings("ignore", ".*does not have many workers")
@@ -138,14 +128,7 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 
 def checked(cfg: DictConfig) -> DictConfig:
-    """Return a copy in which everything that was left open is decided.
-
-    Args:
-        cfg: The composed configuration.
-
-    Raises:
-        ValueError: If no experiment was chosen.
-    """
+    """Return a copy in which everything that was left open is decided."""
     missing = [part for part in ("module", "data", "model") if cfg.get(part) is None]
     if missing:
         raise ValueError(
@@ -164,29 +147,14 @@ def checked(cfg: DictConfig) -> DictConfig:
 
 
 def score_of(cfg: DictConfig, metrics: Metrics) -> float | None:
-    """Return the number by which sweeps compare runs.
-
-    Args:
-        cfg: The composed configuration.
-        metrics: What :func:`run` returned.
-
-    Returns:
-        The metric that ``cfg.score`` names; None where none is named, and on processes other than
-        the first.
-    """
+    """Return the number by which sweeps compare runs."""
     return None if cfg.score is None or not metrics else float(metrics[cfg.score.metric])
 
 
 def build_trainer(
     cfg: DictConfig, callbacks: Sequence[pl.Callback] = (), **options: Any
 ) -> pl.Trainer:
-    """Return the trainer with callbacks and loggers.
-
-    Args:
-        cfg: The composed configuration; ``cfg.progress`` is decided.
-        callbacks: More callbacks than the configuration names.
-        **options: Arguments of the trainer that take the place of the configuration's.
-    """
+    """Return the trainer with callbacks and loggers."""
     used = [instantiate(callback) for callback in cfg.callbacks.values()]
     if cfg.sobolev.callback is not None:
         # First: its hooks stand before those of callbacks that copy or save the module.
@@ -222,14 +190,7 @@ class _Bar(RichProgressBar):
 
 
 def build_loggers(cfg: DictConfig) -> list[Logger]:
-    """Return the loggers that ``cfg.logger`` names; CSV files where a library is missing.
-
-    Args:
-        cfg: The composed configuration.
-
-    Raises:
-        InstantiationException: If a logger cannot be built for another reason.
-    """
+    """Return the loggers that ``cfg.logger`` names; CSV files where a library is missing."""
     try:
         return [instantiate(logger) for logger in cfg.logger.values()]
     except InstantiationException as error:
@@ -240,15 +201,7 @@ def build_loggers(cfg: DictConfig) -> list[Logger]:
 
 
 def write_metrics(folder: Path, metrics: Mapping[str, float | str]) -> Path:
-    """Write ``metrics.json`` whole or not at all; its presence says that the run finished.
-
-    Args:
-        folder: The folder of the run.
-        metrics: Flat numbers. JSON has no NaN and no infinity: they become null.
-
-    Returns:
-        The path of the file.
-    """
+    """Write ``metrics.json`` whole or not at all; its presence says that the run finished."""
     flat = {
         key: None if isinstance(value, float) and not math.isfinite(value) else value
         for key, value in metrics.items()
@@ -260,18 +213,7 @@ def write_metrics(folder: Path, metrics: Mapping[str, float | str]) -> Path:
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Hold a folder for one run; a lock that its process leaves behind holds nobody up.
-
-    Args:
-        folder: The folder of the run.
-
-    Yields:
-        Nothing.
-
-    Raises:
-        ValueError: If another run works there.
-        Timeout: If what is done inside waits in vain for another lock.
-    """
+    """Hold a folder for one run; a lock that its process leaves behind holds nobody up."""
     folder.mkdir(parents=True, exist_ok=True)
     # Processes that a strategy starts share the folder with the first one, which holds the lock.
     is_first = os.environ.get("LOCAL_RANK", "0") == "0"

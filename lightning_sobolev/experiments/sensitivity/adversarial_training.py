@@ -86,9 +86,6 @@ def examined(
             accuracy counts the others as well.
         num_attacked: How many.
         seed: Of everything random.
-
-    Returns:
-        The accuracies, by column.
     """
     x, labels = test.images[:_NUM_ATTACKED_BY_PGD], test.labels[:_NUM_ATTACKED_BY_PGD]
     pgd = GradientAttack(radius=swarm.radius, steps=PGD_STEPS)

@@ -71,11 +71,7 @@ class AttackStudy(pl.Callback):
         self.seed, self.figures = seed, figures
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Look at the run before any work is done.
-
-        Raises:
-            ValueError: If it is not one of a classifier of images.
-        """
+        """Look at the run before any work is done."""
         del stage
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         if not isinstance(pl_module, ClassificationModule) or not isinstance(data, ImageDataModule):
