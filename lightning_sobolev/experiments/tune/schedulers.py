@@ -103,6 +103,10 @@ class Population(PopulationBasedTraining):
         if upper and trial is upper[-1]:  # all donors are stored now
             for loser, donor in self._copies:
                 super()._checkpoint_or_exploit(loser, tune_controller, [donor], [loser])
+                # Else Ray stores the copy later than the result that it followed from, and the
+                # new settings with the old weights.
+                loser.run_metadata.invalidate_cache()  # type: ignore[no-untyped-call]
+                tune_controller._tune_controller._mark_trial_to_checkpoint(loser)
 
     def _recent(self, trial: Trial) -> list[float]:
         result: Any = self._trial_state[trial].last_result

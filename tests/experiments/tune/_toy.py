@@ -46,7 +46,7 @@ class StagedTrial(SimpleNamespace):
             trial_id=str(config["member"]),
             evaluated_params={},
             temporary_state=SimpleNamespace(saving_to=None),
-            run_metadata=SimpleNamespace(checkpoint_manager=keeper),
+            run_metadata=SimpleNamespace(checkpoint_manager=keeper, invalidate_cache=lambda: None),
         )
 
     def __eq__(self, other):
@@ -87,7 +87,7 @@ class Stage:
 
     def __init__(self, scheduler, starts, first=(0.9, 0.9)):
         self.scheduler, self.trials = scheduler, [StagedTrial(dict(start)) for start in starts]
-        self.history = []
+        self.history, self.marked, self._tune_controller = [], [], self
         for trial in self.trials:
             trial.keep((list(first), []))
             if scheduler is not None:
@@ -100,6 +100,9 @@ class Stage:
 
     def _schedule_trial_save(self, trial, result):
         return trial.checkpoint
+
+    def _mark_trial_to_checkpoint(self, trial):
+        self.marked.append(trial)
 
     def pause_trial(self, trial, should_checkpoint):
         trial.status = Trial.PAUSED

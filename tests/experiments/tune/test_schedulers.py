@@ -84,6 +84,7 @@ def test_a_member_is_copied_as_it_was_before_it_is_replaced():
     # Weights and settings come from the same donor; the number is a member's own.
     assert [trial.config["h2"] for trial in stage.trials] == [-0.5, -1.0, -1.5, -1.5]
     assert [trial.config["member"] for trial in stage.trials] == [0, 1, 2, 3]
+    assert set(stage.marked) == set(stage.trials[:3])  # for what Ray stores next
 
 
 def test_settings_are_multiplied_or_sampled_anew_and_stay_inside():
