@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from lightning.pytorch.utilities import rank_zero_info
 
 
 @contextmanager
@@ -109,6 +108,9 @@ def locked(path: Path) -> Iterator[None]:
         try:
             lock.acquire(timeout=0)
         except Timeout:
+            # Here and not above: teachers read files, and need torch alone.
+            from lightning.pytorch.utilities import rank_zero_info
+
             rank_zero_info(f"{path}: another process holds this lock, waiting for it.")
             lock.acquire()
     except OSError as error:

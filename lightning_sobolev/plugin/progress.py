@@ -57,8 +57,8 @@ class Progress:
 
     def _is_under_way(self, trainer: Trainer) -> bool:
         progress: Any = trainer.fit_loop.epoch_loop.batch_progress
-        begun = self._batch == progress.total.ready
-        return begun and progress.current.ready > progress.current.processed
+        begun: bool = self._batch == progress.total.ready
+        return begun and bool(progress.current.ready > progress.current.processed)
 
     def state_dict(self) -> dict[str, Any]:
         """Return plain values and tensors."""

@@ -119,7 +119,7 @@ def test_a_student_plays_and_the_teacher_answers(tmp_path, settings, teacher, st
         player=student,
     )
     assert (made.states["action"] == 2).all()
-    expected = log_probabilities(teacher, made.stacks(np.arange(80)))
+    expected = log_probabilities(teacher, made.stacks(np.arange(made.num_states)))
     assert_close(torch.from_numpy(made.log_probs), torch.from_numpy(expected), rtol=1e-5, atol=1e-5)
 
 

@@ -4,6 +4,7 @@ import torch
 from torch.testing import assert_close
 
 from lightning_sobolev.atari import (
+    AtariSettings,
     CenteredPolicy,
     NatureCNN,
     SmallCNN,
@@ -29,14 +30,13 @@ def test_layers_are_those_of_the_papers(network, layers):
     assert network(torch.rand(3, 4, 84, 84)).shape == (3, 6)
 
 
-def test_other_picture_sizes_fit():
-    network = SmallCNN(4, stack_num=2, height=50, width=60)
-    assert network(torch.rand(2, 2, 50, 60)).shape == (2, 4)
-
-
-def test_pictures_too_small_are_refused():
+def test_networks_are_those_of_a_game():
+    settings = AtariSettings("breakout", stack_num=2, img_height=50, img_width=60)
+    assert SmallCNN.for_game(settings)(torch.rand(2, 2, 50, 60)).shape == (2, 4)
     with pytest.raises(ValueError, match="too small for the kernels: 20 x 84"):
-        NatureCNN(6, height=20)
+        NatureCNN.for_game(AtariSettings("pong", img_height=20))
+    with pytest.raises(ValueError, match="num_actions must be at least 1, got 0"):
+        SmallCNN(0)
 
 
 @pytest.mark.parametrize(
@@ -45,11 +45,6 @@ def test_pictures_too_small_are_refused():
 def test_wrong_input_is_refused(x):
     with pytest.raises(ValueError, match=r"x must be floating point \[batch, 4, 84, 84\], got"):
         SmallCNN(6)(x)
-
-
-def test_no_action_is_refused():
-    with pytest.raises(ValueError, match="num_actions must be at least 1, got 0"):
-        SmallCNN(0)
 
 
 def test_pixels_are_scaled_once():

@@ -225,7 +225,7 @@ def filled(
         kind: Class of the network.
         num_actions: Width of its output.
         settings: Say what it is shown.
-        weights: The tensors of a file.
+        weights: The tensors of a file; each must be a dense array of finite real numbers.
         name: How messages call the file.
         names: The file's name of every parameter; None takes the network's own.
 
@@ -233,8 +233,7 @@ def filled(
         The network, sharing no memory with ``weights``.
 
     Raises:
-        ValueError: If there is no such network, or a tensor is missing, has another shape than the
-            network's or is no array of finite floating-point numbers.
+        ValueError: If there is no such network, or a tensor is missing or does not fit.
     """
 
     def build() -> Policy:

@@ -24,17 +24,7 @@ class HubFile(NamedTuple):
 
 
 def parse(source: str) -> HubFile:
-    """Read ``hf://ORGANIZATION/REPOSITORY/FILE@REVISION``.
-
-    Args:
-        source: The id.
-
-    Returns:
-        Its parts.
-
-    Raises:
-        ValueError: If a part is missing or the file's path leads out of the repository.
-    """
+    """Read ``hf://ORGANIZATION/REPOSITORY/FILE@REVISION``; FILE must lie in the repository."""
     found = re.fullmatch(f"{PREFIX}([^/@]+/[^/@]+)/([^@]+)@([^@]+)", source)
     if found is None:
         raise ValueError(f"source must look like {_FORM}, got {source!r}")
@@ -45,20 +35,7 @@ def parse(source: str) -> HubFile:
 
 
 def download(wanted: HubFile) -> Path:
-    """Fetch a file into the hub's own cache, or find it there.
-
-    The card of a ``.safetensors`` file comes with it where the repository has one.
-
-    Args:
-        wanted: The file.
-
-    Returns:
-        Where it is.
-
-    Raises:
-        ModuleNotFoundError: If ``huggingface_hub`` is not installed.
-        ValueError: If the file cannot be had.
-    """
+    """Return the file's place in the hub's own cache, fetching it, and a card, if need be."""
     try:
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import EntryNotFoundError, HFValidationError

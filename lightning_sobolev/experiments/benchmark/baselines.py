@@ -185,17 +185,10 @@ def measure(cell: Cell, budget: float) -> dict[str, float]:
 
 
 def measure_apart(cell: Cell, budget: float, *, seconds: float, gib: float) -> dict[str, Any]:
-    """Do the same in a child process, which can be limited and stopped.
+    """Return the outcome in a child process, which can be limited and stopped.
 
-    Args:
-        cell: What is fitted.
-        budget: Processor seconds of a training that has no end of its own.
-        seconds: Processor time of data, fit and prediction together.
-        gib: Address space of the child.
-
-    Returns:
-        ``outcome``: ``fitted``, with the numbers; ``time`` or ``memory``, the limit that was met;
-        or ``failed``, with the ``error``.
+    It is ``fitted``, with the numbers; ``time`` or ``memory``, the limit that was met; or
+    ``failed``, with the ``error``.
     """
     # A server that has imported everything once: a child then starts in milliseconds.
     context = multiprocessing.get_context("forkserver")

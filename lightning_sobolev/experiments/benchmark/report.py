@@ -97,15 +97,7 @@ def _by_workload(rows: Sequence[Row]) -> Iterator[tuple[str, list[Row]]]:
 
 
 def write_table(path: Path, rows: Sequence[Row]) -> Path:
-    """Write all rows as Markdown, whole or not at all.
-
-    Args:
-        path: The file.
-        rows: From ``speed.json``.
-
-    Returns:
-        The file.
-    """
+    """Write all rows as Markdown, whole or not at all."""
     lines = [_INTRO]
     for name, own in _by_workload(rows):
         settings: dict[str, Any] = own[0].get("settings", {})

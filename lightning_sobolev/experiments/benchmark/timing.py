@@ -149,15 +149,9 @@ class _NoModules(ModuleTracker):
 def alternate(
     contestants: Mapping[str, Contestant], *, rounds: int, seconds: float
 ) -> dict[str, list[float]]:
-    """Let all take turns, so that whatever else the machine does meets them alike.
+    """Return the median time of a step in every round; a turn lasts about ``seconds``.
 
-    Args:
-        contestants: Who takes part.
-        rounds: How often everybody has a turn.
-        seconds: About how long a turn lasts.
-
-    Returns:
-        For each, the median time of a step in every round.
+    All take turns, so that whatever else the machine does meets them alike.
     """
     steps = {
         name: max(1, min(200, round(seconds / contestant.seconds(1)) - _WARM_UP))
@@ -171,16 +165,7 @@ def alternate(
 
 
 def measure(workload: Workload, methods: Sequence[str], cfg: Any) -> list[Row]:
-    """Measure one workload by several methods that take turns.
-
-    Args:
-        workload: What is trained.
-        methods: Names in ``METHODS``, :data:`REFERENCES` among them.
-        cfg: Has ``accelerator``, ``clock``, ``rounds`` and ``seconds``.
-
-    Returns:
-        A row for each method, also for one that cannot train this network.
-    """
+    """Return a row for each method, also for one that cannot train this network."""
     where = {"accelerator": cfg.accelerator, "clock": cfg.clock}
     with tempfile.TemporaryDirectory() as folder, _quiet():
         ready, refused = {}, {}
@@ -225,17 +210,9 @@ def _numbers(name: str, times: Mapping[str, list[float]], flops: Mapping[str, in
 def limits(
     plain: int, distillation: int, derivative: int, *, rows: float = 0.25
 ) -> Mapping[str, float]:
-    """Return the fewest operations for each objective.
+    """Return the fewest operations for each objective; plain and so on are the counts of steps.
 
-    Args:
-        plain: Counted operations of plain training.
-        distillation: The same with the teacher's forward pass.
-        derivative: Those of the best step written by hand, which does nothing twice.
-        rows: Share of the batch of the objective ``rows``.
-
-    Returns:
-        By objective. A cached teacher does away with its forward and its backward pass, which
-        cost the same.
+    A cached teacher does away with its forward and its backward pass, which cost the same.
     """
     teacher = distillation - plain
     return {

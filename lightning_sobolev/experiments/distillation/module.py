@@ -188,7 +188,7 @@ class DistillationModule(pl.LightningModule):
     def on_train_epoch_end(self) -> None:
         """Say how many states were trained on; a data set may have grown."""
         if (states := self._states()) is not None:
-            self.log("train_states", float(states.num_train_states))
+            self.log("train_states", float(states.num_train_states), sync_dist=True)
 
     def on_test_start(self) -> None:
         """Bring the teacher to the student's device: it is no submodule, so nothing else does."""

@@ -4,27 +4,9 @@ import math
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 
-from lightning_sobolev.activations import ReCU, ReQU, scale_by_sample
-
-
-class Sine(nn.Module):
-    """The sine as an activation: smooth, with derivatives that do not fade away.
-
-    Args:
-        frequency: What its input is multiplied by.
-    """
-
-    def __init__(self, frequency: float = 1.0) -> None:
-        super().__init__()
-        self.frequency = frequency
-
-    def forward(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """Return ``sin(frequency * x)``."""
-        return torch.sin(self.frequency * x)
-
+from lightning_sobolev.activations import ReCU, ReQU, Sine, scale_by_sample
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,

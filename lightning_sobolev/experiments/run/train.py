@@ -147,8 +147,9 @@ def checked(cfg: DictConfig) -> DictConfig:
 
 
 def score_of(cfg: DictConfig, metrics: Metrics) -> float | None:
-    """Return the number by which sweeps compare runs."""
-    return None if cfg.score is None or not metrics else float(metrics[cfg.score.metric])
+    """Return the number by which sweeps compare runs; None where it was not measured."""
+    score = None if cfg.score is None else metrics.get(cfg.score.metric)
+    return None if score is None else float(score)
 
 
 def build_trainer(

@@ -351,7 +351,7 @@ def test_two_at_once_make_one_recording_and_one_says_that_it_waits(
     tmp_path, settings, teacher, monkeypatch
 ):
     folder, heard = tmp_path / "pong", []
-    monkeypatch.setattr(_files, "rank_zero_info", heard.append)
+    monkeypatch.setattr("lightning.pytorch.utilities.rank_zero_info", heard.append)
     arrived, made = threading.Event(), []
     play = recording_module._play_shard
 

@@ -171,9 +171,9 @@ def test_a_video_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
 
     def break_off(_, target, *__, **___):
         target.write_bytes(b"GIF8")
-        raise OSError("no space left on device")
+        raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Image.Image, "save", break_off)
-    with pytest.raises(OSError, match="no space left"):
+    with pytest.raises(OSError, match="No space left"):
         saved(films, tmp_path)
     assert (tmp_path / VIDEO).read_bytes() == before

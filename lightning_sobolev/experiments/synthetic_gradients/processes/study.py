@@ -17,6 +17,7 @@ from torch import Tensor
 from lightning_sobolev._files import whole
 from lightning_sobolev._progress import progress_bar
 from lightning_sobolev.experiments.report.report import report
+from lightning_sobolev.experiments.report.tables import View
 from lightning_sobolev.experiments.run.train import prepare_process
 from lightning_sobolev.experiments.synthetic_gradients.module import DecoupledModule
 from lightning_sobolev.experiments.synthetic_gradients.processes.pipeline import run_pipeline
@@ -59,7 +60,7 @@ def run_processes(cfg: DictConfig) -> Path:
         log.info("%s", ", ".join(f"{key} {value}" for key, value in rows[-1].items()))
         with whole(path) as writing:
             pd.DataFrame(rows).to_csv(writing, index=False, float_format="%.6g", na_rep="nan")
-    report(path)
+    report(path, view=View(x="delay"))
     return path
 
 
