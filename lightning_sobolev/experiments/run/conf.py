@@ -13,7 +13,7 @@ _PACKAGE = Path(__file__).resolve().parents[2]
 
 STORED = Path(".hydra") / "config.yaml"
 # Where a run lies and how it is watched do not change its numbers.
-_BYSTANDERS = ("run_dir", "ckpt", "pictures", "progress", "logger", "threads")
+BYSTANDERS = ("run_dir", "ckpt", "pictures", "progress", "logger", "threads")
 
 
 def config_folder() -> Path:
@@ -69,7 +69,7 @@ def differences(one: DictConfig, other: DictConfig) -> list[str]:
 def _deciding(cfg: DictConfig) -> Any:
     bare = cfg.copy()
     with open_dict(bare):
-        for key in _BYSTANDERS:
+        for key in BYSTANDERS:
             bare[key] = "" if key == "run_dir" else None
     return OmegaConf.to_container(bare, resolve=True)
 

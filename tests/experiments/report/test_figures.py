@@ -35,7 +35,7 @@ def test_a_sweep_becomes_tables_and_figures(store, tmp_path, drawn):
         rows = [{"step": s, "seconds": 3.0 * s, "val/kl": seed + 1 / s} for s in (10, 20)]
         write_curves(folder, rows[: 1 if seed == 2 else 2])  # one validation is no curve
     out = tmp_path / "out"
-    pictures = ["pong.png", "pong_validations_seconds.png", "pong_validations.png"]
+    pictures = ["pong.png", "pong_validations.png", "pong_validations_seconds.png"]
     names = {"pong.csv", "pong.md", "pong_validations.csv", *pictures}
     assert {path.name for path in report(tmp_path / "runs", out)} == names
     assert list(drawn) == pictures
