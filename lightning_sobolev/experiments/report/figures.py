@@ -41,11 +41,10 @@ def save_figures(stem: Path, sweep: Sweep) -> list[Path]:
     long = frame[[x, *lines, "panel", *measures]].melt([x, *lines, "panel"], var_name="measure")
     if frame["panel"].nunique() == 1:
         return _draw(f"{stem}.png", long, x, lines)
-    return [
-        path
-        for name, part in long.groupby("measure", sort=False)
-        for path in _draw(f"{stem}_{str(name).removeprefix('test_')}.png", part, x, lines)
-    ]
+    written = []
+    for name, part in long.groupby("measure", sort=False):
+        written += _draw(f"{stem}_{str(name).removeprefix('test_')}.png", part, x, lines)
+    return written
 
 
 def save_validations(stem: Path, sweep: Sweep) -> list[Path]:
@@ -59,11 +58,9 @@ def save_validations(stem: Path, sweep: Sweep) -> list[Path]:
     frame = frame.assign(run=frame.groupby(run, dropna=False).ngroup())
     sweep = replace(sweep, told=[key for key in sweep.told if key in run], frame=frame)
     lines, long = _labeled(sweep, None)
-    by_time = {"units": "run", "estimator": None}
-    return [
-        *_draw(f"{stem}.png", long, "step", lines),
-        *_draw(f"{stem}_seconds.png", long, "seconds", lines, **by_time),
-    ]
+    over_steps = _draw(f"{stem}.png", long, "step", lines)
+    one_by_one = {"units": "run", "estimator": None}
+    return over_steps + _draw(f"{stem}_seconds.png", long, "seconds", lines, **one_by_one)
 
 
 def _across(sweep: Sweep) -> str:
@@ -82,8 +79,8 @@ def _labeled(sweep: Sweep, x: str | None) -> tuple[list[str], pd.DataFrame]:
     frame = sweep.frame.assign(**{str(key): sweep.frame[key].map(shown) for key in texts})
     if compared in rest:  # the baseline has the first color
         frame = frame.sort_values(compared, key=lambda cells: cells != baseline, kind="stable")
-    has_dash = len(rest) == 2 and is_line and frame[rest[1]].nunique() <= _MOST_DASHES
-    lines, panels = (rest, []) if has_dash else (rest[:1], rest[1:])
+    has_dash = is_line and len(rest) > 1 and frame[rest[1]].nunique() <= _MOST_DASHES
+    lines, panels = (rest[:2], rest[2:]) if has_dash else (rest[:1], rest[1:])
     titles = frame[panels].apply(lambda cells: f"{label_of(str(cells.name))} " + cells)
     return lines, frame.assign(panel=titles.agg(", ".join, axis=1) if panels else "")
 
@@ -97,8 +94,7 @@ def _draw(name: str, long: pd.DataFrame, x: str, lines: Sequence[str], **how: An
     color, dash = (lines[0], lines[-1]) if lines else (None, None)
     if color:
         count = long[color].nunique()
-        few = count <= len(COLORS)
-        how |= {"hue": color, "palette": COLORS[:count] if few else "viridis"}
+        how |= {"hue": color, "palette": COLORS[:count] if count <= len(COLORS) else "viridis"}
     wrap = math.ceil(len(facets) / math.ceil(len(facets) / 4))
     how |= {"col": "facet", "col_order": facets, "col_wrap": wrap, "height": 3.0, "aspect": 1.2}
     own = {"sharex": False, "sharey": False}
@@ -107,9 +103,8 @@ def _draw(name: str, long: pd.DataFrame, x: str, lines: Sequence[str], **how: An
         grid = sns.relplot(long, x=x, y="value", kind="line", errorbar="se", facet_kws=own, **how)
     else:
         how |= {"order": sorted(long[x].unique()), "dodge": 0.4 if color else False, **own}
-        grid = sns.catplot(
-            long, x=x, y="value", kind="point", errorbar="se", linestyle="none", **how
-        )
+        how |= {"kind": "point", "linestyle": "none"}
+        grid = sns.catplot(long, x=x, y="value", errorbar="se", **how)
     for axes, facet in zip(grid.axes.flat, facets, strict=True):
         measure, _, panel = facet.partition("\n")
         _finish(axes, long[long["facet"] == facet], measure, x)

@@ -31,19 +31,9 @@ def report(
 ) -> list[Path]:
     """Write ``NAME.csv`` (a line a run), ``NAME.md`` (mean and standard error) and figures.
 
-    Runs that validated more than once also give ``NAME_validations.csv`` and its figures.
-
-    Args:
-        source: A folder with finished runs, or a table that was written earlier: everything but
-            the table itself is then made anew from it.
-        out: Folder of the results; where the source is when None.
-        by: More settings that become columns.
-        name: What the files are called, instead of the name of the experiment or the table.
-        **view: What is compared and drawn, see ``Sweep.of``.
-
-    Raises:
-        ValueError: If there are no runs, two of them differ in no column, a file is damaged, or
-            ``view`` names no column.
+    The source is a folder with finished runs, or a table that was written earlier: everything but
+    the table itself is then made anew from it. Runs that validated more than once also give
+    ``NAME_validations.csv`` and its figures. ``view`` is that of ``Sweep.of``.
     """
     if source.suffix == ".csv":
         return _report_table(source, (out or source.parent) / (name or source.stem), view)

@@ -122,10 +122,11 @@ def _may_have(stated: Any, config: DictConfig, seed: float | None) -> bool:
     """Say whether a configuration has a hash; one that asks its machine can have any."""
     if "${oc.env" in OmegaConf.to_yaml(config):
         return True
+    config = config.copy()
     try:
         if "seed" in config and config.seed is None:
-            config = OmegaConf.merge(config, {"seed": seed})
-        return config_hash(config) == stated
+            config.seed = seed
+        return bool(config_hash(config) == stated)
     except OmegaConfBaseException:
         return True
 
@@ -135,9 +136,6 @@ def tabulate(runs: Sequence[Run], by: Sequence[str] = ()) -> pd.DataFrame:
 
     ``sobolev``, ``seed``, ``lr`` and ``steps`` are the last settings; the numbers begin with those
     of the test, the one that ``score`` names first.
-
-    Raises:
-        ValueError: If no run has a setting of ``by``, or two runs have the same settings.
     """
     has_game = any(run.setting(_BEGINS[0]) for run in runs)
     inner = [key for key in (*(k for run in runs for k in run.overridden), *by) if key not in ENDS]

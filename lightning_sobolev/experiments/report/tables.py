@@ -36,11 +36,7 @@ class Sweep:
     def of(
         cls, frame: pd.DataFrame, *, x: str = "", y: Sequence[str] = (), against: str = BASELINE
     ) -> "Sweep":
-        """Find the columns of a table; ``y`` are metrics, ``against`` is ``SETTING=VALUE``.
-
-        Raises:
-            ValueError: If a column that is named is missing, or a metric holds something else.
-        """
+        """Find the columns of a table; ``y`` are metrics, ``against`` is ``SETTING=VALUE``."""
         numbers = measures_of(list(frame.columns))
         settings = [column for column in frame.columns if column not in numbers]
         column, _, value = against.partition("=")
