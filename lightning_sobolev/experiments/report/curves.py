@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from lightning_sobolev.experiments.report.runs import read_table
-from lightning_sobolev.experiments.report.style import COLORS, label_of, metric, save
+from lightning_sobolev.experiments.report.style import COLORS, label_of, save, scale
 from lightning_sobolev.experiments.run.curves import CURVES
 
 _TERM = re.compile(r"sobolev/\w+(?<!_rows)(?<!_weight)(?<!_ratio)")
@@ -38,9 +38,8 @@ def save_curves(folder: Path) -> Path | None:
             marker = "." if len(line) < 10 else ""
             label = label_of(key.partition("/")[2])
             axes.plot(line.index, line, color=color, label=label, marker=marker, linewidth=1.2)
-        is_positive = curves[keys].min().min() > 0
-        scale = metric(keys.iloc[0]).scale if is_positive else "linear"
-        axes.set(xlabel="step", ylabel=title, yscale=scale)
+        yscale = scale(keys.iloc[0], curves[keys].min().min())
+        axes.set(xlabel="step", ylabel=title, yscale=yscale)
         axes.grid(alpha=0.3)
         if len(keys) > 1:
             axes.legend(fontsize="small")

@@ -14,12 +14,18 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 
-from lightning_sobolev.experiments.report.style import AMOUNTS, COLORS, label_of, metric, save
+from lightning_sobolev.experiments.report.style import (
+    AMOUNTS,
+    COLORS,
+    better,
+    label_of,
+    save,
+    scale,
+)
 from lightning_sobolev.experiments.report.tables import Sweep, is_number, shown
 
 log = logging.getLogger(__name__)
 
-_BETTER = {"lower": "\n(lower is better)", "higher": "\n(higher is better)", "": ""}
 _MOST_DASHES, _MOST_PANELS = 4, 20
 
 
@@ -28,7 +34,6 @@ def save_figures(stem: Path, sweep: Sweep) -> list[Path]:
 
     Color is the setting that is compared, a dash another one. More settings have panels of their
     own, and then every metric has a file of its own. Bands and bars are one standard error.
-    All runs with the same settings give no figure.
     """
     measures = [m for m in sweep.measures if m != "seconds" and sweep.frame[m].nunique() > 1]
     if not sweep.told or not measures:
@@ -65,9 +70,8 @@ def save_validations(stem: Path, sweep: Sweep) -> list[Path]:
 
 def _across(sweep: Sweep) -> str:
     """Choose the horizontal axis: the setting with the most values, rather not the compared one."""
-    values = sweep.frame[sweep.told].nunique()
-    others = values.drop(sweep.against[0], errors="ignore")
-    return str((others if len(others) else values).idxmax())
+    others = [key for key in sweep.told if key != sweep.against[0]]
+    return str(sweep.frame[others or sweep.told].nunique().idxmax())
 
 
 def _labeled(sweep: Sweep, x: str | None) -> tuple[list[str], pd.DataFrame]:
@@ -117,10 +121,10 @@ def _draw(name: str, long: pd.DataFrame, x: str, lines: Sequence[str], **how: An
 
 def _finish(axes: Axes, rows: pd.DataFrame, measure: str, x: str) -> None:
     """Set labels, scales and ticks: one at every amount that was tried, shares as fractions."""
-    axes.set(xlabel=label_of(x), ylabel=label_of(measure) + _BETTER[metric(measure).better])
+    which = better(measure)
+    label = label_of(measure) + (f"\n({which} is better)" if which else "")
+    axes.set(xlabel=label_of(x), ylabel=label, yscale=scale(measure, rows["value"].min()))
     axes.grid(alpha=0.3)
-    if rows["value"].min() > 0:
-        axes.set_yscale(metric(measure).scale)
     if not is_number(rows[x]):
         plt.setp(axes.get_xticklabels(), rotation=40, ha="right", rotation_mode="anchor")
     elif x in AMOUNTS:

@@ -35,8 +35,6 @@ _NAMES = {
 _STUDENTS = {"small_cnn": "small", "nature_cnn": "same"}
 _REFERENCE = re.compile(r"\$\{([^${}:]+)\}")  # the innermost one that calls no resolver
 
-Cell = str | float | bool | None
-
 
 @dataclass(frozen=True, slots=True)
 class Run:
@@ -48,7 +46,7 @@ class Run:
     choices: dict[str, str]  # the file that was chosen from every group
     overridden: list[str]  # the keys and groups that the command line named
 
-    def setting(self, key: str) -> Cell:
+    def setting(self, key: str) -> Any:
         """Return what was chosen from a group, or the value of a setting; None if there is none."""
         if key in self.choices:
             return self.choices[key]

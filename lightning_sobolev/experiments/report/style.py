@@ -1,7 +1,7 @@
 """What metrics mean, and how they are named and drawn."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from lightning_sobolev._files import whole
 
@@ -25,22 +25,19 @@ _LABELS = {
 _WORDS = {"kl": "KL (nats)", "nmse": "NMSE", "rmse": "RMSE", "mae": "MAE"}
 # By a part of the name; whatever fits none is an error.
 _SCORES = ("accuracy", "cosine", "return", "per_second", "explained_variance")
-_FACTS = ("score", "noise_", "steps", "copies", "waited", "length", "weight")
+_FACTS = ("seconds", "score", "noise_", "steps", "copies", "waited", "length", "weight")
 
 
-class Metric(NamedTuple):
-    """Which numbers of a metric are better, ``lower`` or ``higher``, and the scale of its axis."""
-
-    better: str
-    scale: str
-
-
-def metric(name: str) -> Metric:
-    """Return what the numbers of a metric mean, by the name of its column."""
+def better(name: str) -> str:
+    """Say which numbers of a metric are better, ``lower``, ``higher`` or neither (empty)."""
     if any(part in name for part in _SCORES):
-        return Metric("higher", "linear")
-    is_fact = any(part in name for part in ("seconds", *_FACTS))
-    return Metric("", "linear") if is_fact else Metric("lower", "log")
+        return "higher"
+    return "" if any(part in name for part in _FACTS) else "lower"
+
+
+def scale(name: str, lowest: float) -> str:
+    """Return the scale of a metric's axis."""
+    return "log" if better(name) == "lower" and lowest > 0 else "linear"
 
 
 def label_of(name: str) -> str:

@@ -12,7 +12,7 @@ import pandas as pd
 
 from lightning_sobolev._files import write_text
 from lightning_sobolev.experiments.report.runs import ENDS
-from lightning_sobolev.experiments.report.style import AMOUNTS, metric
+from lightning_sobolev.experiments.report.style import AMOUNTS, better
 
 BASELINE = "sobolev=none"
 
@@ -49,9 +49,8 @@ class Sweep:
                 raise ValueError(f"{option} must be among {', '.join(known)}, got {name}")
         for name in numbers:
             if not is_number(frame[name]):
-                raise ValueError(
-                    f"the column {name} must hold numbers, got {frame[name].iloc[0]!r}"
-                )
+                got = frame[name].iloc[0]
+                raise ValueError(f"the column {name} must hold numbers, got {got!r}")
         told = _telling_apart(frame, [name for name in settings if name != "seed"], x)
         shown = [name for name in numbers if not re.fullmatch(_BESIDE, name)] or numbers
         amount = next((name for name in AMOUNTS if name in told), None)
@@ -61,8 +60,8 @@ class Sweep:
 def measures_of(columns: Sequence[str]) -> list[str]:
     """Return the metrics: all from the first fitting name behind ``ENDS`` on (docs/report.md)."""
     settled = max((place + 1 for place, name in enumerate(columns) if name in ENDS), default=0)
-    for place, name in enumerate(columns):
-        if place >= settled and _BEGIN.match(name):
+    for place in range(settled, len(columns)):
+        if _BEGIN.match(columns[place]):
             return list(columns[place:])
     raise ValueError(
         "a table of runs must have a metric (test_..., seconds) behind its settings, got "
@@ -89,7 +88,8 @@ def _telling_apart(frame: pd.DataFrame, settings: list[str], kept: str) -> list[
 def summarize(sweep: Sweep) -> pd.DataFrame:
     """Average over seeds: a row a group, its settings, its runs, and its means as texts."""
     groups = sweep.frame.assign(runs=1).groupby(sweep.told or (lambda _: 0), dropna=False)
-    means = groups.agg({"runs": "sum", **dict.fromkeys(sweep.measures, mean_and_error)})
+    cells = dict.fromkeys(sweep.measures, lambda values: estimate(values.mean(), values.sem()))
+    means = groups.agg({"runs": "sum", **cells})
     return means.reset_index(drop=not sweep.told)
 
 
@@ -100,7 +100,7 @@ def compare(sweep: Sweep) -> pd.DataFrame:
     amount of data varies there is a ``data factor``, too; no row where there is no baseline.
     """
     column, value = sweep.against
-    errors = [name for name in sweep.measures if metric(name).better == "lower"]
+    errors = [name for name in sweep.measures if better(name) == "lower"]
     if column not in sweep.told or not errors:
         return pd.DataFrame()
     x = sweep.x if sweep.x in sweep.told and is_number(sweep.frame[sweep.x]) else None
@@ -150,8 +150,7 @@ def ratio(over: pd.DataFrame, under: pd.DataFrame, name: str) -> tuple[float, fl
 def data_factor(curve: pd.Series, amount: float, value: float) -> float:
     """Return how many times more data than ``amount`` the baseline needs to come to a value.
 
-    Read off the straight lines between the baseline's means in log-log scale; NaN where they do
-    not pass through the value.
+    Read off straight lines in log-log scale; NaN where they do not pass through the value.
     """
     for (x, high), (next_x, low) in pairwise(curve.items()):
         if high >= value >= low > 0 and high > low:
@@ -161,15 +160,10 @@ def data_factor(curve: pd.Series, amount: float, value: float) -> float:
 
 
 def estimate(mean: float, error: float) -> str:
-    """Return a number with its standard error as text, without one that is NaN."""
+    """Return a number with its standard error as text, without what is NaN."""
     if math.isnan(mean):
         return ""
     return f"{mean:.3g}" if math.isnan(error) else f"{mean:.3g} ± {error:.2g}"
-
-
-def mean_and_error(values: pd.Series) -> str:
-    """Return the mean of some numbers with its standard error; unknown ones are left out."""
-    return estimate(values.mean(), values.sem())
 
 
 def shown(cell: Any) -> str:
