@@ -103,4 +103,5 @@ class Curves(pl.Callback):
 def write_curves(folder: Path, rows: Sequence[dict[str, float]]) -> None:
     """Write ``curves.csv`` whole or not at all."""
     with whole(folder / CURVES) as writing:
-        pd.DataFrame(rows).to_csv(writing, index=False)
+        names = None if rows else ["step", "seconds"]
+        pd.DataFrame(rows, columns=names).to_csv(writing, index=False)
