@@ -175,11 +175,7 @@ def projected(
 
 
 def answer(
-    term: SobolevTerm,
-    student: Jet,
-    target: Jet,
-    cotangents: Tensor | None,
-    tangents: Tensor | None,
+    term: SobolevTerm, student: Jet, target: Jet, cotangents: Tensor | None, tangents: Tensor | None
 ) -> Float[Tensor, "proj batch ..."]:
     """Ask the teacher for what a term compares, in the shape of the student's output."""
     # A network that gives [batch] may teach one that gives [batch, 1].

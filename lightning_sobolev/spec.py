@@ -20,23 +20,9 @@ from lightning_sobolev.functional.covariance import Covariance
 from lightning_sobolev.functional.discrepancies import DISCREPANCIES
 from lightning_sobolev.functional.fisher import FISHER
 from lightning_sobolev.functional.projections import PROJECTIONS
-from lightning_sobolev.schedules import (
-    Cosine,
-    Linear,
-    Schedule,
-    Step,
-    is_weight,
-)
+from lightning_sobolev.schedules import Cosine, Linear, Schedule, Step, is_weight
 
-__all__ = [
-    "OUTPUT_MAPS",
-    "Cosine",
-    "Linear",
-    "Schedule",
-    "SobolevSpec",
-    "SobolevTerm",
-    "Step",
-]
+__all__ = ["OUTPUT_MAPS", "Cosine", "Linear", "Schedule", "SobolevSpec", "SobolevTerm", "Step"]
 
 OUTPUT_MAPS: dict[str, Callable[[Tensor], Tensor]] = {
     "identity": lambda y: y,

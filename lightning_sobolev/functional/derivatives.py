@@ -131,12 +131,7 @@ class TapeJet:
         if not row.requires_grad:
             return torch.zeros_like(wrt)
         (product,) = torch.autograd.grad(
-            row,
-            wrt,
-            weight,
-            retain_graph=True,
-            create_graph=self._create_graph,
-            allow_unused=True,
+            row, wrt, weight, retain_graph=True, create_graph=self._create_graph, allow_unused=True
         )
         return torch.zeros_like(wrt) if product is None else product
 

@@ -166,11 +166,7 @@ def _evaluation(
     teacher = policy.teacher if isinstance(policy.teacher, NetworkTeacher) else None
 
     def evaluate(
-        x: Tensor,
-        inputs: Inputs,
-        place: Place,
-        directions: Mapping[int, Directions],
-        said: Said,
+        x: Tensor, inputs: Inputs, place: Place, directions: Mapping[int, Directions], said: Said
     ) -> Joint:
         def student(point: Tensor) -> tuple[Tensor, Any]:
             filled = place.fill(inputs, point)

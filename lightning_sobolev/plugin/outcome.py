@@ -89,11 +89,7 @@ class Reporter:
                 module.log(log_keys.weight("train", term.key), weight, batch_size=size)
 
     def check_finite(
-        self,
-        outcome: Outcome,
-        seen: list[Observation],
-        trainer: Trainer | None,
-        evaluation: int,
+        self, outcome: Outcome, seen: list[Observation], trainer: Trainer | None, evaluation: int
     ) -> None:
         """Refuse terms that are not numbers.
 

@@ -14,13 +14,7 @@ from lightning_sobolev._types import Teacher
 from lightning_sobolev.functional.projections import counter_draw
 from lightning_sobolev.spec import OUTPUT_MAPS
 from lightning_sobolev.teachers.network import NetworkTeacher
-from lightning_sobolev.teachers.stored import (
-    CacheSettings,
-    claim,
-    header,
-    is_written,
-    write_shard,
-)
+from lightning_sobolev.teachers.stored import CacheSettings, claim, header, is_written, write_shard
 
 Inputs = Callable[[Int[Tensor, " batch"]], Float[Tensor, "batch *in"]]
 """From numbers of samples to the inputs that the student's observed module gets for them."""
