@@ -61,13 +61,10 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """Read a JSON object.
+    """Return a JSON object, or None where the file is missing or holds none.
 
     Args:
         path: The file.
-
-    Returns:
-        The object, or None where the file is missing or holds none.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -77,13 +74,10 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def sha256_of(path: Path) -> str:
-    """Hash a file; about 1 s per GB.
+    """Return the digest of a file in hexadecimal; about 1 s per GB.
 
     Args:
         path: The file.
-
-    Returns:
-        The digest in hexadecimal.
     """
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -83,9 +83,6 @@ class RunningBalance:
 
         ``parameters`` are asked only where a term is measured; ``sum_over_processes`` lets all
         processes use one weight.
-
-        Returns:
-            Weights by term.
         """
         weights = {}
         for term in spec:

@@ -49,14 +49,11 @@ def value_and_matched(
     allows_unknown: bool = False,
     non_finite: Literal["raise", "skip"] = "raise",
 ) -> Joint:
-    """Evaluate a student and compare it with its teacher.
+    """Return a student's value and its distances from its teacher, with a graph.
 
     One forward pass of the student and, for each projection, the passes of
     :class:`~lightning_sobolev.functional.derivatives.FuncJet`; the same for a teacher that is
     given as a function. Assumes row independence. Looks at no number and draws none.
-
-    Returns:
-        The value and the distances, differentiable in the student's parameters.
     """
     jet = FuncJet(student, x, has_aux=True)
     teacher = None if isinstance(targets, Mapping) else FuncJet(targets, x.detach())

@@ -45,7 +45,7 @@ def match(
     tangents: Tensor | None = None,
     allows_unknown: bool = False,
 ) -> Matched:
-    """Compare one projected derivative of two jets.
+    """Return distances of one projected derivative of two jets, by projection and row.
 
     Args:
         term: What is compared and by which discrepancy.
@@ -54,9 +54,6 @@ def match(
         cotangents: ``[proj, batch, *out]`` where the term needs them.
         tangents: ``[proj, batch, *in]`` where the term needs them.
         allows_unknown: Whether NaN in the target masks the entry instead of being an error.
-
-    Returns:
-        Distances that still have their projection and batch axes.
 
     Raises:
         ValueError: If the shapes of student and target differ, or the target is not finite.
@@ -103,7 +100,7 @@ def reduced(
     sum_over_processes: Callable[[Tensor], Tensor] = lambda total: total,
     read: Reader = at_once,
 ) -> Float[Tensor, ""]:
-    """Reduce a matched term to the unweighted scalar, divided by its running scale.
+    """Return a matched term as its unweighted mean, divided by its running scale.
 
     Args:
         term: The term; its ``normalize`` says whether a scale is used.
@@ -111,9 +108,6 @@ def reduced(
         scales: Running state, changed in place.
         sum_over_processes: Sums a small vector over processes, so that all use one scale.
         read: When the size of the target is looked at; where not everything is known, at once.
-
-    Returns:
-        The mean over known (projection, row) pairs; zero when there is none.
 
     Raises:
         ValueError: If the target is too large to be a scale.

@@ -52,9 +52,6 @@ class Standardizer(nn.Module):
             x: Inputs.
             y: Values.
 
-        Returns:
-            The units, in the type of ``x`` and ``y``.
-
         Raises:
             ValueError: If there are no rows, or not as many of both, or they are not finite.
         """
@@ -103,14 +100,11 @@ class Standardizer(nn.Module):
     def jacobian(
         self, jacobian: Float[Tensor, "batch *rest"], *, undo: bool = False
     ) -> Float[Tensor, "batch *rest"]:
-        """Change the units of first derivatives.
+        """Return first derivatives in the other units.
 
         Args:
             jacobian: ``[batch, *out, *in]``; ``*out`` may be missing for a single output.
             undo: Whether to go back to the user's units.
-
-        Returns:
-            The same array in the other units.
 
         Raises:
             ValueError: If the shape is another one.

@@ -66,9 +66,6 @@ class GradientAttack:
         Args:
             radius: Largest change of a pixel.
             settings: ``draws`` and ``bounds``.
-
-        Returns:
-            The attack.
         """
         return cls(radius=radius, steps=1, step_size=radius, random_start=False, **settings)  # type: ignore[arg-type]
 
@@ -80,16 +77,13 @@ class GradientAttack:
         *,
         generator: torch.Generator | None = None,
     ) -> Float[Tensor, "batch *pixels"]:
-        """Return an adversarial image for each image.
+        """Return an adversarial image for each image, no farther than ``radius`` from it.
 
         Args:
             model: Gives the logits of a batch.
             images: Images within ``bounds``.
             labels: Classes whose probability is to fall.
             generator: Source of the random start, on the CPU.
-
-        Returns:
-            Images no farther than ``radius`` from the given ones.
 
         Raises:
             ValueError: If an image lies outside ``bounds`` or the labels do not fit.

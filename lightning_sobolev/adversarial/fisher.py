@@ -64,9 +64,6 @@ class ClassGradients:
                 precision of the gradients can tell from zero; 1e-3 is what the authors' code cuts,
                 which makes images that the network is sure of count less.
 
-        Returns:
-            The influences; 0 where no singular value is left.
-
         Raises:
             ValueError: If the targets do not fit or ``threshold`` is negative.
 
@@ -89,7 +86,7 @@ class ClassGradients:
         return (share / self.log_probs.double()[rows, targets].exp()).to(self.log_probs.dtype)
 
     def pixel_influence(self, targets: Int[Tensor, " batch"]) -> Float[Tensor, "batch *pixels"]:
-        r"""Return the influence of every single pixel on the log-probability of a class.
+        r"""Return the influence of every pixel by itself on the log-probability of a class.
 
         .. math:: \mathrm{FI}_p = \frac{(\partial_p \log P_t)^2}{\sum_k (\partial_p P_k)^2 / P_k}
 
@@ -99,9 +96,6 @@ class ClassGradients:
 
         Args:
             targets: The class t of every image.
-
-        Returns:
-            The influences; 0 for a pixel that moves no probability.
 
         Raises:
             ValueError: If the targets do not fit.
@@ -147,7 +141,7 @@ class ClassGradients:
 
 
 def class_gradients(model: BatchFn, images: Float[Tensor, "batch *pixels"]) -> ClassGradients:
-    """Differentiate the log-probabilities of every class.
+    """Return log-probabilities of every class and their gradients, without a graph.
 
     One forward pass and one backward pass per class. Assumes that rows are independent: a network
     with batch norm must be in eval mode.
@@ -155,9 +149,6 @@ def class_gradients(model: BatchFn, images: Float[Tensor, "batch *pixels"]) -> C
     Args:
         model: Gives the logits of a batch.
         images: The images.
-
-    Returns:
-        Log-probabilities and gradients, without a graph.
 
     Raises:
         ValueError: If ``model`` is no classifier: what it returns is not ``[batch, classes]`` with

@@ -35,9 +35,6 @@ def kept(sizes: Sequence[int], rate: float) -> tuple[int, ...]:
         sizes: Points of every axis.
         rate: Percentage that is cut.
 
-    Returns:
-        For an axis with N points a number from 1 to :math:`\lfloor N/2 \rfloor + 1`.
-
     Source:
         Dziedzic et al. 2019, Band-limited Training and Inference for Convolutional Neural Networks
         (their code: the root of the kept share, rounded down). There maps are square; other ones
@@ -65,9 +62,6 @@ def kept_by_energy(x: Float[Tensor, "*signals"], energy: float, num_axes: int) -
         x: Signals.
         energy: Percentage of the sum of squares that must be kept.
         num_axes: How many of the last axes are space.
-
-    Returns:
-        Counts as :func:`kept` gives them.
 
     Raises:
         ValueError: If ``energy`` is not in (0, 100].
@@ -102,7 +96,7 @@ def kept_by_energy(x: Float[Tensor, "*signals"], energy: float, num_axes: int) -
 def cut_spectrum(
     x: Float[Tensor, "*signals"], counts: Sequence[int]
 ) -> Complex[Tensor, "*spectra"]:
-    """Return the lowest frequencies of the last axes of ``x``, as a smaller tensor.
+    """Return the lowest frequencies of the last axes of ``x``, not normalised.
 
     The last axis holds ``counts[-1]`` frequencies from 0 on; every other one those from 0 on and
     then their negatives, ``2 * count - 1`` in all, or every one where the count says so. An axis is
@@ -111,9 +105,6 @@ def cut_spectrum(
     Args:
         x: Real numbers.
         counts: Kept frequencies of every transformed axis, as :func:`kept` gives them.
-
-    Returns:
-        The cut spectrum, not normalised.
     """
     # A view would keep the whole spectrum in memory.
     spectrum: Tensor = torch.fft.rfft(x)[..., : counts[-1]].contiguous()
@@ -138,9 +129,6 @@ def filled_signal(
     Args:
         spectrum: What :func:`cut_spectrum` returned, or a product of such.
         sizes: Points of every axis of the signal.
-
-    Returns:
-        Real numbers.
     """
     for axis, size in zip(range(-len(sizes), -1), sizes, strict=False):
         missing = size - spectrum.shape[axis]
@@ -156,8 +144,9 @@ def filled_signal(
 
 
 def low_pass(x: Float[Tensor, "*signals"], rate: float, num_axes: int) -> Float[Tensor, "*signals"]:
-    r"""Keep the lowest frequencies of the last axes: the orthogonal projection on them.
+    r"""Return the lowest frequencies of the last axes: the orthogonal projection on them.
 
+    Shape and type stay.
     The map P is linear, :math:`P^\top = P = P^2`, and its trace is the number of kept directions.
 
     Costs a Fourier transform and its inverse.
@@ -166,9 +155,6 @@ def low_pass(x: Float[Tensor, "*signals"], rate: float, num_axes: int) -> Float[
         x: Signals; in half precision they are filtered in float32.
         rate: Percentage of the spectrum that is cut; 0 returns ``x``.
         num_axes: How many of the last axes are space.
-
-    Returns:
-        The filtered signals, of the same shape and type.
 
     Raises:
         ValueError: If the rate is out of range or ``x`` has too few axes.
@@ -194,9 +180,6 @@ def space_axes(row: Sequence[int], rate: float, name: str) -> int:
         row: Shape of one input.
         rate: What was asked for.
         name: Whose input it is, for the error.
-
-    Returns:
-        Their number.
 
     Raises:
         ValueError: If there is none.

@@ -246,7 +246,7 @@ class FuncJet:
 
 
 def tape_jet(fn: BatchFn, x: Float[Tensor, "batch *in"], *, create_graph: bool = False) -> TapeJet:
-    """Record ``fn`` at a detached copy of ``x`` and return its jet.
+    """Return the jet of ``fn``, recorded at a detached copy of ``x``.
 
     One forward pass. Works under ``no_grad`` and ``inference_mode`` (inside validate, test and
     predict) too; tensors that ``fn`` closes over must then be ordinary ones, as parameters are.
@@ -255,9 +255,6 @@ def tape_jet(fn: BatchFn, x: Float[Tensor, "batch *in"], *, create_graph: bool =
         fn: The function; it may write into its argument.
         x: Points of evaluation. Need not require grad; no gradient ever reaches it.
         create_graph: Whether the derivatives may be part of a loss.
-
-    Returns:
-        The jet at ``x``.
     """
     with _recording():
         leaf = (x.clone() if x.is_inference() else x.detach()).requires_grad_()
@@ -272,23 +269,17 @@ def value_and_vjp(
     *,
     engine: Engine = "func",
 ) -> tuple[Float[Tensor, "batch *out"], Float[Tensor, "proj batch *in"]]:
-    r"""Evaluate ``fn`` and pull cotangents back to its input.
+    r"""Return values of ``fn`` and cotangents pulled back to its input.
 
     Row :math:`(p, b)` of the second result is :math:`u_{pb}^\top J(x_b)`. One forward pass and one
-    backward pass per projection. Assumes row independence (note above).
+    backward pass per projection. Assumes row independence (note above). Projections on random
+    vectors take the Jacobian's place in Czarnecki et al. 2017 (arXiv:1706.04859).
 
     Args:
         fn: The function; it may write into its argument.
         x: Points of evaluation. Need not require grad.
         cotangents: Directions in output space; the scaled identity gives the full Jacobian.
         engine: ``"func"`` or ``"tape"``.
-
-    Returns:
-        The values and the projected Jacobians, both differentiable in the parameters of ``fn``.
-
-    Source:
-        Czarnecki, Osindero, Jaderberg, Swirszcz and Pascanu 2017, Sobolev Training for Neural
-        Networks (arXiv:1706.04859): projections on random vectors in place of the Jacobian.
 
     Example:
         >>> x = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
@@ -307,7 +298,7 @@ def value_and_jvp(
     *,
     engine: Engine = "func",
 ) -> tuple[Float[Tensor, "batch *out"], Float[Tensor, "proj batch *out"]]:
-    r"""Evaluate ``fn`` and push tangents forward to its output.
+    r"""Return values of ``fn`` and tangents pushed forward to its output.
 
     Column :math:`(p, b)` of the second result is :math:`J(x_b) v_{pb}`. ``"func"`` runs forward
     mode, one pass for value and columns; ``"tape"`` transposes the vjp: one forward pass, one
@@ -319,9 +310,6 @@ def value_and_jvp(
         x: Points of evaluation. Need not require grad.
         tangents: Directions in input space.
         engine: ``"func"`` or ``"tape"``.
-
-    Returns:
-        The values and the columns, both differentiable in the parameters of ``fn``.
 
     Example:
         >>> x = torch.tensor([[1.0, 2.0]])
@@ -341,7 +329,7 @@ def hvp(
     *,
     engine: Engine = "func",
 ) -> Float[Tensor, "proj batch *in"]:
-    r"""Multiply Hessians with tangents.
+    r"""Return products of Hessians with tangents, differentiable in the parameters of ``fn``.
 
     Row :math:`(p, b)` is :math:`\nabla^2_x \langle u_{pb}, f \rangle (x_b) \, v_{pb}`, by reverse
     over reverse mode: two backward passes per projection. Zero for piecewise linear functions.
@@ -354,9 +342,6 @@ def hvp(
         tangents: Directions in input space, one for each cotangent.
         engine: ``"func"`` or ``"tape"``.
 
-    Returns:
-        The products, differentiable in the parameters of ``fn``.
-
     Example:
         >>> x = torch.tensor([[1.0, 2.0]])
         >>> hvp(lambda x: x.pow(3).sum(-1), x, torch.ones(1, 1), torch.ones(1, 1, 2))
@@ -368,17 +353,14 @@ def hvp(
 def jacobian(
     fn: BatchFn, x: Float[Tensor, "batch *in"], *, engine: Engine = "func"
 ) -> Float[Tensor, "batch ..."]:
-    """Return the full Jacobian of every row: one backward pass per element of the output.
+    """Return the full Jacobian ``[batch, *out, *in]`` of every row.
 
-    Assumes row independence (note above).
+    One backward pass per element of the output. Assumes row independence (note above).
 
     Args:
         fn: The function; it may write into its argument.
         x: Points of evaluation. Need not require grad.
         engine: ``"func"`` or ``"tape"``.
-
-    Returns:
-        The Jacobians ``[batch, *out, *in]``, differentiable in the parameters of ``fn``.
     """
     jet = _jet(fn, x, engine)
     rows = jet.vjp(_identity(jet.value))  # [out, batch, *in]
@@ -388,7 +370,7 @@ def jacobian(
 def hessian(
     fn: BatchFn, x: Float[Tensor, "batch *in"], *, engine: Engine = "func"
 ) -> Float[Tensor, "batch ..."]:
-    """Return the full Hessian of every row and output.
+    """Return the full Hessian ``[batch, *out, *in, *in]`` of every row.
 
     Two backward passes per pair of an output element and an input element. Assumes row
     independence, and no fused norms where the result is trained on (notes above).
@@ -397,9 +379,6 @@ def hessian(
         fn: The function; it may write into its argument.
         x: Points of evaluation. Need not require grad.
         engine: ``"func"`` or ``"tape"``.
-
-    Returns:
-        The Hessians ``[batch, *out, *in, *in]``, differentiable in the parameters of ``fn``.
     """
     jet = _jet(fn, x, engine)
     cotangents, tangents = _identity(jet.value), _identity(x)
@@ -432,13 +411,10 @@ class RecordedScalar:
             raise ValueError(f"fn must return [batch] = {[len(x)]}, got {list(self.value.shape)}")
 
     def gradient(self, y: Float[Tensor, " batch"]) -> tuple[Float[Tensor, " batch"], ...]:
-        """Differentiate the value, or what an earlier gradient holds: one backward pass.
+        """Return the derivative of the value, or of an earlier one, along every axis of the input.
 
         Args:
             y: Row b depends on row b of the input alone.
-
-        Returns:
-            The derivative along every axis of the input.
         """
         with _recording():
             row = None

@@ -38,7 +38,7 @@ def huber(
     *,
     delta: float = 1.0,
 ) -> Float[Tensor, "proj batch"]:
-    r"""Return the sum of Huber's function of :math:`e_i = s_i - t_i`.
+    r"""Return the sum of Huber's function of :math:`e_i = s_i - t_i` for every row.
 
     It is :math:`e^2 / 2` up to :math:`|e| = \delta` and :math:`\delta (|e| - \delta / 2)` beyond.
 
@@ -46,9 +46,6 @@ def huber(
         student: The student's rows.
         target: The target's rows.
         delta: Where the square ends, in units of the rows; positive.
-
-    Returns:
-        The distance of every row.
 
     Raises:
         ValueError: If ``delta`` is not positive.

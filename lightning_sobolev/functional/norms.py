@@ -80,13 +80,10 @@ class TimeSpaceNorm:
             raise ValueError(f"total_order must be a whole number >= 0 or None, got {total!r}")
 
     def indices(self, dim: int = 1) -> tuple[Index, ...]:
-        """Return the derivatives that the norm needs.
+        """Return the derivatives that the norm needs: orders in time and along each axis of space.
 
         Args:
             dim: Axes of space.
-
-        Returns:
-            Orders in time and along every axis of space.
 
         Raises:
             ValueError: If there is no space.

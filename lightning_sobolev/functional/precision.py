@@ -22,8 +22,5 @@ def inner_autocast(device_type: str, precision: InnerPrecision) -> torch.autocas
     Args:
         device_type: Where the network is.
         precision: All but ``"bf16-mixed"`` switch autocast off, whatever surrounds the call.
-
-    Returns:
-        The context manager.
     """
     return torch.autocast(device_type, dtype=torch.bfloat16, enabled=precision == "bf16-mixed")

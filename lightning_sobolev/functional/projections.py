@@ -27,7 +27,7 @@ def draw(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
 ) -> Float[Tensor, "proj batch *rest"]:
-    r"""Draw directions for every row of a batch.
+    r"""Return directions for every row of a batch.
 
     With C the number of elements of a row:
 
@@ -48,9 +48,6 @@ def draw(
         generator: Source of randomness.
         dtype: Type of the result; the default type if ``None``.
         device: Device of the result; the generator's if ``None``.
-
-    Returns:
-        The directions.
 
     Raises:
         ValueError: If ``kind`` is unknown, ``shape`` has no batch axis, or ``num_projections`` is
@@ -96,7 +93,7 @@ def counter_draw(
     draw: int,
     dtype: torch.dtype | None = None,
 ) -> Float[Tensor, "batch *rest"]:
-    r"""Draw one direction for each sample as a pure function of (seed, sample index, draw).
+    r"""Return a direction for each sample, a pure function of (seed, sample index, draw).
 
     The row of a sample is the same whatever batch it is in, whatever came before and whichever
     process asks, so that a stored projection of a teacher's derivative can be matched later. Kinds
@@ -111,9 +108,6 @@ def counter_draw(
         seed: Seed of the whole run.
         draw: Number of the draw, for instance the epoch.
         dtype: Type of the result; the default type if ``None``.
-
-    Returns:
-        The directions.
 
     Raises:
         ValueError: If ``kind`` is unknown or ``sample_index`` is not a vector of integers.
@@ -153,9 +147,6 @@ def generator_for(*words: int) -> torch.Generator:
 
     Args:
         words: What identifies the draw, e.g. seed, rank, counter, position of the term.
-
-    Returns:
-        A new generator.
     """
     return torch.Generator().manual_seed(hash_words(*words))
 

@@ -74,9 +74,6 @@ def gauss_legendre(
         panels: Equal parts of an axis; likewise.
         dtype: Floating-point type of points and weights.
 
-    Returns:
-        The quadrature.
-
     Raises:
         ValueError: If the box is not one, or a count is below one.
 
@@ -112,7 +109,7 @@ def monte_carlo(
     generator: torch.Generator,
     dtype: torch.dtype = torch.float64,
 ) -> Quadrature:
-    """Draw times uniformly, and at each of them points of space of its own, uniformly too.
+    """Return times drawn uniformly, and at each of them points of space of its own.
 
     Rows are then independent: :meth:`TimeSpaceNorm.standard_error` rests on that.
 
@@ -122,9 +119,6 @@ def monte_carlo(
         places: Draws of the point at each time.
         generator: Where the randomness comes from.
         dtype: Floating-point type of points and weights.
-
-    Returns:
-        The quadrature.
 
     Raises:
         ValueError: If the box is not one, or a count is below one.

@@ -108,7 +108,7 @@ _PLAIN = {limited: plain for plain, limited in _LIMITED.items()}
 
 
 def band_limit(module: _Module, rate: float = 0.0, *, energy: float | None = None) -> _Module:
-    """Band-limit every convolution of a network, in place; rate 0 gives torch's own ones back.
+    """Return the network with every convolution band-limited in place; rate 0 undoes it.
 
     A layer changes its class and nothing else: it stays the same object, with its name, parameters
     and hooks, so that optimizers, checkpoints and shared layers go on as before. A network that is
@@ -118,9 +118,6 @@ def band_limit(module: _Module, rate: float = 0.0, *, energy: float | None = Non
         module: A network, or one convolution.
         rate: Percentage of the spectrum that is cut, the same in every layer.
         energy: Percentage of each layer's input energy that is kept, in place of a rate.
-
-    Returns:
-        The module that was given.
 
     Raises:
         ValueError: If a percentage is out of range, the module has no convolution, or one of

@@ -105,7 +105,7 @@ def inject_noise(
     at_evaluation: bool = True,
     example: Tensor | None = None,
 ) -> nn.Module:
-    """Put a :class:`NoiseInjection` into every linear and convolutional layer, in place.
+    """Return the module with a :class:`NoiseInjection` in every linear and convolutional layer.
 
     Weights become parametrizations of torch (``layer.parametrizations.weight[0]``), with one draw
     for each forward pass that all rows share. Inputs and outputs get a forward hook and a submodule
@@ -124,9 +124,6 @@ def inject_noise(
         color: False leaves them out: white noise.
         at_evaluation: Whether noise is added in evaluation mode, until switched otherwise.
         example: For inputs and outputs: a batch that tells sizes and scales, in evaluation mode.
-
-    Returns:
-        The module itself.
 
     Raises:
         ValueError: If an argument is out of range, ``example`` is missing or needless or does not

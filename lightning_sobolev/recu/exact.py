@@ -119,9 +119,6 @@ def monomial(exponents: Sequence[int], scale: float = 1.0) -> nn.Sequential:
         exponents: n_i; their sum is at least 1.
         scale: About the largest input, note [rounding].
 
-    Returns:
-        The network.
-
     Raises:
         ValueError: If an exponent is negative, or all are zero.
     """
@@ -171,9 +168,6 @@ def partition_of_unity(low: float, high: float, cells: int) -> nn.Sequential:
         low: Beginning of the interval on which the sum is one.
         high: Its end.
         cells: Equal parts of the interval.
-
-    Returns:
-        The network, in float64.
 
     Example:
         >>> net = partition_of_unity(0.0, 1.0, 4)
