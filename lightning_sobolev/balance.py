@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lightning_sobolev._checks import require
 from lightning_sobolev.spec import SobolevTerm
 
 
@@ -51,12 +52,9 @@ class Balanced:
     memory: float = 0.9
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.ratio < math.inf:
-            raise ValueError(f"ratio must be a finite number > 0, got {self.ratio}")
-        if self.every_n_steps < 1:
-            raise ValueError(f"every_n_steps must be at least 1, got {self.every_n_steps}")
-        if not 0.0 <= self.memory < 1.0:
-            raise ValueError(f"memory must be in [0, 1), got {self.memory}")
+        require(0.0 < self.ratio < math.inf, "ratio", "a finite number > 0", self.ratio)
+        require(self.every_n_steps >= 1, "every_n_steps", "at least 1", self.every_n_steps)
+        require(0.0 <= self.memory < 1.0, "memory", "in [0, 1)", self.memory)
 
     def at(self, step: int) -> float:
         """Return ``ratio``, the weight of a term that was not measured yet."""

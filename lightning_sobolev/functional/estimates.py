@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lightning_sobolev._checks import require
+
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
@@ -58,8 +60,7 @@ def central_differences(
         ValueError: If ``noise`` is not in (0, 1), ``scale`` not positive, or a shape wrong.
     """
     noise = torch.finfo(x.dtype).eps if noise is None else noise
-    if not 0.0 < noise < 1.0:
-        raise ValueError(f"noise must be in (0, 1), got {noise}")
+    require(0.0 < noise < 1.0, "noise", "in (0, 1)", noise)
     x = x.detach()
     directions = _every_input(x) if tangents is None else tangents.to(x)
     if directions.shape[1:] != x.shape:
@@ -104,8 +105,7 @@ def _as_jacobian(columns: Float[Tensor, "size batch *out"], x: Tensor) -> Tensor
 def _lengths(x: Tensor, scale: Tensor | float | None) -> Tensor:
     if scale is not None:
         given = torch.as_tensor(scale, dtype=x.dtype, device=x.device)
-        if not bool((given > 0).all()):
-            raise ValueError(f"scale must be positive, got {scale}")
+        require(bool((given > 0).all()), "scale", "positive", scale)
         return given.expand(x.shape[1:])
     deviation, largest = x.std(0, correction=0), x.abs().amax(0)
     varies = deviation > 8 * torch.finfo(x.dtype).eps * largest
@@ -148,8 +148,7 @@ def neighbor_derivatives(
         Kissel and Diepold 2019, Sobolev Training with Approximated Derivatives for Black-Box
         Function Regression with Neural Networks (degree 1, four neighbours in two dimensions).
     """
-    if degree not in (1, 2):
-        raise ValueError(f"degree must be 1 or 2, got {degree}")
+    require(degree in (1, 2), "degree", "1 or 2", degree)
     dim = x.shape[1:].numel()
     unknowns = dim if degree == 1 else dim + dim * (dim + 1) // 2
     count = 2 * unknowns if num_neighbors is None else num_neighbors

@@ -7,6 +7,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from lightning_sobolev._checks import require
+
 PLACES = ("weight", "input", "output")
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _START = 0.25  # of the noise's deviation, in deviations of what it is added to (the sources')
@@ -55,8 +57,7 @@ class NoiseInjection(nn.Module):
         like: Tensor | None = None,
     ) -> None:
         super().__init__()
-        if rank < 0:
-            raise ValueError(f"rank must be at least 0, got {rank}")
+        require(rank >= 0, "rank", "at least 0", rank)
         made: dict[str, Any] = {} if like is None else {"dtype": like.dtype, "device": like.device}
         self.at_evaluation = at_evaluation
         self.alpha = nn.Parameter(torch.full(shape, _START, **made))
@@ -135,10 +136,8 @@ def inject_noise(
         >>> bool((net(x) == net(x)).all())
         False
     """
-    if where not in PLACES:
-        raise ValueError(f"where must be one of {PLACES}, got {where!r}")
-    if color and rank < 1:
-        raise ValueError(f"rank must be at least 1 for colored noise, got {rank}")
+    require(where in PLACES, "where", f"one of {PLACES}", where)
+    require(not color or rank >= 1, "rank", "at least 1 for colored noise", rank)
     if (example is None) != (where == "weight"):
         expected = "a batch for inputs and outputs, None for weights"
         raise ValueError(f"example must be {expected}, got {type(example).__name__} for {where!r}")

@@ -35,14 +35,7 @@ Said = Mapping[int, Tensor] | None
 
 @dataclass(frozen=True)
 class Asked:
-    """What one call of the student is asked for.
-
-    Args:
-        indices: Numbers of the terms.
-        again: Whether the call is the derivative's own.
-        draws: Random choices of the step.
-        batch: For teachers that read it.
-    """
+    """What one call of the student is asked for; ``again`` if it is the derivative's own."""
 
     indices: tuple[int, ...]
     again: bool

@@ -7,7 +7,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
-from lightning_sobolev.plugin import log_keys
+from lightning_sobolev.plugin.step_log import key
 from lightning_sobolev.plugin.twin import Silent, Twin
 
 
@@ -97,7 +97,7 @@ class HarmCheck(Callback):
         if trainer.sanity_checking or not (own > 0.0 and other > 0.0):
             return
         self.ratios.append(own / other)
-        pl_module.log(log_keys.harm_ratio("val"), self.ratios[-1])
+        pl_module.log(key("val", "harm_ratio"), self.ratios[-1])
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

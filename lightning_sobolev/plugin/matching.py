@@ -25,7 +25,7 @@ from lightning_sobolev.spec import SobolevTerm
 
 
 class StepPart:
-    """Implements :class:`lightning_sobolev.plugin.step.Part`.
+    """One callback's part in one training step.
 
     ``finish`` evaluates what was observed, logs, and returns the weighted sum.
     """

@@ -21,14 +21,10 @@ Call = Literal["first", "all"] | int
 
 
 class Observer:
-    """Watches the calls that one training step makes.
+    """Watches the calls that one training step makes of one module.
 
-    Args:
-        root: The LightningModule.
-        target: Name of the submodule to watch; None for the module itself or, if the step never
-            calls that, the one child with parameters that it calls.
-        probe: What to observe.
-        call: Which call counts when there are several.
+    Without a ``target`` that is the module itself or, if the step never calls it, the one child
+    with parameters that it calls.
     """
 
     def __init__(self, root: nn.Module, target: str | None, probe: Probe, call: Call) -> None:

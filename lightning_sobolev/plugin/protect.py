@@ -21,14 +21,10 @@ from torch.overrides import TorchFunctionMode
 
 @contextmanager
 def protected(*, exact_norms: bool, compiled: bool, recurrent: bool) -> Iterator[None]:
-    """Run what is inside on operations that can be differentiated twice.
-
-    Norms are written out for tangents and at order 2. What is compiled runs eager: aot_autograd has
-    no double backward.
-    """
+    """Run what is inside on operations that can be differentiated twice."""
     with ExitStack() as stack:
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        if compiled:
+        if compiled:  # aot_autograd has no double backward
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         if recurrent:
             stack.enter_context(torch.backends.cudnn.flags(enabled=False))

@@ -69,8 +69,8 @@ def parse_wrt(wrt: Any) -> str | int | tuple[str | int, ...] | None:
 def locate(wrt: Wrt, forward: Callable[..., Any], inputs: Inputs) -> Place:
     """Return where the input stands with respect to which is differentiated.
 
-    ``wrt`` is None for the first floating-point tensor; a position; the name of a parameter of
-    ``forward``, or a key of its first argument; or a key path that begins so; or several.
+    ``wrt`` is a position, the name of a parameter of ``forward`` or a key of its first argument, or
+    a path that begins so; or several; or None for the first floating-point tensor.
     """
     several = (wrt,) if wrt is None or isinstance(wrt, str | int) else wrt
     return Place(tuple(_locate_one(one, forward, inputs) for one in several))

@@ -5,67 +5,35 @@ module.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import ExitStack, nullcontext
 from types import MethodType
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 from torch.autograd.graph import Node
 
-from lightning_sobolev.plugin import log_keys
+from lightning_sobolev.plugin.matching import StepPart
 from lightning_sobolev.plugin.protect import explained, kept_gathered, sharded_parts
 from lightning_sobolev.plugin.shadow import Passing, Shadow
-from lightning_sobolev.plugin.step_log import log_step
+from lightning_sobolev.plugin.step_log import key, log_step
+
+if TYPE_CHECKING:
+    from lightning_sobolev.plugin.callback import SobolevCallback
 
 _SHADOWED = ("training_step", "manual_backward", "backward")
-
-
-class Part(Protocol):
-    """One callback's part in one training step."""
-
-    @property
-    def captured(self) -> bool:
-        """Whether anything has been observed so far."""
-        ...
-
-    @property
-    def observed(self) -> list[tuple[Tensor, Tensor]]:
-        """(x, y) of the observations that count."""
-        ...
-
-    def watching(self) -> AbstractContextManager[None]:
-        """Surround the user's step."""
-        ...
-
-    def loss(self, batch: Any, value_loss: Tensor) -> Tensor:
-        """Return the weighted sum of the terms beside the given loss; logs each of them."""
-        ...
-
-
-class Matcher(Protocol):
-    """A callback that takes part in training steps."""
-
-    @property
-    def term_keys(self) -> list[str]:
-        """Names under which its terms are logged."""
-        ...
-
-    def begin(self, module: LightningModule, batch: Any) -> Part:
-        """Begin its part in one step."""
-        ...
 
 
 class ObservedStep:
     """Runs the user's step under observation and adds what the callbacks return."""
 
     def __init__(self, module: LightningModule) -> None:
-        self.matchers: list[Matcher] = []
+        self.matchers: list[SobolevCallback] = []
         self._module = module
         self._earlier = {name: vars(module).get(name) for name in _SHADOWED}
         self._step: Callable[..., Any] = self._original("training_step")
-        self._pending: list[Part] = []
+        self._pending: list[StepPart] = []
         self._used: set[int] = set()
         self._totals: list[Tensor] = []
         self._batch: Any = None
@@ -149,7 +117,7 @@ class ObservedStep:
             loss = loss + self._loss_of(part, value_loss)
         return {**output, "loss": loss} if isinstance(output, Mapping) else loss
 
-    def _loss_of(self, part: Part, value_loss: Tensor) -> Tensor:
+    def _loss_of(self, part: StepPart, value_loss: Tensor) -> Tensor:
         self._used.add(id(part))
         value = part.loss(self._batch, value_loss)
         self._totals.append(value.detach())
@@ -158,7 +126,7 @@ class ObservedStep:
 
     def _log_total(self, size: int) -> None:
         total = torch.stack(self._totals).sum()
-        log_step(self._module, log_keys.total("train"), total, size)
+        log_step(self._module, key("train", "total"), total, size)
 
     def _find_batch(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if "dataloader_iter" in kwargs or (args and hasattr(args[0], "__next__")):
@@ -172,7 +140,7 @@ class ObservedStep:
         return MethodType(getattr(type(self._module), name), self._module)
 
 
-def install(module: LightningModule, matcher: Matcher) -> None:
+def install(module: LightningModule, matcher: "SobolevCallback") -> None:
     """Let ``matcher`` take part in the module's training steps."""
     held = vars(module).get("_sobolev_step")
     step = held.held if held is not None else None
@@ -189,7 +157,7 @@ def install(module: LightningModule, matcher: Matcher) -> None:
     step.matchers.append(matcher)
 
 
-def uninstall(module: LightningModule, matcher: Matcher) -> None:
+def uninstall(module: LightningModule, matcher: "SobolevCallback") -> None:
     """Take ``matcher`` out; restore the module when it was the last one."""
     held = vars(module).get("_sobolev_step")
     step = held.held if held is not None else None

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from lightning_sobolev._checks import require
 from lightning_sobolev._files import sha256_of, whole, write_json
 from lightning_sobolev.functional.projections import PROJECTIONS
 
@@ -51,11 +52,9 @@ class CacheSettings:
         choices = {"side": ("cotangent", "tangent"), "projection": PROJECTIONS}
         choices |= {"on": ("identity", "log_softmax", "softmax"), "dtype": ("float32", "float16")}
         for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
+            require(getattr(self, name) in allowed, name, f"one of {allowed}", getattr(self, name))
         for name in ("num_draws", "shard_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+            require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
 
     def record(self, in_shape: tuple[int, ...], out_shape: tuple[int, ...]) -> np.dtype:
         """Return the type of one sample's record."""
