@@ -53,7 +53,7 @@ class Draws:
     ) -> Tensor:
         """Return ``[proj, batch, *in]`` for term number ``index``, within the term's band.
 
-        A target's own directions come first.
+        A target's own directions come first, and cannot be filtered.
 
         Raises:
             ValueError: If the term has a band, and the input no axes of space or the target

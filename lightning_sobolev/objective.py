@@ -47,13 +47,8 @@ def match(
 ) -> Matched:
     """Return distances of one projected derivative of two jets, by projection and row.
 
-    Args:
-        term: What is compared and by which discrepancy.
-        student: Jet that carries a graph to the student's parameters.
-        target: Jet of the teacher.
-        cotangents: ``[proj, batch, *out]`` where the term needs them.
-        tangents: ``[proj, batch, *in]`` where the term needs them.
-        allows_unknown: Whether NaN in the target masks the entry instead of being an error.
+    ``cotangents`` and ``tangents`` are given where the term needs them; with ``allows_unknown`` NaN
+    in the target masks an entry instead of being an error.
 
     Raises:
         ValueError: If the shapes of student and target differ, or the target is not finite.
@@ -102,12 +97,9 @@ def reduced(
 ) -> Float[Tensor, ""]:
     """Return a matched term as its unweighted mean, divided by its running scale.
 
-    Args:
-        term: The term; its ``normalize`` says whether a scale is used.
-        matched: Distances with their axes.
-        scales: Running state, changed in place.
-        sum_over_processes: Sums a small vector over processes, so that all use one scale.
-        read: When the size of the target is looked at; where not everything is known, at once.
+    The mean is over known (projection, row) pairs, zero when there is none. ``sum_over_processes``
+    sums a small vector, so that all processes use one scale, which is changed in place; ``read``
+    says when the size of the target is looked at.
 
     Raises:
         ValueError: If the target is too large to be a scale.

@@ -61,12 +61,7 @@ class GradientAttack:
 
     @classmethod
     def fgsm(cls, radius: float, **settings: int | tuple[float, float]) -> "GradientAttack":
-        """Return the attack in one step of full size from the image itself.
-
-        Args:
-            radius: Largest change of a pixel.
-            settings: ``draws`` and ``bounds``.
-        """
+        """Return the attack in one step of full size from the image itself."""
         return cls(radius=radius, steps=1, step_size=radius, random_start=False, **settings)  # type: ignore[arg-type]
 
     def __call__(
@@ -79,11 +74,8 @@ class GradientAttack:
     ) -> Float[Tensor, "batch *pixels"]:
         """Return an adversarial image for each image, no farther than ``radius`` from it.
 
-        Args:
-            model: Gives the logits of a batch.
-            images: Images within ``bounds``.
-            labels: Classes whose probability is to fall.
-            generator: Source of the random start, on the CPU.
+        The probability of each ``labels`` is to fall; ``model`` gives logits, and ``generator`` the
+        random start, on the CPU.
 
         Raises:
             ValueError: If an image lies outside ``bounds`` or the labels do not fit.

@@ -53,10 +53,10 @@ class ClassGradients:
 
         .. math:: \mathrm{FI} = \frac{1}{P_t} e_t^\top \Pi e_t ,
 
-        where :math:`\Pi` projects onto the row space of A. Since :math:`A \sqrt{P} = 0`, its rank
-        is at most ``classes - 1``, and where it is that, FI is :math:`1 / P_t - 1`: the measure
-        then says what the probability says and no more. What differs from this is a matter of
-        the singular values of A that are cut off.
+        where :math:`\Pi` projects onto the row space of A; 0 if no singular value is left. Since
+        :math:`A \sqrt{P} = 0`, its rank is at most ``classes - 1``, and where it is that, FI is
+        :math:`1 / P_t - 1` and says no more than the probability. What differs from this is a
+        matter of the singular values of A that are cut off.
 
         Args:
             targets: The class t of every image.
@@ -94,9 +94,6 @@ class ClassGradients:
         what it does to all of them; how much it does is not in it, so a pixel of hardly any effect
         may have a large influence.
 
-        Args:
-            targets: The class t of every image.
-
         Raises:
             ValueError: If the targets do not fit.
 
@@ -113,11 +110,8 @@ class ClassGradients:
         return influence.to(self.gradients.dtype)
 
     def _beside_null(self, targets: Tensor) -> Float[Tensor, "batch classes"]:
-        """Return e_t without its part along the square roots of P, which A maps to zero.
-
-        Where P_t is nearly 1 that part is nearly all of e_t, and eigenvectors would be too coarse
-        to take it away.
-        """
+        """Return e_t without its part along the square roots of P, which A maps to zero."""
+        # Where P_t is nearly 1 that part is nearly all: eigenvectors are too coarse for it.
         log_probs, index = self.log_probs.double(), targets[:, None]
         roots = (log_probs / 2).exp()
         others = log_probs.exp().scatter(1, index, 0.0).sum(1, keepdim=True)
@@ -145,10 +139,6 @@ def class_gradients(model: BatchFn, images: Float[Tensor, "batch *pixels"]) -> C
 
     One forward pass and one backward pass per class. Assumes that rows are independent: a network
     with batch norm must be in eval mode.
-
-    Args:
-        model: Gives the logits of a batch.
-        images: The images.
 
     Raises:
         ValueError: If ``model`` is no classifier: what it returns is not ``[batch, classes]`` with

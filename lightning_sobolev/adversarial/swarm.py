@@ -96,16 +96,15 @@ class ParticleSwarm:
     ) -> Float[Tensor, "batch *pixels"]:
         """Return the best image that each swarm has found.
 
+        It is no farther than ``radius`` from the given one, in ``num_pixels`` pixels; whether the
+        target was reached is for the caller to see.
+
         Args:
             model: Gives the logits of a batch.
             images: Images within ``bounds``.
             targets: The class that every image is to be taken for.
             scores: Another measure than the pixel influence; pixels of large scores are changed.
             generator: Source of randomness, on the CPU.
-
-        Returns:
-            Images no farther than ``radius`` from the given ones, in ``num_pixels`` pixels each;
-            whether the target was reached is for the caller to see.
 
         Raises:
             ValueError: If an image lies outside ``bounds``, or targets, scores or number of pixels
@@ -117,19 +116,15 @@ class ParticleSwarm:
         flat = images.flatten(1)
         chosen = self._chosen(model, images, targets, scores)
         start = flat.gather(1, chosen)
-        swarm = _Swarm(
-            floor=((start - self.radius).clamp_min(low) - start)[:, None],
-            ceiling=((start + self.radius).clamp_max(high) - start)[:, None],
-            settings=self,
-            generator=generator,
-        )
+        floor = ((start - self.radius).clamp_min(low) - start)[:, None]
+        ceiling = ((start + self.radius).clamp_max(high) - start)[:, None]
 
         def fitness(change: Tensor) -> Tensor:
             tried = _changed(flat, chosen, change).reshape(-1, *images.shape[1:])
             probs = torch.softmax(model(tried), -1).reshape(*change.shape[:2], -1)
             return self._fitness(probs, change, targets)
 
-        best = swarm.search(fitness)
+        best = self._search(fitness, floor, ceiling, generator)
         # Rounding of start + change must not leave the bounds.
         return _changed(flat, chosen, best).reshape(images.shape).clamp(low, high)
 
@@ -162,40 +157,35 @@ class ParticleSwarm:
             return _CLASS_WEIGHT * (target - self.wanted).abs() + size
         return _CLASS_WEIGHT * (probs.amax(-1) - target) + 255 * size
 
+    def _search(
+        self,
+        fitness: Callable[[Tensor], Tensor],
+        floor: Float[Tensor, "batch 1 chosen"],
+        ceiling: Float[Tensor, "batch 1 chosen"],
+        generator: torch.Generator | None,
+    ) -> Float[Tensor, "batch 1 chosen"]:
+        shape = (len(floor), self.particles, floor.shape[2])
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Swarm:
-    """The search itself; ``floor`` and ``ceiling`` of the change are ``[batch, 1, chosen]``."""
+        def draw() -> Tensor:
+            return torch.rand(shape, generator=generator, dtype=floor.dtype).to(floor.device)
 
-    floor: Tensor
-    ceiling: Tensor
-    settings: ParticleSwarm
-    generator: torch.Generator | None
-
-    def search(self, fitness: Callable[[Tensor], Tensor]) -> Float[Tensor, "batch 1 chosen"]:
-        settings, width = self.settings, self.ceiling - self.floor
-        limit = settings.max_speed * width
-        place = self.floor + self._draw() * width
-        speed = (2 * self._draw() - 1) * limit
+        width = ceiling - floor
+        limit = self.max_speed * width
+        place = floor + draw() * width
+        speed = (2 * draw() - 1) * limit
         own, own_fitness = place, fitness(place)
-        for _ in range(settings.iterations):
+        for _ in range(self.iterations):
             speed = (
-                settings.inertia * speed
-                + settings.own * self._draw() * (own - place)
-                + settings.shared * self._draw() * (_best(own, own_fitness) - place)
+                self.inertia * speed
+                + self.own * draw() * (own - place)
+                + self.shared * draw() * (_best(own, own_fitness) - place)
             ).clamp(-limit, limit)
-            place, speed = reflected(place + speed, speed, self.floor, self.ceiling)
+            place, speed = reflected(place + speed, speed, floor, ceiling)
             found = fitness(place)
             better = found < own_fitness
             own = torch.where(better[..., None], place, own)
             own_fitness = torch.where(better, found, own_fitness)
         return _best(own, own_fitness)
-
-    def _draw(self) -> Tensor:
-        batch, _, chosen = self.floor.shape
-        shape = (batch, self.settings.particles, chosen)
-        drawn = torch.rand(shape, generator=self.generator, dtype=self.floor.dtype)
-        return drawn.to(self.floor.device)
 
 
 def _best(places: Tensor, fitness: Tensor) -> Float[Tensor, "batch 1 chosen"]:

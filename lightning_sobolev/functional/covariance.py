@@ -53,10 +53,6 @@ class Covariance:
         variance: the diagonal of :math:`\Sigma` is that of the sample covariance, and the whole is
         the sample covariance if ``rank`` is its rank. Cost: a singular value decomposition.
 
-        Args:
-            rows: The data.
-            rank: Number of components.
-
         Raises:
             ValueError: If there are fewer than two rows or ``rank`` is out of range.
         """
@@ -81,13 +77,6 @@ class Covariance:
         device: torch.device | str | None = None,
     ) -> Float[Tensor, "proj batch *rest"]:
         """Return directions for every row of a batch, drawn on the generator's device.
-
-        Args:
-            shape: ``[batch, *rest]``.
-            num_projections: Directions for each row.
-            generator: Source of randomness.
-            dtype: Type of the result; that of ``diagonal`` if None.
-            device: Device of the result; the generator's if None.
 
         Raises:
             ValueError: If ``rest`` is not the shape of ``diagonal``.

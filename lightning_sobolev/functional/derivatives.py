@@ -3,7 +3,8 @@ r"""The one place that differentiates; longer than other files, so that it stays
 Two engines give the same numbers. ``"tape"`` records a forward pass and walks it backwards with
 ``torch.autograd.grad``; it can reuse a forward that somebody else ran (:class:`TapeJet`).
 ``"func"`` evaluates value and derivative together through ``torch.func`` (:class:`FuncJet`); it is
-the one that ``torch.compile`` accepts and the one with a forward mode.
+the one that ``torch.compile`` accepts and the one with a forward mode. Functions take ``fn``, which
+may write into its argument, and points ``x``, which need not require grad.
 
 Note [row independence]
     Row b of ``fn(x)`` must depend on row b of ``x`` alone. Then one pass over the batch gives the
@@ -29,7 +30,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lightning_sobolev._types import BatchFn, Jet
+from lightning_sobolev._types import BatchFn, InRows, Jet, OutRows
 
 Engine = Literal["func", "tape"]
 
@@ -38,12 +39,10 @@ class TapeJet:
     """The jet of a forward pass that is already on autograd's tape.
 
     Nothing is evaluated again, so a dropout mask is that of the recorded forward. ``vjp`` and
-    ``hvp`` cost one and two backward passes per projection. ``jvp`` is the transpose of ``vjp``:
-    the pulled-back row is linear in its cotangent, so its own vjp in the cotangent is J v; that is
-    one backward pass once and one more per projection. Usable under ``no_grad`` and
-    ``inference_mode``.
-
-    Assumes row independence and, for ``jvp`` and ``hvp``, no fused norms (notes above).
+    ``hvp`` cost one and two backward passes per projection. ``jvp`` is the transpose of ``vjp``,
+    which is linear in its cotangent: one backward pass once and one more per projection. Usable
+    under ``no_grad`` and ``inference_mode``. Assumes row independence and, for ``jvp`` and ``hvp``,
+    no fused norms (notes above).
 
     Args:
         y: The recorded output.
@@ -73,13 +72,13 @@ class TapeJet:
         """The recorded output, cut off from the graph if the derivatives are."""
         return self._y if self._create_graph else self._y.detach()
 
-    def vjp(self, cotangents: Float[Tensor, "proj batch *out"]) -> Float[Tensor, "proj batch *in"]:
+    def vjp(self, cotangents: OutRows) -> InRows:
         r"""Pull cotangents back: row :math:`(p, b)` is :math:`u_{pb}^\top J(x_b)`."""
         _check_shape("cotangents", cotangents, self._y)
         with _recording():
             return _stacked([self._pull(_usable(u), self._create_graph) for u in cotangents])
 
-    def jvp(self, tangents: Float[Tensor, "proj batch *in"]) -> Float[Tensor, "proj batch *out"]:
+    def jvp(self, tangents: InRows) -> OutRows:
         r"""Push tangents forward: row :math:`(p, b)` is :math:`J(x_b) v_{pb}`."""
         _check_shape("tangents", tangents, self._x)
         with _recording():
@@ -89,20 +88,8 @@ class TapeJet:
             dummy, row = self._transposed
             return _stacked([self._grad(row, dummy, _usable(v)) for v in tangents])
 
-    def hvp(
-        self,
-        cotangents: Float[Tensor, "proj batch *out"],
-        tangents: Float[Tensor, "proj batch *in"],
-    ) -> Float[Tensor, "proj batch *in"]:
-        r"""Apply the Hessian of :math:`\langle u_{pb}, f \rangle` at :math:`x_b` to :math:`v_{pb}`.
-
-        Args:
-            cotangents: Directions in output space.
-            tangents: Directions in input space, one for each cotangent.
-
-        Returns:
-            The products; zero where the function is linear in its input.
-        """
+    def hvp(self, cotangents: OutRows, tangents: InRows) -> InRows:
+        r"""Return the Hessian of :math:`\langle u_{pb}, f \rangle` at :math:`x_b` times v."""
         _check_shape("cotangents", cotangents, self._y)
         _check_shape("tangents", tangents, self._x)
         _check_pairs(cotangents, tangents)
@@ -139,19 +126,16 @@ class TapeJet:
 class FuncJet:
     """The jet of a function through ``torch.func``.
 
-    Without ``tangents`` one forward pass gives the value and the pullback; ``vjp`` and ``jvp``
-    (as the transpose of the pullback) then reuse it. With ``tangents`` value and ``jvp`` come
-    together from one pass of forward mode, all projections in one ``vmap`` that draws the same
-    random numbers for each. What was not prepared at construction evaluates ``fn`` anew, ``hvp``
-    once per projection; a stochastic ``fn`` then draws anew, so give such a one to a
-    :class:`TapeJet`.
-
-    Assumes row independence and, for ``jvp`` and ``hvp``, no fused norms (notes above). An output
-    that does not depend on ``x`` has derivative zero here.
+    Without ``tangents`` one forward pass gives the value and the pullback, which ``vjp`` and its
+    transpose ``jvp`` reuse. With ``tangents`` value and ``jvp`` come together from one pass of
+    forward mode, all projections in one ``vmap`` that draws the same random numbers for each. What
+    was not prepared at construction evaluates ``fn`` anew, ``hvp`` once per projection; give a
+    stochastic ``fn`` to a :class:`TapeJet`. Assumes row independence and, for ``jvp`` and ``hvp``,
+    no fused norms (notes above). An output that does not depend on ``x`` has derivative zero.
 
     Args:
         fn: The function; it may write into its argument but not into tensors that it closes over.
-        x: Points of evaluation. Need not require grad.
+        x: Points of evaluation.
         tangents: Directions of forward mode, known in advance.
         has_aux: Whether ``fn`` returns ``(output, aux)``, ``aux`` a tree of tensors.
     """
@@ -163,7 +147,7 @@ class FuncJet:
         fn: Callable[[Tensor], Any],
         x: Float[Tensor, "batch *in"],
         *,
-        tangents: Float[Tensor, "proj batch *in"] | None = None,
+        tangents: InRows | None = None,
         has_aux: bool = False,
     ) -> None:
         self._fn, self._x, self._has_aux, self._tangents = fn, x, has_aux, tangents
@@ -180,14 +164,14 @@ class FuncJet:
         """The function's value."""
         return self._y
 
-    def vjp(self, cotangents: Float[Tensor, "proj batch *out"]) -> Float[Tensor, "proj batch *in"]:
+    def vjp(self, cotangents: OutRows) -> InRows:
         r"""Pull cotangents back: row :math:`(p, b)` is :math:`u_{pb}^\top J(x_b)`."""
         _check_shape("cotangents", cotangents, self._y)
         if self._pullback is None:
             _, self._pullback, _ = self._vjp()
         return _stacked([self._pullback(u)[0] for u in cotangents])
 
-    def jvp(self, tangents: Float[Tensor, "proj batch *in"]) -> Float[Tensor, "proj batch *out"]:
+    def jvp(self, tangents: InRows) -> OutRows:
         r"""Push tangents forward: row :math:`(p, b)` is :math:`J(x_b) v_{pb}`."""
         _check_shape("tangents", tangents, self._x)
         if self._tangents is tangents:
@@ -198,21 +182,10 @@ class FuncJet:
         push = torch.func.vjp(lambda u: pullback(u)[0], torch.zeros_like(self._y))[1]
         return _stacked([push(v)[0] for v in tangents])
 
-    def hvp(
-        self,
-        cotangents: Float[Tensor, "proj batch *out"],
-        tangents: Float[Tensor, "proj batch *in"],
-    ) -> Float[Tensor, "proj batch *in"]:
-        r"""Apply the Hessian of :math:`\langle u_{pb}, f \rangle` at :math:`x_b` to :math:`v_{pb}`.
+    def hvp(self, cotangents: OutRows, tangents: InRows) -> InRows:
+        r"""Return the Hessian of :math:`\langle u_{pb}, f \rangle` at :math:`x_b` times v.
 
         Reverse over reverse, which ``torch.compile`` accepts; forward over reverse it does not.
-
-        Args:
-            cotangents: Directions in output space.
-            tangents: Directions in input space, one for each cotangent.
-
-        Returns:
-            The products; zero where the function is linear in its input.
         """
         _check_shape("cotangents", cotangents, self._y)
         _check_shape("tangents", tangents, self._x)
@@ -249,12 +222,8 @@ def tape_jet(fn: BatchFn, x: Float[Tensor, "batch *in"], *, create_graph: bool =
     """Return the jet of ``fn``, recorded at a detached copy of ``x``.
 
     One forward pass. Works under ``no_grad`` and ``inference_mode`` (inside validate, test and
-    predict) too; tensors that ``fn`` closes over must then be ordinary ones, as parameters are.
-
-    Args:
-        fn: The function; it may write into its argument.
-        x: Points of evaluation. Need not require grad; no gradient ever reaches it.
-        create_graph: Whether the derivatives may be part of a loss.
+    predict) too; tensors that ``fn`` closes over must then be ordinary ones, as parameters are. No
+    gradient ever reaches ``x``; with ``create_graph`` the derivatives may be part of a loss.
     """
     with _recording():
         leaf = (x.clone() if x.is_inference() else x.detach()).requires_grad_()
@@ -263,23 +232,13 @@ def tape_jet(fn: BatchFn, x: Float[Tensor, "batch *in"], *, create_graph: bool =
 
 
 def value_and_vjp(
-    fn: BatchFn,
-    x: Float[Tensor, "batch *in"],
-    cotangents: Float[Tensor, "proj batch *out"],
-    *,
-    engine: Engine = "func",
-) -> tuple[Float[Tensor, "batch *out"], Float[Tensor, "proj batch *in"]]:
+    fn: BatchFn, x: Float[Tensor, "batch *in"], cotangents: OutRows, *, engine: Engine = "func"
+) -> tuple[Float[Tensor, "batch *out"], InRows]:
     r"""Return values of ``fn`` and cotangents pulled back to its input.
 
     Row :math:`(p, b)` of the second result is :math:`u_{pb}^\top J(x_b)`. One forward pass and one
     backward pass per projection. Assumes row independence (note above). Projections on random
     vectors take the Jacobian's place in Czarnecki et al. 2017 (arXiv:1706.04859).
-
-    Args:
-        fn: The function; it may write into its argument.
-        x: Points of evaluation. Need not require grad.
-        cotangents: Directions in output space; the scaled identity gives the full Jacobian.
-        engine: ``"func"`` or ``"tape"``.
 
     Example:
         >>> x = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
@@ -292,24 +251,14 @@ def value_and_vjp(
 
 
 def value_and_jvp(
-    fn: BatchFn,
-    x: Float[Tensor, "batch *in"],
-    tangents: Float[Tensor, "proj batch *in"],
-    *,
-    engine: Engine = "func",
-) -> tuple[Float[Tensor, "batch *out"], Float[Tensor, "proj batch *out"]]:
+    fn: BatchFn, x: Float[Tensor, "batch *in"], tangents: InRows, *, engine: Engine = "func"
+) -> tuple[Float[Tensor, "batch *out"], OutRows]:
     r"""Return values of ``fn`` and tangents pushed forward to its output.
 
     Column :math:`(p, b)` of the second result is :math:`J(x_b) v_{pb}`. ``"func"`` runs forward
     mode, one pass for value and columns; ``"tape"`` transposes the vjp: one forward pass, one
     backward pass and one more per projection. Assumes row independence, and no fused norms where
     the columns are trained on (notes above).
-
-    Args:
-        fn: The function; it may write into its argument.
-        x: Points of evaluation. Need not require grad.
-        tangents: Directions in input space.
-        engine: ``"func"`` or ``"tape"``.
 
     Example:
         >>> x = torch.tensor([[1.0, 2.0]])
@@ -324,23 +273,16 @@ def value_and_jvp(
 def hvp(
     fn: BatchFn,
     x: Float[Tensor, "batch *in"],
-    cotangents: Float[Tensor, "proj batch *out"],
-    tangents: Float[Tensor, "proj batch *in"],
+    cotangents: OutRows,
+    tangents: InRows,
     *,
     engine: Engine = "func",
-) -> Float[Tensor, "proj batch *in"]:
+) -> InRows:
     r"""Return products of Hessians with tangents, differentiable in the parameters of ``fn``.
 
     Row :math:`(p, b)` is :math:`\nabla^2_x \langle u_{pb}, f \rangle (x_b) \, v_{pb}`, by reverse
     over reverse mode: two backward passes per projection. Zero for piecewise linear functions.
     Assumes row independence, and no fused norms where the result is trained on (notes above).
-
-    Args:
-        fn: The function; it may write into its argument.
-        x: Points of evaluation. Need not require grad.
-        cotangents: Directions in output space: which combination of outputs is differentiated.
-        tangents: Directions in input space, one for each cotangent.
-        engine: ``"func"`` or ``"tape"``.
 
     Example:
         >>> x = torch.tensor([[1.0, 2.0]])
@@ -356,14 +298,9 @@ def jacobian(
     """Return the full Jacobian ``[batch, *out, *in]`` of every row.
 
     One backward pass per element of the output. Assumes row independence (note above).
-
-    Args:
-        fn: The function; it may write into its argument.
-        x: Points of evaluation. Need not require grad.
-        engine: ``"func"`` or ``"tape"``.
     """
     jet = _jet(fn, x, engine)
-    rows = jet.vjp(_identity(jet.value))  # [out, batch, *in]
+    rows = jet.vjp(basis_of(jet.value))  # [out, batch, *in]
     return rows.movedim(0, 1).reshape(*jet.value.shape, *x.shape[1:])
 
 
@@ -374,14 +311,9 @@ def hessian(
 
     Two backward passes per pair of an output element and an input element. Assumes row
     independence, and no fused norms where the result is trained on (notes above).
-
-    Args:
-        fn: The function; it may write into its argument.
-        x: Points of evaluation. Need not require grad.
-        engine: ``"func"`` or ``"tape"``.
     """
     jet = _jet(fn, x, engine)
-    cotangents, tangents = _identity(jet.value), _identity(x)
+    cotangents, tangents = basis_of(jet.value), basis_of(x)
     pairs = jet.hvp(
         cotangents.repeat_interleave(len(tangents), 0),
         tangents.repeat(len(cotangents), *[1] * x.dim()),
@@ -392,12 +324,9 @@ def hessian(
 class RecordedScalar:
     """A scalar function on the tape, whose derivatives can be differentiated again and again.
 
-    Where nothing depends on the input any more (a linear function, the second derivative of ReLU)
-    the gradient is zero. Works under ``no_grad`` and ``inference_mode``.
-
-    Args:
-        fn: Maps ``[batch, axes]`` to ``[batch]``; it may write into its argument.
-        x: Points of evaluation. Need not require grad; no gradient ever reaches it.
+    ``fn`` maps ``[batch, axes]`` to ``[batch]``. Where nothing depends on the input any more (a
+    linear function, the second derivative of ReLU) the gradient is zero. Works under ``no_grad``
+    and ``inference_mode``.
 
     Raises:
         ValueError: If ``fn`` gives anything else than one number for a row.
@@ -411,11 +340,7 @@ class RecordedScalar:
             raise ValueError(f"fn must return [batch] = {[len(x)]}, got {list(self.value.shape)}")
 
     def gradient(self, y: Float[Tensor, " batch"]) -> tuple[Float[Tensor, " batch"], ...]:
-        """Return the derivative of the value, or of an earlier one, along every axis of the input.
-
-        Args:
-            y: Row b depends on row b of the input alone.
-        """
+        """Return the derivatives of the value, or of an earlier one, along every axis."""
         with _recording():
             row = None
             if y.requires_grad:
@@ -460,8 +385,9 @@ def _usable(direction: Tensor) -> Tensor:
     return direction.clone() if direction.is_inference() else direction
 
 
-def _identity(like: Tensor) -> Tensor:
-    size = like[0].numel()
+def basis_of(like: Tensor) -> Float[Tensor, "size batch *rest"]:
+    """Return every basis direction of a row, for every row."""
+    size = like.shape[1:].numel()
     eye = torch.eye(size, dtype=like.dtype, device=like.device)
     return eye.reshape(size, 1, *like.shape[1:]).expand(size, *like.shape)
 

@@ -11,6 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+Rows = Float[Tensor, "proj batch *d"]
+LogProbs = Float[Tensor, "batch classes"]
+
 Discrepancy = Callable[[Tensor, Tensor], Tensor]
 """Maps two ``[proj, batch, *d]`` to ``[proj, batch]``."""
 
@@ -18,34 +21,21 @@ PolicyLoss = Callable[[Tensor, Tensor], Tensor]
 """Maps log-probabilities ``[batch, classes]`` of student and teacher to ``[batch]``."""
 
 
-def squared(
-    student: Float[Tensor, "proj batch *d"], target: Float[Tensor, "proj batch *d"]
-) -> Float[Tensor, "proj batch"]:
+def squared(student: Rows, target: Rows) -> Float[Tensor, "proj batch"]:
     r"""Return :math:`\sum_i (s_i - t_i)^2`."""
     return _sum(_difference(student, target).square())
 
 
-def l1(
-    student: Float[Tensor, "proj batch *d"], target: Float[Tensor, "proj batch *d"]
-) -> Float[Tensor, "proj batch"]:
+def l1(student: Rows, target: Rows) -> Float[Tensor, "proj batch"]:
     r"""Return :math:`\sum_i |s_i - t_i|`; its gradient is 0 where the two agree."""
     return _sum(_difference(student, target).abs())
 
 
-def huber(
-    student: Float[Tensor, "proj batch *d"],
-    target: Float[Tensor, "proj batch *d"],
-    *,
-    delta: float = 1.0,
-) -> Float[Tensor, "proj batch"]:
+def huber(student: Rows, target: Rows, *, delta: float = 1.0) -> Float[Tensor, "proj batch"]:
     r"""Return the sum of Huber's function of :math:`e_i = s_i - t_i` for every row.
 
-    It is :math:`e^2 / 2` up to :math:`|e| = \delta` and :math:`\delta (|e| - \delta / 2)` beyond.
-
-    Args:
-        student: The student's rows.
-        target: The target's rows.
-        delta: Where the square ends, in units of the rows; positive.
+    It is :math:`e^2 / 2` up to :math:`|e| = \delta`, which is in units of the rows, and
+    :math:`\delta (|e| - \delta / 2)` beyond.
 
     Raises:
         ValueError: If ``delta`` is not positive.
@@ -61,9 +51,7 @@ def huber(
     return _sum(inner * (error - inner / 2))
 
 
-def cosine(
-    student: Float[Tensor, "proj batch *d"], target: Float[Tensor, "proj batch *d"]
-) -> Float[Tensor, "proj batch"]:
+def cosine(student: Rows, target: Rows) -> Float[Tensor, "proj batch"]:
     r"""Return :math:`1 - \cos(s, t)`: direction alone is compared.
 
     A zero vector has no direction: it is at distance 1 from every other and 0 from another zero,
@@ -77,10 +65,7 @@ def cosine(
     return distance.masked_fill(student_is_zero & target_is_zero, 0.0)
 
 
-def kl(
-    student_log_probs: Float[Tensor, "batch classes"],
-    teacher_log_probs: Float[Tensor, "batch classes"],
-) -> Float[Tensor, " batch"]:
+def kl(student_log_probs: LogProbs, teacher_log_probs: LogProbs) -> Float[Tensor, " batch"]:
     r"""Return the divergence :math:`\sum_a p_a (\log p_a - \log q_a)` of student q from teacher p.
 
     Classes that the teacher gives probability 0 add nothing, whatever the student says of them.
@@ -92,10 +77,7 @@ def kl(
     return (probs * excess).sum(-1)
 
 
-def reverse_kl(
-    student_log_probs: Float[Tensor, "batch classes"],
-    teacher_log_probs: Float[Tensor, "batch classes"],
-) -> Float[Tensor, " batch"]:
+def reverse_kl(student_log_probs: LogProbs, teacher_log_probs: LogProbs) -> Float[Tensor, " batch"]:
     r"""Return the divergence :math:`\sum_a q_a (\log q_a - \log p_a)` of teacher p from student q.
 
     Infinite where the student gives a class some probability that the teacher gives none.
@@ -104,8 +86,7 @@ def reverse_kl(
 
 
 def cross_entropy(
-    student_log_probs: Float[Tensor, "batch classes"],
-    teacher_log_probs: Float[Tensor, "batch classes"],
+    student_log_probs: LogProbs, teacher_log_probs: LogProbs
 ) -> Float[Tensor, " batch"]:
     r"""Return :math:`-\sum_a p_a \log q_a`: the divergence :func:`kl` plus the teacher's entropy.
 

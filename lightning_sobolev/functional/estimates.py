@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lightning_sobolev._checks import require
+from lightning_sobolev.functional.derivatives import basis_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,7 @@ def central_differences(
     noise = torch.finfo(x.dtype).eps if noise is None else noise
     require(0.0 < noise < 1.0, "noise", "in (0, 1)", noise)
     x = x.detach()
-    directions = _every_input(x) if tangents is None else tangents.to(x)
+    directions = basis_of(x) if tangents is None else tangents.to(x)
     if directions.shape[1:] != x.shape:
         raise ValueError(
             f"tangents must have shape [proj, {', '.join(map(str, x.shape))}], "
@@ -72,7 +73,10 @@ def central_differences(
     pairs = [_along(fn, x, v, lengths, noise) for v in directions]
     derivative, error = (torch.stack(parts) for parts in zip(*pairs, strict=True))
     if tangents is None:
-        derivative, error = (_as_jacobian(each, x) for each in (derivative, error))
+        derivative, error = (
+            each.movedim(0, -1).reshape(*each.shape[1:], *x.shape[1:])
+            for each in (derivative, error)
+        )
     return Estimate(derivative, error, 4 * len(directions) * len(x))
 
 
@@ -90,16 +94,6 @@ def _along(
     near, far = (ends[0] - ends[1]) / (2 * h), (ends[2] - ends[3]) / (4 * h)
     rounding = noise * torch.maximum(ends[0].abs(), ends[1].abs()) / h
     return near, (near - far).abs() / 3 + rounding
-
-
-def _every_input(x: Tensor) -> Float[Tensor, "size batch *in"]:
-    size = x.shape[1:].numel()
-    eye = torch.eye(size, dtype=x.dtype, device=x.device)
-    return eye.reshape(size, 1, *x.shape[1:]).expand(size, *x.shape)
-
-
-def _as_jacobian(columns: Float[Tensor, "size batch *out"], x: Tensor) -> Tensor:
-    return columns.movedim(0, -1).reshape(*columns.shape[1:], *x.shape[1:])
 
 
 def _lengths(x: Tensor, scale: Tensor | float | None) -> Tensor:
@@ -161,14 +155,11 @@ def neighbor_derivatives(
     spread = flat.std(0, correction=0)
     spread = torch.where(spread > 0, spread, 1.0)
     points, values = flat / spread, y.detach().reshape(len(y), -1).double()
-    parts = [_fit_around(points, values, rows, count, degree) for rows in _chunks(len(x), chunk)]
+    chunks = [slice(start, start + chunk) for start in range(0, len(x), chunk)]
+    parts = [_fit_around(points, values, rows, count, degree) for rows in chunks]
     shape = (len(x), *y.shape[1:], *x.shape[1:])
     slopes, errors = (torch.cat(each) / spread for each in zip(*parts, strict=True))
     return Estimate(slopes.reshape(shape).to(y), errors.reshape(shape).to(y), 0)
-
-
-def _chunks(size: int, chunk: int) -> list[slice]:
-    return [slice(start, start + chunk) for start in range(0, size, chunk)]
 
 
 def _fit_around(

@@ -24,11 +24,6 @@ def fisher(
     counts as much as it is taken. A one-hot action drawn from p has the same covariance and more
     variance.
 
-    Args:
-        log_probs: The distribution, normalised over the last axis.
-        num_projections: Directions for each row.
-        generator: Source of randomness.
-
     Source:
         Amari 1998, Natural Gradient Works Efficiently in Learning (the metric); the estimator is
         ours.

@@ -82,9 +82,6 @@ class TimeSpaceNorm:
     def indices(self, dim: int = 1) -> tuple[Index, ...]:
         """Return the derivatives that the norm needs: orders in time and along each axis of space.
 
-        Args:
-            dim: Axes of space.
-
         Raises:
             ValueError: If there is no space.
         """
@@ -104,10 +101,6 @@ class TimeSpaceNorm:
     ) -> Float[Tensor, "order time"]:
         r"""Return :math:`|\partial_t^j u(t_i)|_X` for every order j and time i.
 
-        Args:
-            derivatives: At the points of the quadrature; more than those needed may be there.
-            quadrature: Where they were taken.
-
         Raises:
             ValueError: If a derivative is missing or has another shape than the quadrature.
         """
@@ -126,25 +119,17 @@ class TimeSpaceNorm:
 
         With a random quadrature the result is biased where p and q differ, by about one over the
         number of places; a maximum over points is a lower bound of the supremum.
-
-        Args:
-            derivatives: At the points of the quadrature; more than those needed may be there.
-            quadrature: Where they were taken.
         """
         slices = self.slice_norms(derivatives, quadrature)
         weights = quadrature.time_weights.to(slices).repeat(len(slices))
         return _lp(slices.flatten(), weights, self.time_exponent)
 
     def standard_error(self, derivatives: Derivatives, quadrature: Quadrature) -> Float[Tensor, ""]:
-        r"""Return the standard error of the norm on a random quadrature.
+        r"""Return the standard error of the norm on a random quadrature of two times or more.
 
         With :math:`G_i = \sum_j |\partial_t^j u(t_i)|_X^p` the norm is :math:`(|I| \bar G)^{1/p}`;
         to first order its error is that of the mean times :math:`|I|\,|u|^{1 - p} / p`. Draws of
         space are part of the scatter of the rows. The bias for p != q is not.
-
-        Args:
-            derivatives: At the points of the quadrature.
-            quadrature: What :func:`monte_carlo` drew, two times or more.
 
         Raises:
             ValueError: If rows are not independent draws, there is one alone, or p is infinite.
@@ -171,41 +156,28 @@ class TimeSpaceNorm:
         The square, not the p-th power: it has one scale for all exponents, infinite ones as well,
         and for p = q = 2 it is the usual mean of squares.
 
-        Args:
-            student: Derivatives that carry a graph to the student's parameters.
-            target: Those of the target.
-            quadrature: Where both were taken.
-
         Raises:
             ValueError: If the target is zero.
         """
         size = self(target, quadrature)
         if not (found := float(size.detach())) > 0.0:
             raise ValueError(f"target must have a positive norm, got {found}")
-        return (self(_difference(student, target), quadrature) / size).square()
+        # An index that one of the two lacks is reported by who needs it.
+        error = {index: student[index] - target[index] for index in student if index in target}
+        return (self(error, quadrature) / size).square()
 
     def distance(
         self, student: BatchFn, target: BatchFn, box: Box, nodes: int | Sequence[int] = 16
     ) -> Float[Tensor, ""]:
         """Return the norm of the difference of two functions on a Gauss-Legendre grid.
 
-        Differentiable in the parameters of both. Costs what ``mixed_derivatives`` does.
-
-        Args:
-            student: Maps ``[batch, axes]`` to ``[batch]``, time first.
-            target: The other function.
-            box: ``(low, high)`` of every axis, time first.
-            nodes: Points of an axis.
+        Both map ``[batch, axes]`` to ``[batch]``, time first; the result is differentiable in the
+        parameters of both. Costs what ``mixed_derivatives`` does.
         """
         grid = gauss_legendre(box, nodes, dtype=torch.get_default_dtype())
         indices = self.indices(len(box) - 1)
         found = mixed_derivatives(lambda x: student(x) - target(x), grid.points, indices)
         return self(found, grid)
-
-
-def _difference(student: Derivatives, target: Derivatives) -> dict[Index, Tensor]:
-    """Subtract; an index that one of the two lacks is reported by who needs it."""
-    return {index: student[index] - target[index] for index in student if index in target}
 
 
 def _looked_up(derivatives: Derivatives, index: Index, shape: torch.Size) -> Tensor:

@@ -55,17 +55,7 @@ class _BandLimited:
 
 
 class BandLimitedConv1d(_BandLimited, nn.Conv1d):
-    """``nn.Conv1d`` on a cut spectrum; see :class:`BandLimitedConv2d`.
-
-    Args:
-        args: As of ``nn.Conv1d``.
-        rate: Percentage of the spectrum that is cut.
-        energy: Percentage of the input's energy that is kept, in place of a rate.
-        kwargs: As of ``nn.Conv1d``.
-
-    Raises:
-        ValueError: If a percentage is out of range, or both are given.
-    """
+    """``nn.Conv1d`` on a cut spectrum; with the arguments of :class:`BandLimitedConv2d`."""
 
 
 class BandLimitedConv2d(_BandLimited, nn.Conv2d):
@@ -112,7 +102,7 @@ def band_limit(module: _Module, rate: float = 0.0, *, energy: float | None = Non
 
     A layer changes its class and nothing else: it stays the same object, with its name, parameters
     and hooks, so that optimizers, checkpoints and shared layers go on as before. A network that is
-    band-limited already gets the new rate. The rate is a setting and is not in a state dict.
+    band-limited already gets the new rate, which is a setting and not in a state dict.
 
     Args:
         module: A network, or one convolution.

@@ -113,10 +113,10 @@ def inject_noise(
     (``layer.input_noise``, ``layer.output_noise``), with a draw for each row: their scale is the
     deviation over ``example``, measured once, so that rows stay independent of each other.
 
-    A checkpoint is read by a network into which the same noise was put; ``deepcopy`` works, but
-    with noise on its weights a network cannot be pickled whole, as none with parametrizations can.
-    Build optimizers afterwards. To treat layers differently, call it on parts of the network. Cost:
-    a draw as large as the weights or activations, and ``rank + 1`` times that in parameters.
+    The module is changed in place; build optimizers afterwards. A checkpoint is read by a network
+    into which the same noise was put; with noise on its weights a network cannot be pickled whole.
+    To treat layers differently, call it on parts of the network. Cost: a draw as large as the
+    weights or activations, and ``rank + 1`` times that in parameters.
 
     Args:
         module: A network, or a single layer.

@@ -12,12 +12,7 @@ from torchmetrics import Metric
 
 
 class SumMetric(Metric):
-    """A metric whose states are sums, so that it adds up over batches and processes.
-
-    Args:
-        names: Names of the sums.
-        **kwargs: What ``torchmetrics.Metric`` takes.
-    """
+    """A metric whose states are sums, so that it adds up over batches and processes."""
 
     is_differentiable = False
     higher_is_better = False

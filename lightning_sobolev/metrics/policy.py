@@ -14,9 +14,6 @@ from lightning_sobolev.metrics._sums import MeanMetric, check_shapes
 class PolicyKL(MeanMetric):
     """Mean over rows of the divergence KL(teacher || student), in nats.
 
-    Args:
-        **kwargs: What ``torchmetrics.Metric`` takes.
-
     Example:
         >>> metric = PolicyKL()
         >>> log_probs = torch.tensor([[0.25, 0.75]]).log()

@@ -17,9 +17,6 @@ class ValueNMSE(SumMetric):
     over all rows and outputs seen, with one mean :math:`\bar t` for all outputs. 1 is the score of
     the best constant. NaN entries of the target are not known and are left out.
 
-    Args:
-        **kwargs: What ``torchmetrics.Metric`` takes.
-
     Example:
         >>> metric = ValueNMSE()
         >>> metric.update(torch.tensor([0.0, 1.0]), torch.tensor([0.0, 2.0]))

@@ -64,10 +64,7 @@ class GivenUp(Exception):
 
 
 class CompiledFunction:
-    """Compiles when first called, compares with the eager function, counts its graphs.
-
-    Nested is a call where compiled code is told to run eager.
-    """
+    """Compiles when first called, compares with the eager function, counts its graphs."""
 
     def __init__(
         self,

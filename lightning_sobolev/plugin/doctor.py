@@ -150,10 +150,7 @@ class _Curvature:
         return self._directions[index]
 
     def disagreement(self, *, plain: bool = False) -> float:
-        """Return the largest relative deviation from central differences, each at its best step.
-
-        A plain look is at the value, with no derivative in it: what disagrees there was written so.
-        """
+        """Return the largest relative deviation from central differences; plain: of the value."""
         self._plain = plain
         parameters = self._parameters
         value = self.value()

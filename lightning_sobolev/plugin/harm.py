@@ -20,10 +20,9 @@ class HarmCheck(Callback):
     over the last third of the validations is above ``threshold``, a warning says so when the
     training ends.
 
-    It costs one plain step in every step, and one evaluation of both at every validation. It sees
-    what the validation data show, at this seed: with few validation rows and a small
-    difference it may be wrong either way, and it knows nothing of places without validation data.
-    The page on known derivatives says what it and cheaper signs detected.
+    It costs one plain step in every step, and one evaluation of both at every validation. With few
+    validation rows and a small difference it may be wrong either way, and it knows nothing of
+    places without validation data (docs/known-derivatives.md).
 
     Assumes automatic optimisation with one optimizer, on one device, and a training step that gives
     the loss of any batch it is handed.

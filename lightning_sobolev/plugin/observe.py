@@ -100,9 +100,9 @@ class Observer:
         )
 
     def _wanted(self, number: int) -> bool:
-        if self._call == "all" or (isinstance(self._call, int) and self._call < 0):
-            return True
-        return number == (0 if self._call == "first" else self._call)
+        if isinstance(self._call, int):
+            return self._call < 0 or number == self._call
+        return self._call == "all" or number == 0
 
     def _observed(
         self, name: str, module: nn.Module, forward: Callable[..., Any]

@@ -214,11 +214,7 @@ def sharded_parts(module: nn.Module) -> list[FSDPModule]:
 
 @contextmanager
 def kept_gathered(module: nn.Module, *, to_the_end: bool = False) -> Iterator[None]:
-    """Keep FSDP2 parameters gathered through a backward pass.
-
-    Without this the inner pass reshards what the outer one needs ("setStorage ... out of bounds";
-    ``reshard_after_forward=False`` does not help), and the outer pass what other forwards need.
-    """
+    """Keep FSDP2 parameters gathered through a backward pass: the outer one needs them, too."""
     for part in sharded_parts(module):
         part.set_reshard_after_backward(False, recurse=False)
     try:

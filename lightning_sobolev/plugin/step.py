@@ -4,7 +4,7 @@ One :class:`ObservedStep` per module serves all callbacks; the last one to leave
 module.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, nullcontext
 from types import MethodType
 from typing import TYPE_CHECKING, Any, cast
@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
-from torch.autograd.graph import Node
 
 from lightning_sobolev.plugin.matching import StepPart
 from lightning_sobolev.plugin.protect import explained, kept_gathered, sharded_parts
@@ -84,10 +83,7 @@ class ObservedStep:
         self._original("manual_backward")(loss, *args, **kwargs)
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        """Leave out the gradient with respect to the observed input: nobody reads it.
-
-        On convolutional students this is 14 to 28 % of a step (measured).
-        """
+        """Leave out the gradient in the observed input: nobody reads it, and it is up to 28 %."""
         leaves, self._leaves = self._leaves, []
         # By name: pytorch_lightning has a LightningModule of its own.
         overridden = type(self._module).backward.__qualname__ != "LightningModule.backward"
@@ -168,21 +164,17 @@ def uninstall(module: LightningModule, matcher: "SobolevCallback") -> None:
         step.restore()
 
 
-def _nodes(start: Iterable[Node | None]) -> Iterable[Node]:
-    stack = [node for node in start if node is not None]
-    seen = set(stack)
-    while stack:
-        node = stack.pop()
-        yield node
-        for child, _ in node.next_functions:
-            if child is not None and child not in seen:
-                seen.add(child)
-                stack.append(child)
-
-
 def _reaches(loss: Tensor, outputs: list[Tensor]) -> bool:
     wanted = {y.grad_fn for y in outputs if y.grad_fn is not None}
-    return any(node in wanted for node in _nodes([loss.grad_fn]))
+    stack, seen = [loss.grad_fn], {loss.grad_fn}
+    while stack:
+        node = stack.pop()
+        if node in wanted:
+            return True
+        new = {child for child, _ in node.next_functions} - seen if node is not None else set()
+        seen |= new
+        stack += new
+    return False
 
 
 def _leaf_variables(loss: Tensor) -> list[Tensor]:

@@ -37,10 +37,9 @@ from lightning_sobolev.recu.exact import Block, network, power, splines, times
 def approximate(fn: BatchFn, box: Box, cells: int, *, degree: int = 1) -> nn.Sequential:
     """Return a ReCU network that approximates a function of time and one axis of space.
 
-    It is in float64, maps ``[batch, 2]`` to ``[batch, 1]``, and is for points of the box.
-
     The note above has its rate. Weights: about ``(cells + 3)^2 (88 + 32 (degree + 1)(degree + 2))``
-    that are not zero; they are stored with the zeros, ``(cells + 3)^3`` numbers and more.
+    that are not zero; they are stored with the zeros, ``(cells + 3)^3`` numbers and more. In
+    float64, ``[batch, 2] -> [batch, 1]``, for points of the box.
 
     Args:
         fn: Maps ``[batch, 2]`` to ``[batch]``, in torch operations; it is differentiated ``degree``

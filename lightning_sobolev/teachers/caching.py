@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from lightning_sobolev._types import Teacher
 from lightning_sobolev.functional.projections import counter_draw
 from lightning_sobolev.spec import OUTPUT_MAPS
 from lightning_sobolev.teachers.network import NetworkTeacher
-from lightning_sobolev.teachers.stored import CacheSettings, claim, header, is_written, write_shard
+from lightning_sobolev.teachers.stored import CacheSettings, claim, is_written, write_shard
 
 Inputs = Callable[[Int[Tensor, " batch"]], Float[Tensor, "batch *in"]]
 """From numbers of samples to the inputs that the student's observed module gets for them."""
@@ -63,14 +64,9 @@ def cache_answers(
     settings, folder = settings or CacheSettings(), Path(folder)
     x = inputs(torch.arange(min(2, num_samples)))
     out_shape = tuple(teacher.at(x, OUTPUT_MAPS[settings.on]).value.shape[1:])
-    content = header(
-        settings,
-        teacher=label or _identity(teacher),
-        num_samples=num_samples,
-        in_shape=tuple(x.shape[1:]),
-        out_shape=out_shape,
-    )
-    claim(folder, content)
+    content = {"teacher": label or _identity(teacher), "num_samples": num_samples}
+    shapes = {"in_shape": list(x.shape[1:]), "out_shape": list(out_shape)}
+    claim(folder, content | shapes | asdict(settings))  # all that decides a byte
     record = settings.record(tuple(x.shape[1:]), out_shape)
     shards = range(-(-num_samples // settings.shard_size))
     for number in shards[rank::world_size]:

@@ -8,7 +8,7 @@ A cache is a folder of
 """
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -113,7 +113,7 @@ def claim(folder: Path, content: dict[str, Any]) -> None:
                 f"{', '.join(differing)}: choose another folder or delete this one"
             )
         return
-    write_json(folder / CACHE_FILE, content)
+    write_json(folder / CACHE_FILE, {"format": FORMAT_VERSION, **content})
 
 
 def read_header(folder: Path) -> dict[str, Any]:
@@ -125,17 +125,3 @@ def read_header(folder: Path) -> dict[str, Any]:
     if content.get("format") != FORMAT_VERSION:
         raise ValueError(f"{path} must have format {FORMAT_VERSION}, got {content.get('format')}")
     return content
-
-
-def header(
-    settings: CacheSettings,
-    *,
-    teacher: str,
-    num_samples: int,
-    in_shape: tuple[int, ...],
-    out_shape: tuple[int, ...],
-) -> dict[str, Any]:
-    """Gather what decides every byte of a cache."""
-    shapes = {"in_shape": list(in_shape), "out_shape": list(out_shape)}
-    common = {"format": FORMAT_VERSION, "teacher": teacher, "num_samples": num_samples}
-    return {**common, **shapes, **asdict(settings)}
