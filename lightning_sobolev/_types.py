@@ -11,8 +11,10 @@ from typing import Any, Protocol, runtime_checkable
 from jaxtyping import Float
 from torch import Tensor
 
-OutRows = Float[Tensor, "proj batch *out"]
+Points = Float[Tensor, "batch *in"]
+Values = Float[Tensor, "batch *out"]
 InRows = Float[Tensor, "proj batch *in"]
+OutRows = Float[Tensor, "proj batch *out"]
 
 BatchFn = Callable[[Tensor], Tensor]
 """Maps ``[batch, *in]`` to ``[batch, *out]``; row b of the result depends on row b alone."""
@@ -23,7 +25,7 @@ class Jet(Protocol):
     """Value and projected derivatives of one function at one batch of points."""
 
     @property
-    def value(self) -> Float[Tensor, "batch *out"]:
+    def value(self) -> Values:
         """The function's value."""
         ...
 
@@ -62,6 +64,6 @@ class Teacher(Protocol):
     allows_unknown: bool
     """Whether NaN in an answer means "not known" (masked out) rather than an error."""
 
-    def at(self, x: Float[Tensor, "batch *in"], on: BatchFn, batch: Any = None) -> Jet:
+    def at(self, x: Points, on: BatchFn, batch: Any = None) -> Jet:
         """Return the jet of ``on(target)`` at ``x``, without a graph to the student."""
         ...

@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from lightning_sobolev._checks import require
@@ -90,8 +89,10 @@ class RunningBalance:
             # every_n_steps of the term itself multiplies what it weighs.
             share = weights[term.key] / term.weight.ratio
             if term.key not in self.state or step % term.weight.every_n_steps == 0:
+                trained = [p for p in parameters() if p.requires_grad]
                 pair = (value_loss, share * terms[term.key])
-                norms = sum_over_processes(_gradient_squares(pair, parameters())).sqrt()
+                squares = torch.stack([_gradient_square(loss, trained) for loss in pair])
+                norms = sum_over_processes(squares).sqrt()
                 self._move(term.key, term.weight, *norms.tolist())
             weights[term.key] = share * self.state.get(term.key, term.weight.ratio)
         return weights
@@ -102,13 +103,6 @@ class RunningBalance:
         found = balanced.ratio * value / derivative
         before = self.state.get(key, found)
         self.state[key] = balanced.memory * before + (1.0 - balanced.memory) * found
-
-
-def _gradient_squares(
-    losses: Sequence[Tensor], parameters: Iterable[Tensor]
-) -> Float[Tensor, " losses"]:
-    trained = [parameter for parameter in parameters if parameter.requires_grad]
-    return torch.stack([_gradient_square(loss, trained) for loss in losses])
 
 
 def _gradient_square(loss: Tensor, parameters: list[Tensor]) -> Tensor:

@@ -24,10 +24,7 @@ from lightning_sobolev.functional.projections import generator_for
 
 
 class Table(Dataset[dict[str, Tensor]]):
-    """Columns of equal length in memory; indexing with many rows gives a batch.
-
-    Args:
-        columns: Name to tensor ``[rows, ...]``.
+    """Columns ``[rows, ...]`` of equal length in memory; indexing with many rows gives a batch.
 
     Raises:
         ValueError: If there is no column, or the columns differ in length.

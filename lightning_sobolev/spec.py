@@ -124,11 +124,7 @@ class SobolevTerm:
         return self.order == 2 or (self.order == 1 and self.side == "tangent")
 
     def weight_at(self, step: int) -> float:
-        """Return the weight at a global step; 0 where ``every_n_steps`` leaves the term out.
-
-        Raises:
-            ValueError: If a schedule answers with something else than a finite number >= 0.
-        """
+        """Return the weight at a global step; 0 where ``every_n_steps`` leaves the term out."""
         given = self.weight
         weight = given if isinstance(given, int | float) else given.at(step)
         require(is_weight(weight), f"weight of {self.key} at step {step}", "finite, >= 0", weight)

@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-Inputs = Float[Tensor, "batch *in"]
-Values = Float[Tensor, "batch *out"]
+from lightning_sobolev._types import Points, Values
+
 Rows = Float[Tensor, "batch *rest"]
 
 
@@ -68,7 +68,7 @@ class Standardizer(nn.Module):
         units.y_mean, units.y_std = _statistics(y)
         return units
 
-    def inputs(self, x: Inputs, *, undo: bool = False) -> Inputs:
+    def inputs(self, x: Points, *, undo: bool = False) -> Points:
         """Change the units of inputs."""
         return _affine(x, self.x_mean, self.x_std, undo)
 
@@ -157,7 +157,7 @@ class Standardized(nn.Module):
         """Let ``forward`` take and give standardized units, or the user's; copies follow."""
         self._switch.is_on = to_standard_units
 
-    def forward(self, x: Inputs, *args: Any, **kwargs: Any) -> Values:
+    def forward(self, x: Points, *args: Any, **kwargs: Any) -> Values:
         """Evaluate the network in the units that are switched on."""
         if self._switch.is_on:
             answer: Tensor = self.network(x, *args, **kwargs)

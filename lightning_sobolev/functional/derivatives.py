@@ -4,7 +4,8 @@ Two engines give the same numbers. ``"tape"`` records a forward pass and walks i
 ``torch.autograd.grad``; it can reuse a forward that somebody else ran (:class:`TapeJet`).
 ``"func"`` evaluates value and derivative together through ``torch.func`` (:class:`FuncJet`); it is
 the one that ``torch.compile`` accepts and the one with a forward mode. Functions take ``fn``, which
-may write into its argument, and points ``x``, which need not require grad.
+may write into its argument, and points ``x``, which need not require grad; their results are
+differentiable in the parameters of ``fn``.
 
 Note [row independence]
     Row b of ``fn(x)`` must depend on row b of ``x`` alone. Then one pass over the batch gives the
@@ -30,7 +31,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lightning_sobolev._types import BatchFn, InRows, Jet, OutRows
+from lightning_sobolev._types import BatchFn, InRows, Jet, OutRows, Points, Values
 
 Engine = Literal["func", "tape"]
 
@@ -53,13 +54,7 @@ class TapeJet:
         ValueError: If ``x`` does not require grad or ``y`` was not computed from it.
     """
 
-    def __init__(
-        self,
-        y: Float[Tensor, "batch *out"],
-        x: Float[Tensor, "batch *in"],
-        *,
-        create_graph: bool = True,
-    ) -> None:
+    def __init__(self, y: Values, x: Points, *, create_graph: bool = True) -> None:
         if not x.requires_grad:
             raise ValueError("x must require grad before the forward pass, got one that does not")
         if not y.requires_grad:
@@ -68,7 +63,7 @@ class TapeJet:
         self._transposed: tuple[Tensor, Tensor] | None = None
 
     @property
-    def value(self) -> Float[Tensor, "batch *out"]:
+    def value(self) -> Values:
         """The recorded output, cut off from the graph if the derivatives are."""
         return self._y if self._create_graph else self._y.detach()
 
@@ -101,13 +96,9 @@ class TapeJet:
             return _stacked(rows)
 
     def _pull(self, cotangent: Tensor, create_graph: bool) -> Tensor:
+        y, x = self._y, self._x
         (row,) = torch.autograd.grad(
-            self._y,
-            self._x,
-            cotangent,
-            retain_graph=True,
-            create_graph=create_graph,
-            allow_unused=True,
+            y, x, cotangent, retain_graph=True, create_graph=create_graph, allow_unused=True
         )
         # y may depend on parameters alone and so require grad without depending on x
         if row is None:
@@ -145,7 +136,7 @@ class FuncJet:
     def __init__(
         self,
         fn: Callable[[Tensor], Any],
-        x: Float[Tensor, "batch *in"],
+        x: Points,
         *,
         tangents: InRows | None = None,
         has_aux: bool = False,
@@ -160,7 +151,7 @@ class FuncJet:
             self._y, self._columns, self.aux = self._jvp(tangents)
 
     @property
-    def value(self) -> Float[Tensor, "batch *out"]:
+    def value(self) -> Values:
         """The function's value."""
         return self._y
 
@@ -218,7 +209,7 @@ class FuncJet:
         return result if self._has_aux else (*result, None)
 
 
-def tape_jet(fn: BatchFn, x: Float[Tensor, "batch *in"], *, create_graph: bool = False) -> TapeJet:
+def tape_jet(fn: BatchFn, x: Points, *, create_graph: bool = False) -> TapeJet:
     """Return the jet of ``fn``, recorded at a detached copy of ``x``.
 
     One forward pass. Works under ``no_grad`` and ``inference_mode`` (inside validate, test and
@@ -232,8 +223,8 @@ def tape_jet(fn: BatchFn, x: Float[Tensor, "batch *in"], *, create_graph: bool =
 
 
 def value_and_vjp(
-    fn: BatchFn, x: Float[Tensor, "batch *in"], cotangents: OutRows, *, engine: Engine = "func"
-) -> tuple[Float[Tensor, "batch *out"], InRows]:
+    fn: BatchFn, x: Points, cotangents: OutRows, *, engine: Engine = "func"
+) -> tuple[Values, InRows]:
     r"""Return values of ``fn`` and cotangents pulled back to its input.
 
     Row :math:`(p, b)` of the second result is :math:`u_{pb}^\top J(x_b)`. One forward pass and one
@@ -251,8 +242,8 @@ def value_and_vjp(
 
 
 def value_and_jvp(
-    fn: BatchFn, x: Float[Tensor, "batch *in"], tangents: InRows, *, engine: Engine = "func"
-) -> tuple[Float[Tensor, "batch *out"], OutRows]:
+    fn: BatchFn, x: Points, tangents: InRows, *, engine: Engine = "func"
+) -> tuple[Values, OutRows]:
     r"""Return values of ``fn`` and tangents pushed forward to its output.
 
     Column :math:`(p, b)` of the second result is :math:`J(x_b) v_{pb}`. ``"func"`` runs forward
@@ -271,12 +262,7 @@ def value_and_jvp(
 
 
 def hvp(
-    fn: BatchFn,
-    x: Float[Tensor, "batch *in"],
-    cotangents: OutRows,
-    tangents: InRows,
-    *,
-    engine: Engine = "func",
+    fn: BatchFn, x: Points, cotangents: OutRows, tangents: InRows, *, engine: Engine = "func"
 ) -> InRows:
     r"""Return products of Hessians with tangents, differentiable in the parameters of ``fn``.
 
@@ -292,9 +278,7 @@ def hvp(
     return _jet(fn, x, engine).hvp(cotangents, tangents)
 
 
-def jacobian(
-    fn: BatchFn, x: Float[Tensor, "batch *in"], *, engine: Engine = "func"
-) -> Float[Tensor, "batch ..."]:
+def jacobian(fn: BatchFn, x: Points, *, engine: Engine = "func") -> Float[Tensor, "batch ..."]:
     """Return the full Jacobian ``[batch, *out, *in]`` of every row.
 
     One backward pass per element of the output. Assumes row independence (note above).
@@ -304,9 +288,7 @@ def jacobian(
     return rows.movedim(0, 1).reshape(*jet.value.shape, *x.shape[1:])
 
 
-def hessian(
-    fn: BatchFn, x: Float[Tensor, "batch *in"], *, engine: Engine = "func"
-) -> Float[Tensor, "batch ..."]:
+def hessian(fn: BatchFn, x: Points, *, engine: Engine = "func") -> Float[Tensor, "batch ..."]:
     """Return the full Hessian ``[batch, *out, *in, *in]`` of every row.
 
     Two backward passes per pair of an output element and an input element. Assumes row
@@ -314,10 +296,8 @@ def hessian(
     """
     jet = _jet(fn, x, engine)
     cotangents, tangents = basis_of(jet.value), basis_of(x)
-    pairs = jet.hvp(
-        cotangents.repeat_interleave(len(tangents), 0),
-        tangents.repeat(len(cotangents), *[1] * x.dim()),
-    )  # [out * in, batch, *in]
+    each = tangents.repeat(len(cotangents), *[1] * x.dim())
+    pairs = jet.hvp(cotangents.repeat_interleave(len(tangents), 0), each)  # [out * in, batch, *in]
     return pairs.movedim(0, 1).reshape(*jet.value.shape, *x.shape[1:], *x.shape[1:])
 
 

@@ -27,8 +27,6 @@ from lightning_sobolev.functional.quadrature import Box, Quadrature, gauss_legen
 Derivatives = Mapping[Index, Tensor]
 """Index (order in time, orders in space) to ``[time, space]``."""
 
-_HIGHEST = 2
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TimeSpaceNorm:
@@ -68,7 +66,7 @@ class TimeSpaceNorm:
     def __post_init__(self) -> None:
         for name in ("time_order", "space_order"):
             order = getattr(self, name)
-            if order not in range(_HIGHEST + 1) or isinstance(order, bool):
+            if order not in range(3) or isinstance(order, bool):
                 raise ValueError(f"{name} must be 0, 1 or 2, got {order!r}")
         for name in ("time_exponent", "space_exponent"):
             exponent = getattr(self, name)

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lightning_sobolev._types import Values
 from lightning_sobolev.metrics._sums import SumMetric, check_shapes
 
 
@@ -32,9 +33,7 @@ class ValueNMSE(SumMetric):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__("error", "total", "total_squares", "count", **kwargs)
 
-    def update(
-        self, student: Float[Tensor, "batch *out"], target: Float[Tensor, "batch *out"]
-    ) -> None:
+    def update(self, student: Values, target: Values) -> None:
         """Take in values of one batch."""
         check_shapes(student, target, "target")
         known = ~target.isnan()

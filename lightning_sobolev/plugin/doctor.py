@@ -100,8 +100,7 @@ class _Curvature:
 
     def value(self) -> Tensor:
         """Evaluate g; always from the same buffers and random numbers."""
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            torch.default_generator.manual_seed(0)  # the copy is on the CPU: no other is touched
+        with torch.no_grad():
             for name, buffer in self._module.named_buffers():
                 buffer.copy_(self._buffers[name])
         with _same_random_numbers():
@@ -202,7 +201,7 @@ class _Curvature:
 @contextmanager
 def _same_random_numbers() -> Iterator[None]:
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
-        torch.default_generator.manual_seed(0)
+        torch.default_generator.manual_seed(0)  # the copy is on the CPU: no other is touched
         yield
 
 

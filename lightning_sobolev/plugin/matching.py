@@ -25,10 +25,7 @@ from lightning_sobolev.spec import SobolevTerm
 
 
 class StepPart:
-    """One callback's part in one training step.
-
-    ``finish`` evaluates what was observed, logs, and returns the weighted sum.
-    """
+    """One callback's part in one step; ``finish`` evaluates, logs, and returns the weighted sum."""
 
     def __init__(
         self,

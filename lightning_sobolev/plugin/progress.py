@@ -13,8 +13,8 @@ from lightning_sobolev.objective import RunningScales
 class Progress:
     """The number of draws so far and the running scales; a step that is broken off leaves none.
 
-    A closure that is called several times in one step, as a line search calls it, evaluates one
-    function: every evaluation of a batch begins where the first one began.
+    A closure that a line search calls several times in one step evaluates one function: every
+    evaluation of a batch begins where the first one began.
     """
 
     def __init__(self) -> None:

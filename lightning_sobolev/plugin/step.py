@@ -1,8 +1,4 @@
-"""Shadows of a LightningModule's methods while fit runs.
-
-One :class:`ObservedStep` per module serves all callbacks; the last one to leave restores the
-module.
-"""
+"""Shadows of a LightningModule's methods while fit runs: one set for all its callbacks."""
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, nullcontext
@@ -67,7 +63,9 @@ class ObservedStep:
                     stack.enter_context(part.watching())
                 output = self._with_terms(self._step(*args, **kwargs))
                 if self._totals:
-                    self._log_total(self._pending[0].observed[0][0].shape[0])
+                    size = self._pending[0].observed[0][0].shape[0]
+                    total = torch.stack(self._totals).sum()
+                    log_step(self._module, key("train", "total"), total, size)
                 return output
         finally:
             self._pending, self._batch = [], None
@@ -119,10 +117,6 @@ class ObservedStep:
         self._totals.append(value.detach())
         self._leaves += [x for x, _ in part.observed if x.is_leaf]
         return value
-
-    def _log_total(self, size: int) -> None:
-        total = torch.stack(self._totals).sum()
-        log_step(self._module, key("train", "total"), total, size)
 
     def _find_batch(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if "dataloader_iter" in kwargs or (args and hasattr(args[0], "__next__")):

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lightning_sobolev import _paths
-from lightning_sobolev._types import BatchFn, InRows, OutRows
+from lightning_sobolev._types import BatchFn, InRows, OutRows, Points, Values
 from lightning_sobolev.functional._hashing import hash_words
 from lightning_sobolev.spec import OUTPUT_MAPS, SobolevTerm
 from lightning_sobolev.teachers.caching import marks, stored_direction
@@ -31,7 +31,7 @@ class CachedJet:
         self._draws: list[int] = []
 
     @property
-    def value(self) -> Float[Tensor, "batch *out"]:
+    def value(self) -> Values:
         """The stored value."""
         return self._tensor(self._records["value"])
 
@@ -147,7 +147,7 @@ class CachedTeacher:
         count = -(-self.num_samples // self.settings.shard_size)
         self._shards = [open_shard(self.folder, n, verify=False) for n in range(count)]
 
-    def at(self, x: Float[Tensor, "batch *in"], on: BatchFn, batch: Any = None) -> CachedJet:
+    def at(self, x: Points, on: BatchFn, batch: Any = None) -> CachedJet:
         """Return what was stored of the samples in ``batch``."""
         if on is not OUTPUT_MAPS[self.settings.on]:
             raise ValueError(f"on must be {self.settings.on!r}, as in the cache, got another map")

@@ -11,13 +11,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lightning_sobolev._types import Teacher
+from lightning_sobolev._types import Points, Teacher
 from lightning_sobolev.functional.projections import counter_draw
 from lightning_sobolev.spec import OUTPUT_MAPS
 from lightning_sobolev.teachers.network import NetworkTeacher
 from lightning_sobolev.teachers.stored import CacheSettings, claim, is_written, write_shard
 
-Inputs = Callable[[Int[Tensor, " batch"]], Float[Tensor, "batch *in"]]
+Inputs = Callable[[Int[Tensor, " batch"]], Points]
 """From numbers of samples to the inputs that the student's observed module gets for them."""
 
 
@@ -83,7 +83,7 @@ def cache_answers(
     return folder
 
 
-def marks(x: Float[Tensor, "batch *in"], seed: int) -> Float[Tensor, " batch"]:
+def marks(x: Points, seed: int) -> Float[Tensor, " batch"]:
     """Return the rows' scalar product with fixed signs: it tells inputs apart on any device."""
     size = x[0].numel()
     signs = counter_draw(

@@ -3,11 +3,10 @@
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from lightning_sobolev import _paths
-from lightning_sobolev._types import BatchFn, InRows, Jet, OutRows
+from lightning_sobolev._types import BatchFn, InRows, Jet, OutRows, Points, Values
 from lightning_sobolev.teachers.tabulated import lookup
 
 
@@ -18,7 +17,7 @@ class PushedJet:
         self._tangents, self._pushed, self._value = tangents, pushed, value
 
     @property
-    def value(self) -> Float[Tensor, "batch *out"]:
+    def value(self) -> Values:
         """The tabulated value."""
         if self._value is None:
             raise ValueError("an order-0 term needs value=..., but the batch gives none")
@@ -73,7 +72,7 @@ class DirectionalTeacher:
         paths = {"tangents": tangents, "pushed": pushed, "value": value}
         self._paths = {k: None if p is None else _paths.parse(p) for k, p in paths.items()}
 
-    def at(self, x: Float[Tensor, "batch *in"], on: BatchFn, batch: Any = None) -> Jet:
+    def at(self, x: Points, on: BatchFn, batch: Any = None) -> Jet:
         """Return the jet stored in ``batch``."""
         del on
         if batch is None:

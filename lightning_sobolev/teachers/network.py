@@ -4,11 +4,10 @@ from collections.abc import Callable
 from typing import Any, Literal, Self
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from lightning_sobolev import _paths
-from lightning_sobolev._types import BatchFn, Jet
+from lightning_sobolev._types import BatchFn, Jet, Points
 from lightning_sobolev.functional.derivatives import tape_jet
 
 
@@ -59,7 +58,7 @@ class NetworkTeacher:
 
     def at(
         self,
-        x: Float[Tensor, "batch *in"],
+        x: Points,
         on: BatchFn,
         batch: Any = None,
         call: Callable[[nn.Module, Tensor], Any] | None = None,

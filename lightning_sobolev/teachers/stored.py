@@ -59,18 +59,10 @@ class CacheSettings:
     def record(self, in_shape: tuple[int, ...], out_shape: tuple[int, ...]) -> np.dtype:
         """Return the type of one sample's record."""
         projected = in_shape if self.side == "cotangent" else out_shape
-        return np.dtype(
-            [
-                ("value", "<f4", out_shape),
-                (
-                    "derivative",
-                    "<f2" if self.dtype == "float16" else "<f4",
-                    (self.num_draws, *projected),
-                ),
-                ("scale", "<f4", (self.num_draws,)),
-                ("mark", "<f8"),
-            ]
-        )
+        kind = "<f2" if self.dtype == "float16" else "<f4"
+        derivative = ("derivative", kind, (self.num_draws, *projected))
+        scale = ("scale", "<f4", (self.num_draws,))
+        return np.dtype([("value", "<f4", out_shape), derivative, scale, ("mark", "<f8")])
 
 
 def shard_name(number: int) -> str:

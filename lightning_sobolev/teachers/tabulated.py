@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lightning_sobolev import _paths
-from lightning_sobolev._types import BatchFn, InRows, Jet, OutRows
+from lightning_sobolev._types import BatchFn, InRows, Jet, OutRows, Points, Values
 
 
 class TabulatedJet:
@@ -42,7 +42,7 @@ class TabulatedJet:
         self._source = source
 
     @property
-    def value(self) -> Float[Tensor, "batch *out"]:
+    def value(self) -> Values:
         """The tabulated value."""
         return self._require(self._value, "value", "an order-0 term")
 
@@ -141,7 +141,7 @@ class BatchTeacher:
             )
         self._paths = {k: None if p is None else _paths.parse(p) for k, p in paths.items()}
 
-    def at(self, x: Float[Tensor, "batch *in"], on: BatchFn, batch: Any = None) -> Jet:
+    def at(self, x: Points, on: BatchFn, batch: Any = None) -> Jet:
         """Return the jet stored in ``batch``."""
         del on
         if batch is None:
