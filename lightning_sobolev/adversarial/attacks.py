@@ -1,14 +1,13 @@
 r"""Attacks along the gradient of the cross-entropy with respect to the image."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from lightning_sobolev._checks import require
+from lightning_sobolev.adversarial.fisher import Classifier, Images, Labels
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,16 +65,16 @@ class GradientAttack:
 
     def __call__(
         self,
-        model: Callable[[Tensor], Float[Tensor, "batch classes"]],
-        images: Float[Tensor, "batch *pixels"],
-        labels: Int[Tensor, " batch"],
+        model: Classifier,
+        images: Images,
+        labels: Labels,
         *,
         generator: torch.Generator | None = None,
-    ) -> Float[Tensor, "batch *pixels"]:
+    ) -> Images:
         """Return an adversarial image for each image, no farther than ``radius`` from it.
 
-        The probability of each ``labels`` is to fall; ``model`` gives logits, and ``generator`` the
-        random start, on the CPU.
+        ``model`` gives logits, of which those of ``labels`` are to fall; ``generator``, on the CPU,
+        draws the random start.
 
         Raises:
             ValueError: If an image lies outside ``bounds`` or the labels do not fit.
@@ -97,9 +96,7 @@ class GradientAttack:
             attacked = torch.clamp(attacked + step * ascent.sign(), floor, ceiling)
         return attacked
 
-    def _ascent(
-        self, model: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor
-    ) -> Float[Tensor, "batch *pixels"]:
+    def _ascent(self, model: Classifier, images: Tensor, labels: Tensor) -> Images:
         with torch.enable_grad():
             leaf = images.detach().requires_grad_()
             # A sum: every image is attacked by itself.

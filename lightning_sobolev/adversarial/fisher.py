@@ -12,6 +12,7 @@ of unit length in G.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,10 @@ from torch import Tensor
 
 from lightning_sobolev._types import BatchFn
 from lightning_sobolev.functional.derivatives import tape_jet
+
+Images = Float[Tensor, "batch *pixels"]
+Labels = Int[Tensor, " batch"]
+Classifier = Callable[[Tensor], Float[Tensor, "batch classes"]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +52,7 @@ class ClassGradients:
         return gram
 
     def image_influence(
-        self, targets: Int[Tensor, " batch"], *, threshold: float | None = None
+        self, targets: Labels, *, threshold: float | None = None
     ) -> Float[Tensor, " batch"]:
         r"""Return the influence of all pixels together on the log-probability of a class.
 
@@ -85,7 +90,7 @@ class ClassGradients:
         share: Tensor = (kept * parts.square()).sum(-1)
         return (share / self.log_probs.double()[rows, targets].exp()).to(self.log_probs.dtype)
 
-    def pixel_influence(self, targets: Int[Tensor, " batch"]) -> Float[Tensor, "batch *pixels"]:
+    def pixel_influence(self, targets: Labels) -> Images:
         r"""Return the influence of every pixel by itself on the log-probability of a class.
 
         .. math:: \mathrm{FI}_p = \frac{(\partial_p \log P_t)^2}{\sum_k (\partial_p P_k)^2 / P_k}
@@ -134,7 +139,7 @@ class ClassGradients:
             raise ValueError(f"targets must lie in 0 to {classes - 1}, got {got}")
 
 
-def class_gradients(model: BatchFn, images: Float[Tensor, "batch *pixels"]) -> ClassGradients:
+def class_gradients(model: BatchFn, images: Images) -> ClassGradients:
     """Return log-probabilities of every class and their gradients, without a graph.
 
     One forward pass and one backward pass per class. Assumes that rows are independent: a network

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lightning_sobolev._checks import require
-from lightning_sobolev.adversarial.fisher import class_gradients
+from lightning_sobolev.adversarial.fisher import Classifier, Images, Labels, class_gradients
 
 # Of the wanted class against the size of the change, in 255ths of a pixel's range (the authors').
 _CLASS_WEIGHT = 1e7
@@ -87,13 +87,13 @@ class ParticleSwarm:
     @torch.no_grad()
     def __call__(
         self,
-        model: Callable[[Tensor], Float[Tensor, "batch classes"]],
-        images: Float[Tensor, "batch *pixels"],
-        targets: Int[Tensor, " batch"],
+        model: Classifier,
+        images: Images,
+        targets: Labels,
         *,
-        scores: Float[Tensor, "batch *pixels"] | None = None,
+        scores: Images | None = None,
         generator: torch.Generator | None = None,
-    ) -> Float[Tensor, "batch *pixels"]:
+    ) -> Images:
         """Return the best image that each swarm has found.
 
         It is no farther than ``radius`` from the given one, in ``num_pixels`` pixels; whether the
@@ -129,11 +129,7 @@ class ParticleSwarm:
         return _changed(flat, chosen, best).reshape(images.shape).clamp(low, high)
 
     def _chosen(
-        self,
-        model: Callable[[Tensor], Tensor],
-        images: Tensor,
-        targets: Tensor,
-        scores: Tensor | None,
+        self, model: Classifier, images: Tensor, targets: Tensor, scores: Tensor | None
     ) -> Int[Tensor, "batch chosen"]:
         available = images[0].numel() if len(images) else 0
         count = available if self.num_pixels is None else self.num_pixels
@@ -148,7 +144,7 @@ class ParticleSwarm:
         self,
         probs: Float[Tensor, "batch particles classes"],
         change: Float[Tensor, "batch particles chosen"],
-        targets: Int[Tensor, " batch"],
+        targets: Labels,
     ) -> Float[Tensor, "batch particles"]:
         index = targets[:, None, None].expand(-1, probs.shape[1], 1)
         target = probs.gather(2, index).squeeze(2)

@@ -11,7 +11,7 @@ from lightning_sobolev._types import BatchFn, Jet
 from lightning_sobolev.compared import Matched
 from lightning_sobolev.functional.derivatives import FuncJet, TapeJet
 from lightning_sobolev.plugin.precision import mapped, runs_in_half, widened
-from lightning_sobolev.plugin.select import Inputs, Place, Wrt, select_output
+from lightning_sobolev.plugin.select import Forward, Inputs, Place, Wrt, select_output
 
 
 @dataclass(frozen=True)
@@ -75,9 +75,7 @@ class Observation:
         filled = self.place.fill(_paths.map_tensors(self.inputs, cast), point)
         return network(*filled["args"], **filled["kwargs"])
 
-    def again(
-        self, rows: Tensor | None, forward: Callable[..., Any], probe: Probe
-    ) -> "Observation":
+    def again(self, rows: Tensor | None, forward: Forward, probe: Probe) -> "Observation":
         """Evaluate the module once more, in at least float32."""
         x, inputs = self.x, self.inputs
         if rows is not None:
@@ -90,12 +88,7 @@ class Observation:
 
 
 def observed_call(
-    module: nn.Module,
-    forward: Callable[..., Any],
-    inputs: Inputs,
-    place: Place,
-    x: Tensor,
-    probe: Probe,
+    module: nn.Module, forward: Forward, inputs: Inputs, place: Place, x: Tensor, probe: Probe
 ) -> tuple[Observation, Any]:
     """Call ``forward`` with ``x``, a leaf that requires grad or an intermediate, in its place."""
 

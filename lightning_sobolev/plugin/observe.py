@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from lightning_sobolev.plugin.observation import Observation, Probe, observed_call
-from lightning_sobolev.plugin.select import Inputs, locate, select_output
+from lightning_sobolev.plugin.select import Forward, Inputs, locate, select_output
 from lightning_sobolev.plugin.shadow import Passing, Shadow
 
 Call = Literal["first", "all"] | int
@@ -104,9 +104,7 @@ class Observer:
             return self._call < 0 or number == self._call
         return self._call == "all" or number == 0
 
-    def _observed(
-        self, name: str, module: nn.Module, forward: Callable[..., Any]
-    ) -> Callable[..., Any]:
+    def _observed(self, name: str, module: nn.Module, forward: Forward) -> Forward:
         def observed(*args: Any, **kwargs: Any) -> Any:
             # A call without gradients is somebody's bookkeeping; a nested one is part of an outer.
             if self._busy:
