@@ -85,9 +85,7 @@ class TapeJet:
 
     def hvp(self, cotangents: OutRows, tangents: InRows) -> InRows:
         r"""Return the Hessian of :math:`\langle u_{pb}, f \rangle` at :math:`x_b` times v."""
-        _check_shape("cotangents", cotangents, self._y)
-        _check_shape("tangents", tangents, self._x)
-        _check_pairs(cotangents, tangents)
+        _check_pairs(cotangents, self._y, tangents, self._x)
         with _recording():
             rows = []
             for u, v in zip(cotangents, tangents, strict=True):
@@ -178,9 +176,7 @@ class FuncJet:
 
         Reverse over reverse, which ``torch.compile`` accepts; forward over reverse it does not.
         """
-        _check_shape("cotangents", cotangents, self._y)
-        _check_shape("tangents", tangents, self._x)
-        _check_pairs(cotangents, tangents)
+        _check_pairs(cotangents, self._y, tangents, self._x)
         rows = []
         for u, v in zip(cotangents, tangents, strict=True):
             pull_row = torch.func.vjp(lambda x, u=u: self._vjp(x)[1](u)[0], self._x)[1]
@@ -378,7 +374,9 @@ def _check_shape(name: str, directions: Tensor, like: Tensor) -> None:
         raise ValueError(f"{name} must have shape [{expected}], got {list(directions.shape)}")
 
 
-def _check_pairs(cotangents: Tensor, tangents: Tensor) -> None:
+def _check_pairs(cotangents: Tensor, y: Tensor, tangents: Tensor, x: Tensor) -> None:
+    _check_shape("cotangents", cotangents, y)
+    _check_shape("tangents", tangents, x)
     if len(cotangents) != len(tangents):
         raise ValueError(
             "cotangents and tangents must come in pairs: expected the same number of projections, "

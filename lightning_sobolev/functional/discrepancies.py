@@ -58,7 +58,7 @@ def cosine(student: Rows, target: Rows) -> Float[Tensor, "proj batch"]:
     with gradient 0. A vector counts as zero if no element exceeds the root of the smallest normal
     number of its type (1e-19 in float32), so the gradient is finite everywhere.
     """
-    _check_shapes(student, target)
+    check_shapes(student, target)
     student_unit, student_is_zero = _unit(student)
     target_unit, target_is_zero = _unit(target)
     distance = 1 - (student_unit * target_unit).sum(-1)
@@ -70,7 +70,7 @@ def kl(student_log_probs: LogProbs, teacher_log_probs: LogProbs) -> Float[Tensor
 
     Classes that the teacher gives probability 0 add nothing, whatever the student says of them.
     """
-    _check_shapes(student_log_probs, teacher_log_probs)
+    check_shapes(student_log_probs, teacher_log_probs)
     probs = teacher_log_probs.exp()
     # -inf - x times 0 would be NaN
     excess = torch.where(probs > 0, teacher_log_probs - student_log_probs, 0.0)
@@ -92,7 +92,7 @@ def cross_entropy(
 
     Its gradient in the student is that of :func:`kl`; at the teacher it is the entropy, not 0.
     """
-    _check_shapes(student_log_probs, teacher_log_probs)
+    check_shapes(student_log_probs, teacher_log_probs)
     probs = teacher_log_probs.exp()
     # -inf times 0 would be NaN
     return -(probs * torch.where(probs > 0, student_log_probs, 0.0)).sum(-1)
@@ -111,16 +111,17 @@ POLICY_LOSSES: Mapping[str, PolicyLoss] = {
 }
 
 
-def _check_shapes(student: Tensor, target: Tensor) -> None:
+def check_shapes(student: Tensor, target: Tensor, target_name: str = "target") -> None:
+    """Refuse shapes that differ: they would broadcast to something else than was meant."""
     if student.shape != target.shape:
         raise ValueError(
-            "student and target must have the same shape, "
+            f"student and {target_name} must have the same shape, "
             f"got {list(student.shape)} and {list(target.shape)}"
         )
 
 
 def _difference(student: Tensor, target: Tensor) -> Tensor:
-    _check_shapes(student, target)
+    check_shapes(student, target)
     return student - target
 
 

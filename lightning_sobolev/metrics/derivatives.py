@@ -7,8 +7,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lightning_sobolev._types import InRows
-from lightning_sobolev.functional.discrepancies import cosine
-from lightning_sobolev.metrics._sums import MeanMetric, SumMetric, check_shapes
+from lightning_sobolev.functional.discrepancies import check_shapes, cosine
+from lightning_sobolev.metrics._sums import MeanMetric, SumMetric
 
 
 class DerivativeNMSE(SumMetric):

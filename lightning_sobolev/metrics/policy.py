@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lightning_sobolev.functional.discrepancies import kl
-from lightning_sobolev.metrics._sums import MeanMetric, check_shapes
+from lightning_sobolev.functional.discrepancies import check_shapes, kl
+from lightning_sobolev.metrics._sums import MeanMetric
 
 LogProbs = Float[Tensor, "batch actions"]
 

@@ -7,7 +7,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lightning_sobolev._types import Values
-from lightning_sobolev.metrics._sums import SumMetric, check_shapes
+from lightning_sobolev.functional.discrepancies import check_shapes
+from lightning_sobolev.metrics._sums import SumMetric
 
 
 class ValueNMSE(SumMetric):
