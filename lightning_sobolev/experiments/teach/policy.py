@@ -59,7 +59,7 @@ def build_learner(
     falling = {name: partial(mul, ppo[name]) for name in ("learning_rate", "clip_range")}
     policy = {
         "features_extractor_class": NatureFeatures,
-        "features_extractor_kwargs": {"autocast": _uses_bfloat16(precision, where)},
+        "features_extractor_kwargs": {"autocast": uses_bfloat16(precision, where)},
         "net_arch": [],
     }
     return PPO(
@@ -67,7 +67,8 @@ def build_learner(
     )
 
 
-def _uses_bfloat16(precision: str, device: torch.device) -> bool:
+def uses_bfloat16(precision: str, device: torch.device) -> bool:
+    """Return whether convolutions compute in bfloat16 there."""
     if precision not in PRECISIONS:
         raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
     if precision != "auto":
