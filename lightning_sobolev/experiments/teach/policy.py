@@ -26,21 +26,13 @@ def build_learner(
     env: VecEnv,
     seed: int,
     *,
-    device: torch.device | str = "auto",
+    device: str = "auto",
     precision: str = "auto",
 ) -> PPO:
     """Return a silent learner at its first step; seeds the generators of the process.
 
-    Args:
-        ppo: Arguments of ``stable_baselines3.PPO``. ``learning_rate`` and ``clip_range`` fall from
-            these values to zero in a straight line.
-        env: What it plays.
-        seed: Of weights, actions and mini-batches.
-        device: Where the network works; ``"auto"`` takes a GPU where there is one.
-        precision: Of the convolutions; ``"auto"`` takes bfloat16 where the hardware has it.
-
-    Raises:
-        ValueError: If a setting is out of range.
+    ``ppo`` are arguments of ``stable_baselines3.PPO``; ``learning_rate`` and ``clip_range`` fall
+    from these values to zero in a straight line. ``precision`` is that of the convolutions.
     """
     for name in _POSITIVE:
         if not ppo[name] > 0:

@@ -86,8 +86,7 @@ def _train_and_export(cfg: DictConfig, folder: Path) -> Metrics:
     ckpt = checkpoint_to_resume(cfg, free=_OF_A_PIECE)
     (folder / METRICS).unlink(missing_ok=True)  # an earlier run's
     state: State = {"pieces": [], "rows": [], "seconds": 0.0, "num_timesteps": 0}
-    if ckpt is not None:
-        state |= load_checkpoint(ckpt)
+    state |= load_checkpoint(ckpt) if ckpt else {}
     settings: AtariSettings = instantiate(cfg.env.settings)
     _check_games("ckpt", state.get("environment"), settings)
     learner = _learner(cfg, settings, state)
@@ -113,6 +112,8 @@ def _checked(cfg: DictConfig) -> DictConfig:
     cfg = cfg.copy()
     if cfg.seed is None:
         cfg.seed = secrets.randbelow(2**31)
+    if cfg.progress is None:
+        cfg.progress = True  # on a terminal
     if cfg.threads is not None:
         torch.set_num_threads(cfg.threads)
     return cfg
@@ -140,10 +141,10 @@ def _learner(cfg: DictConfig, settings: AtariSettings, state: State) -> PPO:
         restore(learner, state)
     elif cfg.start is not None:
         start = _start(learner, cfg.start, settings)
-    piece = {name: cfg[name] for name in ("n_timesteps", "seed", "life_ends", "precision")}
-    piece |= {"first_step": steps, "num_envs": settings.num_envs, **start, **cfg.ppo}
     if cfg.train:
-        state["pieces"] = [*state["pieces"], piece]
+        piece = {name: cfg[name] for name in ("n_timesteps", "seed", "life_ends", "precision")}
+        piece |= {"first_step": steps, "num_envs": settings.num_envs, **start, **cfg.ppo}
+        state["pieces"].append(piece)
     return learner
 
 
@@ -178,7 +179,7 @@ def _learn(cfg: DictConfig, settings: AtariSettings, learner: PPO, state: State)
     title = f"training on {settings.game}"
     with (
         interruptible() as interrupts,
-        progress_bar(title, cfg.n_timesteps, completed=steps, enabled=_shows(cfg)) as advance,
+        progress_bar(title, cfg.n_timesteps, completed=steps, enabled=cfg.progress) as advance,
     ):
         try:
             learner.learn(
@@ -193,10 +194,6 @@ def _learn(cfg: DictConfig, settings: AtariSettings, learner: PPO, state: State)
         curves.close()
         # also if that was in the last update, behind which nobody asks
         return INTERRUPTED if interrupts else reason
-
-
-def _shows(cfg: DictConfig) -> bool:
-    return cfg.progress is not False  # there is no bar but on a terminal in any case
 
 
 def _limit(cfg: DictConfig, learner: PPO, seconds: float) -> str | None:
@@ -218,7 +215,7 @@ def _export(cfg: DictConfig, settings: AtariSettings, learner: PPO, state: State
     }
     about = {"same_actions": OmegaConf.to_container(cfg.env.same_actions), "trained": trained}
     network = network_of(learner.policy)
-    card = export_agent(network, settings, about, **cfg.export, progress=_shows(cfg))
+    card = export_agent(network, settings, about, **cfg.export, progress=cfg.progress)
     log.info("agent: %s; to teach with it: teacher.agent=%s", cfg.export.path, cfg.export.path)
     metrics = {"seed": cfg.seed, "steps": learner.num_timesteps, "seconds_fit": state["seconds"]}
     for kind, ending in (("sampled", ""), ("greedy", "_greedy")):

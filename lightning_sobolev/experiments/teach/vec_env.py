@@ -22,13 +22,10 @@ class AtariVecEnv(VecEnv):
 
     When a game ends, ``info["episode"]`` holds its whole return ``r``, not clipped, and its length
     ``l`` (``VecMonitor`` would count at every lost life, and clipped rewards). At every end
-    ``info["terminal_observation"]`` holds the stack that it came to, and
-    ``info["TimeLimit.truncated"]`` says whether the game was only cut, so that the learner goes on
-    from the value there.
+    ``info["terminal_observation"]`` holds the stack that it came to. ``"TimeLimit.truncated"`` says
+    that the game was only cut, so that the learner goes on from the value there.
 
-    Args:
-        environments: The games.
-        life_ends: Whether a lost life ends an episode; see Note [life ends].
+    ``life_ends`` says whether a lost life ends an episode; see Note [life ends].
     """
 
     def __init__(self, environments: Environments, *, life_ends: bool = True) -> None:
@@ -40,11 +37,8 @@ class AtariVecEnv(VecEnv):
         self._returns = np.zeros(settings.num_envs)
         self._lengths = np.zeros(settings.num_envs, np.int64)
         shape = (settings.stack_num, settings.img_height, settings.img_width)
-        super().__init__(
-            settings.num_envs,
-            spaces.Box(0, 255, shape, np.uint8),
-            spaces.Discrete(environments.num_actions),
-        )
+        actions = spaces.Discrete(environments.num_actions)
+        super().__init__(settings.num_envs, spaces.Box(0, 255, shape, np.uint8), actions)
 
     def reset(self) -> Stacks:
         """Start every game; returns the first stacks."""
