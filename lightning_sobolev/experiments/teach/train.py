@@ -66,10 +66,6 @@ def train_teacher(cfg: DictConfig) -> Metrics:
     Leaves in ``cfg.run_dir``: ``checkpoints/last.ckpt``, ``curves.csv``, and at the end the agent
     with its card and ``metrics.json``, whose content it returns; nothing where training goes on
     later. ``conf/train_teacher.yaml`` says what ``cfg`` holds.
-
-    Raises:
-        SystemExit: If somebody interrupted it, when everything is saved.
-        ValueError: If a setting or the checkpoint is not what it must be; the error says which.
     """
     started = time.perf_counter()
     cfg = _checked(cfg)
