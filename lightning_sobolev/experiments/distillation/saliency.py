@@ -11,21 +11,22 @@ from torch import Tensor
 
 from lightning_sobolev._files import whole
 from lightning_sobolev._types import Jet
-from lightning_sobolev.experiments.distillation.module import DistillationModule, log_softmax
+from lightning_sobolev.experiments.distillation.module import (
+    DistillationModule,
+    distillation,
+    log_softmax,
+)
 from lightning_sobolev.functional.derivatives import tape_jet
 
 
-def saliency(
-    module: DistillationModule, x: Tensor
-) -> tuple[Float[Tensor, "batch *in"], Float[Tensor, "batch *in"]]:
+def saliency(module: DistillationModule, x: Tensor) -> list[Float[Tensor, "batch *in"]]:
     """Return the input gradients of teacher and student for the teacher's greedy action."""
     if module.teacher is None:
         raise ValueError("module must have a teacher to compare with, got teacher=None")
     states = module.scaled(x)
     teacher = module.teacher.at(states, log_softmax)
-    greedy = teacher.value.argmax(-1)
     student = tape_jet(lambda point: log_softmax(module.net(point)), states)
-    return gradient_of(teacher, greedy), gradient_of(student, greedy)
+    return [gradient_of(jet, teacher.value.argmax(-1)) for jet in (teacher, student)]
 
 
 def gradient_of(jet: Jet, outputs: Int[Tensor, " batch"]) -> Float[Tensor, "batch *in"]:
@@ -56,42 +57,34 @@ class SaliencyFigure(pl.Callback):
     """
 
     def __init__(self, num_states: int = 6, enabled: bool = True) -> None:
-        self.num_states = num_states
-        self.enabled = enabled
+        self.num_states, self.enabled = num_states, enabled
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draw."""
-        if not self.enabled:
-            return
-        module = DistillationModule.of(pl_module, self)
-        x = _evenly_spaced(trainer, self.num_states).to(module.device)
-        gradients = [rows.sum(1).cpu() for rows in saliency(module, x)]
-        with whole(Path(trainer.default_root_dir) / "saliency.png") as path:
-            _draw(x[:, -1].cpu(), gradients, path)
+        if self.enabled:
+            module = distillation(pl_module)
+            x = _evenly_spaced(trainer.test_dataloaders, self.num_states).to(module.device)
+            gradients = [rows.sum(1).cpu() for rows in saliency(module, x)]
+            with whole(Path(trainer.default_root_dir) / "saliency.png") as path:
+                _draw(x[:, -1].cpu(), gradients, path)
 
 
-def _evenly_spaced(trainer: pl.Trainer, count: int) -> Tensor:
-    loader: Any = trainer.test_dataloaders
+def _evenly_spaced(loader: Any, count: int) -> Tensor:
     stride = max(len(loader) // count, 1)
-    batches = [batch["x"] for batch in islice(loader, 0, stride * count, stride)]
-    if len(batches) >= count:
-        return torch.stack([x[0] for x in batches[:count]])
-    x = torch.cat(batches)
+    x = torch.cat([batch["x"] for batch in islice(loader, 0, stride * count, stride)])
     return x[torch.linspace(0, len(x) - 1, count).long()]
 
 
 def _draw(frames: Tensor, gradients: list[Tensor], path: Path) -> None:
     from matplotlib.figure import Figure
 
-    count = len(frames)
-    figure = Figure(figsize=(1.9 * count, 4.2), layout="constrained")
-    grid = figure.subplots(2, count, squeeze=False)
-    for row, (name, maps) in enumerate(zip(("teacher", "student"), gradients, strict=True)):
-        for column in range(count):
-            axes = grid[row][column]
-            # The teacher's scale in both rows: a student that looks flat is flat.
-            limit = float(gradients[0][column].abs().quantile(0.995)) or 1.0
-            axes.imshow(overlay(frames[column], maps[column], limit).numpy())
+    figure = Figure(figsize=(1.9 * len(frames), 4.2), layout="constrained")
+    grid = figure.subplots(2, len(frames), squeeze=False)
+    # The teacher's scale in both rows: a student that looks flat is flat.
+    limits = [float(one.abs().quantile(0.995)) or 1.0 for one in gradients[0]]
+    for name, row, maps in zip(("teacher", "student"), grid, gradients, strict=True):
+        row[0].set_ylabel(name)
+        for axes, *shown in zip(row, frames, maps, limits, strict=True):
+            axes.imshow(overlay(*shown).numpy())
             axes.set(xticks=[], yticks=[])
-        grid[row][0].set_ylabel(name)
     figure.savefig(path, dpi=120, format="png")
