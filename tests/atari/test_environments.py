@@ -153,10 +153,9 @@ def test_settings_out_of_range_are_refused(name, value, least):
 def test_wrong_actions_are_refused():
     environments = Environments(AtariSettings("pong", num_envs=2), seed=0)
     environments.reset()
-    with pytest.raises(ValueError, match=r"actions must have shape \[2\]"):
-        environments.step(np.zeros(3, np.int64))
-    with pytest.raises(ValueError, match=r"actions must lie in 0\.\.5"):
-        environments.step(np.array([0, 6]))
+    for wrong in ([0, 0, 0], [0, 6], [-1, 0]):
+        with pytest.raises(ValueError, match=r"actions must be 2 in 0\.\.5, got"):
+            environments.step(np.array(wrong))
 
 
 def test_negative_seed_is_refused():

@@ -77,13 +77,6 @@ def test_a_policy_that_would_execute_something_is_refused(tmp_path, pack, ending
     assert not mark.exists()
 
 
-@pytest.mark.parametrize("name", ["../evil", "/etc/evil", "a/../../b", "..\\evil", "C:\\evil"])
-def test_zip_with_a_path_outside_is_refused(tmp_path, name):
-    path = archive(tmp_path / "a.zip", {"policy.pth": saved(TINY), name: b""})
-    with pytest.raises(ValueError, match=r"must hold paths inside itself only, got the member"):
-        read_weights(path)
-
-
 @pytest.mark.parametrize("ending", ["zip", "pth", "safetensors"])
 def test_truncated_wherever_it_is_cut(tmp_path, ending):
     path = tiny(tmp_path / f"a.{ending}")
@@ -91,7 +84,7 @@ def test_truncated_wherever_it_is_cut(tmp_path, ending):
     assert_close(read_weights(path), TINY)
     for length in range(0, len(whole) - 1, 37):
         path.write_bytes(whole[:length])
-        with pytest.raises(ValueError, match=r"(got one that|: it) is truncated"):
+        with pytest.raises(ValueError, match=r"must be a whole .* got one that is truncated"):
             read_weights(path)
 
 
@@ -157,7 +150,7 @@ def test_other_content_is_described(tmp_path):
     with pytest.raises(ValueError, match="got a dict with model_weights, args"):
         read_weights(tmp_path / "a.pt")
     path = archive(tmp_path / "a.zip", {"data": b"{}", "best/policy.pth": saved(TINY)})
-    with pytest.raises(ValueError, match=r"must hold a policy\.pth, got the members \['best/pol"):
+    with pytest.raises(ValueError, match=r"whole zip of stable-baselines3, .*no item named 'policy\.pth'"):
         read_weights(path)
     with pytest.raises(ValueError, match=r"source must be an existing file, got '.*none\.zip'"):
         read_weights(tmp_path / "none.zip")

@@ -46,8 +46,7 @@ def load_agent(agent: Agent) -> tuple[nn.Module, Card]:
         network: weights that were stored for another scale of the input have been brought to 0..1.
 
     Raises:
-        ValueError: If there is no such agent, its card is incomplete or damaged, or the weights are
-            not those that the card describes.
+        ValueError: If there is no such agent, or its card or weights are incomplete or damaged.
     """
     if isinstance(agent, ForeignAgent):
         return _load_described(agent)
@@ -155,10 +154,7 @@ def save_agent(
     if half:
         # rounding the first layer's 8,192 weights moved Pong's log-probabilities by up to 0.014,
         # all the other 1.7 million together by up to 0.0015
-        weights = {
-            key: value if key.startswith("body.0.") else value.half()
-            for key, value in weights.items()
-        }
+        weights |= {key: v.half() for key, v in weights.items() if not key.startswith("body.0.")}
     with whole(path) as writing:
         writing.write_bytes(save(weights))  # save_file would leave a file that others may not read
     facts: Card = {
