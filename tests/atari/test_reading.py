@@ -150,7 +150,9 @@ def test_other_content_is_described(tmp_path):
     with pytest.raises(ValueError, match="got a dict with model_weights, args"):
         read_weights(tmp_path / "a.pt")
     path = archive(tmp_path / "a.zip", {"data": b"{}", "best/policy.pth": saved(TINY)})
-    with pytest.raises(ValueError, match=r"whole zip of stable-baselines3, .*no item named 'policy\.pth'"):
+    with pytest.raises(
+        ValueError, match=r"whole zip of stable-baselines3, .*no item named 'policy\.pth'"
+    ):
         read_weights(path)
     with pytest.raises(ValueError, match=r"source must be an existing file, got '.*none\.zip'"):
         read_weights(tmp_path / "none.zip")
