@@ -94,10 +94,6 @@ def test_q_values_are_those_of_stable_baselines3(models, stacks):
     np.testing.assert_array_equal(chosen, greedy)
 
 
-def copy_of(generator):
-    return torch.Generator().set_state(generator.get_state())
-
-
 @pytest.mark.parametrize("temperature", [None, 0.5])
 def test_q_values_become_a_softmax_at_the_temperature(models, stacks, generator, temperature):
     model, path = models["dqn"]
@@ -112,17 +108,19 @@ def test_q_values_become_a_softmax_at_the_temperature(models, stacks, generator,
 
 
 @pytest.mark.parametrize(
-    ("name", "policy"),
+    ("name", "policy", "scale"),
     [
-        ("ppo", {"share_features_extractor": False}),
-        ("a2c", {"net_arch": {"pi": [], "vf": [16]}}),  # a critic with further layers
+        ("ppo", {"share_features_extractor": False}, 1.0),
+        ("a2c", {"net_arch": {"pi": [], "vf": [16]}}, 1.0),  # a critic with further layers
+        ("a2c", {"normalize_images": False}, 255.0),
     ],
 )
-def test_actors_beside_other_critics(tmp_path, stacks, generator, name, policy):
+def test_other_critics_and_scales(tmp_path, stacks, generator, name, policy, scale):
     model = sb3_model(name, steps=8, policy_kwargs=policy)
     model.save(tmp_path / "own.zip")
-    network, _ = load_agent(tmp_path / "own.zip")
-    agree(network, log_probs_of(model.policy), stacks, generator, tolerance=1e-5)
+    network, card = load_agent(ForeignAgent(tmp_path / "own.zip", input_scale=scale))
+    assert (card["input_scale"], card["source"]["input_scale"]) == (1.0, scale)
+    agree(network, log_probs_of(model.policy), stacks, generator, tolerance=1e-4)
 
 
 @pytest.mark.parametrize("name", ["ppo", "dqn"])
@@ -130,15 +128,6 @@ def test_further_layers_of_the_policy_are_refused(tmp_path, name):
     sb3_model(name, policy_kwargs={"net_arch": [16]}).save(tmp_path / "deep.zip")
     with pytest.raises(ValueError, match=r"must be a Nature network and nothing more.*further"):
         load_agent(tmp_path / "deep.zip")
-
-
-def test_trained_on_bytes_is_brought_to_unit_scale(tmp_path, stacks, generator):
-    model = sb3_model("a2c", policy_kwargs={"normalize_images": False})
-    model.save(tmp_path / "bytes.zip")
-    network, card = load_agent(ForeignAgent(tmp_path / "bytes.zip", input_scale=255.0))
-    assert card["input_scale"] == 1.0
-    assert card["source"]["input_scale"] == 255.0
-    agree(network, log_probs_of(model.policy), stacks, generator, tolerance=1e-4)
 
 
 def test_one_extractor_without_copies(models, tmp_path, stacks):
@@ -170,28 +159,26 @@ def test_cleanrl_answers_as_its_own_network(tmp_path, kind, ending, stacks, gene
     agree(network.double(), theirs, stacks, generator, tolerance=1e-10)
 
 
-def test_card_says_where_the_policy_came_from(models):
-    _, path = models["ppo"]
-    settings = AtariSettings("pong", sticky=True)
-    network, card = load_agent(ForeignAgent(path, settings))
-    assert card["environment"]["sticky"] is True
+@pytest.mark.parametrize(("name", "temperature"), [("ppo", None), ("dqn", 0.1)])
+def test_foreign_agent_stored_anew_keeps_its_card(models, tmp_path, stacks, name, temperature):
+    _, path = models[name]
+    settings, own = AtariSettings("pong", sticky=True), tmp_path / "own.safetensors"
+    network, card = load_agent(ForeignAgent(path, settings, temperature=temperature))
     assert card["source"]["file"] == str(path)
-    assert card["source"]["layout"] == "stable-baselines3 PPO or A2C"
-    assert len(card["source"]["sha256"]) == 64
+    assert card["source"]["layout"].startswith("stable-baselines3 ")
+    assert card["source"]["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
     assert card["num_actions"] == network.num_actions == 6
     assert not network.training
-
-
-def test_foreign_agent_stored_anew_keeps_its_card(models, tmp_path, stacks):
-    _, path = models["dqn"]
-    settings = AtariSettings("pong")
-    network, card = load_agent(ForeignAgent(path, settings, temperature=0.1))
-    save_agent(tmp_path / "own.safetensors", network, settings, about=card)
-    again, kept = load_agent(tmp_path / "own.safetensors")
-    assert kept["source"] == card["source"]
-    assert_close(again(stacks / 255), network(stacks / 255), rtol=0, atol=0)
-    described, _ = load_agent(ForeignAgent(tmp_path / "own.safetensors", num_actions=6))
-    assert_close(described(stacks / 255), network(stacks / 255), rtol=0, atol=0)
+    save_agent(own, network, settings, about=card)
+    for agent in (own, ForeignAgent(own, num_actions=6)):
+        again, kept = load_agent(agent)
+        assert kept["source"] == card["source"]
+        assert kept["environment"]["sticky"]
+        assert_close(again(stacks / 255), network(stacks / 255), rtol=0, atol=0)
+    with pytest.raises(ValueError, match=r"are said by its card, got 255\.0 and None"):
+        load_agent(ForeignAgent(own, input_scale=255.0))
+    with pytest.raises(ValueError, match=r"must have num_actions=4 outputs, got 6"):
+        load_agent(ForeignAgent(own, num_actions=4))
 
 
 def stored(tmp_path, weights):
@@ -204,7 +191,6 @@ def stored(tmp_path, weights):
     [
         ({"actor.bias": torch.full((6,), torch.nan)}, "be finite"),
         ({"actor.bias": torch.ones(6, dtype=torch.complex64)}, r"real numbers, got torch\.complex"),
-        ({"actor.bias": torch.ones(6, dtype=torch.int64)}, r"real numbers, got torch\.int64"),
         ({"actor.bias": torch.ones(6).to_sparse()}, r"dense array .* got .* torch\.sparse_coo"),
         ({"actor.bias": torch.ones(6, device="meta")}, r"dense array .* on meta"),
         ({"actor.bias": torch.ones(1).expand(6)}, "hold all of its 6 numbers, got 4 bytes"),
@@ -265,17 +251,8 @@ def test_what_was_said_of_a_file_is_compared(tmp_path):
         load_agent(ForeignAgent(tmp_path / "none.pt"))
 
 
-@pytest.mark.parametrize("name", ["input_scale", "temperature"])
 @pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf")])
-def test_factors_must_be_positive(name, value):
-    with pytest.raises(ValueError, match=f"{name} must be a positive number, got {value}"):
-        ForeignAgent("a.zip", **{name: value})
-
-
-def test_what_the_card_says_is_not_said_twice(tmp_path, small_teacher):
-    path = tmp_path / "a.safetensors"
-    save_agent(path, small_teacher(), AtariSettings("pong"))
-    with pytest.raises(ValueError, match=r"are said by its card, got 255\.0 and None"):
-        load_agent(ForeignAgent(path, input_scale=255.0))
-    with pytest.raises(ValueError, match=r"must have num_actions=4 outputs, got 6"):
-        load_agent(ForeignAgent(path, num_actions=4))
+def test_factors_must_be_positive(value):
+    for name in ("input_scale", "temperature"):
+        with pytest.raises(ValueError, match=f"{name} must be a positive number, got {value}"):
+            ForeignAgent("a.zip", **{name: value})

@@ -56,8 +56,7 @@ def pickled(content):
 
 
 def test_only_the_policy_of_a_zip_is_read(tmp_path):
-    mark = tmp_path / "executed"
-    trap = pickled(Trap(mark))
+    trap = pickled(Trap(tmp_path / "executed"))
     members = {"data": trap, "pytorch_variables.pth": trap, "policy.pth": saved(TINY)}
     assert_close(read_weights(archive(tmp_path / "a.zip", members)), TINY)
     assert [path.name for path in tmp_path.iterdir()] == ["a.zip"]
