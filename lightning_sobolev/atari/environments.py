@@ -123,16 +123,8 @@ class Transition(NamedTuple):
 class Environments:
     """Several copies of one game, seeded, stepped together.
 
-    The same settings, seed and actions give the same frames bit for bit; the number of threads
-    changes nothing.
-
-    Args:
-        settings: What is played and how it is shown.
-        seed: Decides the idle starts (and the sticky actions) of every copy.
-        num_threads: Threads that step the games; 0 takes one per core.
-
-    Raises:
-        ValueError: If the seed is negative, or FIRE shall be pressed in a game without it.
+    The same settings, seed and actions give the same frames bit for bit; the number of threads, 0
+    for one per core, changes nothing.
     """
 
     def __init__(self, settings: AtariSettings, seed: int, *, num_threads: int = 0) -> None:

@@ -19,17 +19,7 @@ def scale_pixels(stacks: UInt8[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
 
 
 class PixelPolicy(nn.Module):
-    """Convolutions, one hidden layer, logits; ReLU between them. Subclasses say which.
-
-    Args:
-        num_actions: Width of the output.
-        stack_num: Frames in a stack.
-        height: Height of a frame.
-        width: Width of a frame.
-
-    Raises:
-        ValueError: If the frames are too small.
-    """
+    """Convolutions, one hidden layer, logits; ReLU between them. Subclasses say which."""
 
     convs: ClassVar[tuple[tuple[int, int, int], ...]]
     """Channels out, kernel and stride of every convolution."""

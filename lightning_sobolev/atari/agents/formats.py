@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,8 +20,6 @@ from lightning_sobolev.atari.agents import hub
 from lightning_sobolev.atari.agents.reading import read_weights
 from lightning_sobolev.atari.environments import AtariSettings, num_actions
 from lightning_sobolev.atari.networks import NatureCNN, PixelPolicy
-
-Policy = TypeVar("Policy", bound=PixelPolicy)
 
 Q_TEMPERATURE = 0.01
 
@@ -49,9 +47,8 @@ class Layout(NamedTuple):
         }
 
 
-def _extractor(prefix: str, head: str) -> tuple[str, str, str, str, str]:
-    convs = (f"{prefix}.cnn.0", f"{prefix}.cnn.2", f"{prefix}.cnn.4")
-    return (*convs, f"{prefix}.linear.0", head)
+def _sb3(prefix: str, head: str) -> tuple[str, str, str, str, str]:
+    return f"{prefix}.cnn.0", f"{prefix}.cnn.2", f"{prefix}.cnn.4", f"{prefix}.linear.0", head
 
 
 _CLEANRL = ("network.0", "network.2", "network.4", "network.7")
@@ -61,19 +58,19 @@ LAYOUTS = (
     # the actor's own copy comes first: with separate extractors it is the one that acts
     Layout(
         "stable-baselines3 PPO or A2C",
-        _extractor("pi_features_extractor", "action_net"),
+        _sb3("pi_features_extractor", "action_net"),
         others=("features_extractor.", "vf_features_extractor.", *_CRITIC),
         frames=_AREA,
     ),
     Layout(
         "stable-baselines3 PPO or A2C, one extractor",
-        _extractor("features_extractor", "action_net"),
+        _sb3("features_extractor", "action_net"),
         others=_CRITIC,
         frames=_AREA,
     ),
     Layout(
         "stable-baselines3 DQN",
-        _extractor("q_net.features_extractor", "q_net.q_net.0"),
+        _sb3("q_net.features_extractor", "q_net.q_net.0"),
         others=("q_net_target.",),
         is_q_values=True,
         frames=_AREA,
@@ -160,7 +157,7 @@ class ForeignAgent:
             )
 
 
-def load_foreign(agent: ForeignAgent) -> tuple[NatureCNN, dict[str, Any]]:
+def load_foreign(agent: ForeignAgent) -> tuple[PixelPolicy, dict[str, Any]]:
     """Read somebody else's policy, its derivatives with respect to 0..1, and describe it."""
     path, digest = agent.fetch()
     name = str(agent.source)
@@ -223,14 +220,14 @@ def _recognize(weights: Mapping[str, Tensor], name: str) -> Layout:
 
 
 def filled(
-    kind: type[Policy],
+    kind: type[PixelPolicy],
     num_actions: int,
     settings: AtariSettings,
     weights: Mapping[str, Tensor],
     name: str,
     *,
     names: Mapping[str, str] | None = None,
-) -> Policy:
+) -> PixelPolicy:
     """Build a network with the weights of a file, called ``name``; refuse others before that."""
     try:
         with torch.device("meta"):
