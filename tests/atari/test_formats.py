@@ -14,7 +14,6 @@ from lightning_sobolev.atari import (
     ForeignAgent,
     NatureCNN,
     load_agent,
-    log_probabilities,
     save_agent,
 )
 from lightning_sobolev.functional.derivatives import value_and_vjp
@@ -44,13 +43,13 @@ def rows_of(function, x, generator):
     return value_and_vjp(function, x, cotangents, engine="tape")
 
 
+def log_softmax_of(logits):
+    return lambda x: torch.log_softmax(logits(x), dim=-1)
+
+
 def log_probs_of(policy):
     """Answer as stable-baselines3 does, from bytes."""
-
-    def function(frames):
-        return policy.get_distribution(frames).distribution.logits
-
-    return function
+    return lambda frames: policy.get_distribution(frames).distribution.logits
 
 
 def agree(network, theirs, stacks, generator, *, tolerance):
@@ -59,7 +58,7 @@ def agree(network, theirs, stacks, generator, *, tolerance):
     frames = stacks.to(next(network.parameters()).dtype)
     expected, slopes = rows_of(theirs, frames, generator)
     generator.set_state(state)
-    values, rows = rows_of(lambda x: torch.log_softmax(network(x), dim=-1), frames / 255, generator)
+    values, rows = rows_of(log_softmax_of(network), frames / 255, generator)
     assert rows.abs().max() > 1e-3
     assert_close(values, expected, rtol=tolerance, atol=tolerance)
     assert_close(rows, 255 * slopes, rtol=tolerance, atol=tolerance)
@@ -74,37 +73,26 @@ def test_actor_answers_as_in_stable_baselines3(models, name, stacks, generator):
     policy = model.policy
     parts = policy.pi_features_extractor, policy.mlp_extractor, policy.action_net
     extractor, further, head = (copy.deepcopy(part).double() for part in parts)
-
-    def exact(frames):
-        return torch.log_softmax(head(further.forward_actor(extractor(frames / 255))), dim=-1)
-
+    exact = log_softmax_of(lambda x: head(further.forward_actor(extractor(x / 255))))
     agree(network.double(), exact, stacks, generator, tolerance=1e-10)
 
 
-def test_q_values_are_those_of_stable_baselines3(models, stacks):
-    model, path = models["dqn"]
-    network, card = load_agent(ForeignAgent(path, temperature=1.0))
-    assert card["source"]["temperature"] == 1.0
-    q_net = copy.deepcopy(model.policy.q_net).double()
-    x = (stacks / 255).double()
-    exact = q_net.q_net(q_net.features_extractor(x))
-    assert_close(network.double()(x), exact, rtol=1e-10, atol=1e-10)
-    greedy, _ = model.predict(stacks.numpy(), deterministic=True)
-    chosen = log_probabilities(load_agent(path)[0], stacks.numpy()).argmax(1)
-    np.testing.assert_array_equal(chosen, greedy)
-
-
-@pytest.mark.parametrize("temperature", [None, 0.5])
-def test_q_values_become_a_softmax_at_the_temperature(models, stacks, generator, temperature):
+@pytest.mark.parametrize(("temperature", "tolerance"), [(None, 1e-4), (1.0, 1e-5)])
+def test_q_values_become_a_softmax_at_the_temperature(
+    models, stacks, generator, temperature, tolerance
+):
     model, path = models["dqn"]
     network, card = load_agent(ForeignAgent(path, temperature=temperature))
-    stated = 0.01 if temperature is None else temperature
+    stated = temperature or 0.01
     assert card["source"]["temperature"] == stated
-
-    def theirs(frames):
-        return torch.log_softmax(model.policy.q_net(frames) / stated, dim=-1)
-
-    agree(network, theirs, stacks, generator, tolerance=1e-4 if temperature is None else 1e-5)
+    theirs = log_softmax_of(lambda frames: model.policy.q_net(frames) / stated)
+    agree(network, theirs, stacks, generator, tolerance=tolerance)
+    q_net = copy.deepcopy(model.policy.q_net).double()
+    x = (stacks / 255).double()
+    exact = q_net.q_net(q_net.features_extractor(x)) / stated
+    assert_close(network.double()(x), exact, rtol=1e-5, atol=1e-5)
+    greedy, _ = model.predict(stacks.numpy(), deterministic=True)
+    np.testing.assert_array_equal(network(x).argmax(1), greedy)
 
 
 @pytest.mark.parametrize(
@@ -150,10 +138,7 @@ def test_cleanrl_answers_as_its_own_network(tmp_path, kind, ending, stacks, gene
     save(original.state_dict(), path)
     is_q = kind is CleanRLDQN
     network, _ = load_agent(ForeignAgent(path, temperature=1.0 if is_q else None))
-
-    def theirs(frames):
-        return torch.log_softmax(original(frames), dim=-1)
-
+    theirs = log_softmax_of(original)
     agree(network, theirs, stacks, generator, tolerance=1e-5)
     original.double()
     agree(network.double(), theirs, stacks, generator, tolerance=1e-10)

@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -25,9 +26,6 @@ class PlayGame(pl.Callback):
         num_episodes: Episodes of each kind; 0 plays none and logs nothing.
         greedy: Whether to play with greedy actions too, which doubles the time.
         seed: Seed of the games and of the sampled actions.
-
-    Raises:
-        ValueError: If the number is negative.
     """
 
     def __init__(
@@ -39,8 +37,6 @@ class PlayGame(pl.Callback):
         greedy: bool = True,
         seed: int = 1000,
     ) -> None:
-        if num_episodes < 0:
-            raise ValueError(f"num_episodes must be at least 0, got {num_episodes}")
         self.settings, self.cache = settings, Path(cache)
         self.num_episodes, self.seed = num_episodes, seed
         self.ways = {"": False, "_greedy": True} if greedy else {"": False}
@@ -81,14 +77,9 @@ class OnPolicyKL(pl.Callback):
         num_states: States to compare in, the beginnings of ``settings.num_envs`` games; 0 logs
             nothing.
         seed: Seed of the games and of the sampled actions.
-
-    Raises:
-        ValueError: If the number is negative.
     """
 
     def __init__(self, settings: AtariSettings, *, num_states: int, seed: int = 2000) -> None:
-        if num_states < 0:
-            raise ValueError(f"num_states must be at least 0, got {num_states}")
         self.settings = settings
         self.games = {"num_states": num_states, "seed": seed}
 
@@ -97,19 +88,13 @@ class OnPolicyKL(pl.Callback):
         del trainer
         if self.games["num_states"] == 0:
             return
-        networks, device = distillation(pl_module).players, pl_module.device
-        answers = on_policy_answers(
-            networks["student"],
-            networks["teacher"],
-            self.settings,
-            device=device,
-            progress=False,
-            **self.games,
-        )
-        student, teacher = (torch.from_numpy(one).double() for one in answers)
+        teacher, student = distillation(pl_module).players.values()
+        options: dict[str, Any] = {"device": pl_module.device, "progress": False, **self.games}
+        answers = on_policy_answers(student, teacher, self.settings, **options)
+        ours, theirs = (torch.from_numpy(one).double() for one in answers)
         measured = {
-            "kl": kl(student.flatten(0, 1), teacher.flatten(0, 1)).view(student.shape[:2]),
-            "disagreement": (student.argmax(-1) != teacher.argmax(-1)).double(),
+            "kl": kl(ours.flatten(0, 1), theirs.flatten(0, 1)).view(ours.shape[:2]),
+            "disagreement": (ours.argmax(-1) != theirs.argmax(-1)).double(),
         }
         for name, values in measured.items():
             games, key = values.mean(0), f"test/visited_{name}"

@@ -8,8 +8,8 @@ import pandas as pd
 
 from lightning_sobolev.atari import AtariSettings
 from lightning_sobolev.experiments.distillation.callbacks import PlayGame
+from lightning_sobolev.experiments.distillation.figures import VIDEO, GameVideo
 from lightning_sobolev.experiments.distillation.module import DistillationModule, distillation
-from lightning_sobolev.experiments.distillation.video import VIDEO, GameVideo
 from lightning_sobolev.experiments.report.runs import (
     Run,
     find_runs,

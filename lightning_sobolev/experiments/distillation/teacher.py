@@ -100,12 +100,9 @@ class ReplayCheck(pl.Callback):
         greedy: bool = False,
         seed: int = 1000,
     ) -> None:
-        least = 0 if min_return is None else 1
-        if num_episodes < least:
-            raise ValueError(
-                f"num_episodes must be at least {least} with min_return={min_return}, "
-                f"got {num_episodes}"
-            )
+        if min_return is not None and num_episodes < 1:
+            text = f"num_episodes must be at least 1 with min_return={min_return}"
+            raise ValueError(f"{text}, got {num_episodes}")
         self.agent, self.min_return = agent, min_return
         self.settings, self.cache = settings, Path(cache)
         self.games: dict[str, Any] = {"num_episodes": num_episodes, "greedy": greedy, "seed": seed}

@@ -56,9 +56,5 @@ def test_one_game_has_no_error_and_none_plays_nothing(networks, tmp_path):
 
 
 def test_what_cannot_be_compared_is_named(networks, tmp_path):
-    with pytest.raises(ValueError, match="num_states must be at least 0, got -1"):
-        OnPolicyKL(SETTINGS, num_states=-1)
-    with pytest.raises(ValueError, match="num_episodes must be at least 0, got -1"):
-        PlayGame(SETTINGS, tmp_path, num_episodes=-1)
     with pytest.raises(ValueError, match=r"must have a NetworkTeacher .*got teacher=NoneType"):
         results_of(module_of(networks[0]), [OnPolicyKL(SETTINGS, num_states=4)], tmp_path)

@@ -7,8 +7,15 @@ from torch import nn
 from torch.testing import assert_close
 
 from lightning_sobolev.atari import AtariSettings, Environments, play, scale_pixels
-from lightning_sobolev.experiments.distillation.saliency import SaliencyFigure, overlay, saliency
-from lightning_sobolev.experiments.distillation.video import VIDEO, Film, GameVideo, save_films
+from lightning_sobolev.experiments.distillation.figures import (
+    VIDEO,
+    Film,
+    GameVideo,
+    SaliencyFigure,
+    overlay,
+    saliency,
+    save_films,
+)
 from tests.experiments.distillation.conftest import module_of, results_of
 
 PONG = AtariSettings("pong", max_num_frames_per_episode=800)
