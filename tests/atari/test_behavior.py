@@ -92,7 +92,7 @@ def student(small_teacher):
 
 def test_a_student_plays_and_the_teacher_answers(tmp_path, settings, teacher, student):
     options = {"behavior": Behavior(beta=0.0), "player": student}
-    made = record(tmp_path / "pong", settings, teacher, num_states=80, **options)
+    made = record(tmp_path / "pong", settings, teacher, num_states=90, **options)
     assert (made.states["action"] == 2).all()
     expected = log_probabilities(teacher, made.stacks(np.arange(made.num_states)))
     assert_close(torch.from_numpy(made.log_probs), torch.from_numpy(expected), rtol=1e-5, atol=1e-5)
