@@ -25,18 +25,18 @@ def main() -> None:
     parser.add_argument("--gif", action="store_true", help="write game.gif of every run instead")
     parser.add_argument("--frames", type=int, default=300, help="most frames of a GIF")
     parser.add_argument("--every", type=int, default=2, help="steps from one frame to the next")
-    parser.add_argument("--greedy", action="store_true", help="greedy actions in the GIF")
     given = parser.parse_args()
     # Networks that are asked a few states at a time gain nothing from more threads.
     torch.set_num_threads(1)
-    out = given.out or given.source
-    look = {"num_frames": given.frames, "every": given.every, "greedy": given.greedy}
+    look = {"num_frames": given.frames, "every": given.every, "seed": given.seed}
+    games = {"num_episodes": given.episodes, "seed": given.seed}
     try:
-        for path in (
-            film_stored(given.source, **look, seed=given.seed)
+        written = (
+            film_stored(given.source, **look)
             if given.gif
-            else play_stored(given.source, out, num_episodes=given.episodes, seed=given.seed)
-        ):
+            else play_stored(given.source, given.out or given.source, **games)
+        )
+        for path in written:
             print(path, flush=True)
     except (ValueError, OSError) as error:
         sys.exit(f"play.py: {error}")

@@ -20,7 +20,8 @@ from gymnasium.vector import AutoresetMode
 from jaxtyping import Bool, Float, Int, UInt8
 
 _STICKY_PROBABILITY = 0.25
-_AT_LEAST_ONE = ("num_envs", "frameskip", "img_height", "img_width", "stack_num")
+_NUMBERS = {"num_envs": 1, "frameskip": 1, "img_height": 1, "img_width": 1, "stack_num": 1}
+_NUMBERS |= {"noop_max": 0, "max_num_frames_per_episode": 1}
 
 
 def games() -> tuple[str, ...]:
@@ -79,10 +80,12 @@ class AtariSettings:
     max_num_frames_per_episode: int = 108_000
 
     def __post_init__(self) -> None:
-        _check_game(self.game)
-        for name in (*_AT_LEAST_ONE, "max_num_frames_per_episode", "noop_max"):
+        if self.game not in (known := games()):
+            close = difflib.get_close_matches(str(self.game), known, n=3, cutoff=0.5)
+            hint = ", ".join(close) or f"one of {len(known)}, e.g. pong"
+            raise ValueError(f"game must name a game in snake case ({hint}?), got {self.game!r}")
+        for name, least in _NUMBERS.items():
             value = getattr(self, name)
-            least = 0 if name == "noop_max" else 1
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"{name} must be a whole number >= {least}, got {value!r}")
 
@@ -94,15 +97,6 @@ def num_actions(settings: AtariSettings) -> int:
     emulator.loadROM(str(roms.get_rom_path(settings.game)))
     full = settings.full_action_space
     return len(emulator.getLegalActionSet() if full else emulator.getMinimalActionSet())
-
-
-def _check_game(game: str) -> None:
-    known = games()
-    if game in known:
-        return
-    close = difflib.get_close_matches(str(game), known, n=3, cutoff=0.5)
-    hint = f"close matches: {', '.join(close)}" if close else f"one of {len(known)}, e.g. pong"
-    raise ValueError(f"game must name a game in snake case ({hint}), got {game!r}")
 
 
 class Transition(NamedTuple):
@@ -129,16 +123,8 @@ class Transition(NamedTuple):
 class Environments:
     """Several copies of one game, seeded, stepped together.
 
-    The same settings, seed and actions give the same frames bit for bit; the number of threads
-    changes nothing.
-
-    Args:
-        settings: What is played and how it is shown.
-        seed: Decides the idle starts (and the sticky actions) of every copy.
-        num_threads: Threads that step the games; 0 takes one per core.
-
-    Raises:
-        ValueError: If the seed is negative, or FIRE shall be pressed in a game without it.
+    The same settings, seed and actions give the same frames bit for bit; the number of threads, 0
+    for one per core, changes nothing.
     """
 
     def __init__(self, settings: AtariSettings, seed: int, *, num_threads: int = 0) -> None:
@@ -146,8 +132,7 @@ class Environments:
             raise ValueError(f"seed must be at least 0, got {seed}")
         options = asdict(settings)
         sticky, fire = options.pop("sticky"), options.pop("fire_on_life_loss")
-        self.settings = settings
-        self._seed = seed
+        self.settings, self._seed = settings, seed
         self._env = AtariVectorEnv(
             **options,
             repeat_action_probability=_STICKY_PROBABILITY if sticky else 0.0,
@@ -162,11 +147,6 @@ class Environments:
         self._lives = self._lost_life = np.zeros(settings.num_envs, bool)
 
     @property
-    def num_envs(self) -> int:
-        """Games side by side."""
-        return self.settings.num_envs
-
-    @property
     def num_actions(self) -> int:
         """Actions to choose from."""
         return len(self.action_meanings)
@@ -179,24 +159,17 @@ class Environments:
     def reset(self, seed: int | None = None) -> UInt8[np.ndarray, "env stack height width"]:
         """Start every game from a seed, by default that of all, and return the first stacks."""
         # consecutive seeds would give runs with seeds 0 and 1 all but one of their games in common
-        seeds = (
-            np.random.SeedSequence(self._seed if seed is None else seed).generate_state(
-                self.num_envs
-            )
-            >> 1
-        )
+        spread = np.random.SeedSequence(self._seed if seed is None else seed)
+        seeds = spread.generate_state(self.settings.num_envs) >> 1
         stacks, info = self._env.reset(seed=seeds.astype(np.int32))
-        self._lives, self._lost_life = np.array(info["lives"]), np.zeros(self.num_envs, bool)
+        self._lives, self._lost_life = np.array(info["lives"]), np.zeros(len(seeds), bool)
         return np.asarray(stacks)
 
     def step(self, actions: Int[np.ndarray, " env"]) -> Transition:
         """Hold one action in every game for ``frameskip`` frames; say what that brought."""
-        if actions.shape != (self.num_envs,):
-            raise ValueError(f"actions must have shape [{self.num_envs}], got {actions.shape}")
-        if actions.min() < 0 or actions.max() >= self.num_actions:
-            raise ValueError(
-                f"actions must lie in 0..{self.num_actions - 1}, got {actions.tolist()}"
-            )
+        num_envs, last = self.settings.num_envs, self.num_actions - 1
+        if actions.shape != (num_envs,) or actions.min() < 0 or actions.max() > last:
+            raise ValueError(f"actions must be {num_envs} in 0..{last}, got {actions.tolist()}")
         pressed = actions if self._fire is None else np.where(self._lost_life, self._fire, actions)
         stacks, rewards, *ends, info = self._env.step(pressed.astype(np.int64))
         terminated, truncated = (np.asarray(end, dtype=bool) for end in ends)
@@ -204,14 +177,8 @@ class Environments:
         # some games go on for a few frames without a life: there is nothing to launch any more
         lost = (self._lives < before) & (self._lives > 0) & ~(terminated | truncated)
         self._lost_life = lost
-        return Transition(
-            np.asarray(stacks),
-            np.asarray(rewards, dtype=np.float32),
-            terminated,
-            truncated,
-            lost,
-            info.get("final_obs"),
-        )
+        rewards, last_stacks = np.asarray(rewards, dtype=np.float32), info.get("final_obs")
+        return Transition(np.asarray(stacks), rewards, terminated, truncated, lost, last_stacks)
 
 
 def check_num_actions(num_outputs: int, environments: Environments, *, who: str) -> None:

@@ -17,17 +17,11 @@ from lightning_sobolev.atari.policy import Behavior, choose, decide, log_probabi
 
 @dataclass(frozen=True, slots=True)
 class EpisodeReturns:
-    """Returns of whole episodes.
-
-    Args:
-        returns: Sum of the rewards of every episode.
-        lengths: Steps of the agent in every episode.
-        num_truncated: Episodes that were cut at the longest length allowed.
-    """
+    """Returns of whole episodes: the sums of their rewards."""
 
     returns: tuple[float, ...]
-    lengths: tuple[int, ...]
-    num_truncated: int
+    lengths: tuple[int, ...]  # in steps of the agent
+    num_truncated: int  # episodes that were cut at the longest length allowed
 
     @property
     def mean(self) -> float:
@@ -51,26 +45,9 @@ def play(
     device: torch.device | str = "cpu",
     progress: bool = True,
 ) -> EpisodeReturns:
-    """Play whole episodes with rewards as the game gives them.
-
-    Every game plays a number of episodes fixed beforehand: taking the episodes that end first would
-    favor short ones. The network is not asked for a game that has played its share.
-
-    Args:
-        network: Maps scaled stacks to logits; it is copied.
-        settings: What is played; clipped rewards and ends at lost lives are ignored.
-        num_episodes: Episodes to play.
-        greedy: Whether the greedy action is taken instead of a sampled one.
-        seed: Seed of the games and of the sampled actions.
-        device: Where the network works.
-        progress: Whether to show a progress bar (on a terminal).
-
-    Returns:
-        The returns, in the order of the games.
-
-    Raises:
-        ValueError: If there is nothing to play or the outputs are not the game's actions.
-    """
+    """Play whole episodes with rewards as the game gives them; the network is copied."""
+    # Every game plays a number of episodes fixed beforehand: taking the episodes that end first
+    # would favor short ones. The network is not asked for a game that has played its share.
     if num_episodes < 1:
         raise ValueError(f"num_episodes must be at least 1, got {num_episodes}")
     num_envs = min(num_episodes, settings.num_envs)
@@ -82,7 +59,7 @@ def play(
     rng = None if greedy else np.random.default_rng(seed)
     stacks, actions = environments.reset(), np.zeros(num_envs, np.int64)
     total, length = np.zeros(num_envs), np.zeros(num_envs, np.int64)
-    episodes: list[tuple[int, float, int, bool]] = []
+    episodes: list[tuple[np.intp, float, int, bool]] = []
     with progress_bar(f"playing {settings.game}", num_episodes, enabled=progress) as advance:
         while left.any():
             live = np.flatnonzero(left)
@@ -93,16 +70,14 @@ def play(
             stacks, total = result.stacks, total + result.rewards
             length += 1
             for env in live[result.ended[live]]:
-                episodes.append((env, total[env], length[env], result.truncated[env]))
+                is_cut = bool(result.truncated[env])
+                episodes.append((env, float(total[env]), int(length[env]), is_cut))
                 left[env] -= 1
                 advance(1)
             total[result.ended], length[result.ended] = 0.0, 0
     episodes.sort(key=lambda episode: episode[0])
-    return EpisodeReturns(
-        returns=tuple(float(episode[1]) for episode in episodes),
-        lengths=tuple(int(episode[2]) for episode in episodes),
-        num_truncated=sum(bool(episode[3]) for episode in episodes),
-    )
+    _, returns, lengths, truncated = zip(*episodes, strict=True)
+    return EpisodeReturns(returns, lengths, sum(truncated))
 
 
 class OnPolicyAnswers(NamedTuple):
@@ -122,26 +97,7 @@ def on_policy_answers(
     device: torch.device | str = "cpu",
     progress: bool = True,
 ) -> OnPolicyAnswers:
-    """Let a policy play the beginnings of games and ask the teacher at every state.
-
-    Actions are sampled from the player's own probabilities. Nothing is stored;
-    :func:`~lightning_sobolev.atari.record` with a player keeps the frames.
-
-    Args:
-        player: Maps scaled stacks to logits; it is copied.
-        teacher: The same, asked but not followed.
-        settings: What is played.
-        num_states: How many states at least; whole steps of all games are played.
-        seed: Seed of the games and of all draws.
-        device: Where the networks work.
-        progress: Whether to show a progress bar (on a terminal).
-
-    Returns:
-        Both answers to every state.
-
-    Raises:
-        ValueError: If there is nothing to play or outputs are not the game's actions.
-    """
+    """Let one policy play the beginnings of games, by sampled actions, and ask another one too."""
     if num_states < 1:
         raise ValueError(f"num_states must be at least 1, got {num_states}")
     behavior = Behavior(beta=0.0)

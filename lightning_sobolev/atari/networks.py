@@ -19,17 +19,7 @@ def scale_pixels(stacks: UInt8[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
 
 
 class PixelPolicy(nn.Module):
-    """Convolutions, one hidden layer, logits; ReLU between them. Subclasses say which.
-
-    Args:
-        num_actions: Width of the output.
-        stack_num: Frames in a stack.
-        height: Height of a frame.
-        width: Width of a frame.
-
-    Raises:
-        ValueError: If the frames are too small or there is no action.
-    """
+    """Convolutions, one hidden layer, logits; ReLU between them. Subclasses say which."""
 
     convs: ClassVar[tuple[tuple[int, int, int], ...]]
     """Channels out, kernel and stride of every convolution."""
@@ -39,8 +29,6 @@ class PixelPolicy(nn.Module):
         self, num_actions: int, *, stack_num: int = 4, height: int = 84, width: int = 84
     ) -> None:
         super().__init__()
-        if num_actions < 1:
-            raise ValueError(f"num_actions must be at least 1, got {num_actions}")
         self.in_shape = (stack_num, height, width)
         layers: list[nn.Module] = []
         channels, size = stack_num, np.array([height, width])
@@ -56,9 +44,13 @@ class PixelPolicy(nn.Module):
     @classmethod
     def for_game(cls, settings: AtariSettings) -> Self:
         """Return a network for what the settings show and the actions of the game."""
+        return cls.showing(settings, num_actions(settings))
+
+    @classmethod
+    def showing(cls, settings: AtariSettings, num_actions: int) -> Self:
+        """Return a network for what the settings show, with a number of actions of its own."""
         height, width = settings.img_height, settings.img_width
-        actions = num_actions(settings)
-        return cls(actions, stack_num=settings.stack_num, height=height, width=width)
+        return cls(num_actions, stack_num=settings.stack_num, height=height, width=width)
 
     @property
     def num_actions(self) -> int:
@@ -127,17 +119,10 @@ class CenteredPolicy(nn.Module):
         self.gain = gain
         self.register_buffer("mean", torch.zeros(policy.in_shape))
 
-    @property
-    def num_actions(self) -> int:
-        """Width of the output."""
-        return self.policy.num_actions
-
     def center_on(self, mean: Float[Tensor, "stack height width"]) -> None:
         """Set the mean of the training stacks, pixels in 0..1."""
-        if mean.shape != self.mean.shape:
-            raise ValueError(
-                f"mean must have shape {list(self.mean.shape)}, got {list(mean.shape)}"
-            )
+        if mean.shape != (shape := self.mean.shape):
+            raise ValueError(f"mean must have shape {list(shape)}, got {list(mean.shape)}")
         self.mean.copy_(mean)
 
     def forward(

@@ -18,19 +18,7 @@ def log_probabilities(
     *,
     device: torch.device | str = "cpu",
 ) -> Float[np.ndarray, "batch actions"]:
-    """Evaluate a policy without recording a graph.
-
-    Args:
-        network: Maps scaled stacks to logits; put it in eval mode first.
-        stacks: Frames as bytes.
-        device: Where the network is.
-
-    Returns:
-        Normalised log-probabilities in float32.
-
-    Raises:
-        ValueError: If the network's answer is not ``[batch, actions]``.
-    """
+    """Ask a network, in eval mode and on a device, for log-probabilities; no graph is recorded."""
     with torch.inference_mode():
         logits = network(scale_pixels(torch.as_tensor(stacks).to(device)))
         if logits.ndim != 2 or logits.shape[0] != stacks.shape[0]:
@@ -44,20 +32,9 @@ def log_probabilities(
 def choose(
     log_probs: Float[np.ndarray, "batch actions"], rng: np.random.Generator | None
 ) -> Int[np.ndarray, " batch"]:
-    r"""Sample one action per row, or take the greedy one.
-
-    Samples by the Gumbel trick: :math:`\arg\max_a \log p_a + g_a` is distributed as :math:`p`.
-
-    Args:
-        log_probs: Log-probabilities of the actions.
-        rng: Source of the draw; None takes the greedy action, the most probable one.
-
-    Returns:
-        Numbers of the actions.
-
-    Source:
-        Maddison, Tarlow and Minka 2014, A* sampling, section 2.
-    """
+    """Sample one action per row, or take the greedy one where there is no source of the draw."""
+    # argmax of log p + Gumbel noise is distributed as p: Maddison, Tarlow and Minka 2014, A*
+    # sampling, section 2
     scores = log_probs if rng is None else log_probs + rng.gumbel(size=log_probs.shape)
     actions: np.ndarray = scores.argmax(axis=-1)
     return actions
@@ -119,20 +96,9 @@ def decide(
     player: Float[np.ndarray, "env actions"] | None,
     rng: np.random.Generator,
 ) -> Int[np.ndarray, " env"]:
-    """Choose one action for every game.
-
-    All draws are made, in a fixed order, whether they are needed or not: behaviors that differ in
-    one number share the luck of the others.
-
-    Args:
-        behavior: How to choose.
-        teacher: The teacher's log-probabilities.
-        player: The player's, where there is one.
-        rng: Source of all draws.
-
-    Returns:
-        Numbers of the actions.
-    """
+    """Choose one action for every game by the log-probabilities of teacher and player."""
+    # All draws are made, in a fixed order, whether they are needed or not: behaviors that differ in
+    # one number share the luck of the others.
     num_envs, num_actions = teacher.shape
     gumbel = rng.gumbel(size=teacher.shape)
     acts, strays = rng.random((2, num_envs))

@@ -17,9 +17,9 @@ SETTINGS = {
 class Noise(gymnasium.Env):
     """Frames of noise in which a larger action pays more."""
 
-    def __init__(self, shape=LAST, num_actions=6):
+    def __init__(self, shape):
         self.observation_space = gymnasium.spaces.Box(0, 255, shape, np.uint8)
-        self.action_space = gymnasium.spaces.Discrete(num_actions)
+        self.action_space = gymnasium.spaces.Discrete(6)
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
@@ -34,22 +34,21 @@ class Noise(gymnasium.Env):
         return self.np_random.integers(0, 256, self.observation_space.shape, np.uint8)
 
 
-def sb3_model(name, *, steps=0, env=None, **options):
+def sb3_model(name, *, steps=0, **options):
     """Return a model that was trained for some steps."""
     algorithm, shape, settings = SETTINGS[name]
-    env = Noise(shape) if env is None else env
-    model = algorithm("CnnPolicy", env, seed=0, device="cpu", **{**settings, **options})
+    model = algorithm("CnnPolicy", Noise(shape), seed=0, device="cpu", **{**settings, **options})
     return model.learn(steps) if steps else model
 
 
 class CleanRLPPO(nn.Module):
     """The actor and critic of an Atari script: bytes in, divided inside."""
 
-    def __init__(self, num_actions=6, hidden=512):
+    def __init__(self, num_actions=6):
         super().__init__()
-        self.network = _body(hidden)
-        self.actor = nn.Linear(hidden, num_actions)
-        self.critic = nn.Linear(hidden, 1)
+        self.network = nn.Sequential(*_body())
+        self.actor = nn.Linear(512, num_actions)
+        self.critic = nn.Linear(512, 1)
 
     def forward(self, x):
         return self.actor(self.network(x / 255.0))
@@ -58,26 +57,18 @@ class CleanRLPPO(nn.Module):
 class CleanRLDQN(nn.Module):
     """The Q-network of an Atari script."""
 
-    def __init__(self, num_actions=6, hidden=512):
+    def __init__(self, num_actions=6):
         super().__init__()
-        self.network = nn.Sequential(*_body(hidden), nn.Linear(hidden, num_actions))
+        self.network = nn.Sequential(*_body(), nn.Linear(512, num_actions))
 
     def forward(self, x):
         return self.network(x / 255.0)
 
 
-def _body(hidden):
-    return nn.Sequential(
-        nn.Conv2d(4, 32, 8, stride=4),
-        nn.ReLU(),
-        nn.Conv2d(32, 64, 4, stride=2),
-        nn.ReLU(),
-        nn.Conv2d(64, 64, 3, stride=1),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Linear(64 * 7 * 7, hidden),
-        nn.ReLU(),
-    )
+def _body():
+    for channels, out, kernel, stride in ((4, 32, 8, 4), (32, 64, 4, 2), (64, 64, 3, 1)):
+        yield from (nn.Conv2d(channels, out, kernel, stride), nn.ReLU())
+    yield from (nn.Flatten(), nn.Linear(64 * 7 * 7, 512), nn.ReLU())
 
 
 def seeded(network_class, **options):

@@ -26,16 +26,6 @@ def stored(tmp_path, small_teacher):
     return path
 
 
-def test_the_actions_of_pong_that_do_the_same_are_named():
-    _, card = load_agent("pong")
-    merged = {frozenset(card["actions"][i] for i in group) for group in card["same_actions"]}
-    assert merged == {
-        frozenset({"NOOP", "FIRE"}),
-        frozenset({"RIGHT", "RIGHTFIRE"}),
-        frozenset({"LEFT", "LEFTFIRE"}),
-    }
-
-
 @pytest.mark.parametrize("name", ["breakout", "pong", "space_invaders"])
 def test_the_packaged_agents_have_cards_that_say_what_a_user_needs(name):
     assert name in agent_names()
@@ -55,27 +45,24 @@ def test_the_packaged_agents_have_cards_that_say_what_a_user_needs(name):
         assert card["returns"][way]["standard_error"] > 0
     assert card["half_precision"]["largest_log_prob_error"] <= 1e-2
     assert card["trained"]
+    if name == "pong":
+        merged = [{card["actions"][i] for i in group} for group in card["same_actions"]]
+        assert merged == [{"NOOP", "FIRE"}, {"RIGHT", "RIGHTFIRE"}, {"LEFT", "LEFTFIRE"}]
 
 
-def test_whoever_reads_the_card_may_read_the_weights(stored):
-    assert stored.stat().st_mode == stored.with_suffix(".json").stat().st_mode
-
-
-def test_what_is_stored_is_read_back(stored, small_teacher):
-    network, card = load_agent(stored)
+@pytest.mark.parametrize("half", [False, True])
+def test_what_is_stored_is_read_back(tmp_path, small_teacher, half):
+    path = tmp_path / "agent.safetensors"
+    save_agent(path, small_teacher(), AtariSettings("pong"), half=half, about={"note": "untrained"})
+    network, card = load_agent(path)
     for name, weight in small_teacher().state_dict().items():
-        assert_close(network.state_dict()[name], weight, rtol=0, atol=0)
+        is_whole = name.startswith("body.0.") or not half
+        expected = weight if is_whole else weight.half().float()
+        assert_close(network.state_dict()[name], expected, rtol=0, atol=0)
     assert card["note"] == "untrained"
     assert card["num_actions"] == 6
-
-
-def test_half_precision_keeps_the_first_layer(tmp_path, small_teacher):
-    path, teacher = tmp_path / "half.safetensors", small_teacher()
-    save_agent(path, teacher, AtariSettings("pong"), half=True)
-    weights = load_agent(path)[0].state_dict()
-    for name, weight in teacher.state_dict().items():
-        expected = weight if name.startswith("body.0.") else weight.half().float()
-        assert_close(weights[name], expected, rtol=0, atol=0)
+    # whoever reads the card may read the weights
+    assert path.stat().st_mode == path.with_suffix(".json").stat().st_mode
 
 
 def test_unknown_agent_is_refused_with_the_known_ones(tmp_path):
@@ -85,11 +72,14 @@ def test_unknown_agent_is_refused_with_the_known_ones(tmp_path):
         load_agent(tmp_path / "none.safetensors")
 
 
-def test_changed_weights_are_refused(stored):
+def test_changed_weights_and_a_missing_card_are_refused(stored):
     content = bytearray(stored.read_bytes())
     content[-1] ^= 1
     stored.write_bytes(content)
     with pytest.raises(ValueError, match=r"agent\.safetensors must have the sha256 of its card"):
+        load_agent(stored)
+    stored.with_suffix(".json").unlink()
+    with pytest.raises(ValueError, match=r"agent\.json must be a card"):
         load_agent(stored)
 
 
@@ -106,11 +96,9 @@ def rewrite(stored, **changes):
         ({"sha256": None}, r"must be a card with .*, it lacks \['sha256'\]"),
         ({"network": "os.system"}, r"network .* must be one of .*, got 'os\.system'"),
         ({"input_scale": 0}, "input_scale .* must be a positive number, got 0"),
-        ({"input_scale": -255.0}, "input_scale .* must be a positive number, got -255"),
         ({"input_scale": float("nan")}, "input_scale .* must be a positive number, got nan"),
         ({"input_scale": "1"}, "input_scale .* must be a positive number, got '1'"),
         ({"environment": {"game": "pong", "turbo": True}}, "environment .* AtariSettings .*turbo"),
-        ({"environment": ["pong"]}, "environment .* must be what AtariSettings takes"),
         ({"environment": {"img_height": 10**6}}, r"body\.5\.weight .* must have shape .* got"),
         ({"environment": {"img_height": 10**30}}, "must be a network for 6 actions and stacks"),
         ({"num_actions": 10**10}, r"head\.weight .* must have shape \[10000000000, 256\]"),
@@ -125,12 +113,6 @@ def test_a_card_that_cannot_be_true_is_refused(stored, changes, message):
     assert stored.stem in str(caught.value)
 
 
-def test_a_missing_card_is_named(stored):
-    stored.with_suffix(".json").unlink()
-    with pytest.raises(ValueError, match=r"agent\.json must be a card"):
-        load_agent(stored)
-
-
 def test_a_changed_card_is_noticed_wherever_it_is(stored):
     path = stored.with_suffix(".json")
     whole, card = path.read_bytes(), load_agent(stored)[1]
@@ -140,15 +122,6 @@ def test_a_changed_card_is_noticed_wherever_it_is(stored):
             found = load_agent(stored)[1]
             # another word for "card_sha256" is a further remark
             assert {key: found[key] for key in card} == card
-
-
-def test_weights_with_an_honest_card_must_be_numbers(tmp_path, small_teacher):
-    teacher = small_teacher()
-    with torch.no_grad():
-        teacher.head.bias[0] = torch.nan
-    save_agent(tmp_path / "agent.safetensors", teacher, AtariSettings("pong"))
-    with pytest.raises(ValueError, match=r"head\.bias in .*agent\.safetensors must be finite"):
-        load_agent(tmp_path / "agent.safetensors")
 
 
 def test_an_agent_that_is_stored_anew_has_a_card_of_its_own(stored, tmp_path):

@@ -1,6 +1,6 @@
 """The hub's own client, offline, on a cache that was filled by hand."""
 
-import builtins
+import sys
 
 import pytest
 import torch
@@ -9,7 +9,6 @@ from torch.testing import assert_close
 
 from lightning_sobolev._files import sha256_of
 from lightning_sobolev.atari import AtariSettings, ForeignAgent, load_agent, save_agent
-from lightning_sobolev.atari.agents.hub import parse
 from tests.atari._foreign import CleanRLPPO, seeded
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -34,15 +33,11 @@ def test_file_at_a_commit(repository):
     torch.save(network.state_dict(), path)
     source = f"hf://people/pong/runs/ppo.cleanrl_model@{COMMIT}"
     loaded, card = load_agent(source)
-    assert card["source"] == {
-        "file": source,
-        "sha256": sha256_of(path),
-        "layout": "CleanRL PPO",
-        "input_scale": 1.0,
-        "temperature": None,
-        "frames": card["source"]["frames"],
-    }
+    assert card["source"]["file"] == source
+    assert card["source"]["sha256"] == sha256_of(path)
     assert_close(loaded.head.weight, network.actor.weight, rtol=0, atol=0)
+    with pytest.raises(ValueError, match=r"none\.zip of people/pong at 0123.* could not be fetch"):
+        load_agent(f"hf://people/pong/none.zip@{COMMIT}")
 
 
 def test_agent_of_this_package_comes_with_its_card(repository, small_teacher):
@@ -62,40 +57,15 @@ def test_revision_that_may_move_needs_a_digest(repository):
         load_agent(ForeignAgent("hf://people/pong/a.pt@main", sha256="00"))
 
 
-@pytest.mark.parametrize(
-    "source",
-    [
-        "hf://people/pong/a.zip",
-        "hf://people/a.zip@main",
-        "hf://people/pong/@main",
-        "hf://people/pong/a.zip@",
-        "hf://people/pong@main",
-    ],
-)
-def test_incomplete_id_is_refused(source):
+@pytest.mark.parametrize("name", ["pong/a.zip", "a.zip@main", "pong/@main", "pong/a.zip@"])
+def test_incomplete_id_is_refused(name):
     with pytest.raises(ValueError, match=r"source must look like hf://ORGANIZATION/"):
-        ForeignAgent(source)
-
-
-def test_path_out_of_the_repository_is_refused():
+        ForeignAgent(f"hf://people/{name}")
     with pytest.raises(ValueError, match=r"FILE in .* must lie in the repository, got '\.\./a'"):
-        parse(f"hf://people/pong/../a@{COMMIT}")
-
-
-@pytest.mark.usefixtures("repository")
-def test_what_is_not_there_is_named():
-    with pytest.raises(ValueError, match=r"none\.zip of people/pong at 0123.* could not be fetch"):
-        load_agent(f"hf://people/pong/none.zip@{COMMIT}")
+        ForeignAgent(f"hf://people/pong/../a@{COMMIT}")
 
 
 def test_without_the_client_the_extra_is_named(monkeypatch):
-    real = builtins.__import__
-
-    def without(name, *arguments, **options):
-        if name.startswith("huggingface_hub"):
-            raise ModuleNotFoundError(name)
-        return real(name, *arguments, **options)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(ModuleNotFoundError, match="install the extra 'hub'"):
         load_agent(f"hf://people/pong/a.zip@{COMMIT}")

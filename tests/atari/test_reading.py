@@ -56,8 +56,7 @@ def pickled(content):
 
 
 def test_only_the_policy_of_a_zip_is_read(tmp_path):
-    mark = tmp_path / "executed"
-    trap = pickled(Trap(mark))
+    trap = pickled(Trap(tmp_path / "executed"))
     members = {"data": trap, "pytorch_variables.pth": trap, "policy.pth": saved(TINY)}
     assert_close(read_weights(archive(tmp_path / "a.zip", members)), TINY)
     assert [path.name for path in tmp_path.iterdir()] == ["a.zip"]
@@ -77,22 +76,19 @@ def test_a_policy_that_would_execute_something_is_refused(tmp_path, pack, ending
     assert not mark.exists()
 
 
-@pytest.mark.parametrize("name", ["../evil", "/etc/evil", "a/../../b", "..\\evil", "C:\\evil"])
-def test_zip_with_a_path_outside_is_refused(tmp_path, name):
-    path = archive(tmp_path / "a.zip", {"policy.pth": saved(TINY), name: b""})
-    with pytest.raises(ValueError, match=r"must hold paths inside itself only, got the member"):
-        read_weights(path)
-
-
 @pytest.mark.parametrize("ending", ["zip", "pth", "safetensors"])
-def test_truncated_wherever_it_is_cut(tmp_path, ending):
+def test_truncated_wherever_it_is_cut(tmp_path, monkeypatch, ending):
     path = tiny(tmp_path / f"a.{ending}")
     whole = path.read_bytes()
     assert_close(read_weights(path), TINY)
     for length in range(0, len(whole) - 1, 37):
         path.write_bytes(whole[:length])
-        with pytest.raises(ValueError, match=r"(got one that|: it) is truncated"):
+        with pytest.raises(ValueError, match=r"must be a whole .* got one that is truncated"):
             read_weights(path)
+    path.write_bytes(whole)
+    monkeypatch.setattr(reading, "_LARGEST", 100)
+    with pytest.raises(ValueError, match=r"must have at most 100 bytes, got \d{3}"):
+        read_weights(path)
 
 
 @pytest.mark.parametrize("ending", ["zip", "pt"])
@@ -133,13 +129,6 @@ def test_a_forged_size_costs_no_memory(tmp_path, ending, compression, size, mess
     assert most < 5_000_000
 
 
-@pytest.mark.parametrize("ending", ["zip", "pt", "safetensors"])
-def test_more_than_a_policy_can_have_is_refused(tmp_path, monkeypatch, ending):
-    monkeypatch.setattr(reading, "_LARGEST", 100)
-    with pytest.raises(ValueError, match=r"must have at most 100 bytes, got \d{3}"):
-        read_weights(tiny(tmp_path / f"a.{ending}"))
-
-
 def test_old_formats_of_torch_are_read_or_refused_alike(tmp_path):
     path = tmp_path / "a.pt"
     torch.save(TINY, path, _use_new_zipfile_serialization=False)
@@ -157,7 +146,9 @@ def test_other_content_is_described(tmp_path):
     with pytest.raises(ValueError, match="got a dict with model_weights, args"):
         read_weights(tmp_path / "a.pt")
     path = archive(tmp_path / "a.zip", {"data": b"{}", "best/policy.pth": saved(TINY)})
-    with pytest.raises(ValueError, match=r"must hold a policy\.pth, got the members \['best/pol"):
+    with pytest.raises(
+        ValueError, match=r"whole zip of stable-baselines3, .*no item named 'policy\.pth'"
+    ):
         read_weights(path)
     with pytest.raises(ValueError, match=r"source must be an existing file, got '.*none\.zip'"):
         read_weights(tmp_path / "none.zip")

@@ -13,9 +13,8 @@ from PIL import Image
 from torch.testing import assert_close
 
 from lightning_sobolev.atari import NatureCNN
-from lightning_sobolev.experiments.distillation.callbacks import PlayGame
+from lightning_sobolev.experiments.distillation.figures import VIDEO
 from lightning_sobolev.experiments.distillation.stored import TABLE, film_stored, play_stored
-from lightning_sobolev.experiments.distillation.video import VIDEO
 from lightning_sobolev.experiments.run.stored import load_module
 from lightning_sobolev.experiments.run.train import run
 from tests.scripts.conftest import DISTILLATION
@@ -35,10 +34,10 @@ def test_a_distillation_tests_its_best_student_which_plays_the_same_afterwards(f
     # Best turned round, so that it is not the last: the student gets better all the time.
     learns = ("steps=6", "val_every=1", "log_every=1", "callbacks=best", "score.mode=max")
     cfg, metrics = finished(*DISTILLATION, GAMES, *learns)
-    folder, runs = Path(cfg.run_dir), tmp_path / "runs"
-    measured = ["kl", "action_disagreement", "merged_disagreement", "derivative_nmse"]
+    runs = tmp_path / "runs"
+    folder = Path(cfg.run_dir).rename(runs / "0")  # as a sweep calls it
+    measured = ["action_disagreement", "merged_disagreement", "derivative_nmse"]
     measured += ["derivative_cosine", "visited_kl", "visited_disagreement"]
-    measured += [f"{who}_return{way}" for who in ("student", "teacher") for way in ("", "_greedy")]
     assert {f"test/{name}" for name in measured} <= set(metrics)
     assert metrics["train_states"] == 128
     curve = pd.read_csv(folder / "curves.csv").set_index("step")["val/kl"]
@@ -48,16 +47,26 @@ def test_a_distillation_tests_its_best_student_which_plays_the_same_afterwards(f
     for name, weight in load_module(folder).state_dict().items():
         assert_close(weight, best["state_dict"][name], rtol=0, atol=0)
 
-    (table,) = play_stored(runs, tmp_path / "out", num_episodes=2)
+    (table,) = play_stored(runs, runs, num_episodes=2)
+    assert table == runs / TABLE
     lines = pd.read_csv(table)
     assert list(lines["actions"]) == ["sampled", "greedy"]
-    assert set(lines["run"]) == {folder.name}
+    assert set(lines["run"].astype(str)) == {"0"}
     assert set(lines["student"]) == {"small"}
     for (_, line), way in zip(lines.iterrows(), ("", "_greedy"), strict=True):
         for who in ("student", "teacher"):
             for column, ending in (("return", ""), ("error", "_standard_error")):
                 wanted = metrics[f"test/{who}_return{way}{ending}"]
                 assert line[f"{who}_{column}"] == pytest.approx(wanted, rel=1e-5)
+
+    # what the table holds is not played again
+    first = table.read_text()
+    assert list(play_stored(runs, runs, num_episodes=2)) == []
+    assert table.read_text() == first
+    for games in ({"num_episodes": 3}, {"num_episodes": 2, "seed": 1}):
+        assert len(list(play_stored(runs, runs, **games))) == 1
+    lines = pd.read_csv(table)[["episodes", "games_seed"]].to_numpy()
+    np.testing.assert_array_equal(lines[::2], [[2, 1000], [3, 1000], [2, 1]])
 
     first = (folder / VIDEO).read_bytes()
     assert (folder / "saliency.png").is_file()
@@ -66,26 +75,6 @@ def test_a_distillation_tests_its_best_student_which_plays_the_same_afterwards(f
     assert (folder / VIDEO).read_bytes() == first
     with Image.open(folder / VIDEO) as image:
         assert image.n_frames == 20
-
-
-def test_what_the_table_holds_is_not_played_again(finished, tmp_path, monkeypatch):
-    cfg, metrics = finished(*QUICK, "sobolev=none")
-    folder, runs = Path(cfg.run_dir), tmp_path / "runs"
-    last = folder / "checkpoints" / "last.ckpt"
-    assert metrics["test/kl"] == pytest.approx(kl_of(cfg, last))
-    who = [f"{player}_return{way}" for player in ("student", "teacher") for way in ("", "_greedy")]
-    numbers = {f"test/{name}{end}": 1.5 for name in who for end in ("", "_standard_error")}
-    monkeypatch.setattr(PlayGame, "returns", lambda *_, **__: numbers)
-    folder.rename(runs / "0")  # as a sweep calls it
-    (table,) = play_stored(runs, runs, num_episodes=2)
-    first = table.read_text()
-    assert list(play_stored(runs, runs, num_episodes=2)) == []
-    assert table == runs / TABLE
-    assert table.read_text() == first
-    assert len(list(play_stored(runs, runs, num_episodes=3))) == 1
-    assert len(list(play_stored(runs, runs, num_episodes=2, seed=1))) == 1
-    lines = pd.read_csv(table)[["episodes", "games_seed"]].to_numpy()
-    np.testing.assert_array_equal(lines[::2], [[2, 1000], [3, 1000], [2, 1]])
 
 
 def test_runs_that_cannot_play_are_named(tmp_path):

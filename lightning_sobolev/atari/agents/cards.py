@@ -15,9 +15,9 @@ from lightning_sobolev.atari.agents.formats import ForeignAgent, filled, load_fo
 from lightning_sobolev.atari.agents.hub import PREFIX
 from lightning_sobolev.atari.agents.reading import read_weights
 from lightning_sobolev.atari.environments import AtariSettings
-from lightning_sobolev.atari.networks import NatureCNN, SmallCNN
+from lightning_sobolev.atari.networks import NatureCNN, PixelPolicy, SmallCNN
 
-NETWORKS: dict[str, type[NatureCNN | SmallCNN]] = {"NatureCNN": NatureCNN, "SmallCNN": SmallCNN}
+NETWORKS: dict[str, type[PixelPolicy]] = {"NatureCNN": NatureCNN, "SmallCNN": SmallCNN}
 
 Card = dict[str, Any]
 Agent = str | Path | ForeignAgent
@@ -46,14 +46,13 @@ def load_agent(agent: Agent) -> tuple[nn.Module, Card]:
         network: weights that were stored for another scale of the input have been brought to 0..1.
 
     Raises:
-        ValueError: If there is no such agent, its card is incomplete or damaged, or the weights are
-            not those that the card describes.
+        ValueError: If there is no such agent, or its card or weights are incomplete or damaged.
     """
     if isinstance(agent, ForeignAgent):
         return _load_described(agent)
-    if str(agent).startswith(PREFIX) or Path(agent).suffix not in ("", ".safetensors"):
-        return _load_described(ForeignAgent(agent))
     path = Path(agent) if Path(agent).suffix else _PACKAGED / f"{agent}.safetensors"
+    if str(agent).startswith(PREFIX) or path.suffix != ".safetensors":
+        return _load_described(ForeignAgent(agent))
     if not path.exists():
         raise ValueError(
             f"agent must be one of {', '.join(agent_names())} or a .safetensors file, "
@@ -66,11 +65,10 @@ def _load_described(agent: ForeignAgent) -> tuple[nn.Module, Card]:
     path, _ = agent.fetch()
     if path.suffix != ".safetensors" or not path.with_suffix(".json").exists():
         return load_foreign(agent)
-    if agent.temperature is not None or agent.input_scale != 1.0:
-        raise ValueError(
-            f"input_scale and temperature of {agent.source} are said by its card, got "
-            f"{agent.input_scale} and {agent.temperature}: leave them out"
-        )
+    said = (agent.input_scale, agent.temperature)
+    if said != (1.0, None):
+        text = f"input_scale and temperature of {agent.source} are said by its card"
+        raise ValueError(f"{text}, got {said[0]} and {said[1]}: leave them out")
     network, card = _load_with_card(path)
     agent.check_num_actions(card["num_actions"])
     return network, card
@@ -101,19 +99,16 @@ def _read_card(path: Path) -> Card:
             f"{path} must have the {_DIGEST} that it states, got another one: it is damaged or was "
             f"changed; where that was meant, leave {_DIGEST} out"
         )
-    if card["network"] not in NETWORKS:
-        raise ValueError(
-            f"network in {path} must be one of {', '.join(NETWORKS)}, got {card['network']!r}"
-        )
+    if (name := card["network"]) not in NETWORKS:
+        raise ValueError(f"network in {path} must be one of {', '.join(NETWORKS)}, got {name!r}")
     scale = card.setdefault("input_scale", 1.0)
     if not isinstance(scale, int | float) or not 0.0 < scale < math.inf:
         raise ValueError(f"input_scale in {path} must be a positive number, got {scale!r}")
     try:
         AtariSettings(**card["environment"])
     except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"environment in {path} must be what AtariSettings takes: {error}"
-        ) from error
+        text = f"environment in {path} must be what AtariSettings takes: {error}"
+        raise ValueError(text) from error
     return card
 
 
@@ -123,7 +118,7 @@ def _digest(card: Card) -> str:
 
 def save_agent(
     path: str | Path,
-    network: NatureCNN | SmallCNN,
+    network: PixelPolicy,
     settings: AtariSettings,
     *,
     half: bool = False,
@@ -155,10 +150,7 @@ def save_agent(
     if half:
         # rounding the first layer's 8,192 weights moved Pong's log-probabilities by up to 0.014,
         # all the other 1.7 million together by up to 0.0015
-        weights = {
-            key: value if key.startswith("body.0.") else value.half()
-            for key, value in weights.items()
-        }
+        weights |= {key: v.half() for key, v in weights.items() if not key.startswith("body.0.")}
     with whole(path) as writing:
         writing.write_bytes(save(weights))  # save_file would leave a file that others may not read
     facts: Card = {

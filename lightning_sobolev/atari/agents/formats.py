@@ -7,10 +7,10 @@ derivatives are 255 times those with respect to bytes and can be compared with e
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,8 +21,6 @@ from lightning_sobolev.atari.agents.reading import read_weights
 from lightning_sobolev.atari.environments import AtariSettings, num_actions
 from lightning_sobolev.atari.networks import NatureCNN, PixelPolicy
 
-Policy = TypeVar("Policy", bound=PixelPolicy)
-
 Q_TEMPERATURE = 0.01
 
 _OURS = ("body.0", "body.2", "body.4", "body.7", "head")
@@ -30,8 +28,7 @@ _AREA = "gray, then resized to 84 x 84 by area; black before the first frame of 
 _COLOR = "resized to 84 x 84 by area, then gray; the first frame of an episode fills the stack"
 
 
-@dataclass(frozen=True, slots=True)
-class Layout:
+class Layout(NamedTuple):
     """How a library names the layers of the Nature network, and how it makes frames."""
 
     name: str
@@ -50,9 +47,8 @@ class Layout:
         }
 
 
-def _extractor(prefix: str, head: str) -> tuple[str, str, str, str, str]:
-    convs = (f"{prefix}.cnn.0", f"{prefix}.cnn.2", f"{prefix}.cnn.4")
-    return (*convs, f"{prefix}.linear.0", head)
+def _sb3(prefix: str, head: str) -> tuple[str, str, str, str, str]:
+    return f"{prefix}.cnn.0", f"{prefix}.cnn.2", f"{prefix}.cnn.4", f"{prefix}.linear.0", head
 
 
 _CLEANRL = ("network.0", "network.2", "network.4", "network.7")
@@ -62,19 +58,19 @@ LAYOUTS = (
     # the actor's own copy comes first: with separate extractors it is the one that acts
     Layout(
         "stable-baselines3 PPO or A2C",
-        _extractor("pi_features_extractor", "action_net"),
+        _sb3("pi_features_extractor", "action_net"),
         others=("features_extractor.", "vf_features_extractor.", *_CRITIC),
         frames=_AREA,
     ),
     Layout(
         "stable-baselines3 PPO or A2C, one extractor",
-        _extractor("features_extractor", "action_net"),
+        _sb3("features_extractor", "action_net"),
         others=_CRITIC,
         frames=_AREA,
     ),
     Layout(
         "stable-baselines3 DQN",
-        _extractor("q_net.features_extractor", "q_net.q_net.0"),
+        _sb3("q_net.features_extractor", "q_net.q_net.0"),
         others=("q_net_target.",),
         is_q_values=True,
         frames=_AREA,
@@ -161,34 +157,47 @@ class ForeignAgent:
             )
 
 
-def load_foreign(agent: ForeignAgent) -> tuple[NatureCNN, dict[str, Any]]:
-    """Read somebody else's policy; nothing is unpickled.
-
-    Args:
-        agent: Where it is and how its numbers are to be read.
-
-    Returns:
-        The network in float32 and eval mode, mapping stacks in 0..1 to logits, and a card that
-        says where it came from and what was done to it.
-
-    Raises:
-        ValueError: If the file is damaged, holds another network or another number of actions, or
-            a temperature is given for logits.
-    """
+def load_foreign(agent: ForeignAgent) -> tuple[PixelPolicy, dict[str, Any]]:
+    """Read somebody else's policy, its derivatives with respect to 0..1, and describe it."""
     path, digest = agent.fetch()
     name = str(agent.source)
     weights = read_weights(path)
     layout = _recognize(weights, name)
+    if agent.temperature is not None and not layout.is_q_values:
+        raise ValueError(
+            f"temperature must be None for {name}, whose head gives logits ({layout.name}), "
+            f"got {agent.temperature}"
+        )
     outputs = weights[layout.names["head.bias"]].numel()
     agent.check_num_actions(outputs)
     settings = agent.environment or AtariSettings()
     network = filled(NatureCNN, outputs, settings, weights, name, names=layout.names)
     scale_input(network, agent.input_scale)
-    temperature = _temperature(agent, layout, name)
-    with torch.no_grad():
-        network.head.weight.div_(temperature)
-        network.head.bias.div_(temperature)
-    return network.eval(), _card(agent, layout, outputs, digest)
+    temperature, output = None, "logits"
+    if layout.is_q_values:
+        temperature = Q_TEMPERATURE if agent.temperature is None else agent.temperature
+        output = f"Q-values divided by {temperature:g}"
+        with torch.no_grad():
+            for parameter in network.head.parameters():
+                parameter.div_(temperature)
+    card: dict[str, Any] = {
+        "network": "NatureCNN",
+        "num_actions": outputs,
+        "input": "float32 in 0..1 (bytes / 255), the newest frame last",
+        "input_scale": 1.0,
+        "output": f"{output}, of which the softmax is the policy",
+        "source": {
+            "file": name,
+            "sha256": digest,
+            "layout": layout.name,
+            "input_scale": agent.input_scale,
+            "temperature": temperature,
+            "frames": layout.frames,
+        },
+    }
+    if agent.environment is not None:
+        card["environment"] = asdict(agent.environment)
+    return network.eval(), card
 
 
 def _recognize(weights: Mapping[str, Tensor], name: str) -> Layout:
@@ -211,50 +220,30 @@ def _recognize(weights: Mapping[str, Tensor], name: str) -> Layout:
 
 
 def filled(
-    kind: Callable[..., Policy],
+    kind: type[PixelPolicy],
     num_actions: int,
     settings: AtariSettings,
     weights: Mapping[str, Tensor],
     name: str,
     *,
     names: Mapping[str, str] | None = None,
-) -> Policy:
-    """Build a network with given weights in float32; refuse others before anything is allocated.
-
-    Args:
-        kind: Class of the network.
-        num_actions: Width of its output.
-        settings: Say what it is shown.
-        weights: The tensors of a file; each must be a dense array of finite real numbers.
-        name: How messages call the file.
-        names: The file's name of every parameter; None takes the network's own.
-
-    Returns:
-        The network, sharing no memory with ``weights``.
-
-    Raises:
-        ValueError: If there is no such network, or a tensor is missing or does not fit.
-    """
-
-    def build() -> Policy:
-        height, width = settings.img_height, settings.img_width
-        return kind(num_actions, stack_num=settings.stack_num, height=height, width=width)
-
+) -> PixelPolicy:
+    """Build a network with the weights of a file, called ``name``; refuse others before that."""
     try:
         with torch.device("meta"):
-            empty = build().state_dict()
+            empty = kind.showing(settings, num_actions).state_dict()
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(
             f"{name} must be a network for {num_actions} actions and stacks of "
             f"{settings.stack_num} x {settings.img_height} x {settings.img_width} ({reason})"
         ) from error
-    names = names or {key: key for key in empty}
+    names = names or {key: key for key in empty}  # the file's name of every parameter
     if missing := [key for key in names.values() if key not in weights]:
         raise ValueError(f"{name} must hold the tensors {missing[:4]}, got {list(weights)[:6]}")
     for ours, theirs in names.items():
         _check_weight(weights[theirs], list(empty[ours].shape), f"{theirs} in {name}")
-    network = build()
+    network = kind.showing(settings, num_actions)
     network.load_state_dict({ours: weights[theirs] for ours, theirs in names.items()})
     return network
 
@@ -262,17 +251,15 @@ def filled(
 def _check_weight(weight: Tensor, shape: list[int], name: str) -> None:
     if list(weight.shape) != shape:
         raise ValueError(f"{name} must have shape {shape}, got {list(weight.shape)}")
-    if not weight.is_floating_point() or weight.layout != torch.strided or weight.is_meta:
+    is_dense = weight.layout == torch.strided and not weight.is_meta
+    if not is_dense or not weight.is_floating_point():
         raise ValueError(
             f"{name} must be a dense array of real numbers, got {weight.dtype}, {weight.layout} "
             f"on {weight.device}"
         )
-    if weight.untyped_storage().nbytes() < weight.numel() * weight.element_size():
-        raise ValueError(
-            f"{name} must hold all of its {weight.numel()} numbers, got "
-            f"{weight.untyped_storage().nbytes()} bytes"
-        )
-    if not weight.float().isfinite().all():
+    if (size := weight.untyped_storage().nbytes()) < weight.nbytes:
+        raise ValueError(f"{name} must hold all of its {weight.numel()} numbers, got {size} bytes")
+    if not weight.isfinite().all():
         raise ValueError(f"{name} must be finite, got NaN or infinity")
 
 
@@ -280,37 +267,3 @@ def scale_input(network: PixelPolicy, input_scale: float) -> None:
     """Make a network that takes ``input_scale * x`` one that takes x, in place."""
     with torch.no_grad():
         network.get_parameter("body.0.weight").mul_(input_scale)
-
-
-def _temperature(agent: ForeignAgent, layout: Layout, name: str) -> float:
-    if layout.is_q_values:
-        return Q_TEMPERATURE if agent.temperature is None else agent.temperature
-    if agent.temperature is not None:
-        raise ValueError(
-            f"temperature must be None for {name}, whose head gives logits ({layout.name}), "
-            f"got {agent.temperature}"
-        )
-    return 1.0
-
-
-def _card(agent: ForeignAgent, layout: Layout, outputs: int, digest: str) -> dict[str, Any]:
-    temperature = _temperature(agent, layout, str(agent.source))
-    output = f"Q-values divided by {temperature:g}" if layout.is_q_values else "logits"
-    card: dict[str, Any] = {
-        "network": "NatureCNN",
-        "num_actions": outputs,
-        "input": "float32 in 0..1 (bytes / 255), the newest frame last",
-        "input_scale": 1.0,
-        "output": f"{output}, of which the softmax is the policy",
-        "source": {
-            "file": str(agent.source),
-            "sha256": digest,
-            "layout": layout.name,
-            "input_scale": agent.input_scale,
-            "temperature": temperature if layout.is_q_values else None,
-            "frames": layout.frames,
-        },
-    }
-    if agent.environment is not None:
-        card["environment"] = asdict(agent.environment)
-    return card

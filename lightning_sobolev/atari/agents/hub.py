@@ -40,9 +40,8 @@ def download(wanted: HubFile) -> Path:
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import EntryNotFoundError, HFValidationError
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"{PREFIX} needs huggingface_hub: install the extra 'hub'"
-        ) from error
+        text = f"{PREFIX} needs huggingface_hub: install the extra 'hub'"
+        raise ModuleNotFoundError(text) from error
     repo, file, revision = wanted
     try:
         path = Path(hf_hub_download(repo, file, revision=revision))

@@ -10,8 +10,7 @@ memory than it may have, whatever sizes it claims.
 import io
 import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,72 +21,50 @@ _POLICY = "policy.pth"
 _LARGEST = 2**28  # bytes; a DQN's policy.pth, two networks, has 13 MB
 _CHUNK = 2**16
 _ZIP = b"PK\x03\x04"
+_KINDS = {".zip": "zip of stable-baselines3", ".safetensors": "safetensors file"}
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Read a state dict; nothing in the file is executed.
-
-    Args:
-        path: A ``.zip`` of stable-baselines3, a ``.safetensors`` file, or, whatever its name ends
-            with, a state dict that was written by ``torch.save``.
-
-    Returns:
-        Tensors by the names that the file gives them.
-
-    Raises:
-        ValueError: If there is no such file, it is damaged or of another format, it holds anything
-            but tensors, or it is a zip with a path outside of itself or without a policy.
-    """
+    """Read a state dict by the file's ending, torch's where it is none that is known."""
     if not path.is_file():
         raise ValueError(f"source must be an existing file, got {str(path)!r}")
-    if path.suffix == ".zip":
-        return _from_torch(_policy_in(path), f"{_POLICY} in {path}")
-    _check_size(path.stat().st_size, str(path))
-    if path.suffix == ".safetensors":
-        with _named(f"{path} must be a whole safetensors file"):
-            weights: dict[str, Tensor] = load(path.read_bytes())
-        return weights
-    return _from_torch(path.read_bytes(), str(path))
-
-
-@contextmanager
-def _named(expected: str) -> Iterator[None]:
     try:
-        yield
+        content = _content(path)
     except Exception as error:  # a damaged file makes readers raise nearly everything
         # torch explains how to lift its restriction, which is the wrong advice here
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason, *_ = [*str(error).strip().splitlines(), type(error).__name__]
         raise ValueError(
-            f"{expected}, got one that is truncated, damaged or of another kind ({reason})"
+            f"{path} must be a whole {_KINDS.get(path.suffix, 'state dict saved by torch')}, "
+            f"got one that is truncated, damaged or of another kind ({reason})"
         ) from error
+    found = type(content).__name__
+    if isinstance(content, Mapping):
+        others = [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
+        if not others:
+            return {str(key): value for key, value in content.items()}
+        found = f"a {found} with {', '.join(others[:5])}"
+    raise ValueError(f"{path} must be a state dict, names to tensors, got {found}")
 
 
-def _check_size(size: int, name: str) -> None:
+def _content(path: Path) -> Any:
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path) as archive:
+            member = archive.getinfo(_POLICY)
+            _check_size(member.file_size)
+            content = b"".join(_chunks(archive, member))
+    else:
+        _check_size(path.stat().st_size)
+        content = path.read_bytes()
+    if path.suffix == ".safetensors":
+        return load(content)
+    if content.startswith(_ZIP):
+        _check_zip_of_torch(content)
+    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+
+
+def _check_size(size: int) -> None:
     if size > _LARGEST:
-        raise ValueError(f"{name} must have at most {_LARGEST} bytes, got {size}")
-
-
-def _policy_in(path: Path) -> bytes:
-    expected = f"{path} must be a whole zip of stable-baselines3"
-    with _named(expected), zipfile.ZipFile(path) as archive:
-        members = {member.filename: member for member in archive.infolist()}
-    for name in members:
-        if _leads_outside(name):
-            raise ValueError(f"{path} must hold paths inside itself only, got the member {name!r}")
-    if _POLICY not in members:
-        # the last zip in a truncated one may be a whole member, with members of its own
-        raise ValueError(
-            f"{path} must hold a {_POLICY}, got the members {sorted(members)[:10]}: it is "
-            "truncated or stable-baselines3 did not save it"
-        )
-    _check_size(members[_POLICY].file_size, f"{_POLICY} in {path}")
-    with _named(expected), zipfile.ZipFile(path) as archive:
-        return b"".join(_chunks(archive, members[_POLICY]))
-
-
-def _leads_outside(name: str) -> bool:
-    posix = PurePosixPath(name.replace("\\", "/"))
-    return posix.is_absolute() or ".." in posix.parts or bool(PureWindowsPath(name).drive)
+        raise ValueError(f"the weights must have at most {_LARGEST} bytes, got {size}")
 
 
 def _chunks(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Iterator[bytes]:
@@ -100,34 +77,14 @@ def _chunks(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Iterator[bytes
             yield chunk
 
 
-def _from_torch(content: bytes, name: str) -> dict[str, Tensor]:
-    with _named(f"{name} must be a whole state dict saved by torch"):
-        if content.startswith(_ZIP):
-            _check_zip_of_torch(content)
-        weights = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    return _tensors(weights, name)
-
-
 def _check_zip_of_torch(content: bytes) -> None:
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        members = archive.infolist()
         # torch stores its members as they are and gives a reader the size that they declare
-        if any(
-            member.compress_type != zipfile.ZIP_STORED or member.compress_size != member.file_size
-            for member in archive.infolist()
-        ):
+        if any(one.compress_type or one.compress_size != one.file_size for one in members):
             raise zipfile.BadZipFile("its members are compressed, which torch never does")
-        if sum(member.file_size for member in archive.infolist()) > len(content):
+        if sum(member.file_size for member in members) > len(content):
             raise zipfile.BadZipFile("its members are larger than itself")
-        for member in archive.infolist():
+        for member in members:
             for _ in _chunks(archive, member):
                 pass
-
-
-def _tensors(content: Any, name: str) -> dict[str, Tensor]:
-    found = type(content).__name__
-    if isinstance(content, Mapping):
-        others = [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
-        if not others:
-            return {str(key): value for key, value in content.items()}
-        found = f"a {found} with {', '.join(others[:5])}"
-    raise ValueError(f"{name} must be a state dict, names to tensors, got {found}")

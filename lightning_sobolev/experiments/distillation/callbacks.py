@@ -2,14 +2,15 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
 from lightning_sobolev.atari import AtariSettings, on_policy_answers
-from lightning_sobolev.experiments.distillation.module import DistillationModule
-from lightning_sobolev.experiments.distillation.teacher import Games
+from lightning_sobolev.experiments.distillation.module import DistillationModule, distillation
+from lightning_sobolev.experiments.distillation.teacher import returns_of
 from lightning_sobolev.functional.discrepancies import kl
 
 
@@ -25,9 +26,6 @@ class PlayGame(pl.Callback):
         num_episodes: Episodes of each kind; 0 plays none and logs nothing.
         greedy: Whether to play with greedy actions too, which doubles the time.
         seed: Seed of the games and of the sampled actions.
-
-    Raises:
-        ValueError: If the number is negative.
     """
 
     def __init__(
@@ -39,30 +37,31 @@ class PlayGame(pl.Callback):
         greedy: bool = True,
         seed: int = 1000,
     ) -> None:
-        if num_episodes < 0:
-            raise ValueError(f"num_episodes must be at least 0, got {num_episodes}")
-        self.cache = Path(cache)
-        self.games = {
-            ending: Games(settings, num_episodes, is_greedy, seed)
-            for ending, is_greedy in (("", False), ("_greedy", True))
-            if num_episodes > 0 and (greedy or not is_greedy)
-        }
+        self.settings, self.cache = settings, Path(cache)
+        self.num_episodes, self.seed = num_episodes, seed
+        self.ways = {"": False, "_greedy": True} if greedy else {"": False}
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Play and log means and standard errors."""
-        if self.games:
-            student = DistillationModule.of(pl_module, self)
-            pl_module.log_dict(self.returns(student, progress=shows_no_bar(trainer)))
+        del trainer
+        if self.num_episodes > 0:
+            pl_module.log_dict(self.returns(distillation(pl_module)))
 
-    def returns(self, module: DistillationModule, *, progress: bool = True) -> dict[str, Tensor]:
+    def returns(self, module: DistillationModule, *, progress: bool = False) -> dict[str, Tensor]:
         """Play with a student and its teacher; return means and standard errors by their keys."""
         numbers: dict[str, Tensor] = {}
-        players = {"student": (module.net, None), "teacher": (module.playing_teacher, self.cache)}
-        for ending, games in self.games.items():
-            for who, (network, cache) in players.items():
-                key = f"test/{who}_return{ending}"
-                numbers |= games.returns(
-                    network, key, cache=cache, device=module.device, progress=progress
+        for way, greedy in self.ways.items():
+            for who, network in module.players.items():
+                numbers |= returns_of(
+                    network,
+                    f"test/{who}_return{way}",
+                    self.settings,
+                    cache=self.cache if who == "teacher" else None,
+                    device=module.device,
+                    progress=progress,
+                    num_episodes=self.num_episodes,
+                    greedy=greedy,
+                    seed=self.seed,
                 )
         return numbers
 
@@ -78,46 +77,26 @@ class OnPolicyKL(pl.Callback):
         num_states: States to compare in, the beginnings of ``settings.num_envs`` games; 0 logs
             nothing.
         seed: Seed of the games and of the sampled actions.
-
-    Raises:
-        ValueError: If the number is negative.
     """
 
     def __init__(self, settings: AtariSettings, *, num_states: int, seed: int = 2000) -> None:
-        if num_states < 0:
-            raise ValueError(f"num_states must be at least 0, got {num_states}")
         self.settings = settings
-        self.num_states = num_states
-        self.seed = seed
+        self.games = {"num_states": num_states, "seed": seed}
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Play, compare, and log means and standard errors."""
-        if self.num_states == 0:
+        del trainer
+        if self.games["num_states"] == 0:
             return
-        module = DistillationModule.of(pl_module, self)
-        answers = on_policy_answers(
-            module.net,
-            module.playing_teacher,
-            self.settings,
-            num_states=self.num_states,
-            seed=self.seed,
-            device=module.device,
-            progress=shows_no_bar(trainer),
-        )
-        student, teacher = (torch.from_numpy(one).double() for one in answers)
-        divergence = kl(student.flatten(0, 1), teacher.flatten(0, 1)).view(student.shape[:2])
-        differ = (student.argmax(-1) != teacher.argmax(-1)).double()
-        module.log_dict(_over_games("test/visited_kl", divergence))
-        module.log_dict(_over_games("test/visited_disagreement", differ))
-
-
-def shows_no_bar(trainer: pl.Trainer) -> bool:
-    """Whether the terminal is free for another progress bar than the trainer's."""
-    return trainer.progress_bar_callback is None
-
-
-def _over_games(key: str, values: Tensor) -> dict[str, Tensor]:
-    games = values.mean(0)
-    nothing = games.new_tensor(math.nan)
-    error = games.std() / math.sqrt(len(games)) if len(games) > 1 else nothing
-    return {key: games.mean(), f"{key}_standard_error": error}
+        teacher, student = distillation(pl_module).players.values()
+        options: dict[str, Any] = {"device": pl_module.device, "progress": False, **self.games}
+        answers = on_policy_answers(student, teacher, self.settings, **options)
+        ours, theirs = (torch.from_numpy(one).double() for one in answers)
+        measured = {
+            "kl": kl(ours.flatten(0, 1), theirs.flatten(0, 1)).view(ours.shape[:2]),
+            "disagreement": (ours.argmax(-1) != theirs.argmax(-1)).double(),
+        }
+        for name, values in measured.items():
+            games, key = values.mean(0), f"test/visited_{name}"
+            error = games.std() / math.sqrt(len(games)) if len(games) > 1 else math.nan
+            pl_module.log_dict({key: games.mean(), f"{key}_standard_error": error})

@@ -4,13 +4,14 @@ Nothing in it knows of derivative matching; a ``SobolevCallback`` adds that from
 """
 
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from jaxtyping import Float, UInt8
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torchmetrics import MetricCollection
 
 from lightning_sobolev._types import Teacher
 from lightning_sobolev.atari import CenteredPolicy, StatesDataModule
@@ -90,42 +91,41 @@ class DistillationModule(pl.LightningModule):
         self.value_loss = POLICY_LOSSES[loss]
         self.teacher = teacher
         self.num_derivative_states = num_derivative_states
-        self._compared = 0
         self.val_kl = PolicyKL()
-        self.test_kl = PolicyKL()
-        self.test_disagreement = ActionDisagreement()
-        self.test_merged = ActionDisagreement(merge=[list(group) for group in same_actions])
-        self.test_derivative_nmse = DerivativeNMSE()
-        self.test_derivative_cosine = DerivativeCosine()
+        self.policies = MetricCollection(
+            {
+                "kl": PolicyKL(),
+                "action_disagreement": ActionDisagreement(),
+                "merged_disagreement": ActionDisagreement(merge=[list(a) for a in same_actions]),
+            },
+            prefix="test/",
+            compute_groups=False,
+        )
+        self.derivatives = MetricCollection(
+            {"derivative_nmse": DerivativeNMSE(), "derivative_cosine": DerivativeCosine()},
+            prefix="test/",
+            compute_groups=False,
+        )
 
     def setup(self, stage: str) -> None:
         """Center a student on the mean of the states it is going to learn from."""
-        states = self._states()
-        if stage == "fit" and states is not None and isinstance(self.net, CenteredPolicy):
-            self.net.center_on(states.mean_state)
+        net, states = self.net, self._states()
+        if stage == "fit" and states is not None and isinstance(net, CenteredPolicy):
+            net.center_on(states.mean_state)
 
     def _states(self) -> StatesDataModule | None:
         datamodule: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         return datamodule if isinstance(datamodule, StatesDataModule) else None
 
-    @classmethod
-    def of(cls, module: pl.LightningModule, who: object) -> Self:
-        """Return a module that a callback, who, was called with, if it is a distillation."""
-        if not isinstance(module, cls):
-            raise ValueError(
-                f"{type(who).__name__} needs a {cls.__name__}, got {type(module).__name__}"
-            )
-        return module
-
     @property
-    def playing_teacher(self) -> nn.Module:
-        """The teacher's network; an error where the teacher is none that could play."""
+    def players(self) -> dict[str, nn.Module]:
+        """The networks of teacher and student; an error where the teacher is none that plays."""
         if not isinstance(self.teacher, NetworkTeacher):
             raise ValueError(
                 "module must have a NetworkTeacher to play against, got "
                 f"teacher={type(self.teacher).__name__}"
             )
-        return self.teacher.network
+        return {"teacher": self.teacher.network, "student": self.net}
 
     def configure_model(self) -> None:
         """Split the network over processes where the strategy asks for it."""
@@ -155,35 +155,19 @@ class DistillationModule(pl.LightningModule):
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Compare the policies and, given a teacher, their input derivatives."""
         del batch_idx
-        ours, theirs = self(batch["x"]), batch["log_probs"]
-        for name, metric in (
-            ("kl", self.test_kl),
-            ("action_disagreement", self.test_disagreement),
-            ("merged_disagreement", self.test_merged),
-        ):
-            metric.update(ours, theirs)
-            self.log(f"test/{name}", metric)
-        if self.teacher is not None and self._compared < self.num_derivative_states:
-            self._compared += len(batch["x"])
-            self._compare_derivatives(self.teacher, batch)
-
-    def _compare_derivatives(self, teacher: Teacher, batch: dict[str, Tensor]) -> None:
+        self.policies.update(self(batch["x"]), batch["log_probs"])
+        self.log_dict(self.policies)
+        if self.teacher is None or self._compared >= self.num_derivative_states:
+            return
+        self._compared += len(batch["x"])
         x = self.scaled(batch["x"])
         student = tape_jet(lambda states: log_softmax(self.net(states)), x)
         # Every basis direction: nothing random is left for the generator to decide.
-        cotangents = draw(
-            "basis",
-            student.value.shape,
-            num_projections=None,
-            generator=torch.Generator(),
-            dtype=x.dtype,
-            device=x.device,
-        )
-        rows, targets = student.vjp(cotangents), teacher.at(x, log_softmax, batch).vjp(cotangents)
-        self.test_derivative_nmse.update(rows, targets)
-        self.test_derivative_cosine.update(rows, targets)
-        self.log("test/derivative_nmse", self.test_derivative_nmse)
-        self.log("test/derivative_cosine", self.test_derivative_cosine)
+        shape, unused = student.value.shape, torch.Generator()
+        cotangents = draw("basis", shape, num_projections=None, generator=unused).to(x)
+        targets = self.teacher.at(x, log_softmax, batch).vjp(cotangents)
+        self.derivatives.update(student.vjp(cotangents), targets)
+        self.log_dict(self.derivatives)
 
     def on_train_epoch_end(self) -> None:
         """Say how many states were trained on; a data set may have grown."""
@@ -199,3 +183,10 @@ class DistillationModule(pl.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return the optimizer and its schedule."""
         return configured(self.net.parameters(), self.optimizer, self.scheduler)
+
+
+def distillation(module: pl.LightningModule) -> DistillationModule:
+    """Return what a callback was called with, if it is a distillation."""
+    if not isinstance(module, DistillationModule):
+        raise ValueError(f"module must be a DistillationModule, got {type(module).__name__}")
+    return module

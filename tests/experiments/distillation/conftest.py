@@ -11,6 +11,8 @@ from lightning_sobolev.experiments.distillation.module import DistillationModule
 from lightning_sobolev.teachers import NetworkTeacher
 
 ADAM = partial(torch.optim.Adam, lr=1e-2)
+QUIET = {"accelerator": "cpu", "logger": False}
+QUIET |= {"enable_progress_bar": False, "enable_model_summary": False}
 
 
 @pytest.fixture
@@ -33,13 +35,6 @@ def results_of(module, callbacks, folder):
     """Test on noise, as a run does it; return what was logged."""
     x = torch.randint(0, 256, (8, 4, 84, 84), dtype=torch.uint8)
     batch = {"x": x, "log_probs": torch.zeros(8, 6).log_softmax(-1)}
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        callbacks=callbacks,
-        default_root_dir=folder,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        inference_mode=False,
-    )
+    options = {"default_root_dir": folder, "inference_mode": False, **QUIET}
+    trainer = pl.Trainer(callbacks=callbacks, **options)
     return trainer.test(module, DataLoader([batch], batch_size=None), verbose=False)[0]

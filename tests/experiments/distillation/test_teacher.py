@@ -5,7 +5,7 @@ import math
 import lightning.pytorch as pl
 import pytest
 
-from lightning_sobolev.atari import AtariSettings, SmallCNN, play, save_agent
+from lightning_sobolev.atari import AtariSettings, play, save_agent
 from lightning_sobolev.experiments.distillation import teacher as teacher_module
 from lightning_sobolev.experiments.distillation.teacher import CARD, ReplayCheck, agent_teacher
 from tests.experiments.distillation.conftest import module_of, results_of
@@ -27,24 +27,25 @@ def test_return_is_that_of_playing_and_is_looked_up_then(networks, tmp_path, cap
     played = play(networks[0], SETTINGS, num_episodes=2, seed=3)
     with caplog.at_level(logging.INFO):
         check_of(networks[0], tmp_path, seed=3)(networks[0])
-    assert played.mean < 0
     assert f"the teacher's return in pong: {played.mean:.4g} +-" in caplog.text
     monkeypatch.setattr(teacher_module, "play", None)
     found = results_of(module_of(*networks), [check_of(networks[0], tmp_path, seed=3)], tmp_path)
-    assert found["verify/teacher_return"] == played.mean
+    assert found["verify/teacher_return"] == played.mean < 0
     assert found["verify/teacher_return_standard_error"] == played.standard_error
     check_of(networks[0], tmp_path, seed=3, min_return=played.mean)(networks[0])
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError):  # other games are played
         check_of(networks[0], tmp_path, seed=3, greedy=True)(networks[0])
 
 
-def test_a_return_below_the_stated_one_is_an_error(networks, tmp_path):
+def test_who_returns_too_little_or_is_somebody_else_is_refused(networks, tmp_path):
     check = check_of(networks[0], tmp_path, min_return=18)
     message = r"must return at least 18 in pong \(verify\.min_return\), got -\d.* in 2 episodes"
     for begins in (lambda: check(networks[0]), lambda: begin(check, tmp_path / "run")):
         with pytest.raises(ValueError, match=message):
             begins()
     assert not (tmp_path / "run" / CARD).exists()
+    with pytest.raises(ValueError, match="must be one network, got different weights"):
+        check_of(networks[0], tmp_path, num_episodes=0)(networks[1])
 
 
 @pytest.mark.parametrize("num_episodes", [0, 1])
@@ -62,19 +63,11 @@ def test_card_is_left_with_what_was_found(networks, tmp_path, num_episodes):
         assert replay["verify/teacher_return_standard_error"] is None
 
 
-def test_data_of_another_teacher_are_refused(networks, tmp_path):
-    with pytest.raises(ValueError, match="must be one network, got different weights"):
-        check_of(networks[0], tmp_path, num_episodes=0)(networks[1])
-
-
 def test_an_agent_or_a_network_is_a_teacher(networks):
     assert agent_teacher("pong").network.num_actions == 6
     assert agent_teacher(networks[0]).network is networks[0]
-    assert isinstance(networks[0], SmallCNN)
 
 
 def test_a_return_needs_episodes(tmp_path):
     with pytest.raises(ValueError, match=r"num_episodes must be at least 1 with min_return=3, got"):
         check_of("pong", tmp_path, min_return=3, num_episodes=0)
-    with pytest.raises(ValueError, match=r"num_episodes must be at least 0 .*, got -1"):
-        check_of("pong", tmp_path, num_episodes=-1)
