@@ -34,17 +34,3 @@ KINDS: Mapping[str, Kind] = {
     "backprop": Kind(gradient="true", model=None),
 }
 """The columns of Czarnecki et al. 2017, table 1, and back-propagation as their upper bound."""
-
-
-def kind_named(name: str) -> Kind:
-    """Return one of ``KINDS``.
-
-    Args:
-        name: Its name.
-
-    Raises:
-        ValueError: If there is none of that name.
-    """
-    if name not in KINDS:
-        raise ValueError(f"kind must be one of {tuple(KINDS)}, got {name!r}")
-    return KINDS[name]
