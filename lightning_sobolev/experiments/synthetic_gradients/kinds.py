@@ -9,14 +9,8 @@ from typing import Literal
 class Kind:
     """Along what a section below a cut is moved, and what the model at the cut learns.
 
-    Args:
-        gradient: The ``"true"`` gradient, the ``"synthetic"`` one that the model at the cut
-            predicts, or ``"none"``.
-        model: What the model predicts: the ``"loss"`` of everything above, of which the derivative
-            is taken, or the ``"gradient"`` itself.
-        matches_value: Whether a loss model is taught the value.
-        matches_derivative: Whether a loss model is taught the derivative, or a gradient model the
-            gradient.
+    A model predicts the ``"loss"`` of everything above, of which the derivative is taken, or the
+    ``"gradient"`` itself.
     """
 
     gradient: Literal["true", "synthetic", "none"] = "synthetic"

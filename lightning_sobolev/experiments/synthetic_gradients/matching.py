@@ -16,15 +16,10 @@ from lightning_sobolev.teachers.tabulated import TabulatedJet
 
 @dataclass(frozen=True, slots=True)
 class LossGradient:
-    """Value and gradient of a loss at the activation of a cut, true or predicted.
+    """The loss of every row at the activation of a cut and its gradient, true or predicted."""
 
-    Args:
-        gradient: Of every row's loss with respect to its own activation, not divided by the batch.
-        value: The loss of every row; None where only a gradient is known.
-    """
-
-    gradient: Float[Tensor, "batch *in"]
-    value: Float[Tensor, " batch"] | None = None
+    gradient: Float[Tensor, "batch *in"]  # not divided by the batch
+    value: Float[Tensor, " batch"] | None = None  # none where only a gradient is known
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

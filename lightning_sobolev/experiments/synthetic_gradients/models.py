@@ -26,11 +26,7 @@ _ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "softplus": nn.Soft
 
 
 class LossModel(nn.Module):
-    """The log-loss of a predicted class.
-
-    Args:
-        predictor: Maps an activation to logits; rows must not depend on each other.
-    """
+    """The log-loss of a class that is predicted from an activation, row by row."""
 
     def __init__(self, predictor: nn.Module) -> None:
         super().__init__()
@@ -47,10 +43,6 @@ class GradientModel(nn.Module):
     """A network that takes activation and class and answers with a gradient.
 
     The class is appended to the channels (or the units) as as many more, of which one is one.
-
-    Args:
-        network: Maps ``[batch, channels + classes, ...]`` to the shape of the activation.
-        num_classes: Number of classes.
     """
 
     def __init__(self, network: nn.Module, num_classes: int) -> None:
@@ -100,11 +92,7 @@ def build_models(
 ) -> list[nn.Module]:
     """Build a model for every cut: convolutions for feature maps, dense layers for vectors.
 
-    Args:
-        kind: Says which models are needed, if any.
-        shapes: Shape of one row of the activation at every cut.
-        num_classes: Number of classes.
-        settings: Their size.
+    ``shapes`` are those of one row of the activation at every cut.
     """
     if kind.model is None:
         return []

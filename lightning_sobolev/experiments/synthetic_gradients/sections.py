@@ -7,6 +7,8 @@ from itertools import pairwise
 import torch
 from torch import nn
 
+from lightning_sobolev._checks import require
+
 
 def split(network: nn.Sequential, cuts: Sequence[int] | int) -> list[nn.Sequential]:
     """Cut a network into sections that share its layers, the lowest first.
@@ -19,10 +21,8 @@ def split(network: nn.Sequential, cuts: Sequence[int] | int) -> list[nn.Sequenti
     Raises:
         ValueError: If a cut splits nothing, or a section cannot be trained apart from the others.
     """
-    if not isinstance(network, nn.Sequential):
-        raise ValueError(
-            f"network must be a torch.nn.Sequential to be cut, got {type(network).__name__}"
-        )
+    is_sequence, name = isinstance(network, nn.Sequential), type(network).__name__
+    require(is_sequence, "network", "a torch.nn.Sequential to be cut", name)
     places = range(len(network) - cuts, len(network)) if isinstance(cuts, int) else cuts
     bounds = [0, *places, len(network)]
     if len(places) == 0 or any(lower >= upper for lower, upper in pairwise(bounds)):
@@ -81,8 +81,6 @@ def activation_shapes(
             )
         h = output
         shapes.append(tuple(h.shape[1:]))
-    if shapes[-1] != (num_classes,):
-        raise ValueError(
-            f"the network must give [batch, {num_classes}] logits, got {[2, *shapes[-1]]}"
-        )
+    expected, got = [2, num_classes], [2, *shapes[-1]]
+    require(got == expected, "the network's logits", f"{expected}", got)
     return shapes[:-1]

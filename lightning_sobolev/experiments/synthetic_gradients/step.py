@@ -43,23 +43,14 @@ class Stage:
     """A section and the model of the cut above it. Adds gradients to parameters, moves none.
 
     The one process of a module takes all stages in turns; else each lives in a process of its own.
-
-    Args:
-        section: The section.
-        model: The model; None at the top, and where the kind has none.
-        kind: What passes the cuts.
-        matching: Weights of what the model is taught.
-        is_lowest: Whether it gets the network's inputs, below which there is nobody.
-        is_highest: Whether it gives logits.
-        scales: Running state of the normalisation of what the model is taught.
     """
 
     section: nn.Module
-    model: nn.Module | None
+    model: nn.Module | None  # none at the top, and where the kind has none
     kind: Kind
     matching: Matching
-    is_lowest: bool
-    is_highest: bool
+    is_lowest: bool  # it gets the network's inputs, below which there is nobody
+    is_highest: bool  # it gives logits
     scales: RunningScales = field(default_factory=RunningScales)
     _input: Tensor | None = None
     _output: Tensor | None = None
@@ -99,13 +90,8 @@ class Stage:
     ) -> LossGradient | None:
         """Add the gradients of the section's last forward pass.
 
-        Args:
-            at_output: Loss and gradient at its output, true or predicted; not used at the top.
-            y: The classes.
-
-        Returns:
-            Loss and gradient at its input: what the model below should have predicted. None at the
-            bottom.
+        Returns loss and gradient at its input: what the model below should have predicted; None at
+        the bottom. ``at_output`` are those at its output, true or predicted; not used at the top.
         """
         x, output = self._input, self._output
         assert x is not None
@@ -125,15 +111,7 @@ class Stage:
         return LossGradient(x.grad * len(x), None if value is None else value.detach())
 
     def teach(self, predicted: LossGradient, target: LossGradient) -> dict[str, Tensor]:
-        """Add to the model's parameters the gradients of what it should have predicted.
-
-        Args:
-            predicted: What it predicted, with a graph.
-            target: What it should have predicted.
-
-        Returns:
-            The terms, unweighted, by name.
-        """
+        """Add the gradients of the model; return the terms, unweighted, by name."""
         terms = self.matching.terms(self.kind)
         found = compare(terms, predicted, target, self.scales)
         if found:

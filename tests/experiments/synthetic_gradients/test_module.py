@@ -10,7 +10,6 @@ from torch.utils.data import DataLoader
 
 from lightning_sobolev.experiments.synthetic_gradients.gradient_error import gradient_error
 from lightning_sobolev.experiments.synthetic_gradients.kinds import KINDS
-from lightning_sobolev.experiments.synthetic_gradients.models import LossModel
 from lightning_sobolev.experiments.synthetic_gradients.module import DecoupledModule
 from tests.experiments.synthetic_gradients._networks import (
     CLASSES,
@@ -25,7 +24,6 @@ from tests.experiments.synthetic_gradients._networks import (
 
 STEPS = 4
 SGD = partial(torch.optim.SGD, lr=0.1)
-ADAM = partial(torch.optim.Adam, lr=0.1)
 COSINE = partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=STEPS)
 equal = partial(assert_close, rtol=1e-10, atol=1e-12)
 
@@ -35,9 +33,9 @@ def double(float64):
     """Laws are checked to rounding error."""
 
 
-def module(network=vectors, cuts=3, optimizer=SGD, **options):
+def module(network=vectors, cuts=3, **options):
     shape = {"input_shape": SHAPES[network], "num_classes": CLASSES}
-    return DecoupledModule(network(), cuts, optimizer, scheduler=COSINE, **shape, **options)
+    return DecoupledModule(network(), cuts, SGD, scheduler=COSINE, **shape, **options)
 
 
 def trainer(steps=STEPS):
@@ -53,14 +51,14 @@ def trainer(steps=STEPS):
     )
 
 
-def fit(decoupled, drawn, steps=STEPS, **options):
-    running = trainer(steps)
-    running.fit(decoupled, loader(drawn), loader(drawn[:1]), **options)
-    return running
-
-
 def loader(drawn):
     return DataLoader(drawn, batch_size=None)
+
+
+def fit(decoupled, drawn, steps=STEPS):
+    running = trainer(steps)
+    running.fit(decoupled, loader(drawn), loader(drawn[:1]))
+    return running
 
 
 def weights(part):
@@ -147,34 +145,6 @@ def test_predictions_are_compared_with_the_gradient_of_the_whole_network():
     }
     assert found[1] == pytest.approx({name: float(e.detach()) for name, e in expected.items()})
     assert all(parameter.grad is None for parameter in cut[0].section.parameters())
-
-
-@pytest.mark.parametrize("kind", ["sobolev", "direct", "noprop"])
-def test_a_checkpoint_goes_on_as_if_nothing_had_happened(kind, tmp_path):
-    drawn = batches(vectors, STEPS)
-    whole = module(kind=kind, optimizer=ADAM)
-    fit(whole, drawn)
-    torch.manual_seed(3)
-    running = fit(module(kind=kind, optimizer=ADAM), drawn[:2], steps=2)
-    running.save_checkpoint(path := tmp_path / "half.ckpt")
-    second = module(kind=kind, optimizer=ADAM)
-    going_on = fit(second, drawn[2:], ckpt_path=path, weights_only=True)
-    assert going_on.global_step == STEPS
-    assert_close(weights(second), weights(whole), rtol=0, atol=0)
-    for ours, true in zip(second.stages, whole.stages, strict=True):
-        assert ours.scales.state == true.scales.state
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"kind": "magic"}, "kind must be one of .*'sobolev'.*, got 'magic'"),
-        ({"models": [LossModel(nn.Linear(8, CLASSES))] * 3}, "model of cut 1 must take"),
-    ],
-)
-def test_wrong_settings_are_refused_before_training(options, message):
-    with pytest.raises(ValueError, match=message):
-        module(**options)
 
 
 @pytest.mark.parametrize(

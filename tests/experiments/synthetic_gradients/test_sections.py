@@ -1,8 +1,12 @@
+import math
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
 
 from lightning_sobolev.experiments.synthetic_gradients.kinds import KINDS
+from lightning_sobolev.experiments.synthetic_gradients.matching import Matching
 from lightning_sobolev.experiments.synthetic_gradients.models import (
     GradientModel,
     LossModel,
@@ -10,6 +14,8 @@ from lightning_sobolev.experiments.synthetic_gradients.models import (
     build_models,
     check_models,
 )
+from lightning_sobolev.experiments.synthetic_gradients.module import DecoupledModule
+from lightning_sobolev.experiments.synthetic_gradients.processes.stage import Pipeline
 from lightning_sobolev.experiments.synthetic_gradients.sections import activation_shapes, split
 from tests.experiments.synthetic_gradients._networks import CLASSES, maps, vectors
 
@@ -38,7 +44,7 @@ shared = nn.Linear(6, 6)
 @pytest.mark.parametrize(
     ("network", "cuts", "message"),
     [
-        (nn.Bilinear(1, 1, 1), [1], r"network must be a torch\.nn\.Sequential .*got Bilinear"),
+        (nn.Bilinear(1, 1, 1), [1], r"network must be a torch\.nn\.Sequential .*got 'Bilinear'"),
         (layers(nn.Tanh()), [1, 2], r"got none in section 1 \(layers 1 to 1\)"),
         (layers(nn.Linear(6, 6).requires_grad_(False)), [1, 2], r"got none in section 1 \(layers"),
         (layers(shared, shared), [2, 3], r"must not share parameters, got one of \[6, 6\] in sec"),
@@ -62,7 +68,7 @@ class Writer(nn.Linear):
         (layers(Writer(6, 6)), (4,), CLASSES, "expected inplace=False at its start, got section 1"),
         (layers(nn.Flatten(), nn.ELU(inplace=True)), (4,), CLASSES, "got section 1, which does"),
         (vectors(), (7,), CLASSES, r"section 0 must take activations of \[2, 7\], got: mat1"),
-        (vectors(), (5,), 4, r"must give \[batch, 4\] logits, got \[2, 3\]"),
+        (vectors(), (5,), 4, r"logits must be \[2, 4\], got \[2, 3\]"),
     ],
 )
 def test_sections_that_cannot_pass_activations_on_are_refused(network, shape, classes, message):
@@ -98,33 +104,45 @@ def test_a_gradient_model_hears_the_class():
     assert not torch.equal(first, second)
 
 
-@pytest.mark.parametrize(
-    ("kind", "model", "message"),
-    [
-        ("critic", LossModel(nn.Linear(7, CLASSES)), r"cut 1 must take activations of \[2, 6\]"),
-        ("critic", GradientModel(nn.Linear(6 + CLASSES, 6), CLASSES), r"\[2\], got \[2, 6\]"),
-        ("direct", LossModel(nn.Linear(6, CLASSES)), r"must be \[2, 6\], got \[2\]"),
-    ],
-)
-def test_models_that_do_not_fit_are_refused(kind, model, message):
-    with pytest.raises(ValueError, match=message):
-        check_models([model], KINDS[kind], [(6,)], torch.zeros(()))
+def one(model, kind):
+    """Give a model to the one cut of a module."""
+    options = {"input_shape": (4,), "num_classes": CLASSES}
+    return DecoupledModule(layers(), 1, torch.optim.SGD, models=model, kind=kind, **options)
+
+
+def pipeline(**settings):
+    return Pipeline(**{"steps": 1, "optimizer": torch.optim.SGD, **settings})
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("build", "message"),
     [
-        ({"width": 0}, "width must be at least 1, got 0"),
-        ({"depth": -1}, "depth must be at least 0, got -1"),
-        ({"stride": 0}, "stride must be at least 1, got 0"),
-        ({"activation": "step"}, "activation must be one of .*, got 'step'"),
+        (partial(one, [], "magic"), "kind must be one of .*'sobolev'.*, got 'magic'"),
+        (partial(one, [], "critic"), "models must be 1 for this kind and cuts, got 0"),
+        (partial(one, [nn.Identity()], "noprop"), "models must be 0 for this kind and cuts, got 1"),
+        (
+            partial(one, [LossModel(nn.Linear(7, 3))], "critic"),
+            r"1 must take activations of \[2, 6",
+        ),
+        (partial(one, [GradientModel(nn.Linear(9, 6), 3)], "critic"), r"be \[2\], got \[2, 6\]"),
+        (partial(one, [LossModel(nn.Linear(6, 3))], "direct"), r"be \[2, 6\], got \[2\]"),
+        (partial(build_models, KINDS["critic"], [(3, 4)], 3), r"\[3, 4\] at cut 1: pass models of"),
+        (partial(ModelSettings, width=0), "width must be at least 1, got 0"),
+        (partial(ModelSettings, depth=-1), "depth must be at least 0, got -1"),
+        (partial(ModelSettings, stride=0), "stride must be at least 1, got 0"),
+        (partial(ModelSettings, activation="step"), "activation must be one of .*, got 'step'"),
+        (partial(Matching, value_weight=-1.0), "value_weight must be a finite number >= 0, got -1"),
+        (
+            partial(Matching, derivative_weight=math.nan),
+            "derivative_weight must be a finite number",
+        ),
+        (partial(Matching, normalize="no"), "normalize must be one of .*, got 'no'"),
+        (partial(pipeline, steps=0), "steps must be at least 1, got 0"),
+        (partial(pipeline, buffer=0), "buffer must be at least 1, got 0"),
+        (partial(pipeline, delay=-1.0), "delay must be >= 0, got -1.0"),
+        (partial(pipeline, timeout=0.0), "timeout must be > 0, got 0.0"),
     ],
 )
-def test_sizes_are_checked(settings, message):
+def test_what_does_not_fit_is_refused(build, message):
     with pytest.raises(ValueError, match=message):
-        ModelSettings(**settings)
-
-
-def test_activations_of_other_ranks_need_models_of_their_own():
-    with pytest.raises(ValueError, match=r"got \[3, 4\] at cut 1: pass models of your own"):
-        build_models(KINDS["critic"], [(3, 4)], CLASSES)
+        build()

@@ -4,7 +4,6 @@ from itertools import pairwise
 
 import pytest
 import torch
-from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.testing import assert_close
 
@@ -128,23 +127,3 @@ def test_terms_are_divided_by_their_targets_mean_square(generator):
     (slope,) = torch.autograd.grad(losses.sum(), above)
     assert_close(scaled["value"], raw["value"] / losses.detach().square().mean())
     assert_close(scaled["derivative"], raw["derivative"] / slope.square().sum(1).mean())
-
-
-@pytest.mark.parametrize("models", [[], [nn.Identity()] * 2])
-def test_as_many_models_as_cuts_are_needed(models):
-    message = f"models must be 1 for this kind and cuts, got {len(models)}"
-    with pytest.raises(ValueError, match=message):
-        build_stages(split(vectors(), [2]), models, KINDS["critic"], Matching())
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"value_weight": -1.0}, "value_weight must be a finite number >= 0, got -1.0"),
-        ({"derivative_weight": float("nan")}, "derivative_weight must be a finite number"),
-        ({"normalize": "no"}, "normalize must be one of .*, got 'no'"),
-    ],
-)
-def test_weights_are_checked(options, message):
-    with pytest.raises(ValueError, match=message):
-        Matching(**options)

@@ -50,12 +50,8 @@ def run_pipeline(
             it and the ``pipeline`` must be picklable.
         pipeline: How the stages work beside each other, and what trains them.
 
-    Returns:
-        A report of every stage.
-
     Raises:
-        RuntimeError: If a process failed, died or gave no sign for too long; names its stage. The
-            others are ended.
+        RuntimeError: If a process failed, died or gave no sign for too long; names its stage.
     """
     method = "spawn" if sys.platform == "win32" else "forkserver"
     if method == "forkserver":  # what every stage would import by itself is imported once

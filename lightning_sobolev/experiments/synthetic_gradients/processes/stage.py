@@ -23,7 +23,7 @@ from lightning_sobolev._checks import require
 from lightning_sobolev.experiments.common.optimizers import OptimizerFactory, SchedulerFactory
 from lightning_sobolev.experiments.common.tables import check_counts
 from lightning_sobolev.experiments.synthetic_gradients.matching import LossGradient
-from lightning_sobolev.experiments.synthetic_gradients.processes.channel import Channel, Cut, Packet
+from lightning_sobolev.experiments.synthetic_gradients.processes.channel import Cut
 from lightning_sobolev.experiments.synthetic_gradients.step import Stage
 
 Batches = Iterable[Mapping[str, Tensor]]
@@ -34,29 +34,19 @@ DONE, BEATS = range(2)  # steps, and a count that moves while the stage waits
 class Pipeline:
     """How stages work beside each other, and what trains them.
 
-    Args:
-        steps: Batches.
-        optimizer: Builds the optimizer of a section.
-        model_optimizer: Builds that of a model; the same as of the sections when None.
-        scheduler: Builds the schedule of each of them.
-        capacity: Activations that may wait at a cut before the stage below waits for room.
-        buffer: Activations that a stage keeps until their targets come.
-        lockstep: Whether a stage waits for the target of a batch before it takes the next one:
-            then it is the one-process training, at its speed.
-        delay: Seconds that every forward and every backward pass of a section takes longer, to see
-            what stages gain that have a device of their own.
-        timeout: Seconds without a sign after which a stage counts as lost.
+    In ``lockstep`` they are the one-process training, at its speed; a ``delay`` shows what stages
+    gain that have a device of their own.
     """
 
     steps: int
-    optimizer: OptimizerFactory
-    model_optimizer: OptimizerFactory | None = None
-    scheduler: SchedulerFactory | None = None
-    capacity: int = 4
-    buffer: int = 16
-    lockstep: bool = False
-    delay: float = 0.0
-    timeout: float = 60.0
+    optimizer: OptimizerFactory  # of a section
+    model_optimizer: OptimizerFactory | None = None  # the same when None
+    scheduler: SchedulerFactory | None = None  # of each of them
+    capacity: int = 4  # activations that may wait at a cut before the stage below waits for room
+    buffer: int = 16  # activations that a stage keeps until their targets come
+    lockstep: bool = False  # whether the target of a batch comes before the next batch is taken
+    delay: float = 0.0  # seconds that every forward and backward pass of a section takes longer
+    timeout: float = 60.0  # seconds without a sign after which a stage counts as lost
 
     def __post_init__(self) -> None:
         check_counts(1, steps=self.steps, capacity=self.capacity, buffer=self.buffer)
@@ -66,32 +56,19 @@ class Pipeline:
 
 @dataclass(slots=True, kw_only=True)
 class StageReport:
-    """What a stage did.
+    """What a stage did."""
 
-    Args:
-        seconds: From the first batch to the last step, of its own.
-        waited: Seconds of these in which it waited for another stage.
-        learned: Targets that its model was taught.
-        forgotten: Targets that came when their activation was no longer kept.
-        late: Batches that had gone up between activations and their targets, all together.
-    """
-
-    seconds: float = 0.0
-    waited: float = 0.0
-    learned: int = 0
-    forgotten: int = 0
-    late: int = 0
+    seconds: float = 0.0  # from its first batch to its last step
+    waited: float = 0.0  # seconds of these for another stage
+    learned: int = 0  # targets that its model was taught
+    forgotten: int = 0  # targets that came when their activation was no longer kept
+    late: int = 0  # batches that went up between activations and their targets, all together
 
 
 class StageProcess:
-    """One stage at work.
+    """One stage at work between two cuts, if it has them.
 
-    Args:
-        stage: The section and its model.
-        pipeline: How stages work beside each other.
-        below: What connects it to the stage below, if there is one.
-        above: What connects it to the stage above, if there is one.
-        signs: ``DONE`` and ``BEATS``, for whoever watches from another process.
+    It gives ``signs``, ``DONE`` and ``BEATS``, to whoever watches from another process.
     """
 
     def __init__(
@@ -109,39 +86,37 @@ class StageProcess:
             factory = pipeline.model_optimizer or pipeline.optimizer
             self._move_model = _mover(stage.model, factory, pipeline.scheduler)
         self._buffer: dict[int, tuple[Tensor, Tensor]] = {}
-        self._waited = 0.0
 
     def run(self, batches: Batches) -> StageReport:
         """Take all batches, from the data or from below, and say what happened."""
         self.signs.zero_()
         started = time.perf_counter()
-        for number, x, y in self._numbered(batches) if self.below is None else self._from_below():
+        cuts = [cut for cut in (self.below, self.above) if cut is not None]
+        for number, x, y in self._numbered(batches):
             self.step(number, x, y)
             self.signs[DONE] += 1
             self.report.seconds = time.perf_counter() - started
-            self.report.waited = self._waited
+            self.report.waited = sum(cut.up.seconds + cut.down.seconds for cut in cuts)
         # Nothing follows; what still comes is taken, or nobody could leave.
         if self.above is not None:
             self.above.up.end(self._beat)
         if self.below is not None:
             self.below.down.end(self._beat)
-        while self.above is not None and self._receive(self.above.down) is not None:
+        while self.above is not None and self.above.down.receive(self._beat) is not None:
             pass
         return self.report
 
     def _numbered(self, batches: Batches) -> Iterator[tuple[int, Tensor, Tensor]]:
+        if self.below is not None:
+            while (packet := self.below.up.receive(self._beat)) is not None:
+                yield packet[0], packet[1][0], packet[1][1]
+            return
         number = 0
         while (first := number) < self.pipeline.steps:
             for batch in islice(batches, self.pipeline.steps - first):
                 yield number, batch["x"], batch["y"]
                 number += 1
             require(number > first, "batches", "at least one", "none")
-
-    def _from_below(self) -> Iterator[tuple[int, Tensor, Tensor]]:
-        assert self.below is not None
-        while (packet := self._receive(self.below.up)) is not None:
-            number, (x, y) = packet
-            yield number, x, y
 
     def step(self, number: int, x: Float[Tensor, "batch *in"], y: Int[Tensor, " batch"]) -> None:
         """Take a batch: send its activation, move, and teach the model what has come."""
@@ -153,7 +128,7 @@ class StageProcess:
                 self._beat()
                 self._learn(number, wait=False)  # the stage above may wait for room for targets
 
-            self._send(self.above.up, number, [h, y], wait_for_room)
+            self.above.up.send(number, [h, y], wait_for_room)
         if self.stage.is_trained:
             at_output = self._at_output(h, y)
             time.sleep(self.pipeline.delay)
@@ -162,7 +137,7 @@ class StageProcess:
             if self.below is not None and self.stage.kind.gradient != "none":
                 assert at_input is not None
                 parts = [part for part in (at_input.gradient, at_input.value) if part is not None]
-                self._send(self.below.down, number, parts, self._beat)
+                self.below.down.send(number, parts, self._beat)
         if self.stage.model is not None:
             self._buffer[number] = (h, y)
             if len(self._buffer) > self.pipeline.buffer:
@@ -174,7 +149,7 @@ class StageProcess:
             return None
         if self.stage.model is not None:
             return self.stage.predict(h, y, create_graph=False)
-        packet = self._receive(self.above.down)
+        packet = self.above.down.receive(self._beat)
         assert packet is not None
         return LossGradient(*packet[1])
 
@@ -183,7 +158,7 @@ class StageProcess:
         if self.stage.model is None or self.above is None:
             return
         while wait or not self.above.down.queue.empty():
-            packet = self._receive(self.above.down)
+            packet = self.above.down.receive(self._beat)
             assert packet is not None
             wait = False
             kept = self._buffer.pop(packet[0], None)
@@ -195,19 +170,6 @@ class StageProcess:
             self._move_model()
             self.report.learned += 1
             self.report.late += number - packet[0]
-
-    def _send(
-        self, to: Channel, number: int, tensors: list[Tensor], waiting: Callable[[], None]
-    ) -> None:
-        started = time.perf_counter()
-        to.send(number, tensors, waiting)
-        self._waited += time.perf_counter() - started
-
-    def _receive(self, of: Channel) -> Packet | None:
-        started = time.perf_counter()
-        packet = of.receive(self._beat)
-        self._waited += time.perf_counter() - started
-        return packet
 
     def _beat(self) -> None:
         self.signs[BEATS] += 1

@@ -1,6 +1,7 @@
 """How long sections in processes of their own wait for each other, and what accuracy is kept."""
 
 import logging
+from itertools import product
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -9,6 +10,7 @@ from hydra import compose
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from lightning_sobolev._checks import require
 from lightning_sobolev._files import whole
 from lightning_sobolev._progress import progress_bar
 from lightning_sobolev.experiments.report.report import report
@@ -26,14 +28,8 @@ def run_processes(cfg: DictConfig) -> Path:
     The table is written after every run. Hydra must be initialized: the experiment is composed.
     ``conf/study/processes.yaml`` says what can be set.
     """
-    runs = [
-        (cfg.seed + number, float(delay), str(way))
-        for number in range(cfg.rounds)
-        for delay in cfg.delays
-        for way in cfg.ways
-    ]
-    if not runs:
-        raise ValueError("rounds, delays and ways must give at least one run, got none")
+    runs = list(product(range(cfg.seed, cfg.seed + cfg.rounds), cfg.delays, cfg.ways))
+    require(bool(runs), "rounds, delays and ways", "at least one each", "no run")
     path, rows = Path(cfg.out) / "decoupling.csv", []
     with progress_bar("runs", len(runs), enabled=cfg.progress is not False) as advance:
         for seed, delay, way in runs:
@@ -48,25 +44,26 @@ def run_processes(cfg: DictConfig) -> Path:
 
 def _measure(cfg: DictConfig, seed: int, delay: float, way: str) -> dict[str, str | float]:
     """Train once; return the line of the table."""
-    kind, lockstep = cfg.ways[way].kind, cfg.ways[way].lockstep
-    settings = {"kind": kind, "seed": seed, "steps": cfg.steps, "run_dir": cfg.out}
-    settings |= {"cuts": cfg.cuts, "data.num_train": cfg.num_train}
-    overrides = [f"{key}={value}" for key, value in settings.items()]
-    experiment = compose("train", ["+experiment=synthetic_gradients", *overrides, *cfg.overrides])
+    kind = cfg.ways[way].kind
+    same = [f"{key}={cfg[key]}" for key in ("steps", "cuts")]
+    same += [
+        f"kind={kind}",
+        f"seed={seed}",
+        f"run_dir={cfg.out}",
+        f"data.num_train={cfg.num_train}",
+    ]
+    experiment = compose("train", ["+experiment=synthetic_gradients", *same, *cfg.overrides])
     prepare_process(experiment)
     data, module = instantiate(experiment.data), instantiate(experiment.module)
     data.prepare_data()
     data.setup()
     pipeline = Pipeline(
-        steps=cfg.steps,
         optimizer=module.optimizer,
         model_optimizer=module.model_optimizer,
         scheduler=module.scheduler,
-        capacity=cfg.capacity,
-        buffer=cfg.buffer,
-        lockstep=lockstep,
+        lockstep=cfg.ways[way].lockstep,
         delay=delay,
-        timeout=cfg.timeout,
+        **{name: cfg[name] for name in ("steps", "capacity", "buffer", "timeout")},
     )
     reports = run_pipeline(module.stages, data.train_dataloader(), pipeline)
     tester = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False)
