@@ -14,7 +14,6 @@ from lightning_sobolev._checks import require
 from lightning_sobolev._files import whole
 from lightning_sobolev._progress import progress_bar
 from lightning_sobolev.experiments.report.report import report
-from lightning_sobolev.experiments.report.tables import View
 from lightning_sobolev.experiments.run.train import prepare_process
 from lightning_sobolev.experiments.synthetic_gradients.processes.pipeline import run_pipeline
 from lightning_sobolev.experiments.synthetic_gradients.processes.stage import Pipeline
@@ -38,7 +37,7 @@ def run_processes(cfg: DictConfig) -> Path:
             log.info("%s", ", ".join(f"{key} {value}" for key, value in rows[-1].items()))
             with whole(path) as writing:
                 pd.DataFrame(rows).to_csv(writing, index=False, float_format="%.6g", na_rep="nan")
-    report(path, view=View(x="delay"))
+    report(path, x="delay")
     return path
 
 
