@@ -180,5 +180,4 @@ def _by_cut(found: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _listed(found: Any) -> list[Any]:
-    """Return what the trainer has one or many of as a list."""
     return found if isinstance(found, list) else [found]

@@ -17,9 +17,6 @@ def split(network: nn.Sequential, cuts: Sequence[int] | int) -> list[nn.Sequenti
         network: Layers that follow one another.
         cuts: Numbers of the layers before which to cut, in ascending order: with ``[2]`` the first
             two layers are below the cut. A number n cuts at the n highest places.
-
-    Raises:
-        ValueError: If a cut splits nothing, or a section cannot be trained apart from the others.
     """
     is_sequence, name = isinstance(network, nn.Sequential), type(network).__name__
     require(is_sequence, "network", "a torch.nn.Sequential to be cut", name)
@@ -57,10 +54,6 @@ def activation_shapes(
 
     Runs two rows of zeros through a copy in eval mode. A layer that writes in place across a cut in
     train mode alone, such as dropout, is refused by torch in the first step.
-
-    Raises:
-        ValueError: If the network does not take such inputs or give such outputs, or a section
-            writes into its input.
     """
     parameter = next(sections[0].parameters())
     h = torch.zeros(2, *input_shape, dtype=parameter.dtype, device=parameter.device)

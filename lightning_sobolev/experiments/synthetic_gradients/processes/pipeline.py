@@ -39,7 +39,7 @@ _NOT_STARTED = -1
 def run_pipeline(
     stages: Sequence[Stage], batches: Batches, pipeline: Pipeline
 ) -> list[StageReport]:
-    """Train stages, each in a process of its own, and wait for the end.
+    """Train stages, each in a process of its own; name a stage that is lost, and end the others.
 
     With a kind whose gradient is the true one this is the locked pipeline to compare with: every
     stage waits for the gradient of a batch before it takes the next.
@@ -49,9 +49,6 @@ def run_pipeline(
         batches: ``{"x": ..., "y": ...}``; iterated anew when it ends. Goes to another process, so
             it and the ``pipeline`` must be picklable.
         pipeline: How the stages work beside each other, and what trains them.
-
-    Raises:
-        RuntimeError: If a process failed, died or gave no sign for too long; names its stage.
     """
     method = "spawn" if sys.platform == "win32" else "forkserver"
     if method == "forkserver":  # what every stage would import by itself is imported once
