@@ -28,33 +28,25 @@ class ProbesFigure(pl.Callback):
         self.enabled = enabled
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Draw what the run has logged."""
+        """Draw the validations that the run has logged."""
+        from matplotlib.figure import Figure
+
         del pl_module
         folder = Path(trainer.default_root_dir)
-        if self.enabled and (folder / CURVES).is_file():
-            draw_probes(pd.read_csv(folder / CURVES, index_col="step"), folder / "probes.png")
-
-
-def draw_probes(curves: pd.DataFrame, path: Path) -> None:
-    """Draw the validations of a run over its steps.
-
-    Args:
-        curves: A column for every logged key, by step.
-        path: The figure.
-    """
-    from matplotlib.figure import Figure
-
-    panels = {"validation accuracy": {"network": "val/accuracy"}}
-    for key in sorted(curves):
-        if (found := _PROBED.fullmatch(key)) is not None:
-            panels.setdefault(_LABELS[found[2]], {})[f"cut {found[1]}"] = key
-    figure = Figure(figsize=(4.0 * len(panels), 3.4), layout="constrained")
-    grid = figure.subplots(1, len(panels), squeeze=False)[0]
-    for axes, (name, lines) in zip(grid, panels.items(), strict=True):
-        for label, key in lines.items():
-            curves[key].dropna().plot(ax=axes, marker=".", label=label)
-        axes.set(xlabel="step", ylabel=name)
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize="small")
-    with whole(path) as writing:
-        figure.savefig(writing, dpi=120, format="png")
+        if not self.enabled or not (folder / CURVES).is_file():
+            return
+        curves = pd.read_csv(folder / CURVES, index_col="step")
+        panels = {"validation accuracy": {"network": "val/accuracy"}}
+        for key in sorted(curves):
+            if (found := _PROBED.fullmatch(key)) is not None:
+                panels.setdefault(_LABELS[found[2]], {})[f"cut {found[1]}"] = key
+        figure = Figure(figsize=(4.0 * len(panels), 3.4), layout="constrained")
+        grid = figure.subplots(1, len(panels), squeeze=False)[0]
+        for axes, (name, lines) in zip(grid, panels.items(), strict=True):
+            for label, key in lines.items():
+                curves[key].dropna().plot(ax=axes, marker=".", label=label)
+            axes.set(xlabel="step", ylabel=name)
+            axes.grid(alpha=0.3)
+            axes.legend(fontsize="small")
+        with whole(folder / "probes.png") as writing:
+            figure.savefig(writing, dpi=120, format="png")

@@ -9,14 +9,8 @@ from typing import Literal
 class Kind:
     """Along what a section below a cut is moved, and what the model at the cut learns.
 
-    Args:
-        gradient: The ``"true"`` gradient, the ``"synthetic"`` one that the model at the cut
-            predicts, or ``"none"``.
-        model: What the model predicts: the ``"loss"`` of everything above, of which the derivative
-            is taken, or the ``"gradient"`` itself.
-        matches_value: Whether a loss model is taught the value.
-        matches_derivative: Whether a loss model is taught the derivative, or a gradient model the
-            gradient.
+    A model predicts the ``"loss"`` of everything above, of which the derivative is taken, or the
+    ``"gradient"`` itself.
     """
 
     gradient: Literal["true", "synthetic", "none"] = "synthetic"
@@ -34,17 +28,3 @@ KINDS: Mapping[str, Kind] = {
     "backprop": Kind(gradient="true", model=None),
 }
 """The columns of Czarnecki et al. 2017, table 1, and back-propagation as their upper bound."""
-
-
-def kind_named(name: str) -> Kind:
-    """Return one of ``KINDS``.
-
-    Args:
-        name: Its name.
-
-    Raises:
-        ValueError: If there is none of that name.
-    """
-    if name not in KINDS:
-        raise ValueError(f"kind must be one of {tuple(KINDS)}, got {name!r}")
-    return KINDS[name]

@@ -18,17 +18,15 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot
 
+from lightning_sobolev._checks import require
+from lightning_sobolev.experiments.common.tables import check_counts
 from lightning_sobolev.experiments.synthetic_gradients.kinds import Kind
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "softplus": nn.Softplus, "elu": nn.ELU}
 
 
 class LossModel(nn.Module):
-    """The log-loss of a predicted class.
-
-    Args:
-        predictor: Maps an activation to logits; rows must not depend on each other.
-    """
+    """The log-loss of a class that is predicted from an activation, row by row."""
 
     def __init__(self, predictor: nn.Module) -> None:
         super().__init__()
@@ -45,16 +43,11 @@ class GradientModel(nn.Module):
     """A network that takes activation and class and answers with a gradient.
 
     The class is appended to the channels (or the units) as as many more, of which one is one.
-
-    Args:
-        network: Maps ``[batch, channels + classes, ...]`` to the shape of the activation.
-        num_classes: Number of classes.
     """
 
     def __init__(self, network: nn.Module, num_classes: int) -> None:
         super().__init__()
-        self.network = network
-        self.num_classes = num_classes
+        self.network, self.num_classes = network, num_classes
 
     def forward(
         self, h: Float[Tensor, "batch *in"], y: Int[Tensor, " batch"]
@@ -77,9 +70,6 @@ class ModelSettings:
         stride: Of the first convolution of a loss model, which looks at a whole map to say one
             number; a gradient model answers at every place and keeps them all.
         activation: One of relu, softplus, elu.
-
-    Raises:
-        ValueError: If a setting is out of range.
     """
 
     width: int = 32
@@ -88,13 +78,10 @@ class ModelSettings:
     activation: str = "elu"
 
     def __post_init__(self) -> None:
-        for name, least in (("width", 1), ("depth", 0), ("stride", 1)):
-            if (got := getattr(self, name)) < least:
-                raise ValueError(f"{name} must be at least {least}, got {got}")
-        if self.activation not in _ACTIVATIONS:
-            raise ValueError(
-                f"activation must be one of {tuple(_ACTIVATIONS)}, got {self.activation!r}"
-            )
+        check_counts(1, width=self.width, stride=self.stride)
+        check_counts(0, depth=self.depth)
+        known = tuple(_ACTIVATIONS)
+        require(self.activation in known, "activation", f"one of {known}", self.activation)
 
 
 def build_models(
@@ -105,17 +92,7 @@ def build_models(
 ) -> list[nn.Module]:
     """Build a model for every cut: convolutions for feature maps, dense layers for vectors.
 
-    Args:
-        kind: Says which models are needed.
-        shapes: Shape of one row of the activation at every cut.
-        num_classes: Number of classes.
-        settings: Their size.
-
-    Returns:
-        The models; none where the kind needs none.
-
-    Raises:
-        ValueError: If an activation is neither a vector nor a feature map.
+    ``shapes`` are those of one row of the activation at every cut.
     """
     if kind.model is None:
         return []
@@ -125,44 +102,52 @@ def build_models(
                 "models are built for activations [units] or [channels, height, width], got "
                 f"{list(shape)} at cut {cut}: pass models of your own"
             )
+    return [_build_model(kind, shape, num_classes, settings) for shape in shapes]
+
+
+def _build_model(
+    kind: Kind, shape: tuple[int, ...], num_classes: int, settings: ModelSettings
+) -> nn.Module:
+    channels, sizes, stride = shape[0], shape[1:], settings.stride
     if kind.model == "gradient":
-        return [GradientModel(_regressor(s, num_classes, settings), num_classes) for s in shapes]
-    return [LossModel(_predictor(shape, num_classes, settings)) for shape in shapes]
-
-
-def _predictor(shape: tuple[int, ...], num_classes: int, settings: ModelSettings) -> nn.Sequential:
-    maps = len(shape) == 3
-    hidden = _hidden(shape[0], maps, settings, stride=settings.stride)
-    channels, stride = (settings.width, settings.stride) if hidden else (shape[0], 1)
-    units = channels * math.prod(math.ceil(size / stride) for size in shape[1:])
-    return nn.Sequential(*hidden, nn.Flatten(), _zeroed(nn.Linear(units, num_classes)))
-
-
-def _regressor(shape: tuple[int, ...], num_classes: int, settings: ModelSettings) -> nn.Sequential:
-    maps = len(shape) == 3
-    hidden = _hidden(shape[0] + num_classes, maps, settings)
-    channels = settings.width if hidden else shape[0] + num_classes
-    return nn.Sequential(*hidden, _zeroed(_layer(channels, shape[0], maps=maps)))
-
-
-def _hidden(
-    channels: int, maps: bool, settings: ModelSettings, *, stride: int = 1
-) -> list[nn.Module]:
+        channels, stride = channels + num_classes, 1
     layers: list[nn.Module] = []
-    for number in range(settings.depth):
-        before, step = (settings.width, 1) if number else (channels, stride)
-        layers.append(_layer(before, settings.width, maps=maps, stride=step))
+    for _ in range(settings.depth):
+        layers.append(_layer(channels, settings.width, len(sizes), stride))
         layers.append(_ACTIVATIONS[settings.activation]())
-    return layers
+        sizes = tuple(math.ceil(size / stride) for size in sizes)
+        channels, stride = settings.width, 1
+    if kind.model == "gradient":
+        last = _layer(channels, shape[0], len(sizes))
+    else:
+        layers.append(nn.Flatten())
+        last = nn.Linear(channels * math.prod(sizes), num_classes)
+    for parameter in last.parameters():
+        nn.init.zeros_(parameter)
+    network = nn.Sequential(*layers, last)
+    return GradientModel(network, num_classes) if kind.model == "gradient" else LossModel(network)
 
 
-def _layer(channels: int, out: int, *, maps: bool, stride: int = 1) -> nn.Conv2d | nn.Linear:
-    if not maps:
+def _layer(channels: int, out: int, dimensions: int, stride: int = 1) -> nn.Module:
+    if dimensions == 0:
         return nn.Linear(channels, out)
     return nn.Conv2d(channels, out, 3, stride=stride, padding=1)
 
 
-def _zeroed(layer: nn.Conv2d | nn.Linear) -> nn.Conv2d | nn.Linear:
-    for parameter in layer.parameters():
-        nn.init.zeros_(parameter)
-    return layer
+def check_models(
+    models: Sequence[nn.Module], kind: Kind, shapes: Sequence[tuple[int, ...]], like: Tensor
+) -> None:
+    """Refuse models whose answers to two rows of zeros, of the type of ``like``, do not fit."""
+    y = torch.zeros(2, dtype=torch.int64, device=like.device)
+    for cut, (model, shape) in enumerate(zip(models, shapes, strict=True), start=1):
+        h = torch.zeros(2, *shape, dtype=like.dtype, device=like.device)
+        expected = [2, *shape] if kind.model == "gradient" else [2]
+        try:
+            with torch.no_grad():
+                answer = list(model(h, y).shape)
+        except (RuntimeError, IndexError) as error:
+            raise ValueError(
+                f"the model of cut {cut} must take activations of {list(h.shape)}, got: {error}"
+            ) from error
+        name = f"the answer of the model of cut {cut} to activations of {list(h.shape)}"
+        require(answer == expected, name, f"{expected}", answer)

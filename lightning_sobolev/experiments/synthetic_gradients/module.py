@@ -1,6 +1,7 @@
 """Train a classifier in sections that do not wait for the gradient from above."""
 
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 import lightning.pytorch as pl
@@ -12,20 +13,23 @@ from torch.nn.functional import cross_entropy
 from torchmetrics.classification import MulticlassAccuracy
 from torchmetrics.functional.classification import multiclass_accuracy
 
+from lightning_sobolev._checks import require
 from lightning_sobolev.experiments.common.optimizers import (
     OptimizerFactory,
     SchedulerFactory,
     configured,
 )
 from lightning_sobolev.experiments.synthetic_gradients.gradient_error import gradient_error
-from lightning_sobolev.experiments.synthetic_gradients.kinds import kind_named
+from lightning_sobolev.experiments.synthetic_gradients.kinds import KINDS
 from lightning_sobolev.experiments.synthetic_gradients.matching import Matching
-from lightning_sobolev.experiments.synthetic_gradients.models import ModelSettings, build_models
-from lightning_sobolev.experiments.synthetic_gradients.prediction import check_models
+from lightning_sobolev.experiments.synthetic_gradients.models import (
+    ModelSettings,
+    build_models,
+    check_models,
+)
 from lightning_sobolev.experiments.synthetic_gradients.sections import activation_shapes, split
 from lightning_sobolev.experiments.synthetic_gradients.step import Step, build_stages, take_step
 
-_SCALES = "scales"
 _MODELS, _MATCHING = ModelSettings(), Matching()
 
 
@@ -52,10 +56,6 @@ class DecoupledModule(pl.LightningModule):
         models: Size of the models, or a model for every cut.
         matching: What models are taught.
         probe_rows: Pictures on which predictions are compared with the truth; 0 for none.
-
-    Raises:
-        ValueError: If the network cannot be cut there, a model has another shape than its cut, or
-            the kind is unknown.
     """
 
     def __init__(
@@ -74,16 +74,18 @@ class DecoupledModule(pl.LightningModule):
         probe_rows: int = 512,
     ) -> None:
         super().__init__()
+        require(kind in KINDS, "kind", f"one of {tuple(KINDS)}", kind)
         self.automatic_optimization = False
-        self.kind, self.probe_rows, self.num_classes = kind_named(kind), probe_rows, num_classes
+        self.probe_rows, self.num_classes = probe_rows, num_classes
         sections = split(net, cuts)
         shapes = activation_shapes(sections, input_shape, num_classes)
+        are_given = not isinstance(models, ModelSettings)
         if isinstance(models, ModelSettings):
-            models = build_models(self.kind, shapes, num_classes, models)
-        else:
-            check_models(models, self.kind, shapes, next(net.parameters()))
+            models = build_models(KINDS[kind], shapes, num_classes, models)
+        self.stages = build_stages(sections, models, KINDS[kind], matching)
+        if are_given and models:
+            check_models(models, KINDS[kind], shapes, next(net.parameters()))
         self.sections, self.models = nn.ModuleList(sections), nn.ModuleList(models)
-        self.stages = build_stages(sections, models, self.kind, matching, self.manual_backward)
         self.optimizer, self.scheduler = optimizer, scheduler
         self.model_optimizer = optimizer if model_optimizer is None else model_optimizer
         self.val_accuracy = MulticlassAccuracy(num_classes, average="micro")
@@ -96,18 +98,12 @@ class DecoupledModule(pl.LightningModule):
         return x
 
     def on_fit_start(self) -> None:
-        """Refuse what this manual optimization cannot do.
-
-        Raises:
-            ValueError: If there are several processes, or losses would have to be scaled.
-        """
-        if self.trainer.world_size > 1:
-            raise ValueError(
-                "the sections must live in one process, got a trainer with "
-                f"{self.trainer.world_size}"
-            )
-        if self.trainer.precision == "16-mixed":
-            raise ValueError("trainer.precision must need no loss scaling, got '16-mixed'")
+        """Refuse what this manual optimization cannot do."""
+        require(
+            self.trainer.world_size == 1, "the number of processes", "1", self.trainer.world_size
+        )
+        mixed = self.trainer.precision == "16-mixed"
+        require(not mixed, "trainer.precision", "without loss scaling", self.trainer.precision)
 
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
         """Move every section along the gradient it got, and every model towards its target."""
@@ -130,13 +126,9 @@ class DecoupledModule(pl.LightningModule):
             self._log_step(step, batch["y"])
 
     def _log_step(self, step: Step, y: Tensor) -> None:
-        numbers: dict[str, Tensor | float] = {
-            "loss": step.loss,
-            "accuracy": multiclass_accuracy(step.logits, y, self.num_classes, average="micro"),
-            "epochs": self.global_step / self.trainer.num_training_batches,
-        }
-        for cut, terms in step.terms.items():
-            numbers |= {f"cut_{cut}/{name}": term for name, term in terms.items()}
+        accuracy = multiclass_accuracy(step.logits, y, self.num_classes, average="micro")
+        epochs = self.global_step / self.trainer.num_training_batches
+        numbers = {"loss": step.loss, "accuracy": accuracy, "epochs": epochs, **_by_cut(step.terms)}
         self.log_dict({f"train/{name}": number for name, number in numbers.items()})
 
     def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
@@ -157,36 +149,35 @@ class DecoupledModule(pl.LightningModule):
         self.log(f"{stage}/accuracy", accuracy, batch_size=len(y))
         if batch_idx * len(y) >= self.probe_rows or not self.models:
             return
-        errors = gradient_error(self.sections, self.models, x, y, self.kind)  # type: ignore[arg-type]
-        found = {f"cut_{cut}/{name}": e for cut, of in errors.items() for name, e in of.items()}
-        cosines = [of["gradient_cosine"] for of in errors.values()]
-        found["gradient_cosine"] = sum(cosines) / len(cosines)
+        errors = gradient_error(self.stages, x, y)
+        cosine = fmean(of["gradient_cosine"] for of in errors.values())
+        found = {"gradient_cosine": cosine, **_by_cut(errors)}
         self.log_dict({f"{stage}/{name}": e for name, e in found.items()}, batch_size=len(y))
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return an optimizer for every part that is trained, the highest section first."""
-        factories = [(s.section, self.optimizer) for s in self.stages[::-1] if s.is_trained]
-        factories += [(model, self.model_optimizer) for model in self.models]
-        built = []
-        for part, factory in factories:
-            trained = [p for p in part.parameters() if p.requires_grad]
-            if trained:  # an exact model has none
-                built.append(configured(trained, factory, self.scheduler))
-        return built  # type: ignore[return-value]
+        parts = [(s.section, self.optimizer) for s in self.stages[::-1] if s.is_trained]
+        parts += [(model, self.model_optimizer) for model in self.models]
+        trained = [([p for p in part.parameters() if p.requires_grad], by) for part, by in parts]
+        # an exact model has no parameters
+        return [configured(these, by, self.scheduler) for these, by in trained if these]  # type: ignore[return-value]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store the running scales of what models are taught."""
-        checkpoint[_SCALES] = [
+        checkpoint["scales"] = [
             {name: {"mean": mean, "count": n} for name, (mean, n) in stage.scales.state.items()}
             for stage in self.stages
         ]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the running scales back."""
-        for stage, saved in zip(self.stages, checkpoint[_SCALES], strict=True):
+        for stage, saved in zip(self.stages, checkpoint["scales"], strict=True):
             stage.scales.state = {name: (s["mean"], int(s["count"])) for name, s in saved.items()}
 
 
+def _by_cut(found: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
+    return {f"cut_{cut}/{name}": value for cut, of in found.items() for name, value in of.items()}
+
+
 def _listed(found: Any) -> list[Any]:
-    """Return what the trainer has one or many of as a list."""
     return found if isinstance(found, list) else [found]

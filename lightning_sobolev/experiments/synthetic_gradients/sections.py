@@ -1,30 +1,25 @@
 """A network cut into sections, and whether they can be trained apart from each other."""
 
+import copy
 from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+
+from lightning_sobolev._checks import require
 
 
 def split(network: nn.Sequential, cuts: Sequence[int] | int) -> list[nn.Sequential]:
-    """Cut a network into sections that share its layers.
+    """Cut a network into sections that share its layers, the lowest first.
 
     Args:
         network: Layers that follow one another.
         cuts: Numbers of the layers before which to cut, in ascending order: with ``[2]`` the first
             two layers are below the cut. A number n cuts at the n highest places.
-
-    Returns:
-        One section more than there are cuts, the lowest first.
-
-    Raises:
-        ValueError: If a cut splits nothing, or a section cannot be trained apart from the others.
     """
-    if not isinstance(network, nn.Sequential):
-        raise ValueError(
-            f"network must be a torch.nn.Sequential to be cut, got {type(network).__name__}"
-        )
+    is_sequence, name = isinstance(network, nn.Sequential), type(network).__name__
+    require(is_sequence, "network", "a torch.nn.Sequential to be cut", name)
     places = range(len(network) - cuts, len(network)) if isinstance(cuts, int) else cuts
     bounds = [0, *places, len(network)]
     if len(places) == 0 or any(lower >= upper for lower, upper in pairwise(bounds)):
@@ -32,27 +27,24 @@ def split(network: nn.Sequential, cuts: Sequence[int] | int) -> list[nn.Sequenti
             f"cuts must be ascending numbers from 1 to {len(network) - 1}, so that each has layers "
             f"on both sides, or how many, got {cuts!r}"
         )
-    layers = list(network)
-    sections = [nn.Sequential(*layers[lower:upper]) for lower, upper in pairwise(bounds)]
+    layers, sections = list(network), []
     owners: dict[nn.Parameter, int] = {}
-    for number, section in enumerate(sections):
-        _check_section(section, number, bounds[number], owners)
-    return sections
-
-
-def _check_section(
-    section: nn.Sequential, number: int, first: int, owners: dict[nn.Parameter, int]
-) -> None:
-    name = f"section {number} (layers {first} to {first + len(section) - 1})"
-    trained = [p for p in section.parameters() if p.requires_grad]
-    if not trained:
-        raise ValueError(f"every section must have parameters to train, got none in {name}")
-    for parameter in trained:
-        if owners.setdefault(parameter, number) != number:
+    for number, (lower, upper) in enumerate(pairwise(bounds)):
+        section, name = nn.Sequential(*layers[lower:upper]), f"layers {lower} to {upper - 1}"
+        sections.append(section)
+        trained = [p for p in section.parameters() if p.requires_grad]
+        if not trained:
             raise ValueError(
-                f"sections must not share parameters, got one of {list(parameter.shape)} in "
-                f"section {owners[parameter]} and in {name}"
+                "every section must have parameters to train, got none in section "
+                f"{number} ({name})"
             )
+        for parameter in trained:
+            if (owner := owners.setdefault(parameter, number)) != number:
+                raise ValueError(
+                    f"sections must not share parameters, got one of {list(parameter.shape)} in "
+                    f"section {owner} and in section {number} ({name})"
+                )
+    return sections
 
 
 def activation_shapes(
@@ -60,17 +52,8 @@ def activation_shapes(
 ) -> list[tuple[int, ...]]:
     """Return the shapes of one row of the activation at every cut.
 
-    Runs two rows of zeros through the network in eval mode. A layer that writes in place across a
-    cut in train mode alone, such as dropout, is refused by torch in the first step.
-
-    Args:
-        sections: The sections, the lowest first.
-        input_shape: Shape of one input.
-        num_classes: What the last section must answer with.
-
-    Raises:
-        ValueError: If the network does not take such inputs or give such outputs, or a section
-            writes into its input.
+    Runs two rows of zeros through a copy in eval mode. A layer that writes in place across a cut in
+    train mode alone, such as dropout, is refused by torch in the first step.
     """
     parameter = next(sections[0].parameters())
     h = torch.zeros(2, *input_shape, dtype=parameter.dtype, device=parameter.device)
@@ -78,7 +61,8 @@ def activation_shapes(
     for number, section in enumerate(sections):
         before = h._version
         try:
-            output = _evaluated(section, h)
+            with torch.no_grad():
+                output = copy.deepcopy(section).eval()(h)
         except RuntimeError as error:
             raise ValueError(
                 f"section {number} must take activations of {list(h.shape)}, got: {error}"
@@ -90,19 +74,6 @@ def activation_shapes(
             )
         h = output
         shapes.append(tuple(h.shape[1:]))
-    if shapes[-1] != (num_classes,):
-        raise ValueError(
-            f"the network must give [batch, {num_classes}] logits, got {[2, *shapes[-1]]}"
-        )
+    expected, got = [2, num_classes], [2, *shapes[-1]]
+    require(got == expected, "the network's logits", f"{expected}", got)
     return shapes[:-1]
-
-
-def _evaluated(section: nn.Module, h: Tensor) -> Tensor:
-    modes = {module: module.training for module in section.modules()}
-    try:
-        with torch.no_grad():
-            output: Tensor = section.eval()(h)
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-    return output

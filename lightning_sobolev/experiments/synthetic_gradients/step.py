@@ -20,23 +20,22 @@ targets as in Jaderberg et al. 2017, Decoupled Neural Interfaces using Synthetic
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from lightning_sobolev._checks import require
 from lightning_sobolev.experiments.synthetic_gradients.kinds import Kind
-from lightning_sobolev.experiments.synthetic_gradients.matching import Matching, compare
-from lightning_sobolev.experiments.synthetic_gradients.prediction import LossGradient, predict
+from lightning_sobolev.experiments.synthetic_gradients.matching import (
+    LossGradient,
+    Matching,
+    compare,
+)
+from lightning_sobolev.functional.derivatives import TapeJet
 from lightning_sobolev.objective import RunningScales, weighted_sum
-
-
-class Backward(Protocol):
-    """Adds gradients to parameters: ``Tensor.backward``, or a trainer's."""
-
-    def __call__(self, tensor: Tensor, gradient: Tensor | None = None, /) -> None: ...  # noqa: D102
 
 
 @dataclass(slots=True, kw_only=True)
@@ -44,25 +43,14 @@ class Stage:
     """A section and the model of the cut above it. Adds gradients to parameters, moves none.
 
     The one process of a module takes all stages in turns; else each lives in a process of its own.
-
-    Args:
-        section: The section.
-        model: The model; None at the top, and where the kind has none.
-        kind: What passes the cuts.
-        matching: Weights of what the model is taught.
-        is_lowest: Whether it gets the network's inputs, below which there is nobody.
-        is_highest: Whether it gives logits.
-        run_backward: Runs backward passes.
-        scales: Running state of the normalisation of what the model is taught.
     """
 
     section: nn.Module
-    model: nn.Module | None
+    model: nn.Module | None  # none at the top, and where the kind has none
     kind: Kind
     matching: Matching
-    is_lowest: bool
-    is_highest: bool
-    run_backward: Backward = Tensor.backward
+    is_lowest: bool  # it gets the network's inputs, below which there is nobody
+    is_highest: bool  # it gives logits
     scales: RunningScales = field(default_factory=RunningScales)
     _input: Tensor | None = None
     _output: Tensor | None = None
@@ -73,14 +61,7 @@ class Stage:
         return self.is_highest or self.kind.gradient != "none"
 
     def forward(self, x: Float[Tensor, "batch *in"]) -> Float[Tensor, "batch *out"]:
-        """Run the section on a tape of its own.
-
-        Args:
-            x: The activation below, or the network's inputs.
-
-        Returns:
-            The activation above, or the logits, without a graph.
-        """
+        """Run the section on a tape of its own; what it returns has no graph."""
         if not self.is_trained:
             with torch.no_grad():
                 return self.section(x)  # type: ignore[no-any-return]
@@ -91,114 +72,81 @@ class Stage:
     def predict(
         self, h: Float[Tensor, "batch *out"], y: Int[Tensor, " batch"], *, create_graph: bool
     ) -> LossGradient:
-        """Ask the model for loss and gradient at an activation; see ``prediction.predict``."""
+        """Ask the model for the synthetic gradient at an activation, which never gets a gradient.
+
+        One forward pass and, for a loss model, one backward pass. With ``create_graph`` the model
+        can be taught by what it predicts here.
+        """
         assert self.model is not None
-        return predict(self.model, self.kind, h, y, create_graph=create_graph)
+        if self.kind.model == "gradient":
+            return LossGradient(self.model(h.detach(), y))
+        leaf = h.detach().requires_grad_()
+        value = self.model(leaf, y)
+        jet = TapeJet(value, leaf, create_graph=create_graph and self.kind.matches_derivative)
+        return LossGradient(jet.vjp(torch.ones_like(value)[None])[0], value)
 
     def backward(
         self, at_output: LossGradient | None, y: Int[Tensor, " batch"]
     ) -> LossGradient | None:
         """Add the gradients of the section's last forward pass.
 
-        Args:
-            at_output: Loss and gradient at its output, true or predicted; not used at the top.
-            y: The classes.
-
-        Returns:
-            Loss and gradient at its input: what the model below should have predicted. None at the
-            bottom.
+        Returns loss and gradient at its input: what the model below should have predicted; None at
+        the bottom. ``at_output`` are those at its output, true or predicted; not used at the top.
         """
         x, output = self._input, self._output
         assert x is not None
         assert output is not None
         self._input = self._output = None
+        value: Tensor | None
         if self.is_highest:
-            losses = cross_entropy(output, y, reduction="none")
-            self.run_backward(losses.mean())
-            value: Tensor | None = losses
+            value = cross_entropy(output, y, reduction="none")
+            value.mean().backward()  # type: ignore[no-untyped-call]
         else:
             assert at_output is not None
-            self.run_backward(output, at_output.gradient.detach() / len(output))
             value = at_output.value
+            output.backward(at_output.gradient.detach() / len(output))  # type: ignore[no-untyped-call]
         if x.grad is None:
             return None
         # of a mean over the batch
-        return LossGradient(x.grad * len(x), value).detach()
+        return LossGradient(x.grad * len(x), None if value is None else value.detach())
 
     def teach(self, predicted: LossGradient, target: LossGradient) -> dict[str, Tensor]:
-        """Add the gradients of what the model is taught to its parameters.
-
-        Args:
-            predicted: What it predicted, with a graph.
-            target: What it should have predicted.
-
-        Returns:
-            The terms, unweighted, by name.
-        """
+        """Add the gradients of the model; return the terms, unweighted, by name."""
         terms = self.matching.terms(self.kind)
         found = compare(terms, predicted, target, self.scales)
-        loss = weighted_sum(found, {t.key: t.weight_at(0) for t in terms}) if found else None
-        # a model without parameters of its own, an exact one, has nothing to learn
-        if loss is not None and loss.requires_grad:
-            self.run_backward(loss)
+        if found:
+            loss = weighted_sum(found, {term.key: term.weight_at(0) for term in terms})
+            if loss.requires_grad:  # an exact model has no parameters
+                loss.backward()  # type: ignore[no-untyped-call]
         return {name: term.detach() for name, term in found.items()}
 
 
 def build_stages(
-    sections: Sequence[nn.Module],
-    models: Sequence[nn.Module],
-    kind: Kind,
-    matching: Matching,
-    run_backward: Backward = Tensor.backward,
+    sections: Sequence[nn.Module], models: Sequence[nn.Module], kind: Kind, matching: Matching
 ) -> list[Stage]:
-    """Join sections and models.
-
-    Args:
-        sections: The sections, the lowest first.
-        models: A model for every cut, the lowest first; empty where the kind needs none.
-        kind: What passes the cuts.
-        matching: Weights of what models are taught.
-        run_backward: Runs backward passes.
-
-    Returns:
-        A stage for every section.
-
-    Raises:
-        ValueError: If there are too few or too many models.
-    """
+    """Join sections, the lowest first, and the models of the cuts, if the kind has any."""
     needed = 0 if kind.model is None else len(sections) - 1
-    if len(models) != needed:
-        raise ValueError(
-            f"models must be one for every cut of this kind ({needed}), got {len(models)}"
-        )
-    highest = len(sections) - 1
+    require(len(models) == needed, "models", f"{needed} for this kind and cuts", len(models))
+    above = [*models, *[None] * (len(sections) - needed)]
     return [
         Stage(
             section=section,
-            model=models[number] if number < len(models) else None,
+            model=model,
             kind=kind,
             matching=matching,
             is_lowest=number == 0,
-            is_highest=number == highest,
-            run_backward=run_backward,
+            is_highest=number == len(sections) - 1,
         )
-        for number, section in enumerate(sections)
+        for number, (section, model) in enumerate(zip(sections, above, strict=True))
     ]
 
 
-@dataclass(slots=True)
-class Step:
-    """What happened in a step.
-
-    Args:
-        loss: Mean loss of the whole network.
-        logits: Its answers.
-        terms: What every model was taught by, unweighted, by cut and name.
-    """
+class Step(NamedTuple):
+    """The mean loss of the network, its answers, and by cut and name what models were taught by."""
 
     loss: Float[Tensor, ""]
     logits: Float[Tensor, "batch classes"]
-    terms: dict[int, dict[str, Tensor]] = field(default_factory=dict)
+    terms: dict[int, dict[str, Tensor]]
 
 
 def take_step(
@@ -207,14 +155,6 @@ def take_step(
     """Add the gradients of one batch to the parameters of sections and models.
 
     All predictions are made with the parameters as they are: whoever calls this moves them later.
-
-    Args:
-        stages: The stages, the lowest first.
-        x: Inputs of the network.
-        y: Their classes.
-
-    Returns:
-        What happened.
     """
     activations = [x]
     for stage in stages:
@@ -222,7 +162,7 @@ def take_step(
     target = stages[-1].backward(None, y)
     assert target is not None
     assert target.value is not None
-    step = Step(target.value.mean(), activations[-1])
+    step = Step(target.value.mean(), activations[-1], {})
     for cut in range(len(stages) - 1, 0, -1):
         stage = stages[cut - 1]
         if not stage.is_trained:

@@ -1,4 +1,4 @@
-"""Small networks to be cut, and exact models of what lies above a cut."""
+"""Small networks to be cut, exact models of what lies above a cut, and what models learn."""
 
 import copy
 from itertools import pairwise
@@ -7,16 +7,21 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from lightning_sobolev.experiments.synthetic_gradients.kinds import KINDS
+from lightning_sobolev.experiments.synthetic_gradients.matching import Matching
+from lightning_sobolev.experiments.synthetic_gradients.models import build_models
+from lightning_sobolev.experiments.synthetic_gradients.sections import activation_shapes, split
+from lightning_sobolev.experiments.synthetic_gradients.step import build_stages
+
 CLASSES = 3
+WITH_MODELS = [name for name, kind in KINDS.items() if kind.model is not None]
 
 
 def vectors(seed=0):
     """Four blocks of dense layers."""
     torch.manual_seed(seed)
-    sizes = (5, 7, 6, 8)
-    blocks = [
-        nn.Sequential(nn.Linear(before, after), nn.Tanh()) for before, after in pairwise(sizes)
-    ]
+    sizes = pairwise((5, 7, 6, 8))
+    blocks = [nn.Sequential(nn.Linear(before, after), nn.Tanh()) for before, after in sizes]
     return nn.Sequential(*blocks, nn.Linear(8, CLASSES))
 
 
@@ -36,6 +41,12 @@ SHAPES = {vectors: (5,), maps: (2, 4, 4)}
 def batch(network, generator, size=6):
     x = torch.randn(size, *SHAPES[network], generator=generator)
     return x, torch.randint(0, CLASSES, (size,), generator=generator)
+
+
+def batches(network, count):
+    generator = torch.Generator().manual_seed(5)
+    pairs = (batch(network, generator) for _ in range(count))
+    return [{"x": x, "y": y} for x, y in pairs]
 
 
 class Oracle(nn.Module):
@@ -59,11 +70,58 @@ class GradientOracle(Oracle):
             return torch.autograd.grad(losses.sum(), leaf)[0]
 
 
-def learned(models, seed=1):
+def learned(models):
     """Give models weights other than zero, as after some training."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(1)
     for model in models:
         for parameter in model.parameters():
             drawn = torch.randn(parameter.shape, generator=generator)
             parameter.data = 0.3 * drawn.to(parameter.dtype)
     return models
+
+
+def stages(network, cuts, kind, matching=None, seed=0):
+    """Cut a network and put models at the cuts that have learned something."""
+    sections, kind = split(network(seed), cuts), KINDS[kind]
+    models = learned(
+        build_models(kind, activation_shapes(sections, SHAPES[network], CLASSES), CLASSES)
+    )
+    return build_stages(sections, models, kind, matching or Matching(normalize="none"))
+
+
+def gradients(module):
+    return [None if p.grad is None else p.grad.clone() for p in module.parameters()]
+
+
+def predicted(model, kind, h, y):
+    """Return the synthetic gradient."""
+    if kind == "direct":
+        return model(h, y).detach()
+    leaf = h.detach().requires_grad_()
+    return torch.autograd.grad(model(leaf, y).sum(), leaf)[0]
+
+
+def moved_along(section, x, gradient):
+    """Return the gradients of a copy of a section that is moved along one at its output."""
+    section = copy.deepcopy(section)
+    section.zero_grad()
+    (section(x) * gradient).sum().div(len(x)).backward()
+    return gradients(section)
+
+
+def taught(model, kind, h, y, value, gradient, weights=(1, 1)):
+    """Return the gradient in a model's parameters of the paper's sum, written out."""
+    model = copy.deepcopy(model)
+    leaf = h.detach().requires_grad_()
+    answer = model(leaf, y)
+    loss = torch.zeros(())
+    if kind == "direct":
+        loss = weights[1] * (answer - gradient).square().flatten(1).sum(1).mean()
+    if kind in ("critic", "sobolev"):
+        loss = loss + weights[0] * (answer - value).square().mean()
+    if kind in ("vfbn", "sobolev"):
+        (slope,) = torch.autograd.grad(answer.sum(), leaf, create_graph=True)
+        loss = loss + weights[1] * (slope - gradient).square().flatten(1).sum(1).mean()
+    model.zero_grad()
+    loss.backward()
+    return gradients(model)

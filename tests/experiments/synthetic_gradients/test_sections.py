@@ -1,15 +1,21 @@
+import math
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
 
 from lightning_sobolev.experiments.synthetic_gradients.kinds import KINDS
+from lightning_sobolev.experiments.synthetic_gradients.matching import Matching
 from lightning_sobolev.experiments.synthetic_gradients.models import (
     GradientModel,
     LossModel,
     ModelSettings,
     build_models,
+    check_models,
 )
-from lightning_sobolev.experiments.synthetic_gradients.prediction import check_models
+from lightning_sobolev.experiments.synthetic_gradients.module import DecoupledModule
+from lightning_sobolev.experiments.synthetic_gradients.processes.stage import Pipeline
 from lightning_sobolev.experiments.synthetic_gradients.sections import activation_shapes, split
 from tests.experiments.synthetic_gradients._networks import CLASSES, maps, vectors
 
@@ -26,7 +32,7 @@ def test_sections_are_the_network(cuts, lengths):
     assert [layer for section in sections for layer in section] == list(net)
 
 
-@pytest.mark.parametrize("cuts", [[], [0], [4], [2, 2], [3, 1], [-1], [5], 0, 4, -1])
+@pytest.mark.parametrize("cuts", [[], [0], [4], [2, 2], [3, 1], [-1], 0, 4, -1])
 def test_a_cut_that_splits_nothing_is_refused(cuts):
     with pytest.raises(ValueError, match=r"ascending numbers from 1 to 3.*, got "):
         split(vectors(), cuts)
@@ -38,7 +44,7 @@ shared = nn.Linear(6, 6)
 @pytest.mark.parametrize(
     ("network", "cuts", "message"),
     [
-        (nn.Bilinear(1, 1, 1), [1], r"network must be a torch\.nn\.Sequential .*got Bilinear"),
+        (nn.Bilinear(1, 1, 1), [1], r"network must be a torch\.nn\.Sequential .*got 'Bilinear'"),
         (layers(nn.Tanh()), [1, 2], r"got none in section 1 \(layers 1 to 1\)"),
         (layers(nn.Linear(6, 6).requires_grad_(False)), [1, 2], r"got none in section 1 \(layers"),
         (layers(shared, shared), [2, 3], r"must not share parameters, got one of \[6, 6\] in sec"),
@@ -57,37 +63,27 @@ class Writer(nn.Linear):
 
 
 @pytest.mark.parametrize(
-    "leading", [[Writer(6, 6)], [nn.Identity(), nn.Flatten(), nn.ELU(inplace=True)]]
+    ("network", "shape", "classes", "message"),
+    [
+        (layers(Writer(6, 6)), (4,), CLASSES, "expected inplace=False at its start, got section 1"),
+        (layers(nn.Flatten(), nn.ELU(inplace=True)), (4,), CLASSES, "got section 1, which does"),
+        (vectors(), (7,), CLASSES, r"section 0 must take activations of \[2, 7\], got: mat1"),
+        (vectors(), (5,), 4, r"logits must be \[2, 4\], got \[2, 3\]"),
+    ],
 )
-def test_a_layer_that_writes_across_a_cut_is_refused(leading):
-    with pytest.raises(ValueError, match=r"expected inplace=False at its start, got section 1"):
-        activation_shapes(split(layers(*leading), [1]), (4,), CLASSES)
-
-
-def test_a_layer_that_writes_further_up_is_fine():
-    sections = split(layers(nn.Linear(6, 6), nn.ReLU(inplace=True)), [1])
-    assert activation_shapes(sections, (4,), CLASSES) == [(6,)]
+def test_sections_that_cannot_pass_activations_on_are_refused(network, shape, classes, message):
+    with pytest.raises(ValueError, match=message):
+        activation_shapes(split(network, [1]), shape, classes)
 
 
 def test_shapes_are_those_at_the_cuts_and_trying_leaves_no_trace():
     net = maps()
-    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    net[1].append(nn.ReLU(inplace=True))  # which is no harm further up
     net[1].eval()
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     assert activation_shapes(split(net, [1, 3]), (2, 4, 4), CLASSES) == [(4, 4, 4), (4, 4, 4)]
     assert [block.training for block in net] == [True, False, True, True]
     torch.testing.assert_close(dict(net.state_dict()), before, rtol=0, atol=0)
-
-
-@pytest.mark.parametrize(
-    ("shape", "classes", "message"),
-    [
-        ((7,), CLASSES, r"section 0 must take activations of \[2, 7\], got: mat1 and mat2"),
-        ((5,), 4, r"must give \[batch, 4\] logits, got \[2, 3\]"),
-    ],
-)
-def test_a_network_of_another_shape_is_refused(shape, classes, message):
-    with pytest.raises(ValueError, match=message):
-        activation_shapes(split(vectors(), [1]), shape, classes)
 
 
 @pytest.mark.parametrize("kind", ["direct", "critic"])
@@ -108,36 +104,45 @@ def test_a_gradient_model_hears_the_class():
     assert not torch.equal(first, second)
 
 
-@pytest.mark.parametrize(
-    ("kind", "models", "message"),
-    [
-        ("critic", [nn.Bilinear(6, 1, 1)], "the model of cut 1 must take activations"),
-        ("critic", [GradientModel(nn.Linear(6 + CLASSES, 6), CLASSES)], r"\[2\], got \[2, 6\]"),
-        ("direct", [LossModel(nn.Linear(6, CLASSES))], r"with \[2, 6\], got \[2\]"),
-        ("critic", [LossModel(nn.Linear(7, CLASSES))], r"must take activations of \[2, 6\]"),
-        ("critic", [], r"one for every cut of this kind \(1\), got 0"),
-        ("noprop", [nn.Identity()], r"this kind \(0\), got 1"),
-    ],
-)
-def test_models_that_do_not_fit_are_refused(kind, models, message):
-    with pytest.raises(ValueError, match=message):
-        check_models(models, KINDS[kind], [(6,)], torch.zeros(()))
+def one(model, kind):
+    """Give a model to the one cut of a module."""
+    options = {"input_shape": (4,), "num_classes": CLASSES}
+    return DecoupledModule(layers(), 1, torch.optim.SGD, models=model, kind=kind, **options)
+
+
+def pipeline(**settings):
+    return Pipeline(**{"steps": 1, "optimizer": torch.optim.SGD, **settings})
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("build", "message"),
     [
-        ({"width": 0}, "width must be at least 1, got 0"),
-        ({"depth": -1}, "depth must be at least 0, got -1"),
-        ({"stride": 0}, "stride must be at least 1, got 0"),
-        ({"activation": "step"}, "activation must be one of .*, got 'step'"),
+        (partial(one, [], "magic"), "kind must be one of .*'sobolev'.*, got 'magic'"),
+        (partial(one, [], "critic"), "models must be 1 for this kind and cuts, got 0"),
+        (partial(one, [nn.Identity()], "noprop"), "models must be 0 for this kind and cuts, got 1"),
+        (
+            partial(one, [LossModel(nn.Linear(7, 3))], "critic"),
+            r"1 must take activations of \[2, 6",
+        ),
+        (partial(one, [GradientModel(nn.Linear(9, 6), 3)], "critic"), r"be \[2\], got \[2, 6\]"),
+        (partial(one, [LossModel(nn.Linear(6, 3))], "direct"), r"be \[2, 6\], got \[2\]"),
+        (partial(build_models, KINDS["critic"], [(3, 4)], 3), r"\[3, 4\] at cut 1: pass models of"),
+        (partial(ModelSettings, width=0), "width must be at least 1, got 0"),
+        (partial(ModelSettings, depth=-1), "depth must be at least 0, got -1"),
+        (partial(ModelSettings, stride=0), "stride must be at least 1, got 0"),
+        (partial(ModelSettings, activation="step"), "activation must be one of .*, got 'step'"),
+        (partial(Matching, value_weight=-1.0), "value_weight must be a finite number >= 0, got -1"),
+        (
+            partial(Matching, derivative_weight=math.nan),
+            "derivative_weight must be a finite number",
+        ),
+        (partial(Matching, normalize="no"), "normalize must be one of .*, got 'no'"),
+        (partial(pipeline, steps=0), "steps must be at least 1, got 0"),
+        (partial(pipeline, buffer=0), "buffer must be at least 1, got 0"),
+        (partial(pipeline, delay=-1.0), "delay must be >= 0, got -1.0"),
+        (partial(pipeline, timeout=0.0), "timeout must be > 0, got 0.0"),
     ],
 )
-def test_sizes_are_checked(settings, message):
+def test_what_does_not_fit_is_refused(build, message):
     with pytest.raises(ValueError, match=message):
-        ModelSettings(**settings)
-
-
-def test_activations_of_other_ranks_need_models_of_their_own():
-    with pytest.raises(ValueError, match=r"got \[3, 4\] at cut 1: pass models of your own"):
-        build_models(KINDS["critic"], [(3, 4)], CLASSES)
+        build()

@@ -1,9 +1,10 @@
 """Bounded one-way channels between the processes of neighboring stages, two for every cut."""
 
 import queue
+import time
 from collections.abc import Callable
 from multiprocessing.context import BaseContext
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor
 
@@ -18,25 +19,18 @@ class Channel:
     packets have followed: then the reader has taken the packet after the one that was there, and
     has made its copies before. A process that is killed leaves nothing by half.
 
-    Args:
-        context: Of the processes.
-        capacity: Packets that may be under way.
+    Whoever waits for room or for a packet calls ``waiting`` several times a second.
     """
 
     def __init__(self, context: BaseContext, capacity: int) -> None:
-        self._queue: Any = context.Queue(capacity)
+        self.queue: Any = context.Queue(capacity)
         self._num_places, self._sent = capacity + 2, 0
         self._places: dict[int, list[Tensor]] = {}
+        self.seconds = 0.0  # of this process, in which it sent and received
 
     def send(self, number: int, tensors: list[Tensor], waiting: Callable[[], None]) -> None:
-        """Send tensors; wait as long as there is no room.
-
-        Args:
-            number: Of the batch.
-            tensors: What is copied.
-            waiting: Called several times a second while there is no room.
-        """
-        place = self._sent % self._num_places
+        """Send copies of tensors when there is room."""
+        started, place = time.perf_counter(), self._sent % self._num_places
         self._sent += 1
         known, fresh = self._places.get(place, []), None
         if [tensor.shape for tensor in known] == [tensor.shape for tensor in tensors]:
@@ -45,72 +39,40 @@ class Channel:
         else:
             fresh = [tensor.clone().share_memory_() for tensor in tensors]  # type: ignore[no-untyped-call]
             self._places[place] = fresh
-        _patiently(
-            lambda seconds: self._queue.put((number, place, fresh), timeout=seconds), waiting
-        )
+        _patiently(self.queue.put, waiting, (number, place, fresh))
+        self.seconds += time.perf_counter() - started
 
     def end(self, waiting: Callable[[], None]) -> None:
-        """Say that nothing follows.
-
-        Args:
-            waiting: Called several times a second while there is no room.
-        """
-        _patiently(lambda seconds: self._queue.put(None, timeout=seconds), waiting)
+        """Say that nothing follows."""
+        _patiently(self.queue.put, waiting, None)
 
     def receive(self, waiting: Callable[[], None]) -> Packet | None:
-        """Wait for a packet.
-
-        Args:
-            waiting: Called several times a second while there is none.
-
-        Returns:
-            Its number and tensors; None when nothing follows.
-        """
-        packet = _patiently(lambda seconds: self._queue.get(timeout=seconds), waiting)
-        if packet is None:
-            return None
-        number, place, fresh = packet
-        if fresh is not None:
-            self._places[place] = fresh
-        return number, [tensor.clone() for tensor in self._places[place]]
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether nothing has arrived."""
-        return bool(self._queue.empty())
-
-    def abandon(self) -> None:
-        """Let the process end although nobody takes what it has sent."""
-        self._queue.cancel_join_thread()
+        """Return the next packet; None when nothing follows."""
+        started = time.perf_counter()
+        packet = _patiently(self.queue.get, waiting)
+        if packet is not None:
+            number, place, fresh = packet
+            if fresh is not None:
+                self._places[place] = fresh
+            packet = number, [tensor.clone() for tensor in self._places[place]]
+        self.seconds += time.perf_counter() - started
+        return packet  # type: ignore[no-any-return]
 
 
-class Cut(NamedTuple):
-    """What connects two stages.
+class Cut:
+    """What connects two stages: activations and classes go up, losses and gradients down.
 
-    Args:
-        up: Activations and classes.
-        down: Gradients and losses at those activations.
+    Two answers more than activations have room: the stage below takes all that have come before it
+    sends the next activation, so the stage above hardly ever waits.
     """
 
-    up: Channel
-    down: Channel
+    def __init__(self, context: BaseContext, capacity: int) -> None:
+        self.up, self.down = Channel(context, capacity), Channel(context, capacity + 2)
 
 
-def build_cut(context: BaseContext, capacity: int) -> Cut:
-    """Return the channels of a cut.
-
-    Args:
-        context: Of the processes.
-        capacity: Activations that may be under way. Two answers more have room: the stage below
-            takes all that have come before it sends the next activation, so the stage above
-            hardly ever waits.
-    """
-    return Cut(Channel(context, capacity), Channel(context, capacity + 2))
-
-
-def _patiently(call: Callable[[float], Any], waiting: Callable[[], None]) -> Any:
+def _patiently(call: Callable[..., Any], waiting: Callable[[], None], *given: Any) -> Any:
     while True:
         try:
-            return call(_SECONDS_BETWEEN_SIGNS)
+            return call(*given, timeout=_SECONDS_BETWEEN_SIGNS)
         except (queue.Empty, queue.Full):
             waiting()

@@ -8,11 +8,10 @@ import pickle
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,16 +22,13 @@ from torch.multiprocessing.spawn import (
     start_processes,
 )
 
-from lightning_sobolev.experiments.synthetic_gradients.processes.channel import Cut, build_cut
-from lightning_sobolev.experiments.synthetic_gradients.processes.settings import (
-    Optimizers,
-    Pipeline,
-    StageReport,
-)
+from lightning_sobolev.experiments.synthetic_gradients.processes.channel import Cut
 from lightning_sobolev.experiments.synthetic_gradients.processes.stage import (
     DONE,
     Batches,
+    Pipeline,
     StageProcess,
+    StageReport,
 )
 from lightning_sobolev.experiments.synthetic_gradients.step import Stage
 
@@ -41,13 +37,9 @@ _NOT_STARTED = -1
 
 
 def run_pipeline(
-    stages: Sequence[Stage],
-    batches: Batches,
-    optimizers: Optimizers,
-    pipeline: Pipeline,
-    watch: Callable[[Sequence[int]], None] = lambda _: None,
+    stages: Sequence[Stage], batches: Batches, pipeline: Pipeline
 ) -> list[StageReport]:
-    """Train stages, each in a process of its own, and wait for the end.
+    """Train stages, each in a process of its own; name a stage that is lost, and end the others.
 
     With a kind whose gradient is the true one this is the locked pipeline to compare with: every
     stage waits for the gradient of a batch before it takes the next.
@@ -55,54 +47,42 @@ def run_pipeline(
     Args:
         stages: The stages, the lowest first; have the trained parameters at the end.
         batches: ``{"x": ..., "y": ...}``; iterated anew when it ends. Goes to another process, so
-            it and ``optimizers`` must be picklable.
-        optimizers: Build what trains sections and models.
-        pipeline: How the stages work beside each other.
-        watch: Called every half second with the steps that each stage has done.
-
-    Returns:
-        A report of every stage.
-
-    Raises:
-        RuntimeError: If a process failed, died or gave no sign for too long; names its stage. The
-            others are ended.
+            it and the ``pipeline`` must be picklable.
+        pipeline: How the stages work beside each other, and what trains them.
     """
-    method = _start_method()
+    method = "spawn" if sys.platform == "win32" else "forkserver"
+    if method == "forkserver":  # what every stage would import by itself is imported once
+        multiprocessing.set_forkserver_preload(["__main__", __name__])
     context = multiprocessing.get_context(method)
     started = context.Barrier(len(stages))
-    cuts = [build_cut(context, pipeline.capacity) for _ in stages[1:]]
+    cuts = [Cut(context, pipeline.capacity) for _ in stages[1:]]
     signs = torch.full((len(stages), 2), _NOT_STARTED).share_memory_()  # type: ignore[no-untyped-call]
     with tempfile.TemporaryDirectory() as folder:
+        files = [Path(folder) / str(number) for number in range(len(stages))]
         # as bytes: else every tensor takes an open file, of which there are not enough
-        common = (optimizers, pipeline, Path(folder))
-        tasks = [pickle.dumps((s, batches if s.is_lowest else (), *common)) for s in stages]
+        tasks = [
+            pickle.dumps((stage, batches if stage.is_lowest else (), pipeline, file))
+            for stage, file in zip(stages, files, strict=True)
+        ]
         running = start_processes(  # type: ignore[no-untyped-call]
             _live, (tasks, cuts, signs, started), len(stages), join=False, start_method=method
         )
         try:
-            _join(running, signs, pipeline.timeout, watch)
+            _join(running, signs, pipeline.timeout)
         finally:
             for process in running.processes:
                 process.kill()
                 process.join()
-        return [_taken_back(stage, Path(folder) / str(n)) for n, stage in enumerate(stages)]
+        stored = [torch.load(file, weights_only=True) for file in files]
+    for stage, (_, weights) in zip(stages, stored, strict=True):
+        _parts(stage).load_state_dict(weights)
+    return [StageReport(**report) for report, _ in stored]
 
 
-def _start_method() -> str:
-    if sys.platform == "win32":
-        return "spawn"
-    # what every stage would import by itself is imported once
-    multiprocessing.set_forkserver_preload(["__main__", __name__])
-    return "forkserver"
-
-
-def _join(
-    running: ProcessContext, signs: Tensor, timeout: float, watch: Callable[[Sequence[int]], None]
-) -> None:
+def _join(running: ProcessContext, signs: Tensor, timeout: float) -> None:
     seen = [(sign, time.monotonic()) for sign in signs.tolist()]
     try:
         while not running.join(timeout=_POLL, grace_period=_POLL):
-            watch(signs[:, DONE].clamp(min=0).tolist())
             for number, sign in enumerate(signs.tolist()):
                 is_silent = running.processes[number].is_alive() and sign[DONE] != _NOT_STARTED
                 if sign != seen[number][0] or not is_silent:
@@ -129,28 +109,20 @@ def _live(
     # needs no answer of the sender, who may be lost; its first use starts a helper
     torch.multiprocessing.set_sharing_strategy("file_system")  # type: ignore[no-untyped-call]
     torch.zeros(1).share_memory_()  # type: ignore[no-untyped-call]
-    stage, batches, optimizers, pipeline, folder = pickle.loads(tasks[number])
+    stage, batches, pipeline, file = pickle.loads(tasks[number])
     below = None if stage.is_lowest else cuts[number - 1]
     above = None if stage.is_highest else cuts[number]
     try:
-        process = StageProcess(stage, optimizers, pipeline, below, above, signs[number])
+        process = StageProcess(stage, pipeline, below, above, signs[number])
         started.wait()
         report = process.run(batches)
-        parts = {name: part.state_dict() for name, part in _parts(stage).items()}
-        torch.save({"report": asdict(report), **parts}, folder / str(number))
+        torch.save((asdict(report), _parts(stage).state_dict()), file)
     except BaseException:
         for cut in cuts:  # else the process waits for readers that may be lost
-            cut.up.abandon()
-            cut.down.abandon()
+            cut.up.queue.cancel_join_thread()
+            cut.down.queue.cancel_join_thread()
         raise
 
 
-def _taken_back(stage: Stage, file: Path) -> StageReport:
-    stored: dict[str, Any] = torch.load(file, weights_only=True)
-    for name, part in _parts(stage).items():
-        part.load_state_dict(stored[name])
-    return StageReport(**stored["report"])
-
-
-def _parts(stage: Stage) -> dict[str, nn.Module]:
-    return {"section": stage.section} | ({} if stage.model is None else {"model": stage.model})
+def _parts(stage: Stage) -> nn.ModuleList:
+    return nn.ModuleList([part for part in (stage.section, stage.model) if part is not None])

@@ -13,188 +13,163 @@ Source: Jaderberg et al. 2017, Decoupled Neural Interfaces using Synthetic Gradi
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import partial
+from dataclasses import dataclass
 from itertools import islice
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from lightning_sobolev._checks import require
 from lightning_sobolev.experiments.common.optimizers import OptimizerFactory, SchedulerFactory
-from lightning_sobolev.experiments.synthetic_gradients.prediction import LossGradient
-from lightning_sobolev.experiments.synthetic_gradients.processes.channel import (
-    Channel,
-    Cut,
-    Packet,
-)
-from lightning_sobolev.experiments.synthetic_gradients.processes.settings import (
-    Optimizers,
-    Pipeline,
-    StageReport,
-)
+from lightning_sobolev.experiments.common.tables import check_counts
+from lightning_sobolev.experiments.synthetic_gradients.matching import LossGradient
+from lightning_sobolev.experiments.synthetic_gradients.processes.channel import Cut
 from lightning_sobolev.experiments.synthetic_gradients.step import Stage
 
 Batches = Iterable[Mapping[str, Tensor]]
 DONE, BEATS = range(2)  # steps, and a count that moves while the stage waits
 
 
-class StageProcess:
-    """One stage at work.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pipeline:
+    """How stages work beside each other, and what trains them.
 
-    Args:
-        stage: The section and its model.
-        optimizers: Build what trains them.
-        pipeline: How stages work beside each other.
-        below: What connects it to the stage below, if there is one.
-        above: What connects it to the stage above, if there is one.
-        signs: ``DONE`` and ``BEATS``, for whoever watches from another process.
+    In ``lockstep`` they are the one-process training, at its speed; a ``delay`` shows what stages
+    gain that have a device of their own.
+    """
+
+    steps: int
+    optimizer: OptimizerFactory  # of a section
+    model_optimizer: OptimizerFactory | None = None  # the same when None
+    scheduler: SchedulerFactory | None = None  # of each of them
+    capacity: int = 4  # activations that may wait at a cut before the stage below waits for room
+    buffer: int = 16  # activations that a stage keeps until their targets come
+    lockstep: bool = False  # whether the target of a batch comes before the next batch is taken
+    delay: float = 0.0  # seconds that every forward and backward pass of a section takes longer
+    timeout: float = 60.0  # seconds without a sign after which a stage counts as lost
+
+    def __post_init__(self) -> None:
+        check_counts(1, steps=self.steps, capacity=self.capacity, buffer=self.buffer)
+        require(self.delay >= 0, "delay", ">= 0", self.delay)
+        require(self.timeout > 0, "timeout", "> 0", self.timeout)
+
+
+@dataclass(slots=True, kw_only=True)
+class StageReport:
+    """What a stage did."""
+
+    seconds: float = 0.0  # from its first batch to its last step
+    waited: float = 0.0  # seconds of these for another stage
+    learned: int = 0  # targets that its model was taught
+    forgotten: int = 0  # targets that came when their activation was no longer kept
+    late: int = 0  # batches that went up between activations and their targets, all together
+
+
+class StageProcess:
+    """One stage at work between two cuts, if it has them.
+
+    It gives ``signs``, ``DONE`` and ``BEATS``, to whoever watches from another process.
     """
 
     def __init__(
         self,
         stage: Stage,
-        optimizers: Optimizers,
         pipeline: Pipeline,
         below: Cut | None,
         above: Cut | None,
         signs: Int[Tensor, "2"],
     ) -> None:
         self.stage, self.pipeline, self.signs = stage, pipeline, signs
-        self.below, self.above = below, above
-        self._move_section = _mover(stage.section, optimizers.section, optimizers.scheduler)
+        self.below, self.above, self.report = below, above, StageReport()
+        self._move_section = _mover(stage.section, pipeline.optimizer, pipeline.scheduler)
         if stage.model is not None:
-            self._move_model = _mover(stage.model, optimizers.model, optimizers.scheduler)
+            factory = pipeline.model_optimizer or pipeline.optimizer
+            self._move_model = _mover(stage.model, factory, pipeline.scheduler)
         self._buffer: dict[int, tuple[Tensor, Tensor]] = {}
-        self._waited = 0.0
-        self._learned = self._forgotten = self._lateness = 0
 
     def run(self, batches: Batches) -> StageReport:
-        """Take all batches, from the data or from below.
-
-        Args:
-            batches: The data, for the lowest stage.
-
-        Returns:
-            What happened.
-        """
+        """Take all batches, from the data or from below, and say what happened."""
         self.signs.zero_()
-        started = ended = time.perf_counter()
-        waited = 0.0
-        for number, x, y in self._numbered(batches) if self.below is None else self._from_below():
-            self._step(number, x, y)
+        started = time.perf_counter()
+        cuts = [cut for cut in (self.below, self.above) if cut is not None]
+        for number, x, y in self._numbered(batches):
+            self.step(number, x, y)
             self.signs[DONE] += 1
-            ended, waited = time.perf_counter(), self._waited
-        self._finish()
-        return StageReport(
-            seconds=ended - started,
-            waited=waited,
-            learned=self._learned,
-            forgotten=self._forgotten,
-            lateness=self._lateness / max(self._learned, 1),
-        )
+            self.report.seconds = time.perf_counter() - started
+            self.report.waited = sum(cut.up.seconds + cut.down.seconds for cut in cuts)
+        # Nothing follows; what still comes is taken, or nobody could leave.
+        if self.above is not None:
+            self.above.up.end(self._beat)
+        if self.below is not None:
+            self.below.down.end(self._beat)
+        while self.above is not None and self.above.down.receive(self._beat) is not None:
+            pass
+        return self.report
 
     def _numbered(self, batches: Batches) -> Iterator[tuple[int, Tensor, Tensor]]:
-        def forever() -> Iterator[Mapping[str, Tensor]]:
-            while True:
-                batch = None
-                for batch in batches:
-                    yield batch
-                if batch is None:
-                    raise ValueError("batches must give at least one batch, got none")
+        if self.below is not None:
+            while (packet := self.below.up.receive(self._beat)) is not None:
+                yield packet[0], packet[1][0], packet[1][1]
+            return
+        number = 0
+        while (first := number) < self.pipeline.steps:
+            for batch in islice(batches, self.pipeline.steps - first):
+                yield number, batch["x"], batch["y"]
+                number += 1
+            require(number > first, "batches", "at least one", "none")
 
-        for number, batch in enumerate(islice(forever(), self.pipeline.steps)):
-            yield number, batch["x"], batch["y"]
-
-    def _from_below(self) -> Iterator[tuple[int, Tensor, Tensor]]:
-        assert self.below is not None
-        while (packet := self._receive(self.below.up)) is not None:
-            number, (x, y) = packet
-            yield number, x, y
-
-    def _step(self, number: int, x: Float[Tensor, "batch *in"], y: Int[Tensor, " batch"]) -> None:
+    def step(self, number: int, x: Float[Tensor, "batch *in"], y: Int[Tensor, " batch"]) -> None:
+        """Take a batch: send its activation, move, and teach the model what has come."""
         time.sleep(self.pipeline.delay)
         h = self.stage.forward(x)
         if self.above is not None:
-            self._send(self.above.up, number, h, y, waiting=partial(self._wait_for_room, number))
+
+            def wait_for_room() -> None:
+                self._beat()
+                self._learn(number, wait=False)  # the stage above may wait for room for targets
+
+            self.above.up.send(number, [h, y], wait_for_room)
         if self.stage.is_trained:
-            at_output = self._at_output(number, h, y)
+            at_output = self._at_output(h, y)
             time.sleep(self.pipeline.delay)
             at_input = self.stage.backward(at_output, y)
             self._move_section()
             if self.below is not None and self.stage.kind.gradient != "none":
                 assert at_input is not None
-                self._send(self.below.down, number, at_input.gradient, at_input.value)
+                parts = [part for part in (at_input.gradient, at_input.value) if part is not None]
+                self.below.down.send(number, parts, self._beat)
         if self.stage.model is not None:
-            self._keep(number, h, y)
-        self._learn(number, wait=self.pipeline.lockstep)
+            self._buffer[number] = (h, y)
+            if len(self._buffer) > self.pipeline.buffer:
+                del self._buffer[min(self._buffer)]
+            self._learn(number, wait=self.pipeline.lockstep)
 
-    def _at_output(self, number: int, h: Tensor, y: Tensor) -> LossGradient | None:
+    def _at_output(self, h: Tensor, y: Tensor) -> LossGradient | None:
         if self.above is None:
             return None
         if self.stage.model is not None:
             return self.stage.predict(h, y, create_graph=False)
-        packet = self._receive(self.above.down)
+        packet = self.above.down.receive(self._beat)
         assert packet is not None
-        assert packet[0] == number
         return LossGradient(*packet[1])
-
-    def _keep(self, number: int, h: Tensor, y: Tensor) -> None:
-        self._buffer[number] = (h, y)
-        if len(self._buffer) > self.pipeline.buffer:
-            del self._buffer[min(self._buffer)]
 
     def _learn(self, number: int, *, wait: bool) -> None:
         """Teach the model all targets that have come, after waiting for one or not."""
         if self.stage.model is None or self.above is None:
             return
-        while wait or not self.above.down.is_empty:
-            packet = self._receive(self.above.down)
+        while wait or not self.above.down.queue.empty():
+            packet = self.above.down.receive(self._beat)
             assert packet is not None
-            self._teach(packet, number)
             wait = False
-
-    def _teach(self, packet: Packet, number: int) -> None:
-        kept = self._buffer.pop(packet[0], None)
-        if kept is None:
-            self._forgotten += 1
-            return
-        predicted = self.stage.predict(*kept, create_graph=True)
-        self.stage.teach(predicted, LossGradient(*packet[1]))
-        self._move_model()
-        self._learned += 1
-        self._lateness += number - packet[0]
-
-    def _finish(self) -> None:
-        """Say that nothing follows, and take what still comes, or nobody could leave."""
-        if self.above is not None:
-            self.above.up.end(self._beat)
-        if self.below is not None:
-            self.below.down.end(self._beat)
-        if self.above is not None:
-            while self._receive(self.above.down) is not None:
-                pass
-
-    def _send(
-        self,
-        to: Channel,
-        number: int,
-        *tensors: Tensor | None,
-        waiting: Callable[[], None] | None = None,
-    ) -> None:
-        started = time.perf_counter()
-        known = [tensor for tensor in tensors if tensor is not None]
-        to.send(number, known, self._beat if waiting is None else waiting)
-        self._waited += time.perf_counter() - started
-
-    def _wait_for_room(self, number: int) -> None:
-        """Take targets meanwhile: the stage above may wait for room for them."""
-        self._beat()
-        self._learn(number, wait=False)
-
-    def _receive(self, of: Channel) -> Packet | None:
-        started = time.perf_counter()
-        packet = of.receive(self._beat)
-        self._waited += time.perf_counter() - started
-        return packet
+            kept = self._buffer.pop(packet[0], None)
+            if kept is None:
+                self.report.forgotten += 1
+                continue
+            predicted = self.stage.predict(*kept, create_graph=True)
+            self.stage.teach(predicted, LossGradient(*packet[1]))
+            self._move_model()
+            self.report.learned += 1
+            self.report.late += number - packet[0]
 
     def _beat(self) -> None:
         self.signs[BEATS] += 1
