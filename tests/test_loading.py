@@ -191,10 +191,6 @@ def test_a_run_goes_on_from_a_checkpoint_of_any_moment(hook, steps, tmp_path):
     assert resumed.seen == uninterrupted()[steps:]
 
 
-def test_one_process_gets_ordered_batches_of_the_size_asked_for():
-    assert stream(OrderedBatches(7, 3), 2) == 2 * [[0, 1, 2], [3, 4, 5], [6]]
-
-
 @pytest.mark.parametrize(
     "changes",
     [

@@ -8,10 +8,23 @@ from tests.plugin._ordinary import ORDINARY
 from tests.plugin.test_doctor_examination import fits
 
 ENTRIES = [(name, *column) for name in ORDINARY for column in COLUMNS]
-MEASURED = [e for e in ENTRIES if e not in REFUSED and not is_zero(*e[:2])]
+# Every run of the tests tries those: a norm of each kind, attention, a state. The others are slow.
+QUICK = [
+    ("layer norm", "jvp", "func"),
+    ("instance norm", "order 2", "func"),
+    ("residual network", "jvp", "tape"),
+    ("batch norm", "order 2", "tape"),
+    ("vision transformer", "order 2", "tape"),
+    ("attention", "vjp", "func"),
+    ("lstm", "order 2", "tape"),
+]
+MEASURED = [
+    pytest.param(*entry, marks=() if entry in QUICK else pytest.mark.slow)
+    for entry in ENTRIES
+    if entry not in REFUSED and not is_zero(*entry[:2])
+]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("name", "kind", "engine"), MEASURED)
 def test_trained_gradients_agree_with_finite_differences(name, kind, engine):
     assert deviation(name, kind, engine) < 1e-5

@@ -40,6 +40,7 @@ def gradient_of(*callbacks):
 
 
 def test_two_callbacks_add_their_terms():
+    assert len({callback.state_key for callback in pair()}) == 2  # saved apart
     plain, _ = gradient_of()
     both, logged = gradient_of(*pair())
     first, _ = gradient_of(*pair(weights=(1.0, 0.0)))
