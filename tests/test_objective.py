@@ -76,7 +76,7 @@ def test_order_0_matches_the_value(gradients):
 @pytest.mark.parametrize("shape", [(4, 3), (4, 2, 2), (3, 2), (4,), ()])
 def test_other_shapes_are_refused_by_name(shape):
     ours = TabulatedJet((3,), value=torch.ones(4, 2))
-    theirs = TabulatedJet((3,), value=torch.zeros(*shape))
+    theirs = TabulatedJet((3,), value=torch.zeros(shape))
     text = r"must agree in shape for term 'order_0', got \[4, 2\] from the student and \["
     with pytest.raises(ValueError, match=text):
         match(SobolevTerm(order=0), ours, theirs)

@@ -38,10 +38,9 @@ def test_draw_has_the_shape_that_was_asked_for(kind, rest, generator):
         assert directions.dtype == torch.float64
 
 
-@pytest.mark.parametrize("batch", [1, 8])
-def test_second_moment_is_the_identity(kind, rest, batch, generator):
-    """E[u u^T] = I: unbiased and of one scale, for any number of projections and any batch."""
-    size = torch.Size(rest).numel()
+def test_second_moment_is_the_identity(kind, rest, generator):
+    """E[u u^T] = I: unbiased and of one scale, for any number of projections."""
+    batch, size = 4, torch.Size(rest).numel()
     for count in _counts(kind, rest):
         moments = []
         for _ in range(1500 // batch):

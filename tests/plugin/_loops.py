@@ -1,7 +1,9 @@
-"""One training by the callback, and the double backward as one would write it by hand."""
+"""One training by the callback, one that it refuses, and one that is written by hand."""
 
+import pytest
 import torch
 from torch.nn.functional import mse_loss
+from torch.testing import assert_close
 
 from lightning_sobolev import NetworkTeacher, SobolevCallback, SobolevSpec, SobolevTerm
 from lightning_sobolev.draws import Draws
@@ -17,6 +19,16 @@ def taught(student, terms=(), data=None, *others, teacher=None, on="identity", *
     callback = SobolevCallback(teacher, SobolevSpec(terms=terms, on=on), **options)
     fit(student, points() if data is None else data, callback, *others)
     return weights(student)
+
+
+def refuses(student, text, /, error=ValueError, **options):
+    """Fitting raises before any weight has moved, and leaves no trace."""
+    before, trace = weights(student), set(vars(student))
+    options = {"teacher": mlp(seed=7), **options}
+    with pytest.raises(error, match=text):
+        fit(student, points(), SobolevCallback(**options))
+    assert_close(weights(student), before, rtol=0, atol=0)
+    assert set(vars(student)) - {"_hparams"} == trace  # Lightning's own
 
 
 def by_hand(batches=None, term=None, *, net=None, teacher=None, **options):

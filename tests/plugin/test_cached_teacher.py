@@ -29,17 +29,18 @@ class FromDict(Regressor):
         return super().training_step((batch["x"], batch["y"]), batch_idx)
 
 
-class StoredDraws(Draws):
+class StoredDraws:
     """The directions that a cache has, in an order of batches that nobody shuffles."""
 
-    rows_now = slice(None)
+    def __init__(self, *words):
+        self.plain, self.counter, self.chosen = Draws(*words), words[-1], slice(None)
 
     def rows(self, fraction, size):
-        self.rows_now = super().rows(fraction, size)
-        return self.rows_now
+        self.chosen = self.plain.rows(fraction, size)
+        return self.chosen
 
     def stored(self, index, term, like):
-        numbers = (torch.arange(8) + 8 * (self.counter % 3))[self.rows_now]
+        numbers = (torch.arange(8) + 8 * (self.counter % 3))[self.chosen]
         first = hash_words(self.counter) % DRAWS
         draws = [(first + n) % DRAWS for n in range(term.num_projections)]
         shape, kind = tuple(like.shape[1:]), term.projection

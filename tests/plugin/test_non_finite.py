@@ -13,8 +13,7 @@ from lightning_sobolev import (
     SobolevSpec,
     SobolevTerm,
 )
-from tests.plugin._loops import by_hand, taught
-from tests.plugin._refusals import refuses
+from tests.plugin._loops import by_hand, refuses, taught
 from tests.plugin._students import Learns, ManualRegressor, Regressor, mlp
 from tests.plugin._trainers import as_loader, fit, points, weights
 from tests.plugin.test_logs import Log

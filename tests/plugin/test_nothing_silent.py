@@ -6,8 +6,7 @@ from torch import nn
 from torch.nn.functional import mse_loss
 from torch.testing import assert_close
 
-from tests.plugin._loops import by_hand, taught
-from tests.plugin._refusals import refuses
+from tests.plugin._loops import by_hand, refuses, taught
 from tests.plugin._students import Checkpointed, ManualRegressor, Regressor, mlp
 
 

@@ -9,7 +9,7 @@ from lightning_sobolev import (
     SobolevCallback,
     SobolevSpec,
 )
-from tests.plugin._refusals import refuses
+from tests.plugin._loops import refuses
 from tests.plugin._students import Regressor, mlp
 
 

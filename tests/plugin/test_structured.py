@@ -9,8 +9,7 @@ from torch.nn.functional import mse_loss
 from torch.testing import assert_close
 
 from lightning_sobolev import AnalyticTeacher, BatchTeacher, NetworkTeacher, SobolevTerm
-from tests.plugin._loops import by_hand, taught
-from tests.plugin._refusals import refuses
+from tests.plugin._loops import by_hand, refuses, taught
 from tests.plugin._students import Regressor, Silent, mlp
 from tests.plugin._trainers import as_loader, points, weights
 

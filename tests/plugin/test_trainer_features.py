@@ -48,7 +48,7 @@ def test_the_gradient_is_clipped_with_the_term_in_it(algorithm, clip):
     start, first = weights(Regressor()), list(points())[:1]
     plain = start - train_by_hand(first, RANDOM, seed=3, lr=1.0)
     options = {"gradient_clip_val": 0.5, "gradient_clip_algorithm": algorithm}
-    found = start - taught(Regressor(lr=1.0), first, **options)
+    found = start - taught(Regressor(lr=1.0), as_loader(first), **options)
     assert_close(found, clip(plain), rtol=1e-12, atol=1e-12)
     assert (found - plain).norm() > 0.1
 

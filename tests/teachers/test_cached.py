@@ -127,14 +127,8 @@ def test_what_was_interrupted_goes_on_and_ends_in_the_same_bytes(tmp_path, data)
     with pytest.raises(ValueError, match="must be complete, got 2 of 3 shards missing"):
         CachedTeacher(folder)
     asked_for.clear()
-    cache_answers(
-        teacher,
-        lambda i: asked_for.extend(i.tolist()) or data[i],
-        SIZE,
-        folder,
-        settings(),
-        batch_size=4,
-    )
+    whole_again = lambda i: asked_for.extend(i.tolist()) or data[i]  # noqa: E731
+    cache_answers(teacher, whole_again, SIZE, folder, settings(), batch_size=4)
     assert set(asked_for) == {0, 1, *range(10, SIZE)}
     for path in sorted(whole.folder.glob("*.npy")):
         assert path.read_bytes() == (folder / path.name).read_bytes()
