@@ -7,6 +7,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.testing import assert_close
 
 from lightning_sobolev import Balanced, SobolevCallback, SobolevMixin, SobolevSpec, SobolevTerm
+from lightning_sobolev.loading import ResumableLoader, ShuffledBatches
 from tests.plugin._students import Adam, mlp
 from tests.plugin._trainers import fit, points, trainer, weights
 
@@ -59,36 +60,18 @@ def test_a_checkpoint_holds_counter_and_scales_and_no_teacher(tmp_path):
     assert set(saved["state_dict"]) == set(Adam().state_dict())
 
 
-class Resumable:
-    """A loader that remembers its place."""
-
-    def __init__(self):
-        self.batches, self.at = list(points()), 0
-
-    def __len__(self):
-        return len(self.batches)
-
-    def __iter__(self):
-        self.at %= len(self.batches)
-        while self.at < len(self.batches):
-            self.at += 1
-            yield self.batches[self.at - 1]
-
-    def state_dict(self):
-        return {"at": self.at}
-
-    def load_state_dict(self, state):
-        self.at = state["at"]
+def resumable():
+    return ResumableLoader(points().dataset, ShuffledBatches(24, 8, 3, seed=0))
 
 
 def test_a_checkpoint_in_the_middle_of_an_epoch_resumes_exactly(tmp_path):
     save = ModelCheckpoint(tmp_path, every_n_train_steps=1, save_top_k=-1)
     module = Adam()
-    fit(module, Resumable(), callback(), save, **{**OPTIONS, "max_epochs": 2})
+    fit(module, resumable(), callback(), save, **{**OPTIONS, "max_epochs": 2})
     (middle,) = tmp_path.glob("*-step=4.ckpt")
     again = Adam()
     resumed = trainer(callback(), save, **{**OPTIONS, "max_epochs": 2})
-    resumed.fit(again, Resumable(), ckpt_path=middle)
+    resumed.fit(again, resumable(), ckpt_path=middle)
     assert own(resumed).state_dict()["counter"] == 6
     assert_close(weights(again), weights(module), rtol=0, atol=0)
 

@@ -8,7 +8,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from lightning_sobolev import SobolevCallback, SobolevSpec, SobolevTerm
-from tests.plugin._ordinary import ORDINARY, PIECEWISE_LINEAR, Last
+from tests.plugin._ordinary import ORDINARY, Last
 from tests.plugin._students import Regressor, Remembers, mlp
 from tests.plugin._trainers import as_loader, fit, points, weights
 
@@ -30,22 +30,11 @@ def fits(net, shape=(4, 3), term=VJP, **options):
     return module
 
 
-SMOOTH = [name for name in ORDINARY if name not in PIECEWISE_LINEAR]
-QUICK = ("dropout", "layer norm", "spectral norm", "gru", "u-net", "fourier layer")
+CURVES = ("dropout", "layer norm", "spectral norm", "gru", "u-net", "fourier layer")
+TRIALS = {name: (name, JVP) for name in ORDINARY} | {f"{n}, order 2": (n, CURVED) for n in CURVES}
 
 
-@pytest.mark.parametrize(
-    ("name", "term"),
-    [
-        *[pytest.param(name, JVP, id=f"{name}-tangent") for name in ORDINARY],
-        *[
-            pytest.param(
-                name, CURVED, id=f"{name}-order 2", marks=() if name in QUICK else pytest.mark.slow
-            )
-            for name in SMOOTH
-        ],
-    ],
-)
+@pytest.mark.parametrize(("name", "term"), TRIALS.values(), ids=TRIALS)
 def test_ordinary_students_pass(name, term, caplog):
     make, shape = ORDINARY[name]
     with caplog.at_level(logging.INFO, logger="lightning.pytorch.utilities.rank_zero"):
