@@ -79,16 +79,10 @@ def attends(y):
 
 @dataclass
 class Trap:
-    """One row.
+    """A student that steps into it with some terms and engines.
 
-    Args:
-        net: Builds the student.
-        shape: Shape of its input.
-        remedy: Takes the remedy away.
-        without: What is raised then.
-        said: What the doctor says of it, or None where there is no layer to name.
-        kinds: The terms that step into it.
-        engines: The engines.
+    ``remedy`` takes the remedy away, and ``without`` is raised then; with it the doctor has
+    ``said`` something, or None where there is no layer to name.
     """
 
     net: object
