@@ -1,15 +1,13 @@
-import lightning.pytorch as L
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.nn.functional import mse_loss
 from torch.testing import assert_close
 
 from lightning_sobolev import Balanced, SobolevCallback, SobolevSpec, SobolevTerm
 from lightning_sobolev.balance import RunningBalance
 from lightning_sobolev.plugin.checks import check_weights
-from tests.plugin._students import Adam, ManualRegressor, Regressor, mlp
-from tests.plugin._trainers import fit, points, trainer, weights
+from tests.plugin._students import ManualRegressor, Regressor, mlp
+from tests.plugin._trainers import fit, points, weights
 
 EXACT = {"projection": "basis", "num_projections": None, "normalize": "none"}
 
@@ -52,18 +50,6 @@ def test_the_weight_is_logged():
     assert state > 0.0
 
 
-def test_units_of_the_term_do_not_matter():
-    ends = []
-    for factor in (1.0, 1e6):
-        spec = SobolevSpec(
-            terms=[SobolevTerm(weight=Balanced(), **EXACT)], on=lambda y, f=factor: f * y
-        )
-        module = Regressor()
-        fit(module, points(), SobolevCallback(mlp(seed=7), spec, doctor=False))
-        ends.append(weights(module))
-    assert_close(ends[0], ends[1])
-
-
 def test_measurements_are_averaged_and_made_when_due():
     w = torch.ones((), requires_grad=True)
     term = SobolevTerm(weight=Balanced(every_n_steps=2, memory=0.75), normalize="none")
@@ -81,22 +67,6 @@ def test_a_term_without_gradient_leaves_the_weight_alone():
     found = balance.weights({term.key: 0.0 * w}, [term], 0, w, lambda: [w])
     assert found == {"order_1": 0.5}
     assert balance.state == {}
-
-
-def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
-    def parts():
-        term = SobolevTerm(weight=Balanced(every_n_steps=2))
-        saving = ModelCheckpoint(tmp_path, save_top_k=-1, every_n_epochs=1)
-        return Adam(), [SobolevCallback(mlp(seed=7), SobolevSpec(terms=[term])), saving]
-
-    options = {"enable_checkpointing": True, "max_epochs": 4}
-    module, callbacks = parts()
-    fit(module, points(), *callbacks, **options)
-    (middle,) = tmp_path.glob("epoch=1-*.ckpt")
-    again, callbacks = parts()
-    resumed: L.Trainer = trainer(*callbacks, **options)
-    resumed.fit(again, points(), ckpt_path=middle)
-    assert_close(weights(again), weights(module), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("wrong", [{"ratio": 0.0}, {"every_n_steps": 0}, {"memory": 1.0}])

@@ -8,19 +8,17 @@ from torch.testing import assert_close
 from lightning_sobolev import (
     BatchTeacher,
     CompileSettings,
-    SobolevCallback,
-    SobolevSpec,
     SobolevTerm,
 )
 from lightning_sobolev.draws import Draws
 from lightning_sobolev.functional import FuncJet, tape_jet
 from lightning_sobolev.functional.band_limits import kept
-from lightning_sobolev.layers import band_limit
 from lightning_sobolev.objective import RunningScales, match, reduced
 from lightning_sobolev.teachers.directional import PushedJet
 from tests._reference import dense_hessian, dense_jacobian, masked_by_numpy
+from tests.plugin._loops import taught
 from tests.plugin._students import Regressor
-from tests.plugin._trainers import as_loader, fit, weights
+from tests.plugin._trainers import as_loader
 
 SHAPE, RATE = (2, 4, 5), 60.0
 
@@ -77,19 +75,6 @@ def test_the_second_order_is_filtered_on_both_sides(engine, x):
     assert_close(found, masked_by_numpy(columns, counts).square().sum() / len(x))
 
 
-def test_a_difference_in_high_frequencies_alone_is_no_difference(x):
-    student, teacher = net(1, conv=False), net(1, conv=False)
-    student[1] = teacher[1] = nn.Identity()
-    rows = torch.randn(3, *SHAPE, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    high = rows - masked_by_numpy(rows, kept(SHAPE[1:], RATE))
-    with torch.no_grad():
-        student[3].weight += high.flatten(1)
-    ours, theirs = tape_jet(student, x, create_graph=True), tape_jet(teacher, x)
-    assert evaluated(exact(), ours, theirs, x) < 1e-20
-    whole = SobolevTerm(projection="basis", num_projections=None, normalize="none")
-    assert evaluated(whole, ours, theirs, x) > 1
-
-
 def test_a_row_of_which_an_entry_is_unknown_is_left_out(x):
     ours = tape_jet(net(1), x, create_graph=True)
     jacobian = dense_jacobian(net(2), x)
@@ -104,34 +89,18 @@ def test_a_row_of_which_an_entry_is_unknown_is_left_out(x):
     assert_close(found, low[known].square().sum() / 2)
 
 
-def taught(engine, side, **options):
-    module = Regressor(net(3))
+def trained(**options):
     generator = torch.Generator().manual_seed(0)
     batch = [torch.randn(4, *SHAPE, generator=generator, dtype=torch.float64) for _ in range(3)]
     loader = as_loader([(x, net(2)(x).detach()) for x in batch])
-    term = SobolevTerm(band=RATE, side=side, weight=3.0, **options)
-    compiled = CompileSettings(backend="aot_eager") if engine == "compiled" else False
-    engine = "auto" if engine == "compiled" else engine
-    spec = SobolevSpec(terms=[term])
-    fit(module, loader, SobolevCallback(spec=spec, teacher=net(2), engine=engine, compile=compiled))
-    return weights(module)
+    term = SobolevTerm(band=RATE, weight=3.0)
+    return taught(Regressor(net(3)), term, loader, teacher=net(2), **options)
 
 
-@pytest.mark.parametrize("side", ["cotangent", "tangent"])
-def test_both_engines_and_the_compiler_train_alike(side):
-    expected = taught("tape", side)
-    assert_close(taught("func", side), expected)
-    assert_close(taught("compiled", side), expected)
-    assert not torch.equal(expected, taught("tape", side, rows=0.5))
-
-
-def test_a_band_limited_student_can_be_taught():
-    module = Regressor(band_limit(net(3), 50.0))
-    x = torch.randn(4, *SHAPE, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    before = weights(module)
-    callback = SobolevCallback(spec=SobolevSpec(terms=[SobolevTerm(band=50.0)]), teacher=net(2))
-    fit(module, as_loader([(x, net(2)(x).detach())]), callback)
-    assert not torch.equal(weights(module), before)
+def test_the_compiler_trains_as_both_engines_do():
+    expected = trained()
+    assert_close(trained(engine="func"), expected)
+    assert_close(trained(compile=CompileSettings(backend="aot_eager")), expected)
 
 
 @pytest.mark.parametrize("side", ["cotangent", "tangent"])
@@ -148,14 +117,3 @@ def test_tangents_that_a_teacher_brings_are_not_filtered(x):
     term = SobolevTerm(band=50.0, side="tangent")
     with pytest.raises(ValueError, match="band of term 'order_1' must be None where the teacher"):
         Draws(seed=0, rank=0, counter=0).tangents(0, term, x, teacher)
-
-
-@pytest.mark.parametrize("band", [-1, 100.0, "50"])
-def test_a_band_that_is_no_percentage_is_refused(band):
-    with pytest.raises(ValueError, match=r"band must be in \[0, 100\)"):
-        SobolevTerm(band=band)
-
-
-def test_values_have_no_band():
-    with pytest.raises(ValueError, match="band must be None with order 0"):
-        SobolevTerm(order=0, band=50.0)

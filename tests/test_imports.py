@@ -48,18 +48,3 @@ def test_every_name_in_all_exists(name):
 def test_importing_changes_nothing():
     done = subprocess.run([sys.executable, "-c", LOOK], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-
-
-def test_the_functional_core_needs_torch_alone():
-    look = (
-        "import sys, types\n"
-        "package = types.ModuleType('lightning_sobolev')\n"
-        f"package.__path__ = {list(lightning_sobolev.__path__)!r}\n"
-        "sys.modules['lightning_sobolev'] = package  # its own __init__ brings the plugin\n"
-        "import lightning_sobolev.functional, lightning_sobolev.objective\n"
-        "import lightning_sobolev.teachers\n"
-        "found = {name.split('.')[0] for name in sys.modules}\n"
-        "print(sorted(found & {'lightning', 'hydra', 'gymnasium', 'ale_py', 'torchmetrics'}))"
-    )
-    done = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True)
-    assert done.stdout.strip() == "[]", done.stdout + done.stderr

@@ -6,7 +6,7 @@ from torch.testing import assert_close
 
 from lightning_sobolev import SobolevTerm
 from lightning_sobolev.draws import Draws
-from lightning_sobolev.objective import Matched, RunningScales, match, reduced, weighted_sum
+from lightning_sobolev.objective import Matched, RunningScales, match, reduced
 from lightning_sobolev.teachers import TabulatedJet
 
 NAN, INF = float("nan"), float("inf")
@@ -56,17 +56,6 @@ def test_every_row_has_its_turn():
 # Matching
 
 
-@pytest.mark.parametrize("discrepancy", ["squared", "l1", "huber", "cosine"])
-def test_a_student_equal_to_its_teacher_has_no_term_and_no_gradient(discrepancy, gradients):
-    ours = gradients[0].clone().requires_grad_()
-    term = SobolevTerm(normalize="none", discrepancy=discrepancy)
-    matched = match(term, scalar_jet(ours), scalar_jet(gradients[0]), cotangents=U)
-    total = reduced(term, matched, RunningScales())
-    (gradient,) = torch.autograd.grad(total, ours)
-    assert_close(total, torch.zeros_like(total), rtol=0, atol=1e-15)
-    assert_close(gradient, torch.zeros_like(gradient), rtol=0, atol=1e-15)
-
-
 def test_the_target_carries_no_graph(gradients):
     ours, theirs = (g.clone().requires_grad_() for g in gradients)
     matched = match(TERM, scalar_jet(ours), scalar_jet(theirs), cotangents=U)
@@ -84,28 +73,13 @@ def test_order_0_matches_the_value(gradients):
     assert_close(matched.reference, gradients[1].square().sum(-1)[None])
 
 
-def test_axes_of_length_one_may_differ():
-    ours = TabulatedJet((3,), value=torch.ones(4, 1))
-    theirs = TabulatedJet((3,), value=torch.zeros(4))
-    matched = match(SobolevTerm(order=0), ours, theirs)
-    assert_close(matched.distance, torch.ones(1, 4))
-
-
-@pytest.mark.parametrize("shape", [(4, 3), (4, 2, 2), (3, 2), (4,)])
+@pytest.mark.parametrize("shape", [(4, 3), (4, 2, 2), (3, 2), (4,), ()])
 def test_other_shapes_are_refused_by_name(shape):
     ours = TabulatedJet((3,), value=torch.ones(4, 2))
-    theirs = TabulatedJet((3,), value=torch.zeros(*shape))
+    theirs = TabulatedJet((3,), value=torch.zeros(shape))
     text = r"must agree in shape for term 'order_0', got \[4, 2\] from the student and \["
     with pytest.raises(ValueError, match=text):
         match(SobolevTerm(order=0), ours, theirs)
-
-
-@pytest.mark.parametrize("bad", [NAN, INF])
-def test_a_target_that_is_not_finite_is_refused(bad, gradients):
-    gradients[1, 2, 0] = bad
-    jets = [scalar_jet(g) for g in gradients]
-    with pytest.raises(ValueError, match="the teacher's answer for term 'order_1' must be finite"):
-        match(TERM, *jets, cotangents=U)
 
 
 # Unknown entries
@@ -144,13 +118,6 @@ def test_a_batch_without_any_known_entry_is_worth_nothing(discrepancy, normalize
     assert not matched.known.any()
 
 
-def test_infinity_is_an_error_even_where_nan_means_unknown(gradients):
-    gradients[1, 0, 0] = INF
-    jets = [scalar_jet(g) for g in gradients]
-    with pytest.raises(ValueError, match="must be finite"):
-        match(TERM, *jets, cotangents=U, allows_unknown=True)
-
-
 def test_an_unknown_hessian_is_not_mistaken_for_a_flat_student():
     ours = TabulatedJet((3,), hessian=torch.zeros(4, 1, 3, 3))
     unknown = TabulatedJet((3,), hessian=torch.full((4, 1, 3, 3), NAN))
@@ -176,12 +143,6 @@ def test_the_scale_is_a_plain_mean_and_then_forgets():
     assert scales.state["a"][1] == 8
 
 
-def test_terms_keep_their_scales_apart():
-    scales = RunningScales()
-    scales.update("a", torch.tensor(2.0))
-    assert_close(scales.update("b", torch.tensor(8.0)), torch.tensor(8.0))
-
-
 def test_a_target_without_derivative_is_no_scale():
     text = r"target of term 'a' must not vanish when it is normalized, got a mean of 0.0"
     with pytest.raises(ValueError, match=text):
@@ -205,12 +166,6 @@ def matched_of(distance, reference, known=True):
     )
 
 
-def test_the_normalized_term_of_a_student_without_derivative_is_one():
-    matched = matched_of([[4.0, 6.0]], [[4.0, 6.0]])
-    total = reduced(SobolevTerm(), matched, RunningScales())
-    assert_close(total, torch.ones_like(total))
-
-
 def test_all_processes_use_one_scale():
     def other_process_too(totals):
         return totals + torch.tensor([30.0, 1.0])
@@ -226,11 +181,6 @@ def test_only_known_pairs_enter_the_scale():
     assert_close(total, torch.tensor(2.0).double())
 
 
-def test_the_weighted_sum():
-    terms = {"a": torch.tensor(2.0), "b": torch.tensor(3.0)}
-    assert_close(weighted_sum(terms, {"a": 0.5, "b": 2.0}), torch.tensor(7.0))
-
-
 @pytest.mark.parametrize("normalize", ["target", "elements", "none"])
 def test_a_batch_without_rows_has_no_term_and_leaves_the_scale(normalize, gradients):
     term, scales = SobolevTerm(normalize=normalize), RunningScales()
@@ -240,9 +190,3 @@ def test_a_batch_without_rows_has_no_term_and_leaves_the_scale(normalize, gradie
     empty = match(term, *[scalar_jet(g[:0]) for g in gradients], cotangents=U[:, :0])
     assert_close(reduced(term, empty, scales), torch.zeros_like(before))
     assert scales.state == kept
-
-
-def test_a_teacher_that_answers_with_one_number_is_named():
-    ours, theirs = (TabulatedJet((3,), value=torch.ones(shape)) for shape in ((4, 2), ()))
-    with pytest.raises(ValueError, match=r"term 'order_0', got \[4, 2\] .* and \[\] from"):
-        match(SobolevTerm(order=0), ours, theirs)

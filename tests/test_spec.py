@@ -29,6 +29,8 @@ from lightning_sobolev.spec import Schedule
         ("every_n_steps", 0, "every_n_steps must be at least 1, got 0"),
         ("rows", 1.5, r"rows must be in \(0, 1\], got 1.5"),
         ("rows", "half", r"rows must be in \(0, 1\], got 'half'"),
+        ("band", -1, r"band must be in \[0, 100\)"),
+        ("band", "50", r"band must be in \[0, 100\)"),
         ("name", "total", r"name must be a word other than 'total', got 'total'"),
         ("name", "", r"name must be a word"),
     ],
@@ -38,19 +40,11 @@ def test_a_field_out_of_range_says_what_was_expected_and_what_came(field, value,
         SobolevTerm(**{field: value})
 
 
-@pytest.mark.parametrize(
-    ("order", "side", "cotangents", "tangents"),
-    [
-        (0, "cotangent", False, False),
-        (1, "cotangent", True, False),
-        (1, "tangent", False, True),
-        (2, "cotangent", True, True),
-        (2, "tangent", True, True),
-    ],
-)
-def test_which_directions_a_term_needs(order, side, cotangents, tangents):
-    term = SobolevTerm(order=order, side=side)
-    assert (term.needs_cotangents, term.needs_tangents) == (cotangents, tangents)
+def test_options_of_a_term_that_exclude_each_other():
+    with pytest.raises(ValueError, match="band must be None with order 0"):
+        SobolevTerm(order=0, band=50.0)
+    with pytest.raises(ValueError, match="discrepancy must be 'squared' with normalize='elements'"):
+        SobolevTerm(normalize="elements", discrepancy="l1")
 
 
 def test_terms_and_specs_are_frozen_and_hashable():

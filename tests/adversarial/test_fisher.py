@@ -72,18 +72,6 @@ def test_the_threshold_cuts_singular_values_of_the_dense_pseudo_inverse(images):
     assert found[0] < 0.9 * sensitivity.image_influence(TARGETS)[0]
 
 
-def test_an_image_the_network_is_sure_of_counts_less_with_the_authors_threshold(images):
-    """Where all probabilities but one are tiny, so are all singular values of A."""
-    sensitivity = class_gradients(network(scale=200.0), images)
-    likeliest = sensitivity.log_probs.argmax(-1)
-    plain = sensitivity.image_influence(likeliest)
-    cut = sensitivity.image_influence(likeliest, threshold=1e-3)
-    largest = torch.linalg.eigvalsh(sensitivity.gram())[:, -1].sqrt()
-    assert (largest < 1e-3).tolist().count(True) in range(1, 5)
-    assert torch.equal(cut == 0, largest < 1e-3)
-    assert (plain > 0).all()
-
-
 def test_the_odds_against_a_class_are_right_where_its_probability_rounds_to_one(images):
     sensitivity = class_gradients(network(scale=200.0), images)
     likeliest = sensitivity.log_probs.argmax(-1)
@@ -103,25 +91,6 @@ def test_the_pixel_influence_is_that_of_the_metric_of_one_pixel(images):
     found = sensitivity.pixel_influence(TARGETS)
     torch.testing.assert_close(found, expected.reshape(images.shape))
     assert (found.flatten(1).amax(1) <= sensitivity.image_influence(TARGETS)).all()
-
-
-def test_a_pixel_without_effect_has_no_influence(images):
-    model = network()
-    model[1].weight.data[:, 5] = 0.0
-    found = class_gradients(model, images).pixel_influence(TARGETS).flatten(1)
-    assert (found[:, 5] == 0).all()
-    assert found[:, :5].min() > 0
-
-
-def test_the_influence_does_not_change_with_the_units_of_the_pixels(images):
-    def other(x):
-        return network()(x / scale)
-
-    scale = torch.linspace(0.1, 9.0, 12).reshape(1, 3, 4)
-    here, there = class_gradients(network(), images), class_gradients(other, images * scale)
-    for measure in ("image_influence", "pixel_influence"):
-        found, expected = getattr(there, measure)(TARGETS), getattr(here, measure)(TARGETS)
-        torch.testing.assert_close(found, expected)
 
 
 def test_single_precision_tells_the_null_direction_from_the_others(images):

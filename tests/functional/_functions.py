@@ -26,6 +26,7 @@ def family(name, generator):
     modules = {
         "affine": lambda: nn.Linear(4, 3),
         "mlp": lambda: nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)),
+        "norm": lambda: nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.Tanh(), nn.Linear(6, 3)),
         "conv": lambda: nn.Sequential(nn.Conv2d(2, 3, 3), nn.SiLU(), nn.Conv2d(3, 1, 2)),
     }
     plain = {"poly": _poly, "scalar": _scalar, "matrix": _matrix_out, "in_place": _writes_in_place}
@@ -37,4 +38,4 @@ def family(name, generator):
     return fn, torch.randn(shape, generator=generator)
 
 
-FAMILIES = ("affine", "mlp", "conv", "poly", "scalar", "matrix", "in_place")
+FAMILIES = ("affine", "mlp", "norm", "conv", "poly", "scalar", "matrix", "in_place")

@@ -6,13 +6,10 @@ from torch import nn
 from torch.testing import assert_close
 
 from lightning_sobolev import NetworkTeacher, SobolevCallback, SobolevSpec, SobolevTerm
-from lightning_sobolev.draws import Draws
 from lightning_sobolev.functional import Covariance
 from tests._laws import assert_unbiased
-from tests._reference import dense_jacobian
 from tests.plugin._students import Silent, mlp
 from tests.plugin._trainers import fit_one_step
-from tests.test_objective_laws import net, term_value
 
 REST = (2, 2)
 
@@ -35,36 +32,6 @@ def test_draws_have_the_covariance(rest, law, generator):
     flat = drawn.reshape(-1, 4)
     assert_unbiased(flat, torch.zeros(4))
     assert_unbiased(flat[:, :, None] * flat[:, None, :], dense(law))
-
-
-def test_without_a_factor_elements_are_independent(generator):
-    law = Covariance(torch.tensor([4.0, 0.0]))
-    drawn = law.draw((4000, 2), num_projections=1, generator=generator)[0]
-    assert_unbiased(drawn[:, :, None] * drawn[:, None, :], torch.diag(law.diagonal))
-
-
-@pytest.mark.parametrize("side", ["tangent", "cotangent"])
-def test_the_expected_term_is_the_trace(side, law, generator):
-    x = torch.randn(6, 4, generator=generator)
-    term = SobolevTerm(side=side, projection=law, normalize="none")
-    student, teacher = net(1), net(2)
-    values = [term_value(term, student, teacher, x, Draws(0, 0, c)).detach() for c in range(700)]
-    difference = dense_jacobian(student, x) - dense_jacobian(teacher, x)
-    if side == "cotangent":
-        difference = difference.mT
-    traces = [torch.trace(row @ dense(law) @ row.T) for row in difference]
-    assert_unbiased(torch.stack(values), torch.stack(traces).mean())
-
-
-def test_matching_jacobians_is_matching_values_at_noisy_inputs(law, generator):
-    """E|D(x + v)|^2 = |D(x)|^2 + tr(J Sigma J^T), exactly so for affine D."""
-    difference = nn.Linear(4, 3)
-    x = torch.randn(4, generator=generator)
-    noise = law.draw((20_000, 4), num_projections=1, generator=generator)[0]
-    jacobian = difference.weight.detach()
-    with torch.no_grad():
-        added = difference(x + noise).square().sum(1) - difference(x).square().sum()
-    assert_unbiased(added, torch.trace(jacobian @ dense(law) @ jacobian.T))
 
 
 def test_all_components_give_the_sample_covariance(generator):

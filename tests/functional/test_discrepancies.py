@@ -109,15 +109,6 @@ def test_huber_wants_a_positive_delta():
         huber(torch.ones(1, 1), torch.ones(1, 1), delta=0.0)
 
 
-def test_kl_is_the_divergence_of_torch_distributions(generator):
-    student, teacher = torch.randn(2, 6, 4, generator=generator).log_softmax(-1)
-    expected = torch.distributions.kl_divergence(
-        torch.distributions.Categorical(logits=teacher),
-        torch.distributions.Categorical(logits=student),
-    )
-    assert_close(kl(student, teacher), expected)
-
-
 def test_kl_leaves_out_classes_that_the_teacher_excludes():
     teacher = torch.tensor([[0.0, -math.inf]])
     student = torch.tensor([[0.5, 0.5], [1.0, 0.0]]).log().requires_grad_()
@@ -140,16 +131,6 @@ def policy_loss(request):
 def gradient_in_logits(loss, logits, teacher):
     logits = logits.clone().requires_grad_()
     return torch.autograd.grad(loss(logits.log_softmax(-1), teacher).sum(), logits)[0]
-
-
-def test_gradient_of_a_policy_loss_is_the_finite_difference(policy_loss, generator):
-    logits, other = torch.randn(2, 5, 4, generator=generator)
-    teacher = other.log_softmax(-1)
-    ours = gradient_in_logits(policy_loss, logits, teacher)
-    expected = gradient_by_differences(
-        lambda x: policy_loss(x.log_softmax(-1), teacher).sum(), logits, 1e-6
-    )
-    assert_close(ours, expected, atol=1e-8, rtol=1e-7)
 
 
 def test_gradients_of_policy_losses_are_their_closed_forms(generator):
@@ -175,19 +156,11 @@ def test_at_the_teacher_no_policy_loss_pulls_and_divergences_are_zero(policy_los
 
 def test_policy_losses_are_those_of_torch(generator):
     student, teacher = torch.randn(2, 6, 4, generator=generator).log_softmax(-1)
-    expected = F.kl_div(teacher, student, reduction="none", log_target=True).sum(-1)
-    assert_close(reverse_kl(student, teacher), expected)
+    divergence = lambda q, p: F.kl_div(q, p, reduction="none", log_target=True).sum(-1)  # noqa: E731
+    assert_close(kl(student, teacher), divergence(student, teacher))
+    assert_close(reverse_kl(student, teacher), divergence(teacher, student))
     expected = F.cross_entropy(student, teacher.exp(), reduction="none")
     assert_close(cross_entropy(student, teacher), expected)
-
-
-def test_cross_entropy_is_the_mean_over_drawn_actions_and_leaves_out_what_is_never_drawn(generator):
-    teacher = torch.tensor([[0.7, 0.3, 0.0]]).log()
-    student = torch.tensor([[0.6, 0.4, 0.0]]).log()
-    actions = torch.multinomial(teacher.exp()[0], 40_000, replacement=True, generator=generator)
-    costs = -student[0, actions]
-    error = costs.std() / math.sqrt(len(costs))
-    assert (cross_entropy(student, teacher) - costs.mean()).abs() < 4 * error
 
 
 def test_reverse_kl_is_infinite_where_the_teacher_excludes_what_the_student_does():

@@ -2,7 +2,6 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from lightning_sobolev.experiments.regression.landscapes import LANDSCAPES, landscape
 from lightning_sobolev.functional import central_differences, neighbor_derivatives
 from tests._reference import dense_jacobian
 
@@ -44,16 +43,10 @@ def test_the_error_falls_with_the_square_of_the_step(rand):
 
 
 # Those with kinks or ripples are not smooth on the scale of a step.
-RUGGED = {"bukin_n6", "cross_in_tray", "eggholder", "griewank"}
-
-
-@pytest.mark.parametrize("name", sorted(set(LANDSCAPES) - RUGGED))
-def test_the_stated_error_is_of_the_size_of_the_true_one(name, rand):
-    f = landscape(name)
-    low, high = torch.tensor(f.bounds()).T
-    x = low + (high - low) * rand(200, 2)
-    found = central_differences(f.value, x)
-    true = (found.derivative - f.gradient(x)).abs()
+def test_the_stated_error_is_of_the_size_of_the_true_one(rand):
+    x = 4 * rand(200, 2) - 2
+    found = central_differences(wavy, x)
+    true = (found.derivative - dense_jacobian(wavy, x)).abs()
     assert (true <= 3 * found.error).double().mean() > 0.98
     assert found.error.norm() < 1e-7 * found.derivative.norm()
 
@@ -76,16 +69,6 @@ def test_units_of_the_inputs_do_not_matter(rand):
     plain = central_differences(wavy, x).derivative
     other = central_differences(lambda z: wavy(z / units), x * units).derivative
     assert_close(other * units, plain, rtol=1e-7, atol=1e-7)
-
-
-def test_every_evaluation_is_counted(rand):
-    rows = []
-
-    def counted(x):
-        rows.append(len(x))
-        return wavy(x)
-
-    assert central_differences(counted, rand(6, 3)).evaluations == sum(rows) == 4 * 3 * 6
 
 
 def test_what_makes_no_step_is_refused(rand):

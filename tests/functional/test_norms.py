@@ -60,31 +60,6 @@ def test_maxima_are_reached_from_below(k, p, q, grid, sine):
     assert 0.99 * expected < found <= expected + 1e-12
 
 
-def test_infinite_exponents_are_the_limit_of_finite_ones(grid, sine):
-    limit = TimeSpaceNorm(time_order=1, time_exponent=INF, space_exponent=INF)(sine, grid)
-    near = TimeSpaceNorm(time_order=1, time_exponent=1e4, space_exponent=1e4)(sine, grid)
-    assert_close(near, limit, rtol=2e-3, atol=0.0)
-
-
-@pytest.mark.parametrize("p", [1.0, 2.0, 3.0])
-def test_equal_exponents_give_the_plain_sum_over_mixed_derivatives(p, grid, sine):
-    norm = TimeSpaceNorm(time_order=1, space_order=2, time_exponent=p, space_exponent=p)
-    weights = grid.time_weights[:, None] * grid.space_weights
-    total = sum((weights * sine[j, a].abs() ** p).sum() for j in (0, 1) for a in (0, 1, 2))
-    assert_close(norm(sine, grid), total ** (1 / p))
-
-
-def test_the_power_acts_on_space_before_time_is_integrated(grid, sine):
-    # The same numbers with the two sums written out; a mean over points would be another.
-    norm = TimeSpaceNorm(time_exponent=4.0, space_exponent=2.0)
-    values = decaying_sine(grid.points.reshape(-1, 2)).reshape(grid.points.shape[:2])
-    space = (grid.space_weights * values**2).sum(1)
-    expected = (grid.time_weights * space ** (4 / 2)).sum() ** (1 / 4)
-    assert_close(norm(sine, grid), expected)
-    pooled = (grid.time_weights[:, None] * grid.space_weights * values**4).sum() ** (1 / 4)
-    assert abs(pooled - expected) > 0.05
-
-
 @pytest.mark.parametrize("p", [1.0, 1.5, 2.0, 6.0, INF])
 @pytest.mark.parametrize("q", [1.0, 2.0, 5.0, INF])
 def test_triangle_inequality_and_homogeneity(p, q, grid, generator):

@@ -38,10 +38,9 @@ def test_draw_has_the_shape_that_was_asked_for(kind, rest, generator):
         assert directions.dtype == torch.float64
 
 
-@pytest.mark.parametrize("batch", [1, 8])
-def test_second_moment_is_the_identity(kind, rest, batch, generator):
-    """E[u u^T] = I: unbiased and of one scale, for any number of projections and any batch."""
-    size = torch.Size(rest).numel()
+def test_second_moment_is_the_identity(kind, rest, generator):
+    """E[u u^T] = I: unbiased and of one scale, for any number of projections."""
+    batch, size = 4, torch.Size(rest).numel()
     for count in _counts(kind, rest):
         moments = []
         for _ in range(1500 // batch):
@@ -49,19 +48,6 @@ def test_second_moment_is_the_identity(kind, rest, batch, generator):
             u = u.reshape(len(u), batch, size)
             moments.append(torch.einsum("pbi,pbj->bij", u, u) / len(u))
         _laws.assert_unbiased(torch.cat(moments), torch.eye(size))
-
-
-@pytest.mark.parametrize("batch", [1, 8])
-def test_mean_squared_projection_is_the_frobenius_norm(kind, batch, generator):
-    jacobian = torch.randn(batch, 5, 7, generator=generator)
-    expected = jacobian.square().sum((1, 2))
-    for count in _counts(kind, (5,)):
-        samples = []
-        for _ in range(1500):
-            u = draw(kind, (batch, 5), num_projections=count, generator=generator)
-            rows = torch.einsum("pbo,boi->pbi", u, jacobian)
-            samples.append(rows.square().sum(-1).mean(0))
-        _laws.assert_unbiased(torch.stack(samples), expected)
 
 
 @pytest.mark.parametrize("given", [True, False])
@@ -92,13 +78,6 @@ def test_rademacher_entries_are_signs(generator):
     assert_close(u.abs(), torch.ones_like(u), atol=0.0, rtol=0.0)
 
 
-def test_draw_is_a_function_of_the_generator_state(kind):
-    first, second = (
-        draw(kind, (4, 5), num_projections=2, generator=generator_for(3, 1)) for _ in range(2)
-    )
-    assert_close(first, second, atol=0.0, rtol=0.0)
-
-
 def test_low_precision_is_a_rounded_float32_draw(kind):
     half, single = (
         draw(kind, (4, 5), num_projections=2, generator=generator_for(3), dtype=dtype)
@@ -125,16 +104,6 @@ def test_counter_draw_does_not_depend_on_the_batch(kind, rest):
         assert_close(alone[0], together[i], atol=0.0, rtol=0.0)
     backwards = counter_draw(kind, index.flip(0), rest, seed=5, draw=2)
     assert_close(backwards.flip(0), together, atol=0.0, rtol=0.0)
-
-
-def test_counter_draw_differs_with_seed_index_and_draw():
-    seen = {
-        tuple(row.tolist())
-        for seed in range(4)
-        for number in range(5)
-        for row in counter_draw("gaussian", torch.arange(20), (3,), seed=seed, draw=number)
-    }
-    assert len(seen) == 4 * 5 * 20
 
 
 @pytest.mark.parametrize("varied", ["index", "draw", "seed"])

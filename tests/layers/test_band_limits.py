@@ -30,8 +30,18 @@ CHOICES = {
 }
 
 
-def twins(plain, limited, **options):
+SIGNALS = {
+    "signal": {"kernel_size": 5},
+    "signal, strides": {"kernel_size": 5, "stride": 3},
+    "signal, dilated": {"kernel_size": 5, "dilation": 2, "padding": "same"},
+}
+
+
+def twins(choice):
     torch.manual_seed(0)
+    is_signal = choice in SIGNALS
+    plain, limited = (nn.Conv1d, BandLimitedConv1d) if is_signal else (nn.Conv2d, BandLimitedConv2d)
+    options = {**CHOICES, **SIGNALS}[choice]
     ours, theirs = limited(4, 8, **options), plain(4, 8, **options)
     ours.load_state_dict(theirs.state_dict())
     return ours, theirs
@@ -45,20 +55,11 @@ def value_and_derivatives(layer, x):
     return [y, *rows, *twice]
 
 
-@pytest.mark.parametrize("choice", CHOICES)
+@pytest.mark.parametrize("choice", [*CHOICES, *SIGNALS])
 def test_at_rate_zero_it_is_torchs_own_with_every_derivative(choice, generator):
-    ours, theirs = twins(nn.Conv2d, BandLimitedConv2d, **CHOICES[choice])
-    x = torch.randn(2, 4, 11, 14, generator=generator, requires_grad=True)
-    for found, expected in zip(
-        value_and_derivatives(ours, x), value_and_derivatives(theirs, x), strict=True
-    ):
-        assert_close(found, expected, rtol=1e-9, atol=1e-10)
-
-
-@pytest.mark.parametrize("choice", [{}, {"stride": 3}, {"dilation": 2, "padding": "same"}], ids=str)
-def test_so_it_is_for_signals(choice, generator):
-    ours, theirs = twins(nn.Conv1d, BandLimitedConv1d, kernel_size=5, **choice)
-    x = torch.randn(3, 4, 23, generator=generator, requires_grad=True)
+    ours, theirs = twins(choice)
+    size = (23,) if choice in SIGNALS else (11, 14)
+    x = torch.randn(2, 4, *size, generator=generator, requires_grad=True)
     for found, expected in zip(
         value_and_derivatives(ours, x), value_and_derivatives(theirs, x), strict=True
     ):

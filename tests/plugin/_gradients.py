@@ -30,16 +30,10 @@ TERMS = {
 
 @dataclass
 class Case:
-    """An unchanged module, one batch, and the function of its input that is observed.
+    """An unchanged module, the batch of its step, the callback's options and the rate of its SGD.
 
-    Args:
-        module: The LightningModule.
-        batch: What its training step gets.
-        observed: From the module and the batch to the observed function and its inputs, one
-            (function, x) for each call that counts.
-        options: Arguments of the callback.
-        lr: The learning rate of its SGD.
-        plain_loss: Whether the module has a loss of its own beside the term.
+    ``observed`` gives one (function, x) for each call that counts; ``plain_loss`` says whether the
+    module has a loss of its own beside the term.
     """
 
     module: L.LightningModule

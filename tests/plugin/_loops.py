@@ -1,22 +1,57 @@
-"""The double backward as one would write it by hand, without the package's machinery."""
+"""One training by the callback, one that it refuses, and one that is written by hand."""
 
+import pytest
 import torch
 from torch.nn.functional import mse_loss
+from torch.testing import assert_close
 
+from lightning_sobolev import NetworkTeacher, SobolevCallback, SobolevSpec, SobolevTerm
 from lightning_sobolev.draws import Draws
+from tests.plugin._students import mlp
+from tests.plugin._trainers import fit, points, weights
 
 
-def train_by_hand(net, teacher, batches, term, *, seed=0, lr=0.05, accumulate=1, ranks=1):
+def taught(student, terms=(), data=None, *others, teacher=None, on="identity", **options):
+    """Return the weights after one epoch with the callback."""
+    terms = [terms] if isinstance(terms, SobolevTerm) else terms or [SobolevTerm()]
+    teacher = mlp(seed=7) if teacher is None else teacher
+    teacher = NetworkTeacher(teacher) if isinstance(teacher, torch.nn.Module) else teacher
+    callback = SobolevCallback(teacher, SobolevSpec(terms=terms, on=on), **options)
+    fit(student, points() if data is None else data, callback, *others)
+    return weights(student)
+
+
+def refuses(student, text, /, error=ValueError, **options):
+    """Fitting raises before any weight has moved, and leaves no trace."""
+    before, trace = weights(student), set(vars(student))
+    options = {"teacher": mlp(seed=7), **options}
+    with pytest.raises(error, match=text):
+        fit(student, points(), SobolevCallback(**options))
+    assert_close(weights(student), before, rtol=0, atol=0)
+    assert set(vars(student)) - {"_hparams"} == trace  # Lightning's own
+
+
+def by_hand(batches=None, term=None, *, net=None, teacher=None, **options):
+    """Return the weights of a network after :func:`train_by_hand`."""
+    net, teacher = mlp() if net is None else net, mlp(seed=7) if teacher is None else teacher
+    batches = points() if batches is None else batches
+    train_by_hand(net, teacher, batches, SobolevTerm() if term is None else term, **options)
+    return weights(net)
+
+
+def train_by_hand(net, teacher, batches, term, *, seed=0, lr=0.05, accumulate=1, ranks=1,
+                  draws=Draws, keep=lambda x: x):  # fmt: skip
     """Run plain SGD on value loss + term; directions alone come from the package.
 
-    With several ranks each has its rows of the batch and its own directions.
+    With several ranks each has its rows of the batch and its own directions; the term is of those
+    rows that ``keep`` leaves.
     """
     optimizer = torch.optim.SGD(net.parameters(), lr=lr)
     references = []
     for number, (x, target) in enumerate(batches):
         loss = mse_loss(net(x), target)
         parts = [
-            _compared(net, teacher, x[rank::ranks], term, Draws(seed, rank, number))
+            _compared(net, teacher, keep(x)[rank::ranks], term, draws(seed, rank, number))
             for rank in range(ranks)
         ]
         distance, reference = (torch.stack(values).mean() for values in zip(*parts, strict=True))

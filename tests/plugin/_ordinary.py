@@ -77,32 +77,9 @@ class UNet(nn.Module):
         return self.out(torch.cat([skip, self.up(deep)], 1))
 
 
-class Mixer(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.first, self.tokens = nn.LayerNorm(6), mlp(4, 4, activation=nn.GELU)
-        self.second, self.channels = nn.LayerNorm(6), mlp(6, 6, activation=nn.GELU)
-
-    def forward(self, x):
-        x = x + self.tokens(self.first(x).transpose(1, 2)).transpose(1, 2)
-        return (x + self.channels(self.second(x))).mean(1)
-
-
 class Sine(nn.Module):
     def forward(self, x):
         return torch.sin(3.0 * x)
-
-
-class Experts(nn.Module):
-    """A soft mixture of experts."""
-
-    def __init__(self):
-        super().__init__()
-        self.gate, self.experts = nn.Linear(3, 2), nn.ModuleList([mlp(seed=1), mlp(seed=2)])
-
-    def forward(self, x):
-        shares = self.gate(x).softmax(-1)
-        return sum(shares[:, i, None] * expert(x) for i, expert in enumerate(self.experts))
 
 
 class Fourier(nn.Module):
@@ -183,9 +160,7 @@ ORDINARY = {
     "attention": (Attention, (3, 4, 6)),
     "functional attention": (FunctionalAttention, (3, 4, 6)),
     "vision transformer": (VisionTransformer, (3, 1, 6, 6)),
-    "mlp mixer": (Mixer, (3, 4, 6)),
     "sine network": (sequential(lambda: nn.Linear(3, 8), Sine, lambda: mlp(8, 2)), (4, 3)),
-    "mixture of experts": (Experts, (4, 3)),
     "fourier layer": (Fourier, (4, 3)),
     "graph of points": (Graph, (3, 4, 3)),
     "l2-normalized": (Normalized, (4, 3)),

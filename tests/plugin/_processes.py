@@ -100,16 +100,9 @@ class ShardedAlone(Sharded, DerivativeAlone):
 
 @dataclass
 class Case:
-    """One training.
+    """One training: how module and strategy are built, and the options of callback and trainer.
 
-    Args:
-        make: Builds the module.
-        strategy: Builds the strategy of two processes.
-        engine: The callback's engine.
-        compile: How it is compiled.
-        terms: What is matched.
-        options: Of the trainer.
-        dtype: Of the data and, before the trainer converts it, of the module.
+    ``dtype`` is that of the data and, before the trainer converts it, of the module.
     """
 
     make: Any = Shared

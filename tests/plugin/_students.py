@@ -4,6 +4,7 @@ import lightning.pytorch as L
 import torch
 from torch import nn
 from torch.nn.functional import mse_loss
+from torch.utils.checkpoint import checkpoint
 
 from lightning_sobolev import SobolevCallback
 
@@ -70,6 +71,29 @@ class Silent(Regressor):
 class SilentSelf(Silent):
     def output(self, batch):
         return self(batch[0])
+
+
+class Checkpointed(nn.Module):
+    """Computes its body again in the backward pass."""
+
+    def __init__(self, body, reentrant):
+        super().__init__()
+        self.body, self.reentrant = body, reentrant
+
+    def forward(self, x):
+        return checkpoint(self.body, x, use_reentrant=self.reentrant)
+
+
+class Remembers(nn.Module):
+    """Keeps a tensor of its graph, which cannot be copied."""
+
+    def __init__(self, body):
+        super().__init__()
+        self.body = body
+
+    def forward(self, x):
+        self.last = self.body(x)
+        return self.last
 
 
 class Adam(Regressor):

@@ -6,11 +6,13 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.testing import assert_close
 
-from lightning_sobolev import SobolevCallback, SobolevMixin, SobolevSpec, SobolevTerm
+from lightning_sobolev import Balanced, SobolevCallback, SobolevMixin, SobolevSpec, SobolevTerm
+from lightning_sobolev.loading import ResumableLoader, ShuffledBatches
 from tests.plugin._students import Adam, mlp
 from tests.plugin._trainers import fit, points, trainer, weights
 
-SPEC = SobolevSpec(terms=[SobolevTerm(), SobolevTerm(order=2, weight=0.1, rows=0.5)])
+BALANCED = SobolevTerm(order=2, weight=Balanced(0.1, every_n_steps=2), rows=0.5)
+SPEC = SobolevSpec(terms=[SobolevTerm(), BALANCED])
 OPTIONS = {"enable_checkpointing": True, "max_epochs": 4}
 
 
@@ -58,73 +60,20 @@ def test_a_checkpoint_holds_counter_and_scales_and_no_teacher(tmp_path):
     assert set(saved["state_dict"]) == set(Adam().state_dict())
 
 
-class Resumable:
-    """A loader that remembers its place."""
-
-    def __init__(self):
-        self.batches, self.at = list(points()), 0
-
-    def __len__(self):
-        return len(self.batches)
-
-    def __iter__(self):
-        self.at %= len(self.batches)
-        while self.at < len(self.batches):
-            self.at += 1
-            yield self.batches[self.at - 1]
-
-    def state_dict(self):
-        return {"at": self.at}
-
-    def load_state_dict(self, state):
-        self.at = state["at"]
+def resumable():
+    return ResumableLoader(points().dataset, ShuffledBatches(24, 8, 3, seed=0))
 
 
 def test_a_checkpoint_in_the_middle_of_an_epoch_resumes_exactly(tmp_path):
     save = ModelCheckpoint(tmp_path, every_n_train_steps=1, save_top_k=-1)
     module = Adam()
-    fit(module, Resumable(), callback(), save, **{**OPTIONS, "max_epochs": 2})
+    fit(module, resumable(), callback(), save, **{**OPTIONS, "max_epochs": 2})
     (middle,) = tmp_path.glob("*-step=4.ckpt")
     again = Adam()
     resumed = trainer(callback(), save, **{**OPTIONS, "max_epochs": 2})
-    resumed.fit(again, Resumable(), ckpt_path=middle)
+    resumed.fit(again, resumable(), ckpt_path=middle)
     assert own(resumed).state_dict()["counter"] == 6
     assert_close(weights(again), weights(module), rtol=0, atol=0)
-
-
-def test_weights_can_be_loaded_without_the_plugin(tmp_path):
-    module = Adam()
-    fit(module, points(), callback(), saving(tmp_path), **OPTIONS)
-    (path,) = tmp_path.glob("epoch=3-*.ckpt")
-    assert_close(weights(Adam.load_from_checkpoint(path).double()), weights(module))
-
-
-def test_callbacks_of_two_submodules_are_saved_apart(tmp_path):
-    class Chain(Adam):
-        def __init__(self):
-            super().__init__()
-            self.head = mlp(dim=2)
-
-        def training_step(self, batch, batch_idx):
-            return self.head(self.net(batch[0])).square().mean()
-
-    terms = {name: SobolevSpec(terms=[SobolevTerm(name=name)]) for name in "ab"}
-    used = [
-        SobolevCallback(mlp(seed=7), terms["a"], module="net"),
-        SobolevCallback(mlp(dim=2, seed=8), terms["b"], module="head"),
-    ]
-    fit(Chain(), points(), *used, saving(tmp_path), **{**OPTIONS, "max_epochs": 1})
-    (path,) = tmp_path.glob("epoch=0-*.ckpt")
-    saved = torch.load(path, weights_only=True)["callbacks"]
-    scales = [list(state["scales"]) for key, state in saved.items() if "SobolevCallback" in key]
-    assert scales == [["a"], ["b"]]
-
-
-def test_another_seed_draws_otherwise():
-    one, other = Adam(), Adam()
-    fit(one, points(), callback(seed=0))
-    fit(other, points(), callback(seed=1))
-    assert not torch.equal(weights(one), weights(other))
 
 
 def test_global_randomness_has_no_say_and_is_not_moved():

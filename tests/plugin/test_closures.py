@@ -9,7 +9,7 @@ from torch.testing import assert_close
 from lightning_sobolev import SobolevCallback, SobolevSpec, SobolevTerm
 from lightning_sobolev.draws import Draws
 from tests.plugin._students import ManualRegressor, Regressor, mlp
-from tests.plugin._trainers import as_loader, fit, points, trainer, weights
+from tests.plugin._trainers import fit, points, weights
 
 TERMS = [
     SobolevTerm(num_projections=2),
@@ -58,22 +58,6 @@ def test_a_closure_called_again_at_the_same_parameters_gives_the_same_value(engi
             assert_close(other, first, rtol=0, atol=0)
     assert used.state_dict()["counter"] == 6  # one a step, however many evaluations
     assert {s["count"] for s in used.state_dict()["scales"].values()} == {6}
-
-
-def test_evaluations_leave_draws_and_scales_as_a_single_one_does():
-    once, thrice = Regressor(lr=0.005), Repeating(lr=0.005)
-    single, repeated = callback(), callback()
-    fit(once, points(), single, max_epochs=2)
-    fit(thrice, points(), repeated, max_epochs=2)
-    assert_close(weights(thrice), weights(once), rtol=0, atol=0)
-    assert_close(repeated.state_dict(), single.state_dict(), rtol=0, atol=0)
-
-
-def test_one_batch_per_epoch_still_draws_anew_in_every_step():
-    used = callback()
-    run = fit(Repeating(lr=0.005), points(batch_size=24), used, max_epochs=3)
-    assert used.state_dict()["counter"] == 3
-    assert len({float(loss) for loss, _ in run.optimizers[0].seen}) == 3
 
 
 @pytest.mark.parametrize("kind", ["jacobian", "hessian"])
@@ -129,28 +113,6 @@ def test_the_log_holds_one_number_a_step_beside_the_modules_own():
     for whole, found in watch.rows:  # value and term are those of one evaluation
         total = found["train/loss"] + found["train/sobolev/total"]
         assert_close(total, whole, rtol=1e-12, atol=0)
-
-
-def test_a_resumed_line_search_equals_an_uninterrupted_one(tmp_path):
-    whole, again = Searching(), Searching()
-    fit(whole, points(), callback(), max_epochs=4)
-    half = fit(again, points(), callback(), max_epochs=2)
-    half.save_checkpoint(tmp_path / "half.ckpt")
-    fresh = Searching()
-    resumed = trainer(callback(), max_epochs=4)
-    resumed.fit(fresh, points(), ckpt_path=tmp_path / "half.ckpt", weights_only=True)
-    assert_close(weights(fresh), weights(whole), rtol=0, atol=0)
-
-
-def test_bfloat16_steps_search_along_one_function():
-    module = Searching(mlp().float())
-    used = SobolevCallback(mlp(seed=7).float())
-    data = as_loader([tuple(part.float() for part in batch) for batch in points()])
-    before = weights(module)
-    fit(module, data, used, precision="bf16-mixed", max_epochs=2)
-    assert used.state_dict()["counter"] == 6
-    assert weights(module).isfinite().all()
-    assert not torch.equal(weights(module), before)
 
 
 def test_manual_optimization_with_lbfgs_is_refused():

@@ -6,12 +6,11 @@ from torch import nn
 from torch.testing import assert_close
 
 from lightning_sobolev import (
-    AnalyticTeacher,
     CompileSettings,
     SobolevCallback,
-    SobolevSpec,
     SobolevTerm,
 )
+from tests.plugin._loops import by_hand, taught
 from tests.plugin._students import ManualRegressor, Regressor, SilentSelf, mlp
 from tests.plugin._trainers import as_loader, fit, points, weights
 
@@ -34,68 +33,40 @@ def forget_compiled_code():
     torch.compiler.reset()
 
 
-def taught(module, terms=None, **options):
-    spec = SobolevSpec(
-        terms=TERMS["rows"] if terms is None else terms,
-        on="log_softmax" if terms is TERMS["fisher"] else "identity",
-    )
-    options = {"teacher": mlp(seed=7), "compile": TRACED, **options}
-    callback = SobolevCallback(spec=spec, **options)
-    fit(module, points(), callback)
-    return weights(module)
-
-
-class Normed(nn.Module):
-    def __init__(self):
-        super().__init__()
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            self.body = nn.Sequential(nn.Linear(3, 8), nn.LayerNorm(8), nn.GELU(), nn.Linear(8, 2))
-
-    def forward(self, x, *, scale=1.0):
-        return {"out": self.body(x.double()) * scale}
-
-
-class ByName(Regressor):
-    def forward(self, x):
-        return self.net(x, scale=2.0)["out"]
+def compiled(module, kind="rows", **options):
+    on = "log_softmax" if kind == "fisher" else "identity"
+    return taught(module, TERMS[kind], on=on, **{"compile": TRACED, **options})
 
 
 QUICK = ("rows", "columns")
 
 
-def trains_as_the_tape_does(kind, **options):
-    terms = TERMS[kind]
-    expected = taught(Regressor(), terms, engine="tape", compile=False)
-    assert_close(taught(Regressor(), terms, **options), expected)
-
-
 @pytest.mark.parametrize("kind", QUICK)
-def test_it_trains_as_the_tape_does(kind):
-    trains_as_the_tape_does(kind)
+def test_it_trains_as_the_loop_written_by_hand(kind):
+    assert_close(compiled(Regressor(), kind), by_hand(None, *TERMS[kind]))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [kind for kind in TERMS if kind not in QUICK])
-def test_so_does_every_term(kind):
-    trains_as_the_tape_does(kind)
+@pytest.mark.parametrize("compile", [TRACED, True], ids=["traced", "inductor"])
+@pytest.mark.parametrize("kind", TERMS)
+def test_every_term_trains_as_on_the_tape(kind, compile):
+    expected = compiled(Regressor(), kind, engine="tape", compile=False)
+    assert_close(compiled(Regressor(), kind, compile=compile), expected)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("make", [ManualRegressor, SilentSelf, lambda: ByName(Normed().double())])
-@pytest.mark.parametrize("kind", ["rows", "columns"])
-def test_whatever_the_module_looks_like(make, kind):
-    expected = taught(make(), TERMS[kind], engine="tape", compile=False)
-    assert_close(taught(make(), TERMS[kind]), expected)
+@pytest.mark.parametrize("make", [ManualRegressor, SilentSelf])
+def test_whatever_the_module_looks_like(make):
+    assert_close(compiled(make()), compiled(make(), engine="tape", compile=False))
 
 
 def whole():
     return torch.compile(Regressor(), backend="aot_eager")
 
 
-def child():
+def child(backend="aot_eager"):
     module = Regressor()
-    module.net = torch.compile(module.net, backend="aot_eager")
+    module.net = torch.compile(module.net, backend=backend)
     return module
 
 
@@ -109,21 +80,30 @@ def child_in_place():
     "make", [whole, *(pytest.param(m, marks=pytest.mark.slow) for m in (child, child_in_place))]
 )
 def test_a_module_that_is_compiled_already_is_compiled_with_its_terms(make, monkeypatch):
-    monkeypatch.setattr(CompileSettings, "options", lambda _: TRACED_OPTIONS)
-    expected = taught(Regressor(), engine="tape", compile=False)
+    traced = {"backend": "aot_eager", "dynamic": False, "fullgraph": True}
+    monkeypatch.setattr(CompileSettings, "options", lambda _: traced)
     graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
-    assert_close(taught(make(), engine="func", compile=None), expected)
+    assert_close(taught(make(), engine="func", compile=None), by_hand())
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs + 1
 
 
-TRACED_OPTIONS = {"backend": "aot_eager", "dynamic": False, "fullgraph": True}
+@pytest.mark.parametrize("make", [whole, child, child_in_place])
+def test_a_compiled_student_runs_eager_on_the_tape(make):
+    assert_close(taught(make(), SobolevTerm(order=2)), by_hand(None, SobolevTerm(order=2)))
 
 
-@pytest.mark.slow
-def test_a_teacher_that_is_a_formula_stays_outside():
-    teacher = AnalyticTeacher(lambda x: x[:, :2].sin())
-    expected = taught(Regressor(), teacher=teacher, compile=False)
-    assert_close(taught(Regressor(), teacher=teacher), expected)
+def test_a_compiled_part_has_its_name_and_is_compiled_again_afterwards():
+    calls = []
+
+    def backend(graph, _):
+        calls.append(graph)
+        return graph.forward
+
+    module = child(backend)
+    assert_close(taught(module, module="net"), by_hand())
+    assert not calls
+    module.net(torch.zeros(2, 3).double())
+    assert calls
 
 
 @pytest.mark.slow
@@ -132,9 +112,9 @@ def test_dropout_draws_the_masks_of_the_eager_step():
         return nn.Sequential(mlp(), nn.Dropout(0.5))
 
     torch.manual_seed(0)
-    expected = taught(Regressor(net()), engine="tape", compile=False)
+    expected = compiled(Regressor(net()), engine="tape", compile=False)
     torch.manual_seed(0)
-    assert_close(taught(Regressor(net())), expected)
+    assert_close(compiled(Regressor(net())), expected)
 
 
 def counted(module, batches, **options):
@@ -156,27 +136,8 @@ def test_a_process_may_fit_as_often_as_it_likes():
     assert [counted(Regressor(), batches) for _ in range(10)] == [1] * 10
 
 
-class Counts(nn.Module):
-    """Gives a compiler a new reason to compile at every call."""
-
-    def __init__(self):
-        super().__init__()
-        self.body, self.calls = mlp(), 0
-
-    def forward(self, x):
-        self.calls += 1
-        return self.body(x) * (1.0 if self.calls > 0 else 0.0)
-
-
-@pytest.mark.slow
-def test_more_graphs_than_shapes_are_said():
-    batches = [(torch.ones(4, 3).double(), torch.zeros(4, 2).double())] * 4
-    with pytest.warns(UserWarning, match="compile: [0-9]+ graphs for 1 shapes of the input"):
-        counted(Regressor(Counts()), batches)
-
-
-@pytest.mark.parametrize("engine", ["vjp", "jvp"])
-def test_a_compiler_that_lies_is_found_out(engine, monkeypatch):
+@pytest.mark.parametrize("kind", ["rows", "columns"])
+def test_a_compiler_that_lies_is_found_out(kind, monkeypatch):
     def backend(graph, _):
         return lambda *args: [
             out * 1.01 if isinstance(out, torch.Tensor) and out.is_floating_point() else out
@@ -188,7 +149,7 @@ def test_a_compiler_that_lies_is_found_out(engine, monkeypatch):
     )
     text = r"term 'order_1' must agree with the eager one to 1e-09, got [\d.]+ compiled and [\d.]+"
     with pytest.raises(ValueError, match=text):
-        taught(Regressor(), TERMS["rows" if engine == "vjp" else "columns"])
+        compiled(Regressor(), kind)
 
 
 class Prints(nn.Module):
@@ -205,15 +166,14 @@ def test_what_does_not_compile_is_refused_and_says_how_to_go_on():
     with pytest.raises(
         RuntimeError, match=r"one graph; .*'tape'.*torch says: Call to `torch._dynamo"
     ):
-        taught(Regressor(Prints()))
+        compiled(Regressor(Prints()))
 
 
 @pytest.mark.slow
 def test_it_falls_back_to_the_tape_only_when_told_to():
     settings = CompileSettings(backend="aot_eager", uncompilable="tape")
     with pytest.warns(UserWarning, match="compile: given up for engine='tape'"):
-        found = taught(Regressor(Prints()), compile=settings)
-    assert_close(found, taught(Regressor(Prints()), engine="tape", compile=False))
+        assert_close(taught(Regressor(Prints()), compile=settings), by_hand())
 
 
 @pytest.mark.parametrize(
@@ -242,18 +202,11 @@ def test_parameters_in_half_precision_are_refused():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", TERMS)
-def test_inductor_trains_as_the_tape_does(kind):
-    trains_as_the_tape_does(kind, compile=True)
-
-
-@pytest.mark.slow
 def test_the_step_of_a_mixed_trainer_is_compiled_as_it_is():
     def run(**options):
         module = Regressor(mlp().float())
-        spec = SobolevSpec(terms=TERMS["rows"])
         data = [(x.float(), y.float()) for x, y in points()]
-        callback = SobolevCallback(mlp(seed=7).float(), spec, inner_precision="step", **options)
+        callback = SobolevCallback(mlp(seed=7).float(), inner_precision="step", **options)
         fit(module, as_loader(data), callback, precision="bf16-mixed")
         return weights(module)
 

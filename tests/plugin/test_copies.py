@@ -10,7 +10,8 @@ import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging, WeightAveraging
 from torch.testing import assert_close
 
-from tests.plugin._students import Regressor, callback, mlp
+from tests.plugin._loops import by_hand
+from tests.plugin._students import Regressor, callback
 from tests.plugin._trainers import fit, points, weights
 
 
@@ -45,18 +46,6 @@ def test_a_copy_made_while_training_is_an_ordinary_module(copier):
     assert_close(weights(twin), weights(plain), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("copier", [copy.deepcopy, by_pickle])
-def test_a_copy_can_be_taught_again(copier):
-    module, copies = Regressor(), Copies(copier)
-    fit(module, points(), callback(), copies)
-    start = weights(copies.made)
-    fit(copies.made, points(), callback())
-    again = Regressor()
-    torch.nn.utils.vector_to_parameters(start, again.parameters())
-    fit(again, points(), callback())
-    assert_close(weights(copies.made), weights(again), rtol=0, atol=0)
-
-
 @pytest.mark.parametrize("first", [True, False])
 @pytest.mark.parametrize("average", [WeightAveraging, lambda: EMAWeightAveraging(decay=0.5)])
 def test_averaged_weights_are_those_of_the_taught_student(average, first):
@@ -76,10 +65,7 @@ def test_averaged_weights_are_those_of_the_taught_student(average, first):
     for number, later in enumerate(keeps.path[1:], start=1):
         share = 0.5 if isinstance(averaging, EMAWeightAveraging) else 1 / (number + 1)
         expected = expected + share * (later - expected)
-    taught, plain = Regressor(), Regressor()
-    fit(taught, points(), callback())
-    fit(plain, points())
-    assert_close(keeps.path[-1], weights(taught), rtol=0, atol=0)
+    assert_close(keeps.path[-1], by_hand())
     assert_close(weights(module), expected)
 
 
@@ -107,25 +93,6 @@ def test_a_copy_made_inside_a_step_has_no_link_to_the_original(module):
         assert_close(part(x), expected + 1.0)
     for twin in original.twins:
         assert_close(twin(x), twin.net(x), rtol=0, atol=0)
-
-
-def test_the_teacher_is_no_part_of_the_student():
-    teacher = mlp(seed=7)
-    module = Regressor()
-    keys, count = set(module.state_dict()), len(list(module.parameters()))
-    seen = {}
-
-    class Looks(L.Callback):
-        def on_train_batch_end(self, trainer, pl_module, *args):
-            seen["keys"] = set(pl_module.state_dict())
-            seen["count"] = len(list(pl_module.parameters()))
-            seen["optimized"] = [p for g in trainer.optimizers[0].param_groups for p in g["params"]]
-
-    fit(module, points(), callback(teacher=teacher), Looks())
-    assert (seen["keys"], seen["count"]) == (keys, count)
-    own = {id(p) for p in teacher.parameters()}
-    assert not any(id(p) in own for p in seen["optimized"])
-    assert all(p.grad is None for p in teacher.parameters())
 
 
 def decorated(method):

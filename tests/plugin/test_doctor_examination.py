@@ -1,15 +1,17 @@
-"""The doctor's examination: it finds what is wrong and raises no false alarm."""
+"""The doctor: it finds what is wrong, raises no false alarm, and says what the terms cost."""
 
 import logging
+import re
 
 import pytest
 import torch
 from torch import nn
 from torch.testing import assert_close
 
-from lightning_sobolev import SobolevCallback, SobolevSpec, SobolevTerm
+from lightning_sobolev import Linear, SobolevCallback, SobolevSpec, SobolevTerm
+from lightning_sobolev.plugin.cost import PeakMemory
 from tests.plugin._ordinary import ORDINARY, Last
-from tests.plugin._students import Regressor, mlp
+from tests.plugin._students import ManualRegressor, Regressor, Remembers, mlp
 from tests.plugin._trainers import as_loader, fit, points, weights
 
 pytestmark = pytest.mark.usefixtures("doctor")
@@ -30,27 +32,16 @@ def fits(net, shape=(4, 3), term=VJP, **options):
     return module
 
 
-@pytest.mark.parametrize("term", [VJP, JVP], ids=["cotangent", "tangent"])
-@pytest.mark.parametrize("name", ORDINARY)
-def test_ordinary_students_pass(name, term):
+CURVES = ("dropout", "layer norm", "spectral norm", "gru", "u-net", "fourier layer")
+TRIALS = {name: (name, JVP) for name in ORDINARY} | {f"{n}, order 2": (n, CURVED) for n in CURVES}
+
+
+@pytest.mark.parametrize(("name", "term"), TRIALS.values(), ids=TRIALS)
+def test_ordinary_students_pass(name, term, caplog):
     make, shape = ORDINARY[name]
-    fits(make(), shape, term)
-
-
-CURVES = ["deep tanh mlp", "silu and softplus", "dropout", "layer norm", "group norm", "batch norm",
-          "spectral norm", "lstm", "attention", "vision transformer", "fourier layer",
-          "graph of points"]  # fmt: skip
-
-
-@pytest.mark.parametrize("name", CURVES)
-def test_smooth_students_pass_at_order_2(name):
-    make, shape = ORDINARY[name]
-    fits(make(), shape, CURVED)
-
-
-def test_a_fisher_projection_passes():
-    spec = SobolevSpec(terms=[SobolevTerm(projection="fisher")], on="log_softmax")
-    fit(Regressor(), points(), SobolevCallback(mlp(seed=7), spec))
+    with caplog.at_level(logging.INFO, logger="lightning.pytorch.utilities.rank_zero"):
+        fits(make(), shape, term)
+    assert "agrees with finite differences to" in caplog.text
 
 
 class Detaches(nn.Module):
@@ -85,17 +76,6 @@ def test_a_wrong_double_backward_is_found_before_the_first_update():
     assert (weights(module) - before).norm() > 0.0
 
 
-def test_the_doctor_changes_nothing():
-    outcomes = []
-    for doctor in (True, False):
-        torch.manual_seed(0)
-        module = Regressor(nn.Sequential(mlp(3, 8), nn.Dropout(0.5), nn.BatchNorm1d(8).double(),
-                                         mlp(8, 2)))  # fmt: skip
-        fit(module, points(), SobolevCallback(mlp(seed=7), doctor=doctor))
-        outcomes.append(module.state_dict())
-    assert_close(outcomes[0], outcomes[1], rtol=0, atol=0)
-
-
 class Counts(nn.Module):
     """Answers differently every time."""
 
@@ -107,18 +87,6 @@ class Counts(nn.Module):
     def forward(self, x):
         self.calls += 1
         return self.body(x) * (1.0 + self.calls)
-
-
-class Remembers(nn.Module):
-    """Keeps a tensor that cannot be copied."""
-
-    def __init__(self):
-        super().__init__()
-        self.body = mlp()
-
-    def forward(self, x):
-        self.last = self.body(x)
-        return self.last
 
 
 class OwnPrecision(nn.Module):
@@ -135,7 +103,7 @@ class OwnPrecision(nn.Module):
     ("net", "text"),
     [
         (Counts, "skipped: student is not deterministic"),
-        (Remembers, "skipped: Only Tensors created explicitly by the user"),
+        (lambda: Remembers(mlp()), "skipped: Only Tensors created explicitly by the user"),
         (OwnPrecision, "skipped: student computes in its own precision"),
     ],
 )
@@ -159,3 +127,64 @@ def test_the_generators_of_other_devices_are_left_alone(monkeypatch):
     fit(module, points(), callback)
     assert callback.cost is not None
     assert not seeded
+
+
+# What the chosen terms cost on the user's own student
+
+
+def cost_of(term, student=None, **options):
+    data = points(size=64, dim=20, outputs=6, batch_size=64)
+    used = SobolevCallback(mlp(20, 6, 64, seed=7), SobolevSpec(terms=[term]), **options)
+    fit(Regressor(mlp(20, 6, 64)) if student is None else student, data, used)
+    return used.cost
+
+
+def test_peak_memory_is_that_of_the_tensors_alive_at_once():
+    with PeakMemory() as memory:
+        first = torch.ones(1000)
+        view = first[10:].reshape(2, -1)  # no memory of its own
+        second = first + 1.0
+        del first
+        third = second + 1.0  # the view keeps the first alive
+        del second, third, view
+        torch.ones(500)
+    assert memory.peak == 3 * 4000
+    assert memory.current == 0
+
+
+@pytest.mark.parametrize("engine", ["tape", "func"])
+def test_more_projections_cost_more_of_both(engine):
+    one, many = (cost_of(SobolevTerm(num_projections=n), engine=engine) for n in (1, 12))
+    assert one.plain_bytes == many.plain_bytes
+    assert one.plain_bytes < one.matched_bytes < many.matched_bytes
+    assert many.matched_seconds > one.matched_seconds > one.plain_seconds
+
+
+def test_a_schedule_that_begins_at_zero_is_not_free():
+    ramp = SobolevTerm(weight=Linear(0.0, 1.0, steps=100))
+    assert cost_of(ramp).matched_bytes == cost_of(SobolevTerm()).matched_bytes
+
+
+@pytest.mark.parametrize("step", [Regressor, ManualRegressor])
+def test_measuring_leaves_everything_as_it_was(step):
+    found = []
+    for doctor in (True, False):
+        torch.manual_seed(0)
+        net = nn.Sequential(mlp(20, 8), nn.Dropout(0.5), nn.BatchNorm1d(8).double(), mlp(8, 6))
+        module = step(net)
+        cost = cost_of(SobolevTerm(), module, doctor=doctor)
+        assert (cost is not None) == doctor
+        found.append((weights(module), module.net[2].running_var, torch.rand(1)))
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_what_was_measured_is_said_and_so_is_what_was_not(caplog):
+    with caplog.at_level(logging.INFO, logger="lightning.pytorch.utilities.rank_zero"):
+        cost_of(SobolevTerm())
+        student = Regressor(Remembers(mlp(20, 6)))
+        with pytest.warns(UserWarning, match="finite differences skipped"):
+            assert cost_of(SobolevTerm(), student) is None
+    text = r"with the terms the student takes \d+\.\d times the time \(.* ms instead of .*\) and "
+    assert re.search(text, caplog.text)
+    assert "the cost was not measured: Only Tensors created explicitly" in caplog.text

@@ -11,7 +11,7 @@ from tests.plugin._loops import train_by_hand
 from tests.plugin._students import ManualRegressor, Regressor, mlp
 from tests.plugin._trainers import fit, points, weights
 
-STEPS = 20
+STEPS = 8
 
 TERMS = {
     "order 1 cotangent": {"order": 1, "side": "cotangent"},

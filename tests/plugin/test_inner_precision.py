@@ -9,7 +9,7 @@ from torch import nn
 from lightning_sobolev import SobolevCallback, SobolevSpec, SobolevTerm
 from lightning_sobolev.functional.projections import draw
 from tests.plugin._students import Regressor, Silent
-from tests.plugin._trainers import fit, fit_one_step
+from tests.plugin._trainers import fit_one_step
 
 LOW = "bf16-mixed"
 SINGLE = {"precision": "32-true"}
@@ -70,41 +70,21 @@ def drawn_in_single(*args, dtype, **kwargs):
     return draw(*args, dtype=torch.float32, **kwargs).to(dtype)
 
 
-def test_the_step_itself_keeps_its_precision():
+@pytest.mark.parametrize(
+    ("inner", "term", "step", "seen"),
+    [
+        (LOW, {}, "32-true", [torch.float32, torch.bfloat16]),
+        (LOW, {}, LOW, [torch.bfloat16]),
+        ("float32", HALF_ROWS, LOW, [torch.bfloat16, torch.float32]),
+    ],
+)
+def test_the_step_keeps_its_precision_and_no_forward_is_made_without_need(inner, term, step, seen):
     module, teacher = Regressor(convolutions()), convolutions(7)
     ours, theirs = Types(module.net[0]), Types(teacher[0])
-    fit_one_step(module, batch(), callback(teacher), **SINGLE)
-    assert ours.seen == [torch.float32, torch.bfloat16]
+    fit_one_step(module, batch(), callback(teacher, inner, **term), precision=step)
+    assert ours.seen == seen
     assert theirs.seen == [torch.float32]
     assert all(p.dtype == torch.float32 for p in module.parameters())
-
-
-def test_a_mixed_step_is_not_evaluated_again():
-    module, teacher = Regressor(convolutions()), convolutions(7)
-    ours, theirs = Types(module.net[0]), Types(teacher[0])
-    fit_one_step(module, batch(), callback(teacher), precision=LOW)
-    assert ours.seen == [torch.bfloat16]
-    assert theirs.seen == [torch.float32]
-
-
-def test_without_it_a_fraction_of_the_rows_is_evaluated_in_full():
-    module, teacher = Regressor(convolutions()), convolutions(7)
-    ours, theirs = Types(module.net[0]), Types(teacher[0])
-    fit_one_step(module, batch(), callback(teacher, "float32", **HALF_ROWS), precision=LOW)
-    assert ours.seen == [torch.bfloat16, torch.float32]
-    assert theirs.seen == [torch.float32]
-
-
-def test_it_trains_as_well():
-    data = [batch()] * 30
-    ends = []
-    for precision in ("float32", LOW):
-        module = Silent(convolutions(), lr=0.05)
-        taught = callback(convolutions(7), precision)
-        used = fit(module, torch.utils.data.DataLoader(data, batch_size=None), taught, **SINGLE)
-        ends.append(float(used.callback_metrics["train/sobolev/order_1"]))
-    assert ends[0] < 0.8  # 1 is a student without any derivative
-    assert ends[1] == pytest.approx(ends[0], rel=0.05)
 
 
 @pytest.mark.usefixtures("doctor")

@@ -14,7 +14,9 @@ from lightning_sobolev import (
     SobolevTerm,
     Step,
 )
-from tests.plugin._students import Learns, Regressor, Silent, mlp
+from lightning_sobolev.plugin import step_log
+from tests.plugin._loops import by_hand, taught
+from tests.plugin._students import Learns, Regressor, mlp
 from tests.plugin._trainers import as_loader, fit, points, weights
 
 
@@ -108,15 +110,6 @@ def test_the_teacher_is_asked_once_a_batch_whatever_the_number_of_terms():
     assert teacher.calls == 3
 
 
-def test_a_student_equal_to_its_teacher_stays():
-    module = Silent(mlp(seed=7))
-    before, log = weights(module), Log()
-    terms = [SobolevTerm(), SobolevTerm(order=2), SobolevTerm(side="tangent", name="t")]
-    fit(module, points(), SobolevCallback(mlp(seed=7), SobolevSpec(terms=terms)), log)
-    assert_close(weights(module), before, rtol=0, atol=1e-13)
-    assert log.of("total") == pytest.approx([0.0] * 3, abs=1e-13)
-
-
 def test_infinite_outputs_do_not_poison_the_loss():
     """Masked logits are minus infinity; their softmax is a number."""
 
@@ -176,20 +169,68 @@ def test_a_batch_that_knows_nothing_warns_once_and_teaches_nothing():
 
 
 def test_a_fraction_of_rows_takes_the_targets_of_the_same_rows():
-    def indexed(batch_idx):
-        x = torch.arange(8.0).double()[:, None].expand(8, 3).contiguous() + batch_idx
-        return x, torch.zeros(8, 2).double(), x[:, None].expand(8, 2, 3).contiguous()
-
-    terms = [SobolevTerm(rows=0.5, projection="basis", num_projections=None)]
-    teachers = [BatchTeacher("2"), AnalyticTeacher(lambda x: x.square() / 2 @ mix())]
-    found = []
-    for teacher in teachers:
-        module = Learns()
-        loader = as_loader([indexed(i) for i in range(2)])
-        fit(module, loader, SobolevCallback(teacher, SobolevSpec(terms=terms)))
-        found.append(weights(module))
-    assert_close(*found)
+    jacobian = torch.func.vmap(torch.func.jacrev(mlp(seed=7)))
+    data = as_loader([(x, y, jacobian(x).detach()) for x, y in points()])
+    term = SobolevTerm(rows=0.5)
+    assert_close(taught(Learns(), term, data, teacher=BatchTeacher("2")), by_hand(None, term))
 
 
-def mix():
-    return torch.ones(3, 2, dtype=torch.float64)
+# Logging without detours gives what LightningModule.log gives
+
+
+EPOCHS = {"max_epochs": 3, "log_every_n_steps": 1}
+
+
+def logged(module=None, **options):
+    log = Log()
+    used = fit(module or Regressor(), points(), SobolevCallback(mlp(seed=7)), log, **options)
+    return log.steps, used
+
+
+def test_every_step_of_every_epoch_is_logged_as_by_the_module_itself(monkeypatch):
+    found, _ = logged(**EPOCHS)
+    monkeypatch.setattr(step_log, "_is_later_batch", lambda _: False)
+    expected, _ = logged(**EPOCHS)
+    assert len(found) == 9
+    assert_close(found, expected, rtol=0, atol=0)
+    assert len({float(step["train/sobolev/order_1"]) for step in found}) == 9
+
+
+def test_the_module_is_asked_only_for_the_first_batch_of_an_epoch(monkeypatch):
+    calls = []
+    original = step_log.LightningModule.log
+
+    def counting(self, name, *args, **kwargs):
+        calls.append(name)
+        return original(self, name, *args, **kwargs)
+
+    monkeypatch.setattr(step_log.LightningModule, "log", counting)
+    logged(**EPOCHS)
+    assert len(calls) == 3 * 2
+
+
+def test_a_module_with_a_log_of_its_own_is_asked_every_time():
+    class Prefixed(Regressor):
+        def log(self, name, *args, **kwargs):
+            super().log(f"mine/{name}", *args, **kwargs)
+
+    steps, _ = logged(Prefixed(), **EPOCHS)
+    assert all(
+        set(step) == {"mine/train/sobolev/order_1", "mine/train/sobolev/total"} for step in steps
+    )
+
+
+@pytest.mark.parametrize("missing", ["_results", "update_metrics"])
+def test_another_release_of_lightning_is_logged_by_the_documented_way(missing):
+    results = {"training_step.a": object()} if missing == "update_metrics" else None
+    calls = []
+
+    class Module:
+        _trainer = type("Trainer", (), {"_results": results})()
+
+        def log(self, name, value, batch_size):
+            calls.append((name, value, batch_size))
+
+    value = torch.ones(())
+    step_log.log_step(Module(), "a", value, 3)
+    assert calls == [("a", value, 3)]

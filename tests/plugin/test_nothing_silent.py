@@ -5,12 +5,9 @@ import torch
 from torch import nn
 from torch.nn.functional import mse_loss
 from torch.testing import assert_close
-from torch.utils.checkpoint import checkpoint
 
-from lightning_sobolev import NetworkTeacher, SobolevCallback
-from tests.plugin._refusals import refuses
-from tests.plugin._students import ManualRegressor, Regressor, mlp
-from tests.plugin._trainers import fit, points, weights
+from tests.plugin._loops import by_hand, refuses, taught
+from tests.plugin._students import Checkpointed, ManualRegressor, Regressor, mlp
 
 
 class TwoChildren(Regressor):
@@ -108,26 +105,11 @@ def test_an_output_without_rows(engine):
         r"must give one row for each of its 8 input rows, got a tensor \[\] .* name another output="
     )
     refuses(OwnLoss(), text, engine=engine)
-    teacher = NetworkTeacher(mlp(seed=7))
-    fit(OwnLoss(), points(), SobolevCallback(teacher, output="y", engine=engine))
-
-
-class Checkpointed(nn.Module):
-    def __init__(self, reentrant):
-        super().__init__()
-        self.body, self.reentrant = mlp(), reentrant
-
-    def forward(self, x):
-        return checkpoint(self.body, x, use_reentrant=self.reentrant)
+    taught(OwnLoss(), output="y", engine=engine)
 
 
 def test_activation_checkpointing_without_reentry_changes_nothing():
-    found = []
-    for net in (mlp(), Checkpointed(False)):
-        module = Regressor(net)
-        fit(module, points(), SobolevCallback(mlp(seed=7)))
-        found.append(weights(module))
-    assert_close(*found)
+    assert_close(taught(Regressor(Checkpointed(mlp(), reentrant=False))), by_hand())
 
 
 class ScalarFirst(Regressor):
@@ -153,9 +135,5 @@ class Twice(Regressor):
 
 
 def test_a_submodule_may_be_named_by_any_of_its_names():
-    found = []
     for name in ("net", "nets.b"):
-        module = Twice()
-        fit(module, points(), SobolevCallback(mlp(seed=7), module=name))
-        found.append(weights(module))
-    assert_close(*found, rtol=0, atol=0)
+        assert_close(taught(Twice(), module=name), by_hand())

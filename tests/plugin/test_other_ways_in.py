@@ -1,4 +1,4 @@
-"""LightningCLI, Fabric, and the package's other name: the same student by every way in."""
+"""LightningCLI, Fabric, the mixin, and the package's other name: one student by every way in."""
 
 import re
 from pathlib import Path
@@ -12,6 +12,7 @@ from torch.nn.functional import mse_loss
 from torch.testing import assert_close
 
 from lightning_sobolev import Cosine, SobolevCallback, SobolevMixin, SobolevSpec, SobolevTerm
+from tests.plugin._loops import by_hand
 from tests.plugin._students import Regressor, mlp
 from tests.plugin._trainers import QUIET, fit, points, weights
 
@@ -70,10 +71,7 @@ def test_fabric_users_write_the_objective_into_their_loop():
         "optimizer": torch.optim.SGD(net.parameters(), lr=0.05), "mse_loss": mse_loss,
     }  # fmt: skip
     exec(compile(block("python", "Fabric("), str(PAGE), "exec"), names)
-    expected = Regressor()
-    spec = SobolevSpec(terms=[SobolevTerm(weight=0.1)])
-    fit(expected, points(), SobolevCallback(mlp(seed=7), spec))
-    assert_close(weights(net), weights(expected), rtol=1e-12, atol=1e-12)
+    assert_close(weights(net), by_hand(None, SobolevTerm(weight=0.1)), rtol=1e-12, atol=1e-12)
 
 
 @pytest.fixture
@@ -106,13 +104,11 @@ def renamed(other, *bases):
 
 @pytest.mark.parametrize("by", ["callback", "mixin"])
 def test_pytorch_lightning_gives_the_same_student(other, by):
-    expected = Regressor()
-    fit(expected, points(), SobolevCallback(mlp(seed=7)))
     kind = renamed(other, *([SobolevMixin] if by == "mixin" else []))
     module = kind()
     callbacks = [SobolevCallback(mlp(seed=7))] if by == "callback" else []
     other.Trainer(callbacks=callbacks, max_epochs=1, **QUIET).fit(module, points())
-    assert_close(weights(module), weights(expected), rtol=0, atol=0)
+    assert_close(weights(module), by_hand())
 
 
 def test_a_mixin_behind_the_other_lightning_module_is_refused(other):
@@ -125,3 +121,84 @@ def test_modules_and_trainers_of_different_names_do_not_mix(other):
     trains = L.Trainer(callbacks=[SobolevCallback(mlp(seed=7))], max_epochs=1, **QUIET)
     with pytest.raises(TypeError, match="must be a `LightningModule`"):
         trains.fit(renamed(other)(), points())
+
+
+# The mixin brings the callback; how the class writes its step does not matter
+
+
+class Brings(SobolevMixin):
+    def configure_sobolev(self):
+        return SobolevCallback(mlp(seed=7))
+
+
+class OwnStep(Brings, L.LightningModule):
+    """Everything in one class."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = mlp()
+
+    def forward(self, x):
+        return self.net(x)
+
+    def training_step(self, batch, batch_idx):
+        return torch.nn.functional.mse_loss(self(batch[0]), batch[1])
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.05)
+
+
+class InheritedStep(Brings, Regressor):
+    """The step comes from a base class."""
+
+
+class OtherCallbacks(Brings, Regressor):
+    """Brings callbacks of its own."""
+
+    def configure_callbacks(self):
+        return [*super().configure_callbacks(), L.Callback()]
+
+
+class OneCallback(Regressor):
+    """Brings one callback that is not in a list."""
+
+    def configure_callbacks(self):
+        return L.Callback()
+
+
+class BaseBringsCallbacks(Brings, OneCallback):
+    pass
+
+
+@pytest.mark.parametrize("layout", [OwnStep, InheritedStep, OtherCallbacks, BaseBringsCallbacks])
+def test_every_layout_trains_as_the_hand_written_loop(layout):
+    module = layout()
+    fit(module, points())
+    assert_close(weights(module), by_hand())
+
+
+def test_a_mixin_behind_the_lightning_module_is_refused_when_the_class_is_made():
+    with pytest.raises(TypeError, match="Late must list SobolevMixin before LightningModule"):
+
+        class Late(Regressor, SobolevMixin):
+            pass
+
+
+def test_a_mixin_without_configuration_is_refused():
+    class Unfinished(SobolevMixin, Regressor):
+        pass
+
+    with pytest.raises(TypeError, match=r"Unfinished must define configure_sobolev\(\)"):
+        fit(Unfinished(), points())
+
+
+def test_a_lost_callback_is_found_before_training():
+    class Loses(Brings, Regressor):
+        def configure_callbacks(self):
+            return [L.Callback()]
+
+    module = Loses()
+    before = weights(module)
+    with pytest.raises(ValueError, match=r"Loses\.configure_callbacks must extend super"):
+        fit(module, points())
+    assert_close(weights(module), before, rtol=0, atol=0)

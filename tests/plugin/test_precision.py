@@ -10,8 +10,8 @@ from torch import nn
 from torch.testing import assert_close
 
 from lightning_sobolev import SobolevCallback, SobolevSpec, SobolevTerm
-from tests.plugin._students import ManualRegressor, Regressor, Silent, mlp
-from tests.plugin._trainers import as_loader, fit, points, weights
+from tests.plugin._students import ManualRegressor, Silent, mlp
+from tests.plugin._trainers import as_loader, fit, points
 
 EVERY = {"projection": "basis", "num_projections": None}
 TERMS = {
@@ -129,13 +129,15 @@ def test_fp16_does_not_underflow():
     assert not distance(lost, gradient(student, teacher, TERMS["vjp"], "64-true")) < 0.1
 
 
-@pytest.mark.parametrize("kind", [Regressor, ManualRegressor])
-@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
-def test_the_term_is_scaled_with_the_loss(precision, kind):
+class ManualSilent(ManualRegressor, Silent):
+    """Under manual optimization, without a loss of its own."""
+
+
+def test_the_term_is_scaled_with_the_loss_under_manual_optimization():
     """A term added behind the gradient scaler would be thousands of times too small."""
-    expected = gradient(Regressor(NET), TEACHER, TERMS["vjp"], "64-true")
-    found = gradient(kind(NET), TEACHER, TERMS["vjp"], precision)
-    assert distance(found, expected) < 5e-3
+    expected = gradient(Silent(NET), TEACHER, TERMS["vjp"], "64-true")
+    found = gradient(ManualSilent(NET), TEACHER, TERMS["vjp"], "16-mixed")
+    assert distance(found, expected) < 1e-3  # this backward pass is made under autocast
 
 
 class Autocast(Silent):
@@ -153,8 +155,7 @@ def test_autocast_of_the_users_own(engine):
     assert distance(found, expected) < 1e-6
 
 
-@pytest.mark.parametrize("precision", ["float32", "step"])
-@pytest.mark.parametrize("engine", ["tape", "func"])
+@pytest.mark.parametrize(("engine", "precision"), [("func", "float32"), ("tape", "step")])
 def test_the_output_map_sees_single_precision(engine, precision):
     seen = []
 
@@ -178,9 +179,8 @@ class Behind(Silent):
         return self.net(self.first(batch[0]))
 
 
-@pytest.mark.parametrize("rows", [1.0, 0.5])
-def test_an_input_in_half_precision_with_a_history(rows):
-    term, teacher = SobolevTerm(**EVERY, rows=rows), mlp(dim=4, outputs=4, seed=7)
+def test_an_input_in_half_precision_with_a_history():
+    term, teacher = TERMS["vjp, half the rows"], mlp(dim=4, outputs=4, seed=7)
     expected = gradient(Behind(), teacher, term, "64-true", module="net")
     found = gradient(Behind(), teacher, term, "bf16-mixed", module="net")
     assert distance(found, expected) < 1e-2  # the input itself is rounded
@@ -213,13 +213,6 @@ def test_parameters_and_buffers_stay_half(precision):
         HALF[precision]
     }
     assert_close(dict(taught.named_buffers()), dict(plain.named_buffers()), rtol=0, atol=0)
-
-
-def test_a_teacher_in_another_precision():
-    module, reference = Regressor(), Regressor()
-    fit(module, points(), SobolevCallback(mlp(seed=7).float()))
-    fit(reference, points(), SobolevCallback(mlp(seed=7)))
-    assert_close(weights(module), weights(reference), rtol=1e-4, atol=1e-5)
 
 
 def test_what_half_precision_means_is_said(caplog):

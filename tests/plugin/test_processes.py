@@ -1,21 +1,22 @@
 """Several processes train as one: the same global batches give the same weights."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.testing import assert_close
 
 from lightning_sobolev import SobolevCallback
-from lightning_sobolev.draws import Draws
+from lightning_sobolev.plugin.checks import check_strategy
 from tests.plugin._loops import train_by_hand
 from tests.plugin._processes import (
     CASES,
     EXACT,
     OWN,
     QUICK,
-    RANDOM,
     STEPS,
     Case,
     train,
@@ -68,13 +69,6 @@ def test_processes_that_lightning_starts_itself_train_as_one(start, deviation):
     assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
-def test_every_process_draws_for_itself_and_again_the_same():
-    y = torch.zeros(4, 2).double()
-    first, second, again = (Draws(3, rank, 0).cotangents(0, RANDOM, y) for rank in (0, 1, 0))
-    assert_close(first, again, rtol=0, atol=0)
-    assert ((first - second).flatten(2).norm(dim=2) > 1e-3).all()
-
-
 @pytest.fixture
 def mesh():
     """A process group of this process alone."""
@@ -92,3 +86,27 @@ def test_a_sharded_student_is_refused_under_torch_func(mesh):
     text = "engine='func' cannot run a student split by fully_shard.*use engine='tape'"
     with pytest.raises(ValueError, match=text):
         fit(Sharded(), points(), SobolevCallback(mlp(seed=7), engine="func"))
+
+
+# Strategies that are refused
+
+
+def stub(strategy):
+    return SimpleNamespace(strategy=strategy)
+
+
+def test_strategies_without_double_backward_are_refused():
+    text = "strategy: FSDPStrategy does not support double backward.*use ModelParallelStrategy"
+    with pytest.raises(ValueError, match=text):
+        check_strategy(stub(FSDPStrategy()))
+    deepspeed = DeepSpeedStrategy.__new__(DeepSpeedStrategy)  # its package is not needed for this
+    with pytest.raises(ValueError, match="strategy: DeepSpeedStrategy does not support double"):
+        check_strategy(stub(deepspeed))
+    check_strategy(stub(DDPStrategy()))
+
+
+def test_refused_strategies_of_the_other_import_name():
+    other = pytest.importorskip("pytorch_lightning")
+    with pytest.raises(ValueError, match="strategy: FSDPStrategy does not support double"):
+        check_strategy(stub(other.strategies.FSDPStrategy()))
+    check_strategy(stub(other.strategies.DDPStrategy()))

@@ -2,48 +2,21 @@
 
 import pytest
 import torch
-from torch import nn
 
 from lightning_sobolev import (
     AnalyticTeacher,
     BatchTeacher,
     SobolevCallback,
     SobolevSpec,
-    SobolevTerm,
 )
-from tests.plugin._refusals import refuses
+from tests.plugin._loops import refuses
 from tests.plugin._students import Regressor, mlp
-
-
-def jacobian(x):
-    return torch.ones(len(x), 2, 3).double()
 
 
 @pytest.mark.parametrize(
     ("teacher", "spec", "text"),
     [
-        (BatchTeacher("forces"), {}, r"BatchTeacher\(jacobian='forces'\): no 'forces' here; got a"),
         (BatchTeacher("1"), {}, r"jacobian of the batch must have shape .* got \[8, 2\]"),
-        (
-            BatchTeacher("1"),
-            {"terms": [SobolevTerm(order=2)]},
-            r"an order-2 term needs hessian=..., but the batch gives no hessian",
-        ),
-        (
-            BatchTeacher("1"),
-            {"terms": [SobolevTerm(order=0)]},
-            r"an order-0 term needs value=..., but the batch gives no value",
-        ),
-        (
-            AnalyticTeacher(lambda x: x[:, :2], gradient=jacobian),
-            {"on": "softmax"},
-            r"closed-form derivatives are those of the output: on must be 'identity'",
-        ),
-        (
-            AnalyticTeacher(lambda x: x[:, :2], gradient=jacobian),
-            {"terms": [SobolevTerm(order=2)]},
-            r"an order-2 term needs hessian=..., but AnalyticTeacher gives no hessian",
-        ),
         (
             AnalyticTeacher(lambda x: 0.0 * x[:, :2]),
             {},
@@ -89,6 +62,9 @@ def test_options_that_do_not_fit_the_module(options, text):
         ({"inner_precision": "16"}, r"must be 'float32', 'step' or 'bf16-mixed', got '16'"),
         ({"call": "last"}, r"call must be 'first', 'all' or an index, got 'last'"),
         ({"call": "an index"}, r"call must be 'first', 'all' or an index"),
+        ({"wrt": []}, r"wrt must name one or more inputs, each once, got"),
+        ({"wrt": ["x", "x"]}, r"wrt must name one or more inputs, each once, got"),
+        ({"non_finite": "ignore"}, r"non_finite must be 'raise' or 'skip', got 'ignore'"),
         ({"wrt": "a..b"}, r"a key path must look like 'a.b.0', got 'a..b'"),
         ({"output": ""}, r"a key path must look like 'a.b.0', got ''"),
     ],
@@ -102,13 +78,3 @@ def test_a_teacher_that_is_the_student():
     module = Regressor()
     refuses(module, r"teacher must not share parameters .* 4 shared ones, first '0.weight'",
             teacher=module.net)  # fmt: skip
-
-
-def test_a_teacher_whose_derivative_is_not_finite():
-    class Root(nn.Module):
-        def forward(self, x):
-            return x[:, :2].sqrt()  # there are negative inputs
-
-    module = Regressor()
-    text = "the teacher's answer for term 'order_1' must be finite, got NaN or Inf"
-    refuses(module, text, teacher=Root())

@@ -12,12 +12,11 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
-from torch.utils.checkpoint import checkpoint
 
 from lightning_sobolev import AnalyticTeacher, SobolevCallback, SobolevSpec, SobolevTerm
 from lightning_sobolev.plugin import findings, protect
-from tests.plugin._ordinary import ORDINARY, Last
-from tests.plugin._students import Silent, mlp
+from tests.plugin._ordinary import Last
+from tests.plugin._students import Checkpointed, Silent, mlp
 from tests.plugin._trainers import as_loader, fit
 
 pytestmark = pytest.mark.usefixtures("doctor")
@@ -80,16 +79,10 @@ def attends(y):
 
 @dataclass
 class Trap:
-    """One row.
+    """A student that steps into it with some terms and engines.
 
-    Args:
-        net: Builds the student.
-        shape: Shape of its input.
-        remedy: Takes the remedy away.
-        without: What is raised then.
-        said: What the doctor says of it, or None where there is no layer to name.
-        kinds: The terms that step into it.
-        engines: The engines.
+    ``remedy`` takes the remedy away, and ``without`` is raised then; with it the doctor has
+    ``said`` something, or None where there is no layer to name.
     """
 
     net: object
@@ -115,11 +108,8 @@ SILENT = {
         lambda: normalized_channels(nn.BatchNorm1d(4)), (4, 2, 6), fused_norms, DISAGREES,
         "rows are coupled in train mode", engines=("tape",)),
 }  # fmt: skip
-EVERY = ("cotangent", "tangent", "order 2")
+EVERY = ("cotangent", "tangent")
 LOUD = {
-    "MultiheadAttention": Trap(
-        ORDINARY["attention"][0], (3, 4, 6), fused_attention, "no second derivative|no forward",
-        MATH, EVERY),
     "TransformerEncoderLayer": Trap(
         encoder, (3, 4, 6), fused_attention, "no second derivative|no forward", MATH, EVERY,
         ("tape",)),
@@ -163,15 +153,6 @@ def test_the_doctor_applies_the_remedy_says_so_and_agrees(trap, kind, engine, ca
 # What cannot be mended is refused by name, and would not have passed in silence
 
 
-class Checkpointed(nn.Module):
-    def __init__(self, reentrant):
-        super().__init__()
-        self.body, self.reentrant = mlp(6, 2), reentrant
-
-    def forward(self, x):
-        return checkpoint(self.body, x, use_reentrant=self.reentrant)
-
-
 def batch_norm():
     return normalized_channels(nn.BatchNorm1d(4))
 
@@ -207,14 +188,14 @@ def test_what_an_engine_cannot_do_is_refused_before_the_step(name, monkeypatch):
 )
 def test_activation_checkpointing_names_the_remedy(reentrant, engine, text):
     with pytest.raises(RuntimeError, match=text):
-        teach(Checkpointed(reentrant), (3, 6), VJP, engine)
-    teach(Checkpointed(False), (3, 6), VJP, "tape")
+        teach(Checkpointed(mlp(6, 2), reentrant), (3, 6), VJP, engine)
+    teach(Checkpointed(mlp(6, 2), reentrant=False), (3, 6), VJP, "tape")
 
 
 # Traps that no finite difference sees: the gradient is right, what it is of is not what was meant
 
 
-@pytest.mark.parametrize("activation", [nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.ReLU6])
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.PReLU])
 def test_a_second_derivative_that_is_nowhere_warns(activation):
     with pytest.warns(UserWarning, match="second derivative is exactly zero.*Use a smooth"):
         teach(mlp(6, 2, activation=activation), (3, 6), CURVED)
@@ -244,18 +225,6 @@ def test_rows_that_see_each_other_are_found_whatever_couples_them(engine):
         teach(Centered(), (4, 6), VJP, engine)
 
 
-class Stops(nn.Module):
-    """Scales by a number through which no gradient shall flow: written so, and no wrong layer."""
-
-    def __init__(self):
-        super().__init__()
-        self.body = mlp(6, 2)
-
-    def forward(self, x):
-        y = self.body(x)
-        return y / y.detach().abs().sum(-1, keepdim=True)
-
-
 class Straight(nn.Module):
     """A straight-through estimator: forward a sign, backward the identity."""
 
@@ -268,7 +237,6 @@ class Straight(nn.Module):
         return self.last(hidden + (hidden.sign() - hidden).detach())
 
 
-@pytest.mark.parametrize("net", [Stops, Straight])
-def test_gradients_that_are_stopped_on_purpose_raise_no_alarm(net):
+def test_gradients_that_are_stopped_on_purpose_raise_no_alarm():
     with pytest.warns(UserWarning, match="finite differences say nothing here"):
-        teach(net(), (4, 6), VJP)
+        teach(Straight(), (4, 6), VJP)

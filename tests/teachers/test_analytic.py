@@ -3,7 +3,6 @@ import torch
 from torch.testing import assert_close
 
 from lightning_sobolev import AnalyticTeacher
-from lightning_sobolev.experiments.regression.landscapes import landscape
 from lightning_sobolev.spec import OUTPUT_MAPS
 from tests._reference import dense_hessian, dense_jacobian
 
@@ -49,16 +48,6 @@ def test_a_differentiated_value_takes_an_output_map(x, directions):
     jet = AnalyticTeacher(value).at(x, torch.tanh)
     jacobian = dense_jacobian(lambda p: value(p).tanh(), x)
     assert_close(jet.vjp(u), torch.einsum("pbo,boi->pbi", u, jacobian))
-
-
-def test_a_landscape_is_a_teacher(generator):
-    beale = landscape("beale")
-    x = torch.randn(5, 2, generator=generator, dtype=torch.float64)
-    u = torch.randn(1, 5, generator=generator, dtype=torch.float64)
-    given = AnalyticTeacher(beale.value, beale.gradient, beale.hessian).at(x, IDENTITY)
-    found = AnalyticTeacher(beale.value).at(x, IDENTITY)
-    assert_close(given.vjp(u), found.vjp(u))
-    assert_close(given.hvp(u, x[None]), found.hvp(u, x[None]))
 
 
 def test_answers_carry_no_graph(x, directions):

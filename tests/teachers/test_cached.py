@@ -4,7 +4,6 @@ import copy
 import json
 import pickle
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -112,14 +111,6 @@ def test_steps_take_turns_with_all_the_draws(tmp_path, data):
     assert len(seen) == 4
 
 
-def test_the_mean_over_draws_is_the_norm_of_the_jacobian(tmp_path, data):
-    chosen, term = settings(num_draws=400, shard_size=SIZE), SobolevTerm(num_projections=400)
-    jet = asked(cached(tmp_path, data, chosen), data, list(range(8)))
-    found = jet.vjp(jet.drawn(term, 0)).square().sum(-1).mean(0)
-    dense = dense_jacobian(lambda x: torch.log_softmax(network()(x), -1), data[:8])
-    assert_close(found, dense.square().sum((1, 2)), rtol=0.2, atol=0)
-
-
 def test_what_was_interrupted_goes_on_and_ends_in_the_same_bytes(tmp_path, data):
     whole = cached(tmp_path, data, settings())
     asked_for = []
@@ -136,14 +127,8 @@ def test_what_was_interrupted_goes_on_and_ends_in_the_same_bytes(tmp_path, data)
     with pytest.raises(ValueError, match="must be complete, got 2 of 3 shards missing"):
         CachedTeacher(folder)
     asked_for.clear()
-    cache_answers(
-        teacher,
-        lambda i: asked_for.extend(i.tolist()) or data[i],
-        SIZE,
-        folder,
-        settings(),
-        batch_size=4,
-    )
+    whole_again = lambda i: asked_for.extend(i.tolist()) or data[i]  # noqa: E731
+    cache_answers(teacher, whole_again, SIZE, folder, settings(), batch_size=4)
     assert set(asked_for) == {0, 1, *range(10, SIZE)}
     for path in sorted(whole.folder.glob("*.npy")):
         assert path.read_bytes() == (folder / path.name).read_bytes()
@@ -277,9 +262,3 @@ def test_no_folder_of_other_things_is_opened(tmp_path):
     (tmp_path / "cache.json").write_text(json.dumps({"format": 99}))
     with pytest.raises(ValueError, match="must have format 1, got 99"):
         CachedTeacher(tmp_path)
-
-
-def test_the_record_is_as_small_as_it_says():
-    record = settings(TERMS["tangent"], num_draws=3).record((4, 84, 84), (6,))
-    assert record.itemsize == 4 * 6 + 8 + 3 * (4 + 4 * 6)
-    assert np.dtype(record.descr).itemsize == record.itemsize
