@@ -15,7 +15,7 @@ KILLED = """
 import os, signal, sys
 from lightning_sobolev import _files
 from lightning_sobolev.atari import AtariSettings, load_agent, record
-from lightning_sobolev.atari.recordings import record as recording
+from lightning_sobolev.atari.recordings import format as stored, record as recording
 
 agent, folder, moment = sys.argv[1:]
 calls = 0
@@ -34,20 +34,14 @@ if moment == "in a game":
 elif moment == "with frames in place":
     os.replace = dies(os.replace, 5)  # frames, states and index of a shard, and frames
 else:
-    recording.write_index = dies(recording.write_index, 2)
+    stored.write_index = dies(stored.write_index, 2)
 settings = AtariSettings("pong", num_envs=2, max_num_frames_per_episode=120)
 record(folder, settings, load_agent(agent)[0], num_states=180, progress=False)
 """
 
 
-@pytest.mark.parametrize(
-    "moment",
-    [
-        "in a game",
-        pytest.param("with frames in place", marks=pytest.mark.slow),
-        pytest.param("before the index", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["in a game", "with frames in place", "before the index"])
 def test_a_killed_recording_goes_on_to_the_same_bytes(
     tmp_path, settings, small_teacher, recording, moment
 ):
