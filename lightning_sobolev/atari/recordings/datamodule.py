@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence, Sized
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -75,11 +75,8 @@ class StatesDataModule(pl.LightningDataModule):
         for name, count in (("batch_size", batch_size), ("steps_per_epoch", steps_per_epoch)):
             if count is not None and count < 1:
                 raise ValueError(f"{name} must be at least 1, got {count}")
-        self.sizes = sizes
-        self.fraction = fraction
-        self.batch_size = batch_size
-        self.steps_per_epoch = steps_per_epoch
-        self.seed = seed
+        self.sizes, self.fraction, self.seed = sizes, fraction, seed
+        self.batch_size, self.steps_per_epoch = batch_size, steps_per_epoch
         self._data: dict[str, RecordedStates] = {}
         count = sizes.train or 1_000_000
         choose_fraction(count, count, fraction, seed)  # a bad one is said at once
@@ -97,13 +94,9 @@ class StatesDataModule(pl.LightningDataModule):
             name: RecordedStates(recordings, [getattr(split, name) for split in splits])
             for name in Split._fields
         }
-        train, count = self._data["train"], self.sizes.train
-        if count is not None and count > len(train):
-            raise ValueError(
-                f"train must be in 1..{len(train)}, what is left beside test and validation, "
-                f"got {count}"
-            )
-        rows = choose_fraction(len(train), count or len(train), self.fraction, self.seed)
+        train = self._data["train"]
+        count = self.sizes.train or len(train)
+        rows = choose_fraction(len(train), count, self.fraction, self.seed)
         train.index = train.index[rows]
 
     def extend(self, recording: Recording, num_states: int) -> None:
@@ -221,17 +214,8 @@ class RecordingDataModule(StatesDataModule):
             return
         if self._check is not None:
             self._check(self.teacher)
-        record(
-            self.folder,
-            self.settings,
-            self.teacher,
-            num_states=self.sizes,
-            behavior=self.options.behavior,
-            seed=self.options.seed,
-            device=self.options.device,
-            remake=self.options.remake,
-            progress=self.options.progress,
-        )
+        how = {one.name: getattr(self.options, one.name) for one in fields(self.options)}
+        record(self.folder, self.settings, self.teacher, num_states=self.sizes, **how)
         self._is_made = True
 
     def open(self) -> tuple[Sequence[Recording], Sequence[Split]]:

@@ -158,6 +158,11 @@ def choose_fraction(
     """Choose positions at random, of which a smaller fraction has a part of a larger one's."""
     if not 0.0 < fraction <= 1.0:
         raise ValueError(f"fraction must be in (0, 1], got {fraction}")
+    if num_states > num_rows:
+        raise ValueError(
+            f"train must be at most {num_rows} states, those that are there beside test and "
+            f"validation, got {num_states}"
+        )
     if round(fraction * num_states) < 1:
         raise ValueError(f"fraction must leave a state of {num_states}, got {fraction}")
     return np.random.default_rng(seed).permutation(num_rows)[: round(fraction * num_states)]

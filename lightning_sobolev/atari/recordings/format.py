@@ -158,13 +158,14 @@ def refuse_foreign(folder: Path) -> None:
 
 def clear(folder: Path, *, keep: Index | None = None) -> None:
     """Delete what an index does not name, or a whole recording. Only under the lock."""
+    kept: set[Path] = set()
     if keep is None:
         refuse_foreign(folder)
-    count = 0 if keep is None else len(keep.shards)
-    kept = {path.name for number in range(count) for path in _shard_files(folder, number)}
-    kept |= set() if keep is None else {INDEX_FILE}
+    else:
+        kept.add(folder / INDEX_FILE)
+        kept.update(*(_shard_files(folder, number) for number in range(len(keep.shards))))
     for path in sorted(folder.iterdir()):  # the index comes first: without it nothing is here
-        if path.name not in kept and _OWN_NAMES.fullmatch(path.name):
+        if path not in kept and _OWN_NAMES.fullmatch(path.name):
             path.unlink()
 
 

@@ -194,7 +194,6 @@ class _Games:
     def _decide(
         self, stacks: UInt8[np.ndarray, "games stack height width"], rng: np.random.Generator
     ) -> tuple[Int[np.ndarray, " games"], Float[np.ndarray, "games actions"]]:
-        """Choose actions; return them and what the teacher answers."""
         answers = {}
         for who, network in self.networks.items():
             answer = log_probabilities(network, stacks, device=self.device)
@@ -212,7 +211,4 @@ def _check_stacks(
 ) -> None:
     # single frames can stand for stacks only if a stack is the last one moved on by a frame
     if not np.array_equal(before[:, 1:], after[:, :-1]):
-        raise RuntimeError(
-            "the environment's stacks are not its last frames: this version of ale_py cannot be "
-            "recorded"
-        )
+        raise RuntimeError("the stacks of this version of ale_py are not its last frames")

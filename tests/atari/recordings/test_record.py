@@ -7,6 +7,7 @@ import resource
 import shutil
 import threading
 from contextlib import contextmanager
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -47,7 +48,6 @@ def seeds_of_shard(seed, shard, num_envs):
 @pytest.mark.parametrize(
     ("game", "num_actions", "options", "num_states"),
     [
-        ("pong", 6, {"max_num_frames_per_episode": 120}, 100),
         ("breakout", 4, {"episodic_life": True}, 150),  # real ends, and FIRE at the start
         ("pong", 6, {"max_num_frames_per_episode": 60, "stack_num": 3, "img_height": 60}, 40),
     ],
@@ -62,40 +62,23 @@ def test_stacks_are_the_environments_bit_for_bit(tmp_path, game, num_actions, op
     made = record(tmp_path / game, settings, teacher, num_states=num_states, seed=3)
     assert made.num_states >= num_states
     assert len(made.episode_lengths) > 1
-    last = max(made.episode_lengths[0])
-    for shard in range(len(made.episode_lengths)):
+    assert max(made.episode_lengths[0]) > settings.stack_num
+    starts = np.cumsum([0, *chain(*made.episode_lengths)])  # episodes lie one after another
+    for shard, lengths in enumerate(made.episode_lengths):
         env = AtariVectorEnv(game, 2, autoreset_mode="SameStep", reward_clipping=False, **options)
         stacks = env.reset(seed=seeds_of_shard(3, shard, 2))[0]
-        lengths = made.episode_lengths[shard]
         for age in range(max(lengths)):
-            action = np.zeros(2, np.int64)
-            rows = {}
-            for lane in range(2):
-                if age < lengths[lane]:
-                    (row,) = np.flatnonzero(
-                        (made.episodes == 2 * shard + lane) & (made.states["age"] == age)
-                    )
-                    rows[lane], action[lane] = row, made.states["action"][row]
-            before = stacks
-            stacks, rewards, terminated, truncated, _ = env.step(action)
-            for lane, row in rows.items():
-                np.testing.assert_array_equal(made.stacks(np.array([row]))[0], before[lane])
-                state = made.states[row]
+            lanes = [lane for lane in range(2) if age < lengths[lane]]
+            rows = [starts[2 * shard + lane] + age for lane in lanes]
+            actions, before = np.zeros(2, np.int64), stacks
+            actions[lanes] = made.states["action"][rows]
+            stacks, rewards, terminated, truncated, _ = env.step(actions)
+            np.testing.assert_array_equal(made.stacks(np.array(rows)), before[lanes])
+            for lane, state in zip(lanes, made.states[rows], strict=True):
+                assert (state["episode"], state["age"]) == (2 * shard + lane, age)
                 assert state["reward"] == rewards[lane]
                 assert state["end"] == terminated[lane] + 2 * truncated[lane]
                 assert (state["end"] > 0) == (age == lengths[lane] - 1)
-    assert last > settings.stack_num
-
-
-def test_episodes_lie_one_after_another(recording):
-    assert (np.diff(recording.episodes) >= 0).all()
-    lengths = np.concatenate(recording.episode_lengths)
-    np.testing.assert_array_equal(np.bincount(recording.episodes), lengths)
-    np.testing.assert_array_equal(
-        recording.states["age"], np.concatenate([np.arange(length) for length in lengths])
-    )
-    first = np.flatnonzero(recording.states["age"] == 0)
-    assert recording.stacks(first)[:, :3].max() == 0  # no stack crosses an episode
 
 
 def test_the_default_is_the_plain_draw_from_the_teacher(recording, settings, teacher):
@@ -199,17 +182,9 @@ def test_a_damaged_recording_is_remade_on_demand(copied, recording, settings, te
     np.testing.assert_array_equal(made.states, recording.states[:60])
 
 
-@pytest.mark.parametrize(
-    ("name", "change"),
-    [
-        ("identity", {"seed": 1}),
-        ("shards", []),
-        ("sha256", None),
-    ],
-)
-def test_a_changed_index_is_named(copied, settings, teacher, name, change):
-    index = json.loads((copied / INDEX_FILE).read_text())
-    index[name] = {**index[name], **change} if name == "identity" else change
+@pytest.mark.parametrize("change", [{"shards": []}, {"sha256": None}, {"more": 1}])
+def test_a_changed_index_is_named(copied, settings, teacher, change):
+    index = {**json.loads((copied / INDEX_FILE).read_text()), **change}
     (copied / INDEX_FILE).write_text(json.dumps(index))
     text = r"damaged recording: .*index\.json .*does not have its own checksum"
     with pytest.raises(ValueError, match=text):
@@ -268,17 +243,6 @@ def test_another_recording_is_replaced_with_a_message(
     assert len(messages) == 1
     assert "made with other settings" in messages[0]
     assert named in messages[0]
-
-
-def test_no_folder_is_touched_that_was_not_made_here(copied, settings, teacher):
-    """Also not one whose name looks like a working copy of this recording."""
-    others = [copied.with_name(f"pong.{name}") for name in ("old", "partial", "writing", "lock")]
-    for other in others:
-        shutil.copytree(copied, other)
-    before = [contents(other) for other in others]
-    record(copied, settings, teacher, num_states=240)
-    record(copied, settings, teacher, num_states=20, seed=1)
-    assert [contents(other) for other in others] == before
 
 
 @pytest.mark.parametrize("with_recording", [False, True])
@@ -368,20 +332,10 @@ def test_a_full_disk_names_the_file_and_heals(tmp_path, settings, teacher, monke
     assert [path.name for path in folder.iterdir()] == [LOCK_FILE]
 
 
-class Answers(torch.nn.Module):
-    """A policy that gives the same answer everywhere."""
-
-    def __init__(self, *logits):
-        super().__init__()
-        self.register_buffer("logits", torch.tensor(logits))
-
-    def forward(self, x):
-        return self.logits.expand(len(x), -1)
-
-
 @pytest.mark.parametrize("who", ["teacher", "player"])
-def test_answers_that_are_no_numbers_are_refused(tmp_path, settings, teacher, who):
-    broken = Answers(0.0, float("inf"), 0.0, 0.0, 0.0, 0.0)
+def test_answers_that_are_no_numbers_are_refused(tmp_path, settings, small_teacher, who):
+    teacher, broken = small_teacher(), small_teacher()
+    torch.nn.init.constant_(broken.head.bias, float("inf"))
     options = {"num_states": 20}
     if who == "player":
         options |= {"behavior": Behavior(beta=0.5), "player": broken}
