@@ -51,7 +51,6 @@ def export_minari(
     dataset_id: str,
     *,
     stacked: bool = False,
-    progress: bool = True,
     **about: Any,
 ) -> Path:
     """Write a recording as a local Minari data set, one episode for each of its episodes.
@@ -61,7 +60,6 @@ def export_minari(
         dataset_id: New name with a version, e.g. ``"pong/teacher-v0"``.
         stacked: Whether an observation is the whole stack that the teacher saw. Otherwise it is its
             newest frame, which takes a fourth of the space.
-        progress: Whether to show a progress bar (on a terminal).
         **about: What ``minari.create_dataset_from_buffers`` takes to describe a data set:
             ``description``, ``author``, ``author_email``, ``code_permalink`` ...
 
@@ -89,7 +87,7 @@ def export_minari(
     text = f"exporting {dataset_id}"
     try:
         with (
-            progress_bar(text, recording.num_states, enabled=progress) as advance,
+            progress_bar(text, recording.num_states) as advance,
             warnings.catch_warnings(action="ignore", category=UserWarning),  # nobody's name is set
         ):
             episodes = _exported(minari, recording, stacked=stacked, advance=advance)
@@ -132,7 +130,6 @@ def import_minari(
     settings: AtariSettings,
     device: torch.device | str = "cpu",
     remake: bool = False,
-    progress: bool = True,
 ) -> Recording:
     """Make a recording of a local Minari data set; the teacher answers every state.
 
@@ -149,15 +146,13 @@ def import_minari(
             are averaged over areas.
         device: Where the teacher works.
         remake: Whether to forget what is in the folder.
-        progress: Whether to show a progress bar (on a terminal).
 
     Returns:
         The recording, checked.
 
     Raises:
         FileNotFoundError: If there is no such data set.
-        ValueError: If the folder holds something else, or the data set does not fit the settings or
-            the teacher.
+        ValueError: If it does not fit, or the folder holds something else.
     """
     minari, folder = _load_minari(), Path(folder)
     if isinstance(dataset, str):
@@ -185,7 +180,7 @@ def import_minari(
     teacher = copy.deepcopy(teacher).to(device).eval()
     with (
         locked(folder / stored.LOCK_FILE),
-        progress_bar(f"importing {dataset.id}", dataset.total_steps, enabled=progress) as advance,
+        progress_bar(f"importing {dataset.id}", dataset.total_steps) as advance,
     ):
         stored.clear(folder)
         pieces = _imported(dataset, settings, teacher, device, advance)

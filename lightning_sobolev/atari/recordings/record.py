@@ -157,8 +157,6 @@ def _difference(found: dict[str, Any], asked: dict[str, Any]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Games:
-    """Who plays what, and how."""
-
     environments: Environments
     networks: dict[str, nn.Module]
     behavior: Behavior
@@ -205,10 +203,7 @@ class _Games:
         return actions, answers["teacher"]
 
 
-def _check_stacks(
-    before: UInt8[np.ndarray, "games stack height width"],
-    after: UInt8[np.ndarray, "games stack height width"],
-) -> None:
+def _check_stacks(before: np.ndarray, after: np.ndarray) -> None:
     # single frames can stand for stacks only if a stack is the last one moved on by a frame
     if not np.array_equal(before[:, 1:], after[:, :-1]):
         raise RuntimeError("the stacks of this version of ale_py are not its last frames")

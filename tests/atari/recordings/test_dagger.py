@@ -101,7 +101,7 @@ def assert_same(resumed, straight):
         assert_close(resumed.state_dict()[name], weight, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("step", [2, 3, 5, 6])
+@pytest.mark.parametrize("step", [2, 3, 5])
 def test_an_interrupted_training_goes_on_as_if_never_stopped(build, root, straight, tmp_path, step):
     visited = sorted((root / "pong_dagger").iterdir())
     with pytest.raises(Stopped):
@@ -191,19 +191,23 @@ def test_wrong_numbers_are_refused(options, message):
 
 
 @pytest.mark.parametrize(
-    ("dagger", "change", "message"),
+    ("dagger", "max_steps", "message"),
     [
-        ({"student": "policy"}, {}, "student must name a submodule, got 'policy' .*Student"),
-        ({}, {"max_steps": 2}, "max_steps of the trainer must be at least the 3 rounds, got 2"),
-        ({"num_states": 1}, {"fraction": 0.1}, "fraction must leave a state of 1, got 0.1"),
+        ({"student": "policy"}, 8, "student must name a submodule, got 'policy' .*Student"),
+        ({}, 2, "max_steps of the trainer must be at least the 3 rounds, got 2"),
+        ({"num_states": 1}, 8, "fraction must leave a state of 1, got 0.1"),
     ],
 )
-def test_what_cannot_be_trained_in_rounds_is_refused(build, tmp_path, dagger, change, message):
-    data = build(**{key: change[key] for key in change if key == "fraction"})
-    options = {key: change[key] for key in change if key == "max_steps"}
+def test_what_cannot_be_trained_in_rounds_is_refused(build, tmp_path, dagger, max_steps, message):
     student = Student()
     with pytest.raises(ValueError, match=message):
-        fit(data, tmp_path, DAgger(3, **dagger), student=student, **options)
+        fit(
+            build(fraction=0.1),
+            tmp_path,
+            DAgger(3, **dagger),
+            student=student,
+            max_steps=max_steps,
+        )
     assert student.seen == []
 
 

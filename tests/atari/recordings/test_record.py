@@ -103,14 +103,6 @@ def test_the_default_is_the_plain_draw_from_the_teacher(recording, settings, tea
             stacks, running = result.stacks, running[~result.ended[running]]
 
 
-def test_a_recording_that_is_there_is_not_made_again(recording, settings, teacher, messages):
-    before = contents(recording.folder)
-    again = record(recording.folder, settings, teacher, num_states=150)
-    assert again.num_states == recording.num_states
-    assert contents(recording.folder) == before
-    assert messages == []
-
-
 def test_a_longer_recording_begins_with_the_shorter(tmp_path, recording, settings, teacher):
     folder = tmp_path / "pong"
     short = record(folder, settings, teacher, num_states=100)
@@ -121,33 +113,27 @@ def test_a_longer_recording_begins_with_the_shorter(tmp_path, recording, setting
     np.testing.assert_array_equal(short.states, recording.states[: short.num_states])
 
 
-@pytest.fixture
-def interrupted(tmp_path, settings, teacher, monkeypatch):
-    """A recording into which Ctrl-C came in the third shard."""
-    count, step = {"left": 40}, Environments.step
+def test_an_interrupted_recording_goes_on_as_if_never_stopped(
+    tmp_path, recording, settings, teacher, messages, monkeypatch
+):
+    folder, left, step = tmp_path / "pong", [None] * 39, Environments.step
 
-    def counted(self, actions):
-        count["left"] -= 1
-        if count["left"] == 0:
+    def counted(*arguments):
+        if not left:
             raise KeyboardInterrupt
-        return step(self, actions)
+        left.pop()
+        return step(*arguments)
 
     with monkeypatch.context() as patch:
         patch.setattr(Environments, "step", counted)
         with pytest.raises(KeyboardInterrupt):
-            record(tmp_path / "pong", settings, teacher, num_states=180)
-    return tmp_path / "pong"
-
-
-def test_an_interrupted_recording_goes_on_as_if_never_stopped(
-    interrupted, recording, settings, teacher, messages
-):
-    assert Recording(interrupted).num_states == 60  # whole at any time
-    (interrupted / "shard-00001.frames.0123abcd.tmp").write_bytes(b"left by kill -9")
-    (interrupted / "shard-00007.states.npy").write_bytes(b"of no shard that counts")
-    record(interrupted, settings, teacher, num_states=180)
-    assert contents(interrupted) == contents(recording.folder)
-    assert messages == [f"Recording {interrupted}: going on after 60 states."]
+            record(folder, settings, teacher, num_states=180)
+    assert Recording(folder).num_states == 60  # whole at any time
+    (folder / "shard-00001.frames.0123abcd.tmp").write_bytes(b"left by kill -9")
+    (folder / "shard-00007.states.npy").write_bytes(b"of no shard that counts")
+    record(folder, settings, teacher, num_states=180)
+    assert contents(folder) == contents(recording.folder)
+    assert messages == [f"Recording {folder}: going on after 60 states."]
 
 
 @pytest.fixture

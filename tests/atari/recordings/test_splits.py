@@ -101,12 +101,6 @@ def test_several_recordings_are_split_each_by_its_episodes(counts):
     assert sum(len(split.validation) for split in splits) == counts[1]
 
 
-def test_test_states_come_from_all_recordings_in_proportion():
-    splits = split_all({"one": [10] * 30, "other": [10] * 10}, SplitSizes(test=40, validation=20))
-    assert [len(split.test) for split in splits] == [30, 10]
-    assert [len(split.validation) for split in splits] == [15, 5]
-
-
 def test_a_recording_with_too_few_episodes_is_named():
     with pytest.raises(ValueError, match="other must have whole episodes for 10 test"):
         split_all({"one": [10] * 9, "other": [90]}, SplitSizes(test=20, validation=10))
