@@ -14,12 +14,18 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 
-from lightning_sobolev.experiments.report.style import AMOUNTS, COLORS, label_of, metric, save
+from lightning_sobolev.experiments.report.style import (
+    AMOUNTS,
+    COLORS,
+    better,
+    label_of,
+    save,
+    scale,
+)
 from lightning_sobolev.experiments.report.tables import Sweep, is_number, shown
 
 log = logging.getLogger(__name__)
 
-_BETTER = {"lower": "\n(lower is better)", "higher": "\n(higher is better)", "": ""}
 _MOST_DASHES, _MOST_PANELS = 4, 20
 
 
@@ -28,14 +34,6 @@ def save_figures(stem: Path, sweep: Sweep) -> list[Path]:
 
     Color is the setting that is compared, a dash another one. More settings have panels of their
     own, and then every metric has a file of its own. Bands and bars are one standard error.
-    All runs with the same settings give no figure.
-
-    Args:
-        stem: Path of the files, without ending.
-        sweep: Runs.
-
-    Returns:
-        The files.
     """
     measures = [m for m in sweep.measures if m != "seconds" and sweep.frame[m].nunique() > 1]
     if not sweep.told or not measures:
@@ -47,44 +45,33 @@ def save_figures(stem: Path, sweep: Sweep) -> list[Path]:
         lines, frame = _labeled(sweep, x)
     long = frame[[x, *lines, "panel", *measures]].melt([x, *lines, "panel"], var_name="measure")
     if frame["panel"].nunique() == 1:
-        return _draw(_png(stem), long, x, lines)
+        return _draw(f"{stem}.png", long, x, lines)
     written = []
-    for measure in measures:
-        path = _png(stem, f"_{measure.removeprefix('test_')}")
-        written += _draw(path, long[long["measure"] == measure], x, lines)
+    for name, part in long.groupby("measure", sort=False):
+        written += _draw(f"{stem}_{str(name).removeprefix('test_')}.png", part, x, lines)
     return written
 
 
 def save_validations(stem: Path, sweep: Sweep) -> list[Path]:
     """Draw validations over steps, mean and standard error, and over seconds, a line a run.
 
-    Args:
-        stem: Path of the files, without ending.
-        sweep: A row a run, validation and metric, with ``measure``, ``step``, ``seconds`` and
-            ``value`` beside the settings. Parts of a network (``val/cut_1/...``) are left out.
-
-    Returns:
-        The files.
+    The table has a row a run, validation and metric: ``measure``, ``step``, ``seconds`` and
+    ``value`` beside the settings. Parts of a network (``val/cut_1/...``) are left out.
     """
-    places = ("measure", "step")
     frame = sweep.frame[sweep.frame["measure"].str.count("/") == 1]
-    run = frame[[key for key in sweep.settings if key not in places]].apply(tuple, axis=1)
-    told = [key for key in sweep.told if key not in places]
-    sweep = replace(sweep, told=told, frame=frame.assign(run=run.map(str)))
+    run = [key for key in sweep.settings if key not in ("measure", "step")]
+    frame = frame.assign(run=frame.groupby(run, dropna=False).ngroup())
+    sweep = replace(sweep, told=[key for key in sweep.told if key in run], frame=frame)
     lines, long = _labeled(sweep, None)
-    by_time = _draw(_png(stem, "_seconds"), long, "seconds", lines, units="run", estimator=None)
-    return _draw(_png(stem), long, "step", lines) + by_time
-
-
-def _png(stem: Path, more: str = "") -> Path:
-    return stem.with_name(f"{stem.name}{more}.png")
+    over_steps = _draw(f"{stem}.png", long, "step", lines)
+    one_by_one = {"units": "run", "estimator": None}
+    return over_steps + _draw(f"{stem}_seconds.png", long, "seconds", lines, **one_by_one)
 
 
 def _across(sweep: Sweep) -> str:
     """Choose the horizontal axis: the setting with the most values, rather not the compared one."""
-    values = sweep.frame[sweep.told].nunique()
-    others = values.drop(sweep.against[0], errors="ignore")
-    return str((others if len(others) else values).idxmax())
+    others = [key for key in sweep.told if key != sweep.against[0]]
+    return str(sweep.frame[others or sweep.told].nunique().idxmax())
 
 
 def _labeled(sweep: Sweep, x: str | None) -> tuple[list[str], pd.DataFrame]:
@@ -96,59 +83,49 @@ def _labeled(sweep: Sweep, x: str | None) -> tuple[list[str], pd.DataFrame]:
     frame = sweep.frame.assign(**{str(key): sweep.frame[key].map(shown) for key in texts})
     if compared in rest:  # the baseline has the first color
         frame = frame.sort_values(compared, key=lambda cells: cells != baseline, kind="stable")
-    lines, panels = rest[:2], rest[2:]
-    if len(lines) == 2 and not (is_line and frame[lines[1]].nunique() <= _MOST_DASHES):
-        lines, panels = rest[:1], rest[1:]
-    titles = [frame[key].map(f"{label_of(key)} {{}}".format) for key in panels]
-    frame["panel"] = [", ".join(parts) for parts in zip(*titles, strict=True)] if titles else ""
-    return lines, frame
+    has_dash = is_line and len(rest) > 1 and frame[rest[1]].nunique() <= _MOST_DASHES
+    lines, panels = (rest[:2], rest[2:]) if has_dash else (rest[:1], rest[1:])
+    titles = frame[panels].apply(lambda cells: f"{label_of(str(cells.name))} " + cells)
+    return lines, frame.assign(panel=titles.agg(", ".join, axis=1) if panels else "")
 
 
-def _draw(path: Path, long: pd.DataFrame, x: str, lines: Sequence[str], **how: Any) -> list[Path]:
-    facets = long[["measure", "panel"]].drop_duplicates().sort_values("panel", kind="stable")
+def _draw(name: str, long: pd.DataFrame, x: str, lines: Sequence[str], **how: Any) -> list[Path]:
+    long = long.assign(facet=long["measure"] + "\n" + long["panel"])
+    facets = sorted(long["facet"].unique(), key=lambda facet: facet.partition("\n")[2])
     if len(facets) > _MOST_PANELS:
-        log.warning("%s is left out: %d panels; choose with --x and --y", path, len(facets))
+        log.warning("%s is left out: %d panels; choose with --x and --y", name, len(facets))
         return []
     color, dash = (lines[0], lines[-1]) if lines else (None, None)
-    how |= {"hue": color, "palette": _palette(long[color].nunique())} if color else {}
-    rows = math.ceil(len(facets) / 4)
-    how |= {
-        "col_wrap": math.ceil(len(facets) / rows),
-        "height": 3.0,
-        "aspect": 1.2,
-        "errorbar": "se",
-    }
-    long = long.assign(facet=long["measure"] + "\n" + long["panel"])
-    how |= {"col": "facet", "col_order": list(facets["measure"] + "\n" + facets["panel"])}
+    if color:
+        count = long[color].nunique()
+        how |= {"hue": color, "palette": COLORS[:count] if count <= len(COLORS) else "viridis"}
+    wrap = math.ceil(len(facets) / math.ceil(len(facets) / 4))
+    how |= {"col": "facet", "col_order": facets, "col_wrap": wrap, "height": 3.0, "aspect": 1.2}
     own = {"sharex": False, "sharey": False}
-    if numeric := is_number(long[x]):
-        how |= {"kind": "line", "style": dash, "markers": bool(dash) and long[x].nunique() <= 12}
-        grid = sns.relplot(long, x=x, y="value", facet_kws=own, **how)
+    if is_number(long[x]):
+        how |= {"style": dash, "markers": bool(dash) and long[x].nunique() <= 12}
+        grid = sns.relplot(long, x=x, y="value", kind="line", errorbar="se", facet_kws=own, **how)
     else:
-        how |= {"kind": "point", "linestyle": "none", "dodge": 0.4 if color else False, **own}
-        grid = sns.catplot(long, x=x, y="value", order=sorted(long[x].unique()), **how)
-    for axes, (measure, panel) in zip(grid.axes.flat, facets.itertuples(index=False), strict=True):
-        shown_here = long[(long["measure"] == measure) & (long["panel"] == panel)]
-        _finish(axes, shown_here, x if numeric else None)
-        better = _BETTER[metric(measure).better]
-        axes.set(title=fill(panel, 36), xlabel=label_of(x), ylabel=label_of(measure) + better)
+        how |= {"order": sorted(long[x].unique()), "dodge": 0.4 if color else False, **own}
+        how |= {"kind": "point", "linestyle": "none"}
+        grid = sns.catplot(long, x=x, y="value", errorbar="se", **how)
+    for axes, facet in zip(grid.axes.flat, facets, strict=True):
+        measure, _, panel = facet.partition("\n")
+        _finish(axes, long[long["facet"] == facet], measure, x)
+        axes.set_title(fill(panel, 36))
     grid.tight_layout()
-    save(grid.figure, path)
+    path = save(grid.figure, Path(name))
     plt.close(grid.figure)
     return [path]
 
 
-def _palette(count: int) -> Sequence[str]:
-    return COLORS[:count] if count <= len(COLORS) else sns.color_palette("viridis", count)
-
-
-def _finish(axes: Axes, rows: pd.DataFrame, x: str | None) -> None:
-    """Set scales and ticks: a tick at every amount that was tried, shares as fractions."""
+def _finish(axes: Axes, rows: pd.DataFrame, measure: str, x: str) -> None:
+    """Set labels, scales and ticks: one at every amount that was tried, shares as fractions."""
+    which = better(measure)
+    label = label_of(measure) + (f"\n({which} is better)" if which else "")
+    axes.set(xlabel=label_of(x), ylabel=label, yscale=scale(measure, rows["value"].min()))
     axes.grid(alpha=0.3)
-    values = rows["value"].dropna()
-    if len(values) and values.min() > 0:
-        axes.set_yscale(metric(rows["measure"].iloc[0]).scale)
-    if x is None:
+    if not is_number(rows[x]):
         plt.setp(axes.get_xticklabels(), rotation=40, ha="right", rotation_mode="anchor")
     elif x in AMOUNTS:
         ticks = sorted(rows[x].unique())

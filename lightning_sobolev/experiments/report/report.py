@@ -19,7 +19,6 @@ from lightning_sobolev.experiments.report.tables import Sweep, shown, write_page
 from lightning_sobolev.experiments.run.curves import CURVES
 
 _FIT = "fit.npz"
-_VALIDATION = ("measure", "step", "seconds", "value")
 
 
 def report(
@@ -32,42 +31,34 @@ def report(
 ) -> list[Path]:
     """Write ``NAME.csv`` (a line a run), ``NAME.md`` (mean and standard error) and figures.
 
-    Runs that validated more than once also give ``NAME_validations.csv`` and its figures.
-
-    Args:
-        source: A folder with finished runs, or a table that was written earlier: everything but
-            the table itself is then made anew from it.
-        out: Folder of the results; where the source is when None.
-        by: More settings that become columns.
-        name: What the files are called, instead of the name of the experiment or the table.
-        **view: What is compared and drawn, see ``Sweep.of``.
-
-    Returns:
-        The files that were written.
-
-    Raises:
-        ValueError: If there are no runs, two of them differ in no column, a file is damaged, or
-            ``view`` names no column.
+    The source is a folder with finished runs, or a table that was written earlier: everything but
+    the table itself is then made anew from it. Runs that validated more than once also give
+    ``NAME_validations.csv`` and its figures. ``view`` is that of ``Sweep.of``.
     """
-    is_table = source.suffix == ".csv"
-    out = (source.parent if is_table else source) if out is None else out
-    runs = [] if is_table else find_runs(source)
-    name = name or (source.stem if is_table else _name_of(runs))
-    table, page = source if is_table else out / f"{name}.csv", out / f"{name}.md"
-    if not is_table:
-        write_table(table, tabulate(runs, by))
-    # Also of runs the table is the source, so that it gives the same files later.
+    if source.suffix == ".csv":
+        return _report_table(source, (out or source.parent) / (name or source.stem), view)
+    runs = find_runs(source)
+    stem = (out or source) / (name or _name_of(runs))
+    table, validations = (stem.with_name(f"{stem.name}{end}.csv") for end in ("", "_validations"))
+    frame = tabulate(runs, by)
+    write_table(table, frame)
+    # The table is the source of all else, so that it gives the same files later.
+    written = [table, *_report_table(table, stem, view)]
+    sweep = Sweep.of(read_table(table), **view)
+    rows = _validations(runs, sweep)
+    if len(rows):
+        write_table(validations, rows)
+        written += [validations, *report(validations, **{**view, "x": "", "y": ()})]
+    return [*written, *_surfaces(stem, runs, sweep)]
+
+
+def _report_table(table: Path, stem: Path, view: dict[str, Any]) -> list[Path]:
     sweep = Sweep.of(read_table(table), **view)
     if "measure" in sweep.settings:
-        return save_validations(out / name, sweep)
+        return save_validations(stem, sweep)
+    page = stem.with_name(f"{stem.name}.md")
     write_page(page, sweep, source=f"scripts/report.py {table.name}")
-    written = [page, *save_figures(out / name, sweep)]
-    if is_table:
-        return written
-    validations = _collect_validations(out / f"{name}_validations.csv", runs, sweep)
-    if validations is not None:
-        written += [validations, *report(validations, out, **{**view, "x": "", "y": ()})]
-    return [table, *written, *_surfaces(out / name, runs, sweep)]
+    return [page, *save_figures(stem, sweep)]
 
 
 def _name_of(runs: Sequence[Run]) -> str:
@@ -76,40 +67,35 @@ def _name_of(runs: Sequence[Run]) -> str:
     return re.sub(r"[^\w.-]", "_", name.removeprefix("distill_"))  # may be somebody else's
 
 
-def _collect_validations(path: Path, runs: Sequence[Run], sweep: Sweep) -> Path | None:
-    """Write a row for every validation of the runs that had more than one."""
-    found = []
+def _validations(runs: Sequence[Run], sweep: Sweep) -> pd.DataFrame:
+    """Return a row for every validation of the runs that had more than one."""
+    found = [pd.DataFrame()]
     for place, run in enumerate(runs):
         if (run.folder / CURVES).is_file():
             curves = read_table(run.folder / CURVES)
             keys = [key for key in curves if key.startswith("val/") and curves[key].count() > 1]
             long = curves.melt(["step", "seconds"], keys, "measure", "value").dropna(subset="value")
-            about = sweep.frame[sweep.settings].iloc[[place] * len(long)]
-            found.append(about.assign(**{key: [*long[key]] for key in _VALIDATION}))
-    found = [rows for rows in found if len(rows)]
-    if not found:
-        return None
-    write_table(path, pd.concat(found))
-    return path
+            about = sweep.frame.loc[[place], sweep.settings]
+            found.append(about.merge(long[["measure", "step", "seconds", "value"]], how="cross"))
+    return pd.concat([rows for rows in found if len(rows)] or found)
 
 
 def _surfaces(stem: Path, runs: Sequence[Run], sweep: Sweep) -> list[Path]:
     """Draw the fits of one function of two inputs side by side, of the first seed of each case."""
-    if not any((run.folder / _FIT).is_file() for run in runs):
+    fitted = [place for place, run in enumerate(runs) if (run.folder / _FIT).is_file()]
+    if not fitted:
         return []
     from lightning_sobolev.experiments.regression.surface import Surface, draw_surfaces
 
-    written = []
+    cases = sweep.frame.loc[fitted, sweep.told].map(shown)
     compared = [key for key in sweep.told if key.split(".")[0] == sweep.against[0]]
-    for cells, rows in sweep.groups([key for key in sweep.told if key not in compared]):
-        fits: dict[str, Surface] = {}
-        for place in rows.index:
-            name = ", ".join(shown(rows.loc[place, key]) for key in compared) or "fit"
-            if name not in fits and (runs[place].folder / _FIT).is_file():
-                fits[name] = Surface.load(runs[place].folder / _FIT)
-        if fits:
-            title = " ".join(map(shown, cells.values()))
-            path = stem.with_name("_".join([stem.name, *title.split(), "surface"]) + ".png")
-            draw_surfaces(fits, path, title=title)
-            written.append(path)
+    lines = cases[compared].agg(", ".join, axis=1) if compared else cases.assign(fit="fit")["fit"]
+    titles = [" ".join(row) for row in cases.drop(columns=compared).to_numpy()]
+    written = []
+    for title, rows in lines.groupby(titles):
+        first = rows.drop_duplicates()
+        fits = {line: Surface.load(runs[place].folder / _FIT) for place, line in first.items()}
+        path = stem.with_name("_".join([stem.name, *str(title).split(), "surface"]) + ".png")
+        draw_surfaces(fits, path, title=title)
+        written.append(path)
     return written

@@ -14,13 +14,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lightning_sobolev._files import whole
-from lightning_sobolev.experiments.run.conf import STORED, config_hash, read_config
+from lightning_sobolev.experiments.run.conf import BYSTANDERS, STORED, config_hash, read_config
 
 METRICS = "metrics.json"
 ENDS = ("sobolev", "seed", "lr", "steps")  # the last settings of every table, in this order
 
 _BEGINS = ("env.settings.game", "model", "data.fraction")  # the first ones where there is a game
-_BYSTANDERS = ("ckpt", "logger", "pictures", "progress", "run_dir", "threads")
 # Tables of results have had these columns from their first edition on.
 _NAMES = {
     "env.settings.game": "game",
@@ -36,28 +35,18 @@ _NAMES = {
 _STUDENTS = {"small_cnn": "small", "nature_cnn": "same"}
 _REFERENCE = re.compile(r"\$\{([^${}:]+)\}")  # the innermost one that calls no resolver
 
-Cell = str | float | bool | None
-
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A finished run on disk.
-
-    Args:
-        folder: The folder of the run.
-        metrics: The numbers of ``metrics.json``.
-        config: Its configuration in plain containers, not resolved.
-        choices: Which file was chosen from every group.
-        overridden: The keys and groups that its command line named.
-    """
+    """A finished run on disk."""
 
     folder: Path
     metrics: dict[str, float]
-    config: dict[str, Any]
-    choices: dict[str, str]
-    overridden: tuple[str, ...]
+    config: dict[str, Any]  # plain, not resolved
+    choices: dict[str, str]  # the file that was chosen from every group
+    overridden: list[str]  # the keys and groups that the command line named
 
-    def setting(self, key: str) -> Cell:
+    def setting(self, key: str) -> Any:
         """Return what was chosen from a group, or the value of a setting; None if there is none."""
         if key in self.choices:
             return self.choices[key]
@@ -83,26 +72,23 @@ def _at(config: Any, path: str) -> Any:
 
 def find_runs(root: Path) -> list[Run]:
     """Collect the finished runs below a folder; a damaged one, or none at all, is a ValueError."""
-    runs = [_read_run(path.parent) for path in sorted(root.rglob(METRICS), key=_natural)]
-    if not runs:
+    found = root.rglob(METRICS)
+    # 2 before 10: a sweep numbers its folders
+    paths = sorted(found, key=lambda path: [part.zfill(8) for part in path.parts])
+    if not paths:
         raise ValueError(f"a folder with finished runs ({METRICS}) is needed, got none in {root}")
-    return runs
-
-
-def _natural(path: Path) -> list[tuple[int, str]]:
-    """Sort 2 before 10: a sweep numbers its folders."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in path.parts]
+    return [_read_run(path.parent) for path in paths]
 
 
 def _read_run(folder: Path) -> Run:
     metrics = _load(folder / METRICS, json.loads, dict)
     numbers = {key: math.nan if value is None else value for key, value in metrics.items()}
     stated = numbers.pop("config_hash", None)
-    if wrong := [key for key, value in numbers.items() if not isinstance(value, int | float)]:
-        raise ValueError(f"{folder / METRICS} must hold numbers, got {numbers[wrong[0]]!r}")
+    if wrong := [value for value in numbers.values() if not isinstance(value, int | float)]:
+        raise ValueError(f"{folder / METRICS} must hold numbers, got {wrong[0]!r}")
     config = read_config(folder)
     if config is None:  # not started by a script
-        return Run(folder, numbers, {}, {}, ())
+        return Run(folder, numbers, {}, {}, [])
     if stated is not None and not _may_have(stated, config, numbers.get("seed")):
         raise ValueError(
             f"{METRICS} and {STORED} must be of one run, got numbers with config_hash={stated!r} "
@@ -115,7 +101,7 @@ def _read_run(folder: Path) -> Run:
     if not isinstance(choices, dict):
         raise ValueError(f"hydra.yaml must have hydra.runtime.choices, got none in {folder}")
     chosen = {group: str(file) for group, file in choices.items() if file is not None}
-    overridden = tuple(re.split("[=@]", str(text).lstrip("+~"))[0] for text in overrides)
+    overridden = [re.split("[=@]", str(text).lstrip("+~"))[0] for text in overrides]
     plain: Any = OmegaConf.to_container(config, resolve=False)
     return Run(folder, numbers, plain, chosen, overridden)
 
@@ -123,11 +109,11 @@ def _read_run(folder: Path) -> Run:
 def _load(path: Path, parse: Any, kind: type) -> Any:
     try:
         content = parse(path.read_text(encoding="utf-8"))
-        if isinstance(content, kind):
-            return content
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise ValueError(f"{path} must be whole, got {error}") from error
-    raise ValueError(f"{path} must hold a {kind.__name__}, got {str(content)[:40]!r}")
+    if not isinstance(content, kind):
+        raise ValueError(f"{path} must hold a {kind.__name__}, got {str(content)[:40]!r}")
+    return content
 
 
 def _may_have(stated: Any, config: DictConfig, seed: float | None) -> bool:
@@ -144,59 +130,36 @@ def _may_have(stated: Any, config: DictConfig, seed: float | None) -> bool:
 
 
 def tabulate(runs: Sequence[Run], by: Sequence[str] = ()) -> pd.DataFrame:
-    """Set runs under each other: what any of them overrode, and every number.
+    """Set runs under each other: what any of them overrode, or ``by`` names, and every number.
 
-    Args:
-        runs: Finished runs.
-        by: More settings that become columns.
-
-    Returns:
-        A row a run. ``sobolev``, ``seed``, ``lr`` and ``steps`` are the last settings; the numbers
-        begin with those of the test, the one that ``score`` names first.
-
-    Raises:
-        ValueError: If no run has a setting of ``by``, or two runs have the same settings.
+    ``sobolev``, ``seed``, ``lr`` and ``steps`` are the last settings; the numbers begin with those
+    of the test, the one that ``score`` names first.
     """
-    columns = _columns(runs, by)
-    known = dict.fromkeys(key for run in runs for key in run.metrics if key not in ENDS)
-    scores = {str(run.setting("score.metric")).replace("val/", "test/") for run in runs}
-    measures = sorted(
-        known,
-        key=lambda key: (key not in scores, not key.startswith("test/"), "seconds" not in key),
-    )
-    rows, seen = [], dict[tuple[Cell, ...], Run]()
-    for run in runs:
-        row = {name: run.setting(key) for name, key in columns.items()}
-        if "student" in row:
-            row["student"] = _STUDENTS.get(str(row["student"]), row["student"])
-        other = seen.setdefault(tuple(row.values()), run)
-        if other is not run:
-            raise ValueError(
-                f"runs must differ in one of {', '.join(columns)}, got the same in "
-                f"{other.folder} and {run.folder}: name with --by what tells them apart, e.g. "
-                "--by data.seed, or delete one"
-            )
-        rows.append(row | {_measure(key): run.metrics.get(key, math.nan) for key in measures})
-    return pd.DataFrame(rows).convert_dtypes()
-
-
-def _columns(runs: Sequence[Run], by: Sequence[str]) -> dict[str, str]:
-    """Return the settings by what their columns are called."""
     has_game = any(run.setting(_BEGINS[0]) for run in runs)
     inner = [key for key in (*(k for run in runs for k in run.overridden), *by) if key not in ENDS]
-    keys = [
-        key
-        for key in dict.fromkeys([*(_BEGINS if has_game else ()), *inner, *ENDS])
-        if key not in _BYSTANDERS and any(run.setting(key) is not None for run in runs)
-    ]
-    if missing := set(by).difference(keys):
+    keys = dict.fromkeys([*(_BEGINS if has_game else ()), *inner, *ENDS])
+    settings = pd.DataFrame([{key: run.setting(key) for key in keys} for run in runs])
+    settings = settings.drop(columns=[*BYSTANDERS], errors="ignore").dropna(axis=1, how="all")
+    if missing := set(by).difference(settings):
         raise ValueError(f"--by must name settings of the runs, got {', '.join(sorted(missing))}")
+    scores = {str(run.setting("score.metric")).replace("val/", "test/") for run in runs}
+    numbers = pd.DataFrame([run.metrics for run in runs]).drop(columns=[*ENDS], errors="ignore")
+    first = sorted(
+        numbers, key=lambda key: (key not in scores, key[:5] != "test/", "seconds" not in key)
+    )
+    if has_game:
+        settings["model"] = settings["model"].replace(_STUDENTS)
     names = {**_NAMES, "model": "student" if has_game else "network"}
-    return {key if (name := names.get(key, key)) in keys else name: key for key in keys}
-
-
-def _measure(key: str) -> str:
-    return _NAMES.get(key, key.replace("/", "_"))
+    settings = settings.rename(columns={k: v for k, v in names.items() if v not in settings})
+    rows = [str(row) for row in settings.to_numpy().tolist()]
+    if again := [place for place, row in enumerate(rows) if row in rows[:place]]:
+        one, other = runs[rows.index(rows[again[0]])].folder, runs[again[0]].folder
+        raise ValueError(
+            f"runs must differ in one of {', '.join(settings)}, got the same in {one} and "
+            f"{other}: name with --by what tells them apart, e.g. --by data.seed, or delete one"
+        )
+    numbers = numbers[first].rename(columns=lambda key: names.get(key, key.replace("/", "_")))
+    return settings.join(numbers).convert_dtypes()
 
 
 def read_table(path: Path) -> pd.DataFrame:
@@ -204,13 +167,11 @@ def read_table(path: Path) -> pd.DataFrame:
     try:
         # The text ``none`` is one like others.
         frame = pd.read_csv(path, keep_default_na=False, na_values=["", "nan"])
-        if not isinstance(frame.index, pd.RangeIndex):  # it takes further cells for names of lines
-            raise ValueError("lines longer than the header")
     except pd.errors.EmptyDataError:
         frame = pd.DataFrame()
     except ValueError as error:
         raise ValueError(f"{path} must be a table (CSV, UTF-8), got {error}") from error
-    if frame.empty:
+    if frame.empty or not isinstance(frame.index, pd.RangeIndex):  # cells beyond the header
         raise ValueError(f"a table with a header and at least one line is needed, got {path}")
     return frame
 

@@ -1,7 +1,7 @@
 """What metrics mean, and how they are named and drawn."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING
 
 from lightning_sobolev._files import whole
 
@@ -17,43 +17,34 @@ AMOUNTS = {
     "num_samples": "training samples",
 }
 _LABELS = {
+    **AMOUNTS,
     "seconds": "training (s)",
     "energy_mae": "energy MAE (eV)",
     "force_mae": "force MAE (eV/Å)",
 }
 _WORDS = {"kl": "KL (nats)", "nmse": "NMSE", "rmse": "RMSE", "mae": "MAE"}
+# By a part of the name; whatever fits none is an error.
+_SCORES = ("accuracy", "cosine", "return", "per_second", "explained_variance")
+_FACTS = ("seconds", "score", "noise_", "steps", "copies", "waited", "length", "weight")
 
 
-class Metric(NamedTuple):
-    """Which numbers of a metric are better, where some are, and the scale of its axis."""
-
-    better: Literal["lower", "higher", ""]
-    scale: Literal["log", "linear"]
-
-
-ERROR, SCORE, FACT = Metric("lower", "log"), Metric("higher", "linear"), Metric("", "linear")
-# By a part of the name, the first that fits; whatever fits none is an error.
-METRICS = {
-    "seconds": FACT,
-    "accuracy": SCORE,
-    "cosine": SCORE,
-    "return": SCORE,
-    "per_second": SCORE,
-    "explained_variance": SCORE,
-    **dict.fromkeys(("score", "noise_", "steps", "copies", "waited", "length", "weight"), FACT),
-}
+def better(name: str) -> str:
+    """Say which numbers of a metric are better, ``lower``, ``higher`` or neither (empty)."""
+    if any(part in name for part in _SCORES):
+        return "higher"
+    return "" if any(part in name for part in _FACTS) else "lower"
 
 
-def metric(name: str) -> Metric:
-    """Return what the numbers of a metric mean, by the name of its column."""
-    return next((meaning for part, meaning in METRICS.items() if part in name), ERROR)
+def scale(name: str, lowest: float) -> str:
+    """Return the scale of a metric's axis."""
+    return "log" if better(name) == "lower" and lowest > 0 else "linear"
 
 
 def label_of(name: str) -> str:
     """Return the words for a column that stand at an axis."""
     name = name.removeprefix("test_").removeprefix("val/")
     words = name.replace("/", " ").replace("_", " ").split()
-    return (AMOUNTS | _LABELS).get(name, " ".join(_WORDS.get(word, word) for word in words))
+    return _LABELS.get(name, " ".join(_WORDS.get(word, word) for word in words))
 
 
 def save(figure: "Figure", path: Path) -> Path:

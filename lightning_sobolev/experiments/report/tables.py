@@ -2,8 +2,8 @@
 
 import math
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -12,90 +12,56 @@ import pandas as pd
 
 from lightning_sobolev._files import write_text
 from lightning_sobolev.experiments.report.runs import ENDS
-from lightning_sobolev.experiments.report.style import AMOUNTS, metric
+from lightning_sobolev.experiments.report.style import AMOUNTS, better
 
 BASELINE = "sobolev=none"
 
 _BEGIN = re.compile(r"test[_/]|val_|validation_|train_|seconds|student_return")
-_BESIDE = re.compile(
-    r"(train_|val_|verify_).*|.*_standard_error|seconds_total|trainable_parameters"
-)
+_BESIDE = r"(train_|val_|verify_).*|.*_standard_error|seconds_total|trainable_parameters"
 _FOLLOW = ("experiment", "steps", "lr", "order")  # often chosen for each value that is compared
 
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """A table of runs and the columns that are looked at.
+    """A table of runs and the columns that are looked at."""
 
-    Args:
-        frame: A row a run.
-        settings: The columns that say what was run.
-        told: Those that tell groups of runs apart; runs of a group differ by their seed.
-        measures: The metrics that are shown.
-        x: The setting along the horizontal axis: the one that was asked for, or an amount of data.
-        against: The setting that is compared, and its value in the baseline.
-    """
-
-    frame: pd.DataFrame
-    settings: list[str]
-    told: list[str]
-    measures: list[str]
-    x: str | None
-    against: tuple[str, str]
+    frame: pd.DataFrame  # a row a run
+    settings: list[str]  # the columns that say what was run
+    told: list[str]  # those that tell groups apart; runs of a group differ by their seed
+    measures: list[str]  # the metrics that are shown
+    x: str | None  # along the horizontal axis: what was asked for, or an amount of data
+    against: tuple[str, str]  # the setting that is compared, and its value in the baseline
 
     @classmethod
     def of(
         cls, frame: pd.DataFrame, *, x: str = "", y: Sequence[str] = (), against: str = BASELINE
     ) -> "Sweep":
-        """Find the columns of a table.
-
-        Args:
-            frame: A row a run.
-            x: The setting along the horizontal axis; none: the amount of data where it varies.
-            y: The metrics that are shown; none: those of the test, and the seconds.
-            against: The baseline, ``SETTING=VALUE``.
-
-        Returns:
-            The table.
-
-        Raises:
-            ValueError: If a column that is named is missing, or a metric holds something else.
-        """
+        """Find the columns of a table; ``y`` are metrics, ``against`` is ``SETTING=VALUE``."""
         numbers = measures_of(list(frame.columns))
         settings = [column for column in frame.columns if column not in numbers]
         column, _, value = against.partition("=")
         wanted = [name.replace("/", "_") for name in y]
-        for option, name, known in (
-            *(("--y", name, numbers) for name in wanted),
-            *([("--x", x, settings)] if x else []),
-            *([("--against", column, settings)] if against != BASELINE else []),
-        ):
+        named = [("--y", name, numbers) for name in wanted]
+        named += [("--x", x, settings)] if x else []
+        named += [("--against", column, settings)] if against != BASELINE else []
+        for option, name, known in named:
             if name not in known:
                 raise ValueError(f"{option} must be among {', '.join(known)}, got {name}")
         for name in numbers:
             if not is_number(frame[name]):
-                raise ValueError(
-                    f"the column {name} must hold numbers, got {frame[name].iloc[0]!r}"
-                )
+                got = frame[name].iloc[0]
+                raise ValueError(f"the column {name} must hold numbers, got {got!r}")
         told = _telling_apart(frame, [name for name in settings if name != "seed"], x)
-        shown = [name for name in numbers if not _BESIDE.fullmatch(name)] or numbers
+        shown = [name for name in numbers if not re.fullmatch(_BESIDE, name)] or numbers
         amount = next((name for name in AMOUNTS if name in told), None)
         return cls(frame, settings, told, wanted or shown, x or amount, (column, value))
-
-    def groups(self, keys: list[str]) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:
-        """Yield the runs that agree in some columns, and what they agree in; all for no column."""
-        if not keys:
-            yield {}, self.frame
-            return
-        for cells, runs in self.frame.groupby(keys, dropna=False):
-            yield dict(zip(keys, cells, strict=True)), runs
 
 
 def measures_of(columns: Sequence[str]) -> list[str]:
     """Return the metrics: all from the first fitting name behind ``ENDS`` on (docs/report.md)."""
     settled = max((place + 1 for place, name in enumerate(columns) if name in ENDS), default=0)
-    for place, name in enumerate(columns):
-        if place >= settled and _BEGIN.match(name):
+    for place in range(settled, len(columns)):
+        if _BEGIN.match(columns[place]):
             return list(columns[place:])
     raise ValueError(
         "a table of runs must have a metric (test_..., seconds) behind its settings, got "
@@ -121,11 +87,10 @@ def _telling_apart(frame: pd.DataFrame, settings: list[str], kept: str) -> list[
 
 def summarize(sweep: Sweep) -> pd.DataFrame:
     """Average over seeds: a row a group, its settings, its runs, and its means as texts."""
-    rows = [
-        {**cells, "runs": len(runs)} | {name: mean_and_error(runs[name]) for name in sweep.measures}
-        for cells, runs in sweep.groups(sweep.told)
-    ]
-    return pd.DataFrame(rows)
+    groups = sweep.frame.assign(runs=1).groupby(sweep.told or (lambda _: 0), dropna=False)
+    cells = dict.fromkeys(sweep.measures, lambda values: estimate(values.mean(), values.sem()))
+    means = groups.agg({"runs": "sum", **cells})
+    return means.reset_index(drop=not sweep.told)
 
 
 def compare(sweep: Sweep) -> pd.DataFrame:
@@ -135,27 +100,31 @@ def compare(sweep: Sweep) -> pd.DataFrame:
     amount of data varies there is a ``data factor``, too; no row where there is no baseline.
     """
     column, value = sweep.against
-    errors = [name for name in sweep.measures if metric(name).better == "lower"]
+    errors = [name for name in sweep.measures if better(name) == "lower"]
     if column not in sweep.told or not errors:
         return pd.DataFrame()
-    x = sweep.x or ""
-    is_amount = x in sweep.told and is_number(sweep.frame[x])
-    ours = [key for key in sweep.told if key == column or key.startswith(f"{column}.")]
-    rest = [key for key in sweep.told if key not in (*ours, *([x] if is_amount else []))]
+    x = sweep.x if sweep.x in sweep.told and is_number(sweep.frame[sweep.x]) else None
+    rest = [key for key in sweep.told if key.split(".")[0] != column and key != x]
+    is_baseline = sweep.frame[column].map(shown) == value
     rows = []
-    for _, near in sweep.groups(rest):
-        is_baseline = near[column].map(shown) == value
-        for cells, runs in replace(sweep, frame=near[~is_baseline]).groups(sweep.told):
-            baseline = near[is_baseline]
-            same = baseline[baseline[x] == cells[x]] if is_amount else baseline
-            if same.empty:
-                continue
-            rows.append(cells | {name: estimate(*ratio(runs, same, name)) for name in errors})
-            if is_amount:
-                curve = baseline.groupby(x)[errors[0]].mean()
-                factor = data_factor(curve, cells[x], runs[errors[0]].mean())
-                rows[-1]["data factor"] = "" if math.isnan(factor) else f"{factor:.1f}"
-    return pd.DataFrame(rows).sort_values(sweep.told) if rows else pd.DataFrame()
+    for names, runs in sweep.frame[~is_baseline].groupby(sweep.told, dropna=False):
+        cells = dict(zip(sweep.told, names, strict=True))
+        curve = _alike(sweep.frame[is_baseline], cells, rest)
+        same = _alike(curve, cells, [x]) if x else curve
+        if same.empty:
+            continue
+        rows.append(cells | {name: estimate(*ratio(runs, same, name)) for name in errors})
+        if x:
+            means = curve.groupby(x)[errors[0]].mean()
+            factor = data_factor(means, cells[x], runs[errors[0]].mean())
+            rows[-1]["data factor"] = "" if math.isnan(factor) else f"{factor:.1f}"
+    return pd.DataFrame(rows)
+
+
+def _alike(frame: pd.DataFrame, cells: dict[str, Any], keys: list[str]) -> pd.DataFrame:
+    for key in keys:
+        frame = frame[frame[key].map(shown) == shown(cells[key])]
+    return frame
 
 
 def ratio(over: pd.DataFrame, under: pd.DataFrame, name: str) -> tuple[float, float]:
@@ -165,9 +134,7 @@ def ratio(over: pd.DataFrame, under: pd.DataFrame, name: str) -> tuple[float, fl
     pairs: what a seed does to both does not count. Runs of one seed are averaged first.
     """
     top, bottom = (
-        (runs.groupby("seed") if "seed" in runs else runs.groupby(lambda _: 0))[name]
-        .mean()
-        .dropna()
+        runs.groupby("seed" if "seed" in runs else lambda _: 0)[name].mean().dropna()
         for runs in (over, under)
     )
     if top.empty or bottom.empty or bottom.mean() == 0:
@@ -183,8 +150,7 @@ def ratio(over: pd.DataFrame, under: pd.DataFrame, name: str) -> tuple[float, fl
 def data_factor(curve: pd.Series, amount: float, value: float) -> float:
     """Return how many times more data than ``amount`` the baseline needs to come to a value.
 
-    Read off the straight lines between the baseline's means in log-log scale; NaN where they do
-    not pass through the value.
+    Read off straight lines in log-log scale; NaN where they do not pass through the value.
     """
     for (x, high), (next_x, low) in pairwise(curve.items()):
         if high >= value >= low > 0 and high > low:
@@ -194,15 +160,10 @@ def data_factor(curve: pd.Series, amount: float, value: float) -> float:
 
 
 def estimate(mean: float, error: float) -> str:
-    """Return a number with its standard error as text, without one that is NaN."""
+    """Return a number with its standard error as text, without what is NaN."""
     if math.isnan(mean):
         return ""
     return f"{mean:.3g}" if math.isnan(error) else f"{mean:.3g} ± {error:.2g}"
-
-
-def mean_and_error(values: pd.Series) -> str:
-    """Return the mean of some numbers with its standard error; unknown ones are left out."""
-    return estimate(values.mean(), values.sem())
 
 
 def shown(cell: Any) -> str:
@@ -212,18 +173,13 @@ def shown(cell: Any) -> str:
     return f"{cell:g}" if isinstance(cell, float) else str(cell)
 
 
-def markdown(frame: pd.DataFrame) -> str:
-    """Return a Markdown table."""
-    return str(frame.map(shown).to_markdown(index=False, disable_numparse=True))
-
-
 def write_page(path: Path, sweep: Sweep, *, source: str) -> None:
     """Write means and ratios as a Markdown page, whole or not at all."""
     first, varies = sweep.frame.iloc[0], sweep.frame.nunique(dropna=False) > 1
     parts = [f"# {path.stem}", f"Mean ± standard error over seeds, made by `{source}`."]
     if same := [f"{key} {shown(first[key])}" for key in sweep.settings if not varies[key]]:
         parts.append(f"The same in every run: {', '.join(same)}.")
-    parts.append(markdown(summarize(sweep)))
+    parts.append(_markdown(summarize(sweep)))
     ratios = compare(sweep)
     if len(ratios):
         about = (
@@ -234,5 +190,9 @@ def write_page(path: Path, sweep: Sweep, *, source: str) -> None:
                 " Data factor: how many times more data the baseline needs for the same "
                 f"{ratios.columns[len(sweep.told)]}; empty where no amount brings it there."
             )
-        parts += ["## Against the baseline", about, markdown(ratios)]
+        parts += ["## Against the baseline", about, _markdown(ratios)]
     write_text(path, "\n\n".join(parts) + "\n")
+
+
+def _markdown(frame: pd.DataFrame) -> str:
+    return str(frame.map(shown).to_markdown(index=False, disable_numparse=True))

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
@@ -24,6 +23,7 @@ log = logging.getLogger(__name__)
 
 LAST = Path("checkpoints") / "last.ckpt"
 BEST = LAST.with_name("best.ckpt")  # of callbacks=best
+_PATHS = ("best_model_path", "kth_best_model_path")
 
 
 class LastCheckpoint(Checkpoint):
@@ -32,16 +32,8 @@ class LastCheckpoint(Checkpoint):
     A file is replaced only by a complete one, never by weights that an exception left half updated,
     and never by weights that are not finite: Lightning's ``ModelCheckpoint`` saves both, and has no
     hook that could refuse. Being a ``Checkpoint``, it comes after all other callbacks, so what
-    they store is as old as the weights.
-
-    Args:
-        folder: Where ``last.ckpt`` goes.
-        every_n_steps: Steps between two saves.
-
-    Raises:
-        ValueError: If ``every_n_steps`` is below one.
-        FloatingPointError: While training, if the weights that were to be saved are not finite.
-        OSError: While training, if the file cannot be written; it names the step that stands.
+    they store is as old as the weights. Training ends with a FloatingPointError where they are not
+    finite, and with an OSError that names the step that stands where the disk is full.
     """
 
     def __init__(self, folder: str | Path, every_n_steps: int = 1000) -> None:
@@ -68,9 +60,8 @@ class LastCheckpoint(Checkpoint):
             self._is_due = False
             self._save(trainer)
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_end(self, trainer: pl.Trainer, *_: Any) -> None:
         """Save the trained module."""
-        del pl_module
         self._save(trainer)
 
     def on_exception(self, trainer: pl.Trainer, *_: Any) -> None:
@@ -81,27 +72,21 @@ class LastCheckpoint(Checkpoint):
         is_new = trainer.global_step not in (0, self._saved_step)
         if trainer.state.fn != TrainerFn.FITTING or not is_new:
             return
-        reason = None
-        if trainer.world_size > 1:
-            reason = "other processes may be anywhere"
-        elif self._updating_step == trainer.global_step:
-            reason = "its update was broken off"
-        if reason is not None:
-            log.warning("step %d is not saved (%s): %s", trainer.global_step, reason, self._last())
+        is_alone, is_half = trainer.world_size == 1, self._updating_step == trainer.global_step
+        if is_half or not is_alone:
+            why = "its update was broken off" if is_alone else "other processes may be anywhere"
+            log.warning("step %d is not saved (%s): %s", trainer.global_step, why, self._last())
             return
         try:
             self._save(trainer)
         except (OSError, FloatingPointError) as error:
             log.warning("%s", error)
 
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, _: Any, __: Any, checkpoint: dict[str, Any]) -> None:
         """Forget a batch that was begun and broken off.
 
         Lightning counts it, and a resumed run would validate a step early for every one of them.
         """
-        del trainer, pl_module
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         for counts in (progress["total"], progress["current"]):
             counts["ready"] = counts["started"] = counts["processed"]
@@ -111,7 +96,10 @@ class LastCheckpoint(Checkpoint):
         step = trainer.global_step
         if step == self._saved_step:
             return
-        if not trainer.strategy.reduce_boolean_decision(_is_finite(trainer.lightning_module)):
+        weights = trainer.lightning_module.parameters()
+        own = (p.to_local() if isinstance(p, DTensor) else p for p in weights)
+        is_finite = all(bool(p.isfinite().all()) for p in own)
+        if not trainer.strategy.reduce_boolean_decision(is_finite):
             raise FloatingPointError(
                 f"the weights must be finite, got others at step {step}: {self._last()}"
             )
@@ -147,14 +135,8 @@ class BestCheckpoint(ModelCheckpoint):
     """
 
     def __init__(self, folder: str | Path, monitor: str, mode: str = "min") -> None:
-        super().__init__(
-            folder,
-            filename=BEST.stem,
-            monitor=monitor,
-            mode=mode,
-            save_weights_only=True,
-            enable_version_counter=False,
-        )
+        options: dict[str, Any] = {"save_weights_only": True, "enable_version_counter": False}
+        super().__init__(folder, BEST.stem, monitor, mode=mode, **options)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over the best weights so far, and their score."""
@@ -162,28 +144,14 @@ class BestCheckpoint(ModelCheckpoint):
         if earlier.is_file() and earlier != here:
             with whole(here) as writing:
                 shutil.copyfile(earlier, writing)
-        scores = state_dict["best_k_models"].values()
-        super().load_state_dict(
-            {
-                **state_dict,
-                "dirpath": self.dirpath,
-                "best_model_path": str(here) if state_dict["best_model_path"] else "",
-                "kth_best_model_path": str(here) if state_dict["kth_best_model_path"] else "",
-                "best_k_models": {str(here): score for score in scores},
-            }
-        )
-
-
-def _is_finite(module: torch.nn.Module) -> bool:
-    own = (p.to_local() if isinstance(p, DTensor) else p for p in module.parameters())
-    return all(bool(p.isfinite().all()) for p in own)
+        moved = {key: str(here) for key in _PATHS if state_dict[key]}
+        models = {str(here): score for score in state_dict["best_k_models"].values()}
+        places = {"dirpath": self.dirpath, "best_k_models": models}
+        super().load_state_dict(state_dict | moved | places)
 
 
 def whole_checkpoint(path: Path) -> Path:
-    """Check that a checkpoint was written to its end and is what was written.
-
-    Costs one pass over the file.
-    """
+    """Check, in one pass, that a checkpoint is whole and what was written."""
     try:
         with zipfile.ZipFile(path) as file:  # torch's format; every part has a checksum
             damaged = file.testzip()
@@ -197,14 +165,9 @@ def whole_checkpoint(path: Path) -> Path:
 def checkpoint_to_resume(cfg: DictConfig, free: Sequence[str] = ()) -> Path | None:
     """Find the checkpoint to go on from.
 
-    Args:
-        cfg: The composed configuration. ``ckpt`` is None, a path, or ``"last"``: this run's own if
-            the folder is an earlier run's, else the newest beside it.
-        free: Settings, or groups of them, that need not be the earlier run's.
-
-    Raises:
-        ValueError: If there is no such file, it is damaged, or with ``"last"`` it is of a run of
-            other settings; the error names them.
+    ``cfg.ckpt`` is None, a path, or ``"last"``: this run's own if the folder is an earlier run's,
+    else the newest beside it. Its run must have had the same settings but those, or groups of
+    them, that are ``free``.
     """
     folder = Path(cfg.run_dir)
     if cfg.ckpt is None:
@@ -215,12 +178,10 @@ def checkpoint_to_resume(cfg: DictConfig, free: Sequence[str] = ()) -> Path | No
         return whole_checkpoint(Path(cfg.ckpt))
     found = folder / LAST
     if not found.is_file():
-        others = sorted(folder.parent.glob(f"*/{LAST}"), key=lambda path: path.stat().st_mtime)
-        if not others:
-            raise ValueError(
-                f"ckpt=last needs an earlier run's {LAST} below {folder.parent}, got none"
-            )
-        found = others[-1]
+        others = folder.parent.glob(f"*/{LAST}")
+        found = max(others, key=lambda path: path.stat().st_mtime, default=found)
+    if not found.is_file():
+        raise ValueError(f"ckpt=last needs an earlier run's {LAST} below {folder.parent}, got none")
     earlier = read_config(found.parents[1])
     found_others = differences(earlier, cfg) if earlier is not None else []
     beginnings = tuple(f"{name}{end}" for name in free for end in (":", "."))

@@ -13,15 +13,11 @@ _PACKAGE = Path(__file__).resolve().parents[2]
 
 STORED = Path(".hydra") / "config.yaml"
 # Where a run lies and how it is watched do not change its numbers.
-_BYSTANDERS = ("run_dir", "ckpt", "pictures", "progress", "logger", "threads")
+BYSTANDERS = ("run_dir", "ckpt", "pictures", "progress", "logger", "threads")
 
 
 def config_folder() -> Path:
-    """Return the folder that holds ``train.yaml`` and its groups.
-
-    A wheel carries the files as ``lightning_sobolev/conf``; in a checkout they lie at the top,
-    where they are edited, and the package has no copy.
-    """
+    """Return the folder of ``train.yaml``: in the package's wheel, or at the top of a checkout."""
     for folder in (_PACKAGE / "conf", _PACKAGE.parent / "conf"):
         if (folder / "train.yaml").is_file():
             return folder
@@ -53,35 +49,29 @@ def config_hash(cfg: DictConfig) -> str:
 def differences(one: DictConfig, other: DictConfig) -> list[str]:
     """Say in which settings two configurations differ, among those that decide the result."""
     first, second = _flat(_deciding(one)), _flat(_deciding(other))
-    if "seed" in first and None in (one.get("seed"), other.get("seed")):
-        first, second = (
-            {key: value for key, value in flat.items() if key.rsplit(".", 1)[-1] != "seed"}
-            for flat in (first, second)
-        )
-    missing = "nothing"
+    is_drawn = "seed" in first and None in (one.get("seed"), other.get("seed"))
     return [
-        f"{key}: {first.get(key, missing)}, not {second.get(key, missing)}"
+        f"{key}: {first.get(key, 'nothing')}, not {second.get(key, 'nothing')}"
         for key in sorted(first.keys() | second.keys())
-        if first.get(key, missing) != second.get(key, missing)
+        if first.get(key, "nothing") != second.get(key, "nothing")
+        and not (is_drawn and key.rsplit(".", 1)[-1] == "seed")
     ]
 
 
 def _deciding(cfg: DictConfig) -> Any:
     bare = cfg.copy()
     with open_dict(bare):
-        for key in _BYSTANDERS:
+        for key in BYSTANDERS:
             bare[key] = "" if key == "run_dir" else None
     return OmegaConf.to_container(bare, resolve=True)
 
 
 def _flat(content: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(content, dict):
-        items = [(str(key), value) for key, value in content.items()]
-    elif isinstance(content, list):
-        items = [(str(number), value) for number, value in enumerate(content)]
-    else:
-        return {prefix: content}
+    if isinstance(content, list):
+        content = dict(enumerate(content))
+    if not isinstance(content, dict):
+        return {prefix.removeprefix("."): content}
     flat: dict[str, Any] = {}
-    for key, value in items:
-        flat |= _flat(value, f"{prefix}.{key}" if prefix else key)
+    for key, value in content.items():
+        flat |= _flat(value, f"{prefix}.{key}")
     return flat

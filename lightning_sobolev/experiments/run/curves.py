@@ -1,6 +1,5 @@
 """What is logged while training: into one small file, and as lines for whoever reads along."""
 
-import csv
 import logging
 import time
 from collections.abc import Sequence
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import pandas as pd
 from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_sobolev._files import whole
@@ -25,13 +25,8 @@ class Curves(pl.Callback):
     seconds are a part of the checkpoint: a resumed run's file is that of the whole training.
     Lightning's ``CSVLogger`` deletes what an earlier run of the same folder wrote.
 
-    Args:
-        folder: Where the file goes.
-        every_n_steps: Steps between two training entries; a validation always gives one.
-        say: Whether entries are lines of the log too, some twenty in all.
-
-    Raises:
-        ValueError: If ``every_n_steps`` is below one.
+    Training gives a row every ``every_n_steps``, a validation always one; with ``say`` rows are
+    lines of the log too, some twenty in all.
     """
 
     def __init__(self, folder: str | Path, every_n_steps: int = 50, *, say: bool = False) -> None:
@@ -51,15 +46,14 @@ class Curves(pl.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return rows and seconds."""
-        return {"rows": [dict(row) for row in self.rows], "seconds": self.seconds}
+        return {"rows": list(self.rows), "seconds": self.seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from earlier rows and seconds."""
-        self.rows, self._earlier = [dict(row) for row in state_dict["rows"]], state_dict["seconds"]
+        self.rows, self._earlier = list(state_dict["rows"]), state_dict["seconds"]
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
         """Start the clock."""
-        del pl_module
         self._started, self._first_step = time.perf_counter(), trainer.global_step
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
@@ -70,20 +64,20 @@ class Curves(pl.Callback):
             self._noted_step = step
             self._note(trainer, "train/")
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_end(self, trainer: pl.Trainer, *_: Any) -> None:
         """Note the validation keys."""
-        del pl_module
         if not trainer.sanity_checking:
             self._note(trainer, "val/")
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    @rank_zero_only
+    def on_train_end(self, *_: Any) -> None:
         """Write the file."""
-        del trainer, pl_module
-        self._write()
+        if self.rows:
+            write_curves(self.folder, self.rows)
 
     def on_exception(self, *_: Any) -> None:
         """Write what there is, also when training was interrupted."""
-        self._write()
+        self.on_train_end()
 
     def _note(self, trainer: pl.Trainer, prefix: str) -> None:
         logged = trainer.callback_metrics
@@ -105,18 +99,9 @@ class Curves(pl.Callback):
         left = f", {(steps - step) / rate:.0f} s left" if rate > 0 and steps > 0 else ""
         log.info("step %d/%d: %s (%.3g steps/s%s)", step, steps, values, rate, left)
 
-    @rank_zero_only
-    def _write(self) -> None:
-        if self.rows:
-            write_curves(self.folder, self.rows)
-
 
 def write_curves(folder: Path, rows: Sequence[dict[str, float]]) -> None:
     """Write ``curves.csv`` whole or not at all."""
-    names = dict.fromkeys(["step", "seconds"])
-    for row in rows:
-        names.update(dict.fromkeys(row))
-    with whole(folder / CURVES) as writing, writing.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(names))
-        writer.writeheader()
-        writer.writerows(rows)
+    with whole(folder / CURVES) as writing:
+        names = None if rows else ["step", "seconds"]
+        pd.DataFrame(rows, columns=names).to_csv(writing, index=False)

@@ -30,9 +30,8 @@ class WholeSteps(pl.Callback):
         self._handlers: dict[int, Handler] = {}
         self._held: list[int] = []
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
         """Take the place of the handlers that stand."""
-        del pl_module
         is_main = threading.current_thread() is threading.main_thread()
         if not is_main or trainer.world_size > 1:
             return
@@ -44,17 +43,20 @@ class WholeSteps(pl.Callback):
 
     def on_train_batch_start(self, *_: Any) -> None:
         """Run what was held back: nothing of this step has happened yet."""
-        self._deliver()
+        held, self._held = self._held, []
+        for number in dict.fromkeys(held):
+            self._handlers[number](number, None)
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_end(self, *_: Any) -> None:
         """Put the handlers back and run what was held back."""
-        del trainer, pl_module
-        self._restore()
-        self._deliver()
+        self.on_exception()
+        self.on_train_batch_start()
 
     def on_exception(self, *_: Any) -> None:
         """Put the handlers back."""
-        self._restore()
+        for number, handler in self._handlers.items():
+            if signal.getsignal(number) == self._hold:
+                signal.signal(number, handler)
 
     def _hold(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT:
@@ -62,13 +64,3 @@ class WholeSteps(pl.Callback):
                 self._handlers[number](number, frame)
             log.warning("stopping behind this step; Ctrl-C again stops at once")
         self._held.append(number)
-
-    def _deliver(self) -> None:
-        held, self._held = self._held, []
-        for number in dict.fromkeys(held):
-            self._handlers[number](number, None)
-
-    def _restore(self) -> None:
-        for number, handler in self._handlers.items():
-            if signal.getsignal(number) == self._hold:
-                signal.signal(number, handler)

@@ -30,20 +30,12 @@ def one_process(
     """
     if trainer.world_size == 1:
         return module
-    module = _whole(module, build)
+    if any(isinstance(part, FSDPModule) for part in module.modules()):
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        weights = get_model_state_dict(module, options=options)
+        module = build()
+        if weights:  # empty on all processes but the first
+            module.load_state_dict(weights)
     trainer.strategy.barrier()
     torch.distributed.destroy_process_group()
     return module
-
-
-def _whole(
-    module: pl.LightningModule, build: Callable[[], pl.LightningModule]
-) -> pl.LightningModule:
-    if not any(isinstance(part, FSDPModule) for part in module.modules()):
-        return module
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    weights = get_model_state_dict(module, options=options)
-    copy = build()
-    if weights:  # empty on all processes but the first
-        copy.load_state_dict(weights)
-    return copy

@@ -13,17 +13,9 @@ from omegaconf import DictConfig, ListConfig
 
 from lightning_sobolev.experiments.run.checkpoints import BEST, LAST, whole_checkpoint
 from lightning_sobolev.experiments.run.conf import STORED, read_config
-from lightning_sobolev.teachers import (
-    AnalyticTeacher,
-    BatchTeacher,
-    CachedTeacher,
-    DirectionalTeacher,
-    NetworkTeacher,
-)
 
 _ALLOWED = ("lightning_sobolev.", "torch.nn.", "torch.optim.")
-_TEACHERS = (AnalyticTeacher, BatchTeacher, CachedTeacher, DirectionalTeacher, NetworkTeacher)
-_PARTS = (torch.nn.Module, torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler, *_TEACHERS)
+_PARTS = (torch.nn.Module, torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler)
 
 
 def load_module(folder: str | Path) -> pl.LightningModule:
@@ -32,21 +24,14 @@ def load_module(folder: str | Path) -> pl.LightningModule:
     A run's configuration names what is built, so a folder that somebody else made could name
     anything. Only modules, optimizers, teachers and dataclasses are built, and what functions that
     return one of the former return, if the package, ``torch.nn`` or ``torch.optim`` defines them;
-    weights are read without unpickling.
-
-    Args:
-        folder: The folder of the run. Its best checkpoint is read where it kept one
-            (``callbacks=best``), else the last.
-
-    Raises:
-        ValueError: If there is no run, a file is damaged, or its configuration names something
-            else.
+    weights are read without unpickling: the best ones where the run kept them
+    (``callbacks=best``), else the last.
     """
     folder = Path(folder)
     cfg = read_config(folder)
     if cfg is None or cfg.get("module") is None:
         raise ValueError(f"folder must be that of a run, with {STORED} and a module, got {folder}")
-    check_targets(cfg.module, folder / STORED)
+    _check(cfg.module, folder / STORED)
     best = folder / BEST
     path = whole_checkpoint(best if best.is_file() else folder / LAST)
     try:
@@ -58,30 +43,22 @@ def load_module(folder: str | Path) -> pl.LightningModule:
     return module.eval()
 
 
-def check_targets(node: Any, path: Path) -> None:
-    """Refuse a configuration that builds anything but parts of a model.
-
-    Raises:
-        ValueError: If a ``_target_`` is not allowed; it is named, and not even imported unless its
-            name is one of the package's or torch's.
-    """
+def _check(node: Any, path: Path) -> None:
     for target in _targets(node):
-        if not (target.startswith(_ALLOWED) and _builds_a_part(_found(target))):
+        # Nothing is even imported unless its name is one of the package's or torch's.
+        if not (target.startswith(_ALLOWED) and _builds_a_part(target)):
             raise ValueError(
                 f"{path} must build only parts of models that the package, torch.nn and "
                 f"torch.optim define, got _target_={target}"
             )
 
 
-def _found(target: str) -> Any:
-    try:
-        return get_object(target)
-    except Exception:  # hydra's own errors and whatever an import raises
-        return None  # nothing that could be built: of another version, say
-
-
-def _builds_a_part(found: Any) -> bool:
+def _builds_a_part(target: str) -> bool:
     """Look at the thing itself: ``lightning_sobolev._files.os.system`` has an allowed name, too."""
+    try:
+        found = get_object(target)
+    except Exception:  # hydra's own errors and whatever an import raises
+        return False  # of another version, say
     owner = getattr(found, "__self__", None)  # a classmethod's class
     if isinstance(owner, type):
         found = owner
@@ -89,17 +66,18 @@ def _builds_a_part(found: Any) -> bool:
         return False
     if not isinstance(found, type):
         found = getattr(found, "__annotations__", {}).get("return")
-        return isinstance(found, type) and issubclass(found, _PARTS)
-    return issubclass(found, _PARTS) or is_dataclass(found)
+        return isinstance(found, type) and _is_part(found)
+    return _is_part(found) or is_dataclass(found)
+
+
+def _is_part(kind: type) -> bool:
+    is_teacher = kind.__module__.startswith("lightning_sobolev.teachers.")
+    return issubclass(kind, _PARTS) or (is_teacher and kind.__name__.endswith("Teacher"))
 
 
 def _targets(node: Any) -> Iterator[str]:
-    if isinstance(node, DictConfig):
-        for key in node:
-            if key == "_target_":
-                yield str(node[key])
-            else:
-                yield from _targets(node[key])
-    elif isinstance(node, ListConfig):
-        for value in node:
+    if isinstance(node, DictConfig) and "_target_" in node:
+        yield str(node["_target_"])
+    if isinstance(node, DictConfig | ListConfig):
+        for value in node.values() if isinstance(node, DictConfig) else node:
             yield from _targets(value)

@@ -13,11 +13,10 @@ _ERROR = "_standard_error"
 def summary_table(cfg: DictConfig, metrics: Mapping[str, float | str]) -> Table:
     """Return the numbers of the test, the student's beside the teacher's."""
     table = Table(title=f"{cfg.name}, seed {cfg.seed}", title_justify="left")
-    columns = (
-        ["test", "student", "teacher"] if cfg.get("teacher") is not None else ["test", "network"]
-    )
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if number else "left")
+    nets = ["student", "teacher"] if cfg.get("teacher") is not None else ["network"]
+    table.add_column("test")
+    for name in nets:
+        table.add_column(name, justify="right")
     numbers = {
         key.removeprefix("test/"): value
         for key, value in metrics.items()
@@ -30,7 +29,7 @@ def summary_table(cfg: DictConfig, metrics: Mapping[str, float | str]) -> Table:
         # A comparison with the teacher has a fixed value at the teacher itself.
         exact = "" if bare != name else ("1" if name.endswith("cosine") else "0")
         cells = (_with_error(numbers, name), _with_error(numbers, f"teacher_{bare}", exact))
-        table.add_row(bare, *cells[: len(columns) - 1])
+        table.add_row(bare, *cells[: len(nets)])
     return table
 
 

@@ -51,17 +51,15 @@ def run(cfg: DictConfig) -> Metrics:
 
     Leaves in ``cfg.run_dir``: ``metrics.json`` (only when everything finished), ``curves.csv``,
     ``checkpoints/last.ckpt``, figures, and what the experiment's callbacks write.
-
-    Raises:
-        ValueError: If no experiment was chosen, the checkpoint to resume from does not exist or is
-            of other settings, or another run works in the same folder.
     """
     started = time.perf_counter()
     cfg = checked(cfg)
     prepare_process(cfg)
     with alone_in(Path(cfg.run_dir)):
         ckpt = checkpoint_to_resume(cfg)
-        _clean(Path(cfg.run_dir))
+        (Path(cfg.run_dir) / METRICS).unlink(missing_ok=True)  # an earlier run's
+        for place in (Path(cfg.run_dir), Path(cfg.run_dir) / LAST.parent):
+            sweep(place)
         metrics = _train_and_test(cfg, ckpt)
         if not metrics:
             return {}
@@ -76,19 +74,13 @@ def run(cfg: DictConfig) -> Metrics:
     return metrics
 
 
-def _clean(folder: Path) -> None:
-    (folder / METRICS).unlink(missing_ok=True)  # an earlier run's
-    for place in (folder, folder / LAST.parent):
-        sweep(place)
-
-
 def _train_and_test(cfg: DictConfig, ckpt: Path | None) -> Metrics:
     datamodule, module = instantiate(cfg.data), instantiate(cfg.module)
     # Before the clock of the training starts: data is recorded for many runs.
     datamodule.prepare_data()
     curves = Curves(cfg.run_dir, cfg.log_every, say=not cfg.progress)
     trainer = build_trainer(cfg, [curves])
-    _fit(trainer, module, datamodule, ckpt)
+    _fit(trainer, model=module, datamodule=datamodule, ckpt_path=ckpt)
     metrics: Metrics = {
         "seed": cfg.seed,
         "seconds_fit": curves.seconds,
@@ -96,15 +88,15 @@ def _train_and_test(cfg: DictConfig, ckpt: Path | None) -> Metrics:
         "steps": trainer.global_step,
         "trainable_parameters": sum(p.numel() for p in module.parameters() if p.requires_grad),
     }
-    best = _best_weights(trainer)
+    keepers = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
+    best = next((keeper.best_model_path for keeper in keepers if keeper.best_model_path), None)
     module = one_process(trainer, module, lambda: instantiate(cfg.module))
     if not trainer.is_global_zero:
         return {}
     if trainer.world_size > 1:
         trainer = build_trainer(cfg, strategy="auto", devices=1)
-    metrics |= trainer.test(
-        module, datamodule=datamodule, ckpt_path=best, weights_only=True, verbose=False
-    )[0]
+    quiet = {"weights_only": True, "verbose": False}
+    metrics |= trainer.test(module, datamodule=datamodule, ckpt_path=best, **quiet)[0]
     return metrics
 
 
@@ -120,17 +112,14 @@ def prepare_process(cfg: DictConfig) -> None:
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
 
 
-_HABITS = ("available:", "`Trainer.", "💡", "weights_only", "LOCAL_RANK")
-
-
 def _is_news(record: logging.LogRecord) -> bool:
-    return not any(habit in record.getMessage() for habit in _HABITS)
+    habits = ("available:", "`Trainer.", "💡", "weights_only", "LOCAL_RANK")
+    return not any(habit in record.getMessage() for habit in habits)
 
 
 def checked(cfg: DictConfig) -> DictConfig:
     """Return a copy in which everything that was left open is decided."""
-    missing = [part for part in ("module", "data", "model") if cfg.get(part) is None]
-    if missing:
+    if missing := [part for part in ("module", "data", "model") if cfg.get(part) is None]:
         raise ValueError(
             "an experiment must be chosen, +experiment=distill_pong or another one of "
             f"conf/experiment (with the plus): it fills in {', '.join(missing)}, got none"
@@ -164,14 +153,9 @@ def build_trainer(
     used += [LastCheckpoint(Path(cfg.run_dir) / LAST.parent, cfg.checkpoint_every)]
     if cfg.progress:
         used.append(_Bar(refresh_rate=10))
-    trainer: pl.Trainer = instantiate(
-        cfg.trainer,
-        callbacks=used,
-        logger=build_loggers(cfg) or False,
-        enable_progress_bar=cfg.progress,
-        enable_model_summary=False,
-        **options,
-    )
+    options |= {"callbacks": used, "logger": build_loggers(cfg) or False}
+    options |= {"enable_progress_bar": cfg.progress, "enable_model_summary": False}
+    trainer: pl.Trainer = instantiate(cfg.trainer, **options)
     return trainer
 
 
@@ -185,9 +169,6 @@ class _Bar(RichProgressBar):
         loss = trainer.callback_metrics.get("train/loss")
         shown = {} if loss is None else {"train/loss": float(loss)}
         return {**shown, **{key: value for key, value in metrics.items() if key != "v_num"}}
-
-    def _get_train_description(self, current_epoch: int) -> str:
-        return f"training, epoch {current_epoch}"
 
 
 def build_loggers(cfg: DictConfig) -> list[Logger]:
@@ -207,9 +188,8 @@ def write_metrics(folder: Path, metrics: Mapping[str, float | str]) -> Path:
         key: None if isinstance(value, float) and not math.isfinite(value) else value
         for key, value in metrics.items()
     }
-    path = folder / METRICS
-    write_text(path, json.dumps(flat, indent=2, sort_keys=True) + "\n")
-    return path
+    write_text(folder / METRICS, json.dumps(flat, indent=2, sort_keys=True) + "\n")
+    return folder / METRICS
 
 
 @contextmanager
@@ -228,14 +208,9 @@ def alone_in(folder: Path) -> Iterator[None]:
         raise ValueError(f"run_dir must be of one run, got {folder}, where one works") from error
 
 
-def _fit(
-    trainer: pl.Trainer,
-    module: pl.LightningModule,
-    datamodule: pl.LightningDataModule,
-    ckpt: Path | None,
-) -> None:
+def _fit(trainer: pl.Trainer, **what: Any) -> None:
     try:
-        trainer.fit(module, datamodule=datamodule, ckpt_path=ckpt, weights_only=True)
+        trainer.fit(**what, weights_only=True)
     except SystemExit as stop:
         # The trainer turns signals into this, after its callbacks have saved the checkpoint.
         saved = Path(trainer.default_root_dir) / LAST
@@ -245,9 +220,3 @@ def _fit(
         if isinstance(stop, SIGTERMException):
             raise SystemExit(128 + signal.SIGTERM) from stop  # as the shell reports it
         raise
-
-
-def _best_weights(trainer: pl.Trainer) -> Path | None:
-    keepers = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
-    paths = [Path(keeper.best_model_path) for keeper in keepers if keeper.best_model_path]
-    return paths[0] if paths else None

@@ -1,8 +1,4 @@
-"""Teachers trained here: proximal policy optimisation by stable-baselines3, the extra ``sb3``.
-
-The learner is stable-baselines3's; the games, the network, checkpoints and the stored agent are
-this package's.
-"""
+"""Teachers trained here: stable-baselines3's PPO over this package's games, network and files."""
 
 from importlib.util import find_spec
 

@@ -9,7 +9,6 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from types import FrameType
 from typing import Any
 
 from lightning.pytorch.loggers import Logger
@@ -29,29 +28,19 @@ _NAMES = {
 class Curves(KVWriter):
     """Receives what the learner says of itself: for Lightning's loggers and ``curves.csv``.
 
-    Args:
-        loggers: They get this run alone.
-        rows: Entries of the earlier runs of an interrupted training.
-        seconds: How long those trained.
+    ``rows`` and ``seconds`` go on from those of the earlier runs; the loggers get this run alone.
     """
 
     def __init__(
         self, loggers: Sequence[Logger], rows: Sequence[dict[str, float]], seconds: float
     ) -> None:
-        self.loggers = loggers
-        self.rows = list(rows)
-        self._earlier = seconds
-        self._started = time.monotonic()
-
-    @property
-    def seconds_of_run(self) -> float:
-        """How long this run has trained."""
-        return time.monotonic() - self._started
+        self.loggers, self.rows = loggers, list(rows)
+        self._began = time.monotonic() - seconds
 
     @property
     def seconds(self) -> float:
         """How long all runs have trained."""
-        return self._earlier + self.seconds_of_run
+        return time.monotonic() - self._began
 
     def write(
         self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0
@@ -74,45 +63,34 @@ class Curves(KVWriter):
 
 
 class StopLearning(Exception):
-    """Leaves the learner, which has no other way to stop before it plays on."""
+    """Leaves the learner, which has no other way to stop before it plays on; says why."""
 
 
 class BetweenUpdates(BaseCallback):
-    """Shows, stops and saves where weights, optimizer and step count belong together.
-
-    Args:
-        save: Writes a checkpoint.
-        should_stop: Returns why to stop, or None.
-        advance: Told how many steps are done.
-        minutes: Minutes between two checkpoints; 0 saves after every update.
-    """
+    """Shows, stops and saves where weights, optimizer and step count belong together."""
 
     model: PPO
 
     def __init__(
         self,
         save: Callable[[], None],
-        should_stop: Callable[[], str | None],
+        why_stop: Callable[[], str | None],
         advance: Advance,
-        *,
-        minutes: float,
+        minutes_between_saves: float,
     ) -> None:
         super().__init__()
-        self.stopped_by: str | None = None
-        self._save, self._should_stop, self._advance = save, should_stop, advance
-        self._minutes = minutes
+        self._save, self._why_stop, self._advance = save, why_stop, advance
+        self._seconds = 60 * minutes_between_saves
 
     def _on_training_start(self) -> None:
-        self._saved = time.monotonic()
-        self._shown = self.model.num_timesteps
+        self._saved, self._shown = time.monotonic(), self.model.num_timesteps
 
     def _on_rollout_start(self) -> None:
         done, self._shown = self.model.num_timesteps - self._shown, self.model.num_timesteps
         self._advance(done, f"return {mean_return(self.model):.1f}")
-        self.stopped_by = self._should_stop()
-        if self.stopped_by is not None:
-            raise StopLearning
-        if done and time.monotonic() - self._saved >= 60 * self._minutes:
+        if reason := self._why_stop():
+            raise StopLearning(reason)
+        if done and time.monotonic() - self._saved >= self._seconds:
             self._save()
             self._saved = time.monotonic()
 
@@ -127,24 +105,18 @@ def mean_return(learner: PPO) -> float:
 
 
 @contextmanager
-def interruptible() -> Iterator[Callable[[], bool]]:
-    """Note the first Ctrl-C (or SIGTERM) inside the block; the second ends the program at once.
+def interruptible() -> Iterator[list[int]]:
+    """Note the first Ctrl-C (or SIGTERM) in the list; the second ends the program at once."""
+    noted: list[int] = []
 
-    Yields:
-        A function that says whether somebody wants to stop.
-    """
-    asked = False
-
-    def note(number: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        del number, frame
-        if asked:
+    def note(number: int, _: object) -> None:
+        if noted:
             raise KeyboardInterrupt
-        asked = True
+        noted.append(number)
 
     before = {which: signal.signal(which, note) for which in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield lambda: asked
+        yield noted
     finally:
         for which, handler in before.items():
             signal.signal(which, handler)

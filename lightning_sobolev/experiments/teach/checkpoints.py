@@ -19,13 +19,7 @@ FORMAT = 1
 
 
 def save_checkpoint(path: Path, learner: PPO, about: dict[str, Any]) -> None:
-    """Write a checkpoint of a learner between two updates, whole or not at all.
-
-    Args:
-        path: The file.
-        learner: The learner.
-        about: What else to keep; tensors and plain values.
-    """
+    """Write a learner between two updates and what else is given, whole or not at all."""
     numpy_state: dict[str, Any] = dict(np.random.get_state(legacy=False))
     key = numpy_state["state"]["key"].tolist()
     state = {
@@ -47,17 +41,7 @@ def save_checkpoint(path: Path, learner: PPO, about: dict[str, Any]) -> None:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint; nothing in it is executed.
-
-    Args:
-        path: The file.
-
-    Returns:
-        What :func:`save_checkpoint` wrote.
-
-    Raises:
-        ValueError: If the file is damaged or something else.
-    """
+    """Read what :func:`save_checkpoint` wrote; nothing in it is executed."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises half a dozen unrelated kinds for a damaged file

@@ -2,6 +2,7 @@
 
 import math
 import tempfile
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -18,32 +19,23 @@ _LIBRARIES = ("stable-baselines3", "torch", "ale-py", "gymnasium", "numpy")
 
 
 def export_agent(
-    path: Path,
     network: NatureCNN,
     settings: AtariSettings,
     about: dict[str, Any],
     *,
-    num_episodes: int = 30,
-    seed: int = 0,
-    progress: bool = False,
+    path: str,
+    num_envs: int,
+    num_episodes: int,
+    seed: int,
+    progress: bool,
 ) -> Card:
     """Store an agent with a card that says what it is and how well it plays.
 
     Weights are stored in half precision but for the first layer, and it is the stored agent that
-    plays.
-
-    Args:
-        path: A ``.safetensors`` file; the card goes beside it.
-        network: Maps scaled stacks to logits.
-        settings: The games it plays.
-        about: What else the card shall say.
-        num_episodes: Whole games with sampled actions, and as many with greedy ones.
-        seed: Of the games and of the sampled actions.
-        progress: Whether to show a progress bar (on a terminal).
-
-    Returns:
-        The card.
+    plays: whole games with sampled actions, and as many with greedy ones.
     """
+    # an agent is named by the games that it plays, however many played side by side
+    settings = replace(settings, num_envs=num_envs)
     with tempfile.TemporaryDirectory() as folder:
         draft = Path(folder) / "draft.safetensors"
         save_agent(draft, network, settings, half=True)
@@ -54,20 +46,19 @@ def export_agent(
             for kind in ("sampled", "greedy")
         }
     shape = f"{settings.stack_num}, {settings.img_height}, {settings.img_width}"
-    how = "lightning_sobolev.atari.play with the environment named here, "
+    how = (
+        "lightning_sobolev.atari.play with the environment named here, "
+        f"num_episodes={num_episodes}, seed={seed}; rewards unclipped"
+    )
     card = {
         "actions": list(Environments(settings, seed=0).action_meanings),
         "input": f"float32 in 0..1 (bytes / 255), [batch, {shape}], the newest frame last",
         "output": "logits of the actions",
         **about,
         "versions": {name: version(name) for name in _LIBRARIES},
-        "returns": {
-            "how": f"{how}num_episodes={num_episodes}, seed={seed}; rewards unclipped",
-            **returns,
-        },
+        "returns": {"how": how, **returns},
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return save_agent(path, network, settings, half=True, about=card)
+    return save_agent(Path(path), network, settings, half=True, about=card)
 
 
 def _summary(result: EpisodeReturns) -> dict[str, float | None]:

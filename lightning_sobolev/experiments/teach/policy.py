@@ -1,6 +1,8 @@
 """The learner: stable-baselines3's PPO over this package's network, in bfloat16 if faster."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import partial
+from operator import mul
 from typing import Any
 
 import torch
@@ -16,42 +18,28 @@ from torch import Tensor
 from lightning_sobolev.atari.networks import NatureCNN
 
 PRECISIONS = ("auto", "bf16-mixed", "32-true")
-_RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
-    **dict.fromkeys(("n_steps", "n_epochs", "batch_size"), ("at least 1", lambda x: x >= 1)),
-    **dict.fromkeys(("learning_rate", "clip_range"), ("positive", lambda x: x > 0)),
-    **dict.fromkeys(("gamma", "gae_lambda"), ("in 0..1", lambda x: 0 <= x <= 1)),
-}
+_POSITIVE = ("n_steps", "n_epochs", "batch_size", "learning_rate", "clip_range")
 
 
 def build_learner(
     ppo: Mapping[str, Any],
     env: VecEnv,
-    *,
     seed: int,
-    device: torch.device | str = "auto",
+    *,
+    device: str = "auto",
     precision: str = "auto",
 ) -> PPO:
-    """Return a learner at its first step; seeds the generators of the process.
+    """Return a silent learner at its first step; seeds the generators of the process.
 
-    Args:
-        ppo: Arguments of ``stable_baselines3.PPO``. ``learning_rate`` and ``clip_range`` fall from
-            these values to zero in a straight line.
-        env: What it plays.
-        seed: Of weights, actions and mini-batches.
-        device: Where the network works; ``"auto"`` takes a GPU where there is one.
-        precision: Of the convolutions: ``"bf16-mixed"``, ``"32-true"``, or ``"auto"``, which takes
-            bfloat16 where the hardware has it.
-
-    Returns:
-        The learner, silent until it gets a logger.
-
-    Raises:
-        ValueError: If a setting is out of range, or an update does not consist of whole
-            mini-batches.
+    ``ppo`` are arguments of ``stable_baselines3.PPO``; ``learning_rate`` and ``clip_range`` fall
+    from these values to zero in a straight line. ``precision`` is that of the convolutions.
     """
-    for name, (wanted, is_right) in _RANGES.items():
-        if name in ppo and not is_right(ppo[name]):
-            raise ValueError(f"{name} must be {wanted}, got {ppo[name]}")
+    for name in _POSITIVE:
+        if not ppo[name] > 0:
+            raise ValueError(f"{name} must be positive, got {ppo[name]}")
+    for name in ("gamma", "gae_lambda"):
+        if not 0 <= ppo[name] <= 1:
+            raise ValueError(f"{name} must be in 0..1, got {ppo[name]}")
     states = ppo["n_steps"] * env.num_envs
     if states % ppo["batch_size"]:
         raise ValueError(
@@ -59,10 +47,11 @@ def build_learner(
             f"{env.num_envs} games), got {ppo['batch_size']}"
         )
     where = get_device(device)
-    falling = {name: _to_zero(ppo[name]) for name in ("learning_rate", "clip_range")}
+    # the learner says which share of the steps remains
+    falling = {name: partial(mul, ppo[name]) for name in ("learning_rate", "clip_range")}
     policy = {
         "features_extractor_class": NatureFeatures,
-        "features_extractor_kwargs": {"autocast": _uses_bfloat16(precision, where)},
+        "features_extractor_kwargs": {"autocast": uses_bfloat16(precision, where)},
         "net_arch": [],
     }
     return PPO(
@@ -70,12 +59,8 @@ def build_learner(
     )
 
 
-def _to_zero(start: float) -> Callable[[float], float]:
-    # the learner says which share of the steps remains
-    return lambda remaining: start * remaining
-
-
-def _uses_bfloat16(precision: str, device: torch.device) -> bool:
+def uses_bfloat16(precision: str, device: torch.device) -> bool:
+    """Return whether convolutions compute in bfloat16 there."""
     if precision not in PRECISIONS:
         raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
     if precision != "auto":
@@ -91,11 +76,7 @@ class NatureFeatures(BaseFeaturesExtractor):
     """The body of :class:`NatureCNN`; heads and log-probabilities stay in float32.
 
     CPU autocast would leave ``log_softmax`` in bfloat16, where probabilities do not sum to one, so
-    it ends with the body.
-
-    Args:
-        observation_space: Stacks of frames, channels first.
-        autocast: Whether the body computes in bfloat16; the weights are float32 in any case.
+    it ends with the body. The weights are float32 in any case.
     """
 
     def __init__(self, observation_space: spaces.Box, *, autocast: bool) -> None:
@@ -124,7 +105,7 @@ def network_of(policy: ActorCriticPolicy) -> NatureCNN:
 
 
 def start_from(policy: ActorCriticPolicy, network: NatureCNN) -> None:
-    """Give a policy the actor of a trained one; the inverse of :func:`network_of`.
+    """Give a policy the actor of a trained one.
 
     The critic begins at zero: a random one would send noise through the convolutions that it shares
     with the actor.
@@ -138,6 +119,6 @@ def start_from(policy: ActorCriticPolicy, network: NatureCNN) -> None:
 
 def _actor(policy: ActorCriticPolicy) -> tuple[NatureFeatures, torch.nn.Linear]:
     features, head = policy.features_extractor, policy.action_net
-    assert isinstance(features, NatureFeatures), "build_learner makes no other"
+    assert isinstance(features, NatureFeatures)
     assert isinstance(head, torch.nn.Linear)
     return features, head

@@ -2,10 +2,8 @@
 
 import logging
 import secrets
-import sys
 import time
-from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +51,7 @@ from lightning_sobolev.experiments.teach.vec_env import AtariVecEnv
 log = logging.getLogger(__name__)
 
 State = dict[str, Any]
+INTERRUPTED, TIME_IS_UP = "interrupted", "time is up"
 
 # What may be another one when a training goes on: how long, how and where it is gone on with.
 _OF_A_PIECE = (
@@ -65,17 +64,8 @@ def train_teacher(cfg: DictConfig) -> Metrics:
     """Train, or go on, until the last step or a limit; then store the agent.
 
     Leaves in ``cfg.run_dir``: ``checkpoints/last.ckpt``, ``curves.csv``, and at the end the agent
-    with its card and ``metrics.json``.
-
-    Args:
-        cfg: The composed configuration, see ``conf/train_teacher.yaml``.
-
-    Returns:
-        The content of ``metrics.json``; empty where training goes on later.
-
-    Raises:
-        SystemExit: If somebody interrupted it, when everything is saved.
-        ValueError: If a setting or the checkpoint is not what it must be; the error says which.
+    with its card and ``metrics.json``, whose content it returns; nothing where training goes on
+    later. ``conf/train_teacher.yaml`` says what ``cfg`` holds.
     """
     started = time.perf_counter()
     cfg = _checked(cfg)
@@ -92,20 +82,17 @@ def _train_and_export(cfg: DictConfig, folder: Path) -> Metrics:
     ckpt = checkpoint_to_resume(cfg, free=_OF_A_PIECE)
     (folder / METRICS).unlink(missing_ok=True)  # an earlier run's
     state: State = {"pieces": [], "rows": [], "seconds": 0.0, "num_timesteps": 0}
-    if ckpt is not None:
-        state |= load_checkpoint(ckpt)
+    state |= load_checkpoint(ckpt) if ckpt else {}
     settings: AtariSettings = instantiate(cfg.env.settings)
     _check_games("ckpt", state.get("environment"), settings)
     learner = _learner(cfg, settings, state)
-    if cfg.train:
-        stopped_by = _learn(cfg, settings, learner, state)
+    reason = _learn(cfg, settings, learner, state) if cfg.train else None
+    if reason in (INTERRUPTED, TIME_IS_UP):
         again = command_to_resume(folder / LAST)
-        if stopped_by == "interrupted":
-            log.warning("interrupted at step %d; to go on: %s", learner.num_timesteps, again)
+        log.warning("%s at step %d; to go on: %s", reason, learner.num_timesteps, again)
+        if reason == INTERRUPTED:
             raise SystemExit(1)
-        if stopped_by == "max_minutes":
-            log.info("time is up at step %d; to go on: %s", learner.num_timesteps, again)
-            return {}
+        return {}
     return _export(cfg, settings, learner, state)
 
 
@@ -122,7 +109,7 @@ def _checked(cfg: DictConfig) -> DictConfig:
     if cfg.seed is None:
         cfg.seed = secrets.randbelow(2**31)
     if cfg.progress is None:
-        cfg.progress = sys.stderr.isatty()
+        cfg.progress = True  # on a terminal
     if cfg.threads is not None:
         torch.set_num_threads(cfg.threads)
     return cfg
@@ -139,27 +126,21 @@ def _check_games(name: str, found: State | None, settings: AtariSettings) -> Non
 
 
 def _learner(cfg: DictConfig, settings: AtariSettings, state: State) -> PPO:
-    """Build the learner where the state says, and note in it what this run trains with."""
     steps = state["num_timesteps"]
     # new games after every interruption, not those of the beginning once more
     seed = int(np.random.SeedSequence((cfg.seed, steps)).generate_state(1)[0])
-    environments = Environments(settings, seed, num_threads=cfg.threads or 0)
-    learner = build_learner(
-        cfg.ppo,
-        AtariVecEnv(environments, life_ends=cfg.life_ends),
-        seed=cfg.seed,
-        device=cfg.device,
-        precision=cfg.precision,
-    )
+    games = Environments(settings, seed, num_threads=cfg.threads or 0)
+    env = AtariVecEnv(games, life_ends=cfg.life_ends)
+    learner = build_learner(cfg.ppo, env, cfg.seed, device=cfg.device, precision=cfg.precision)
     start = {}
     if "policy" in state:
         restore(learner, state)
     elif cfg.start is not None:
         start = _start(learner, cfg.start, settings)
-    piece = {name: cfg[name] for name in ("n_timesteps", "seed", "life_ends", "precision")}
-    piece |= {"first_step": steps, "num_envs": settings.num_envs, **start, **cfg.ppo}
     if cfg.train:
-        state["pieces"] = [*state["pieces"], piece]
+        piece = {name: cfg[name] for name in ("n_timesteps", "seed", "life_ends", "precision")}
+        piece |= {"first_step": steps, "num_envs": settings.num_envs, **start, **cfg.ppo}
+        state["pieces"].append(piece)
     return learner
 
 
@@ -177,9 +158,10 @@ def _start(learner: PPO, agent: str, settings: AtariSettings) -> dict[str, str]:
 
 def _learn(cfg: DictConfig, settings: AtariSettings, learner: PPO, state: State) -> str | None:
     """Learn and save; returns why it stopped before its last step, if it did."""
-    folder, steps = Path(cfg.run_dir), learner.num_timesteps
-    curves = Curves(build_loggers(cfg), state["rows"], state["seconds"])
+    folder, steps, earlier = Path(cfg.run_dir), learner.num_timesteps, state["seconds"]
+    curves = Curves(build_loggers(cfg), state["rows"], earlier)
     learner.set_logger(Logger(None, [curves]))
+    reason = None
 
     def save() -> None:
         state.update(seconds=curves.seconds, rows=curves.rows, environment=asdict(settings))
@@ -187,36 +169,35 @@ def _learn(cfg: DictConfig, settings: AtariSettings, learner: PPO, state: State)
         save_checkpoint(folder / LAST, learner, {name: state[name] for name in kept})
         write_curves(folder, curves.rows)
 
-    name = f"training on {settings.game}"
+    def why_stop() -> str | None:
+        return INTERRUPTED if interrupts else _limit(cfg, learner, curves.seconds - earlier)
+
+    title = f"training on {settings.game}"
     with (
-        interruptible() as is_interrupted,
-        progress_bar(name, cfg.n_timesteps, completed=steps, enabled=cfg.progress) as advance,
+        interruptible() as interrupts,
+        progress_bar(title, cfg.n_timesteps, completed=steps, enabled=cfg.progress) as advance,
     ):
-        between = BetweenUpdates(
-            save,
-            lambda: "interrupted" if is_interrupted() else _limit(cfg, learner, curves),
-            advance,
-            minutes=cfg.checkpoint_minutes,
-        )
-        with suppress(StopLearning):
+        try:
             learner.learn(
                 max(cfg.n_timesteps - steps, 0),
-                callback=between,
+                callback=BetweenUpdates(save, why_stop, advance, cfg.checkpoint_minutes),
                 log_interval=cfg.log_every,
                 reset_num_timesteps=False,
             )
+        except StopLearning as stop:
+            reason = str(stop)
         save()
         curves.close()
         # also if that was in the last update, behind which nobody asks
-        return "interrupted" if is_interrupted() else between.stopped_by
+        return INTERRUPTED if interrupts else reason
 
 
-def _limit(cfg: DictConfig, learner: PPO, curves: Curves) -> str | None:
-    if cfg.max_minutes is not None and curves.seconds_of_run > 60 * cfg.max_minutes:
-        return "max_minutes"
+def _limit(cfg: DictConfig, learner: PPO, seconds: float) -> str | None:
+    if cfg.max_minutes is not None and seconds > 60 * cfg.max_minutes:
+        return TIME_IS_UP
     is_settled = len(learner.ep_info_buffer or ()) == cfg.ppo.stats_window_size
     is_enough = cfg.stop_at is not None and is_settled and mean_return(learner) >= cfg.stop_at
-    return "stop_at" if is_enough else None
+    return "the return is enough" if is_enough else None
 
 
 def _export(cfg: DictConfig, settings: AtariSettings, learner: PPO, state: State) -> Metrics:
@@ -228,16 +209,9 @@ def _export(cfg: DictConfig, settings: AtariSettings, learner: PPO, state: State
         "rewards": "clipped to their sign",
         "pieces": state["pieces"],
     }
-    card = export_agent(
-        Path(cfg.export.path),
-        network_of(learner.policy),
-        # an agent is named by the games that it plays, however many played side by side
-        replace(settings, num_envs=cfg.export.num_envs),
-        {"same_actions": OmegaConf.to_container(cfg.env.same_actions), "trained": trained},
-        num_episodes=cfg.export.num_episodes,
-        seed=cfg.export.seed,
-        progress=cfg.progress,
-    )
+    about = {"same_actions": OmegaConf.to_container(cfg.env.same_actions), "trained": trained}
+    network = network_of(learner.policy)
+    card = export_agent(network, settings, about, **cfg.export, progress=cfg.progress)
     log.info("agent: %s; to teach with it: teacher.agent=%s", cfg.export.path, cfg.export.path)
     metrics = {"seed": cfg.seed, "steps": learner.num_timesteps, "seconds_fit": state["seconds"]}
     for kind, ending in (("sampled", ""), ("greedy", "_greedy")):

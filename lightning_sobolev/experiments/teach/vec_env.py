@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 from gymnasium import spaces
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Int, UInt8
 from stable_baselines3.common.vec_env import VecEnv
 
 from lightning_sobolev.atari.environments import Environments, Transition
@@ -22,16 +22,10 @@ class AtariVecEnv(VecEnv):
 
     When a game ends, ``info["episode"]`` holds its whole return ``r``, not clipped, and its length
     ``l`` (``VecMonitor`` would count at every lost life, and clipped rewards). At every end
-    ``info["terminal_observation"]`` holds the stack that it came to, and
-    ``info["TimeLimit.truncated"]`` says whether the game was only cut, so that the learner goes on
-    from the value there.
+    ``info["terminal_observation"]`` holds the stack that it came to. ``"TimeLimit.truncated"`` says
+    that the game was only cut, so that the learner goes on from the value there.
 
-    Args:
-        environments: The games; a cut at a lost life is made here, not by them.
-        life_ends: Whether a lost life ends an episode; see Note [life ends].
-
-    Raises:
-        ValueError: If the games themselves clip rewards or start anew at a lost life.
+    ``life_ends`` says whether a lost life ends an episode; see Note [life ends].
     """
 
     def __init__(self, environments: Environments, *, life_ends: bool = True) -> None:
@@ -39,17 +33,12 @@ class AtariVecEnv(VecEnv):
         for name in ("reward_clipping", "episodic_life"):
             if getattr(settings, name):
                 raise ValueError(f"{name} of the games must be false: it is done here; got true")
-        self._environments = environments
-        self._life_ends = life_ends
-        self._actions: Int[np.ndarray, " env"] = np.zeros(settings.num_envs, np.int64)
+        self._environments, self._life_ends = environments, life_ends
         self._returns = np.zeros(settings.num_envs)
         self._lengths = np.zeros(settings.num_envs, np.int64)
         shape = (settings.stack_num, settings.img_height, settings.img_width)
-        super().__init__(
-            settings.num_envs,
-            spaces.Box(0, 255, shape, np.uint8),
-            spaces.Discrete(environments.num_actions),
-        )
+        actions = spaces.Discrete(environments.num_actions)
+        super().__init__(settings.num_envs, spaces.Box(0, 255, shape, np.uint8), actions)
 
     def reset(self) -> Stacks:
         """Start every game; returns the first stacks."""
@@ -60,9 +49,7 @@ class AtariVecEnv(VecEnv):
         """Note what to do."""
         self._actions = actions
 
-    def step_wait(
-        self,
-    ) -> tuple[Stacks, Float[np.ndarray, " env"], Bool[np.ndarray, " env"], list[dict[str, Any]]]:
+    def step_wait(self) -> tuple[Stacks, np.ndarray, np.ndarray, list[dict[str, Any]]]:
         """Do it; returns stacks, signs of the rewards, ends, and what else is known."""
         result = self._environments.step(self._actions)
         self._returns += result.rewards
@@ -78,7 +65,7 @@ class AtariVecEnv(VecEnv):
         return result.stacks, np.sign(result.rewards), dones, infos
 
     def _end_of_game(self, result: Transition, env: int) -> dict[str, Any]:
-        assert result.last is not None, "the environment must return the last stacks of ended games"
+        assert result.last is not None
         episode = {"r": float(self._returns[env]), "l": int(self._lengths[env])}
         self._returns[env], self._lengths[env] = 0.0, 0
         return {
@@ -101,7 +88,7 @@ class AtariVecEnv(VecEnv):
 
     def env_method(self, method_name: str, *_: Any, **__: Any) -> NoReturn:
         """Refuse likewise."""
-        raise AttributeError(f"{method_name} is not of one game: it cannot be set or called")
+        self.set_attr(method_name)
 
     def env_is_wrapped(self, wrapper_class: type, indices: Any = None) -> list[bool]:
         """Say that no game is wrapped."""

@@ -12,48 +12,36 @@ from lightning_sobolev.experiments.tune.trainable import SETTING
 
 
 def draw_schedule(path: Path, history: pd.DataFrame, best: int) -> None:
-    """Draw score and settings over the steps, the line that led to the best member on top.
-
-    Args:
-        path: The figure.
-        history: Of the search.
-        best: Number of the best member.
-    """
+    """Draw score and settings over the steps, the line that led to the best member on top."""
     names = ["score", *(name for name in history.columns if name.startswith(SETTING))]
     figure = Figure(figsize=(4.0 * len(names), 3.4), layout="constrained")
     line = ancestry(history, best)
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
-        for _, own in history.groupby("member"):
-            axes.plot(own["end"], own[name], color="C7", alpha=0.4, lw=0.8)
+        members = history.pivot(index="end", columns="member", values=name)
+        axes.plot(members, color="C7", alpha=0.4, lw=0.8)
         axes.plot(line["end"], line[name], color="C3", marker="o", ms=3)
-        axes.set(title=name.removeprefix(SETTING), xlabel="step")
-        if (history[name].dropna() > 0).all():
-            axes.set_yscale("log")
+        is_positive = (history[name].dropna() > 0).all()
+        title = name.removeprefix(SETTING)
+        axes.set(title=title, xlabel="step", yscale="log" if is_positive else "linear")
         axes.grid(alpha=0.3)
     _save(figure, path)
 
 
 def draw_lineage(path: Path, history: pd.DataFrame, best: int) -> None:
-    """Draw every member from interval to interval, the color being its first ancestor's.
-
-    Args:
-        path: The figure.
-        history: Of the search.
-        best: Number of the best member.
-    """
+    """Draw every member from interval to interval, the color being its first ancestor's."""
     members = sorted(history["member"].unique())
     figure = Figure(figsize=(7.0, 0.4 * len(members) + 1.5), layout="constrained")
     axes = figure.subplots()
-    bold = set(ancestry(history, best)[["interval", "member"]].itertuples(index=False, name=None))
+    bold = set(ancestry(history, best).index)
     root = {member: member for member in members}
     for interval, rows in history.groupby("interval"):
         root = dict(zip(rows["member"], rows["parent"].map(root), strict=True))
-        for member, parent, score in rows[["member", "parent", "score"]].itertuples(index=False):
+        for member, parent in rows[["member", "parent"]].itertuples(index=False):
             width = 3.0 if (interval, member) in bold else 1.0
             color = f"C{root[member] % 10}"
             axes.plot([interval - 1, interval], [parent, member], color=color, lw=width)
-            if not np.isfinite(score):
-                axes.plot(interval, member, "kx")
+    diverged = history[~np.isfinite(history["score"])]
+    axes.plot(diverged["interval"], diverged["member"], "kx")
     axes.set(xlabel="interval", ylabel="member", yticks=members)
     axes.set_title("bold: how the best came about; cross: diverged", fontsize="small")
     _save(figure, path)

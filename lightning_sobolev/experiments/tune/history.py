@@ -9,15 +9,11 @@ from lightning_sobolev.experiments.tune.trainable import SETTING
 
 
 def read_history(folder: Path) -> pd.DataFrame:
-    """Read what the members reported.
+    """Read what the members reported; Ray's ``result.json`` have gaps where actors are reused.
 
-    Args:
-        folder: What Ray stores. Its ``result.json`` have gaps where actors are reused.
-
-    Returns:
-        A row a member and interval: ``interval`` (from 1), ``member``, ``parent`` (whose weights it
-        began from), ``end`` (the last step), ``score`` and a column a setting. Of an interval that
-        was trained twice, around a kill, the later one.
+    A row a member and interval: ``interval`` (from 1), ``member``, ``parent`` (whose weights it
+    began from), ``end`` (the last step), ``score`` and a column a setting. Of an interval that was
+    trained twice, around a kill, the later one.
     """
     files = [path for path in sorted(folder.glob("*/progress.csv")) if path.stat().st_size]
     found = pd.concat([pd.read_csv(path) for path in files], ignore_index=True)
@@ -29,18 +25,7 @@ def read_history(folder: Path) -> pd.DataFrame:
 
 
 def best_member(history: pd.DataFrame, mode: str) -> int:
-    """Return the member with the best last score; those that diverged do not count.
-
-    Args:
-        history: Of the search.
-        mode: ``"min"`` or ``"max"`` of the score.
-
-    Returns:
-        Its number.
-
-    Raises:
-        ValueError: If no member has a finite score in the last interval.
-    """
+    """Return the member with the best last score; those that diverged do not count."""
     last = history[history["interval"] == history["interval"].max()].set_index("member")["score"]
     finite = last[np.isfinite(last)]
     if finite.empty:
@@ -49,10 +34,13 @@ def best_member(history: pd.DataFrame, mode: str) -> int:
 
 
 def ancestry(history: pd.DataFrame, member: int) -> pd.DataFrame:
-    """Return the rows along which a member's last weights came about, the oldest first."""
-    at = history.set_index(["interval", "member"], drop=False)
+    """Return the rows along which a member's last weights came about, the oldest first.
+
+    Their index is interval and member.
+    """
+    at = history.set_index(["interval", "member"])
     line = []
     for interval in range(history["interval"].max(), 0, -1):
-        line.append(at.loc[(interval, member)])
-        member = int(line[-1]["parent"])
-    return pd.DataFrame(line[::-1])
+        line.append((interval, member))
+        member = int(at.loc[(interval, member), "parent"])
+    return at.loc[line[::-1]]

@@ -19,16 +19,13 @@ Standings = Sequence[Sequence[float]]
 Rule = Callable[[Standings, Random], Plan]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Truncation:
     """Replace the bottom fraction by members of the top fraction.
 
     Args:
         fraction: Share of the population at either end, rounded up, at most half; 20 % in the
             paper.
-
-    Raises:
-        ValueError: If it is out of range.
     """
 
     fraction: float = 0.25
@@ -47,15 +44,12 @@ class Truncation:
         return {loser: random.choice(top) for loser in losers} if top else {}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Welch:
     """Copy a random other member if its recent scores are better by Welch's t-test.
 
     Args:
         level: Largest p-value (two-sided) of a difference that counts.
-
-    Raises:
-        ValueError: If it is no probability.
     """
 
     level: float = 0.05
@@ -98,16 +92,7 @@ def _duels(
 
 
 def in_order(plan: Mapping[int, int]) -> list[tuple[int, int]]:
-    """Order losers and their donors so that everybody is copied before being replaced.
-
-    Args:
-        plan: Donor by loser. Donors are strictly better, so no chain closes.
-
-    Returns:
-        Pairs of a loser and its donor.
-    """
-    first: dict[int, set[int]] = {loser: set() for loser in plan}
-    for loser, donor in plan.items():
-        first.setdefault(donor, set()).add(loser)
-    order = TopologicalSorter(first).static_order()
+    """Order losers and their donors so that everybody is copied before being replaced."""
+    losers_of = {donor: [i for i in plan if plan[i] == donor] for donor in plan.values()}
+    order = TopologicalSorter(losers_of).static_order()  # donors are better: no chain closes
     return [(member, plan[member]) for member in order if member in plan]

@@ -88,11 +88,13 @@ class Population(PopulationBasedTraining):
         self._next_perturbation_sync = max(times) + (min(times) == max(times))
 
     def _quantiles(self) -> tuple[list[Trial], list[Trial]]:
-        """Decide who copies whom; Ray is told the donors alone, and stores them as they are."""
+        # Ray is told the donors alone, and stores them as they are.
         known = [t for t, s in self._trial_state.items() if s.last_score is not None]
         running = [t for t in known if t.status not in (Trial.TERMINATED, Trial.ERROR)]
         trials = sorted(running, key=lambda trial: trial.config[MEMBER])
-        plan = self._rule([self._recent(trial) for trial in trials], self._random(trials[0]))
+        results: list[Any] = [self._trial_state[trial].last_result for trial in trials]
+        standings = [[self._metric_op * x for x in result[RECENT]] for result in results]
+        plan = self._rule(standings, self._random(trials[0], "everybody"))
         self._copies = [(trials[loser], trials[donor]) for loser, donor in in_order(plan)]
         return [], list({donor: None for _, donor in self._copies})
 
@@ -108,17 +110,11 @@ class Population(PopulationBasedTraining):
                 loser.run_metadata.invalidate_cache()  # type: ignore[no-untyped-call]
                 tune_controller._tune_controller._mark_trial_to_checkpoint(loser)
 
-    def _recent(self, trial: Trial) -> list[float]:
-        result: Any = self._trial_state[trial].last_result
-        return [self._metric_op * score for score in result[RECENT]]
-
-    def _random(self, trial: Trial, *, explores: bool = False) -> Random:
-        member = trial.config[MEMBER] if explores else "everybody"
+    def _random(self, trial: Trial, member: int | str) -> Random:
         return Random(f"{self._seed} {self._trial_state[trial].last_train_time} {member}")
 
     def _get_new_config(self, trial: Trial, trial_to_clone: Trial) -> tuple[dict, dict]:
-        """Perturb the settings that are copied: each by a factor, or sampled anew."""
-        random = self._random(trial, explores=True)
+        random = self._random(trial, trial.config[MEMBER])
         moved = {}
         for name, setting in self._space.items():
             low, high = setting.bounds
@@ -149,7 +145,7 @@ class Bandit(Population, PB2):
 
     def _get_new_config(self, trial: Trial, trial_to_clone: Trial) -> tuple[dict, dict]:
         # Ray's search for the best bound draws from numpy's global generator.
-        np.random.seed(self._random(trial, explores=True).randrange(2**32))
+        np.random.seed(self._random(trial, trial.config[MEMBER]).randrange(2**32))
         with warnings.catch_warnings():
             # Of Ray's own call; gone once Ray calls scipy as it wants to be called.
             warnings.filterwarnings("ignore", ".*`disp` and `iprint` options", DeprecationWarning)

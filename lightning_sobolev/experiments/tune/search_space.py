@@ -7,20 +7,12 @@ from dataclasses import dataclass
 from omegaconf import DictConfig, OmegaConf
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Setting:
-    """One setting, or several that move together.
+    """One setting, or several key paths that move together, above zero.
 
     From here to the scheduler its position is the logarithm of its value: a factor is a shift, a
     sample is uniform, and a Gaussian process sees decades as equally wide.
-
-    Args:
-        paths: Key paths in the configuration that all take its value.
-        low: Smallest value, above zero.
-        high: Largest value.
-
-    Raises:
-        ValueError: If there is no path or the bounds are not positive and in order.
     """
 
     paths: Sequence[str]
@@ -47,25 +39,13 @@ SearchSpace = Mapping[str, Setting]
 
 
 def read_search_space(cfg: DictConfig) -> dict[str, Setting]:
-    """Build ``tuning.search_space`` and check that what it names is there.
-
-    Args:
-        cfg: The composed configuration.
-
-    Returns:
-        The settings by name.
-
-    Raises:
-        ValueError: If a path names nothing.
-    """
-    given = cfg.tuning.search_space
-    space = {str(name): Setting(**setting) for name, setting in given.items()}
+    """Build ``tuning.search_space`` and check that what it names is there."""
+    space = {str(name): Setting(**given) for name, given in cfg.tuning.search_space.items()}
     for name, setting in space.items():
         for path in setting.paths:
             if OmegaConf.select(cfg, path) is None:
-                raise ValueError(
-                    f"tuning.search_space.{name}: paths must be settings, got {path!r}"
-                )
+                text = f"tuning.search_space.{name}: paths must be settings, got {path!r}"
+                raise ValueError(text)
     return space
 
 

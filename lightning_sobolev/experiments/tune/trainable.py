@@ -12,7 +12,7 @@ from typing import Any
 import lightning.pytorch as pl
 from hydra.utils import instantiate
 from lightning.pytorch import Callback
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, open_dict
 from ray import tune
 
 from lightning_sobolev.experiments.run.checkpoints import LAST
@@ -31,29 +31,18 @@ class Member(tune.Trainable):
     """Trains one interval a step; its checkpoint is Lightning's and a few numbers beside it."""
 
     def setup(self, config: dict[str, Any], cfg: dict[str, Any] | None = None) -> None:
-        """Begin, or begin again as another member: actors are reused.
-
-        Args:
-            config: Number of the member and positions of its settings.
-            cfg: The composed configuration, unresolved.
-        """
+        """Begin, or begin again as another member (without ``cfg``): actors are reused."""
         if cfg is not None:
-            created = OmegaConf.create(cfg)
-            assert isinstance(created, DictConfig)
-            self.cfg, self.space = created, read_search_space(created)
-            working = Path(created.run_dir) / WORKING
+            self.cfg = DictConfig(cfg)
+            self.space = read_search_space(self.cfg)
+            working = Path(self.cfg.run_dir) / WORKING
             working.mkdir(parents=True, exist_ok=True)
             self.folder = Path(tempfile.mkdtemp(dir=working))
-        self.member = config[MEMBER]
+            self.last = self.folder / LAST  # Lightning's latest checkpoint, of this actor alone
+        self.member = self.parent = config[MEMBER]
         self.positions = {name: config[name] for name in self.space if name in config}
-        self.parent, self.intervals, self.diverged = self.member, 0, False
-        self.recent: list[float] = []
+        self.scores: list[float] = []
         self.last.unlink(missing_ok=True)
-
-    @property
-    def last(self) -> Path:
-        """The latest checkpoint of Lightning; a file of this actor alone."""
-        return self.folder / LAST
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Become another member, or the same one with other settings."""
@@ -61,37 +50,30 @@ class Member(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
-        """Train one interval.
-
-        Returns:
-            The score, where and with what it was reached, and whose checkpoint it began from.
-        """
-        cfg = apply(self.cfg, self.space, self.positions)
-        end = round(cfg.steps * (self.intervals + 1) / cfg.tuning.intervals)
+        """Train one interval; report the score, and with what and from whose weights it came."""
+        cfg, done = apply(self.cfg, self.space, self.positions), len(self.scores)
+        end = round(cfg.steps * (done + 1) / cfg.tuning.intervals)
         score = math.nan
-        if not self.diverged:
-            score = train_interval(cfg, self.folder, self.member, end, resume=self.intervals > 0)
-        self.diverged = not math.isfinite(score)
-        self.intervals += 1
-        self.recent = [*self.recent, score][-_KEPT:]
+        if not done or math.isfinite(self.scores[-1]):  # else it has diverged
+            score = train_interval(cfg, self.folder, self.member, end, resume=done > 0)
+        self.scores.append(score)
         parent, self.parent = self.parent, self.member
         used = {f"{SETTING}{n}": self.space[n].value(p) for n, p in self.positions.items()}
-        result = {SCORE: score, RECENT: self.recent, MEMBER: self.member, "parent": parent}
-        return {**result, "end": end, **used}
+        found = {SCORE: score, RECENT: self.scores[-_KEPT:], MEMBER: self.member}
+        return {**found, "parent": parent, "end": end, **used}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Store what the next interval needs in an empty folder."""
-        state = {"member": self.member, "intervals": self.intervals, "recent": self.recent}
-        (Path(checkpoint_dir) / _STATE).write_text(json.dumps({**state, "diverged": self.diverged}))
+        state = {MEMBER: self.member, "scores": self.scores}
+        (Path(checkpoint_dir) / _STATE).write_text(json.dumps(state))
         if self.last.is_file():
-            shutil.copy(self.last, Path(checkpoint_dir) / LAST.name)
+            shutil.copy(self.last, checkpoint_dir)
 
     def load_checkpoint(self, checkpoint: dict | str | None) -> None:
         """Go on from the folder of a stored interval, one's own or a donor's."""
         folder = Path(str(checkpoint))
         state = json.loads((folder / _STATE).read_text())
-        self.parent, self.intervals = state["member"], state["intervals"]
-        self.recent, self.diverged = state["recent"], state["diverged"]
+        self.parent, self.scores = state[MEMBER], state["scores"]
         if (folder / LAST.name).is_file():
             self.last.parent.mkdir(exist_ok=True)
             shutil.copy(folder / LAST.name, self.last)
@@ -108,39 +90,9 @@ def train_interval(cfg: DictConfig, folder: Path, member: int, end: int, *, resu
     draws, running scales. What ``cfg`` says is the member's own: weights of the terms, rows,
     learning rate.
 
-    Args:
-        cfg: The composed configuration, with the member's settings.
-        folder: Where ``checkpoints/last.ckpt`` is left.
-        member: Number of the member; with ``cfg.seed`` it decides the first weights. All members
-            see the same data.
-        end: The step to stop behind.
-        resume: Whether to go on from the checkpoint that is there.
-
-    Returns:
-        The score on validation data; NaN if the training diverged, and then the checkpoint is of
-        no use.
+    Returns the score on validation data; NaN if the training diverged, and then the checkpoint that
+    it leaves in ``folder`` is of no use. First weights are the member's own, data are the same.
     """
-    cfg = _for_an_interval(cfg, folder, resume=resume)
-    prepare_process(cfg)
-    datamodule = instantiate(cfg.data)
-    seed = Random(f"{cfg.seed} {member} {end}").randrange(2**31)
-    pl.seed_everything(seed, workers=True, verbose=False)
-    module = instantiate(cfg.module)
-    trainer = build_trainer(
-        cfg,
-        [OwnLearningRate(), _Until(end)],
-        val_check_interval=cfg.steps + 1,  # the score is asked for afterwards
-    )
-    ckpt = folder / LAST if resume else None
-    try:
-        with suppress(_IntervalOver):
-            trainer.fit(module, datamodule=datamodule, ckpt_path=ckpt, weights_only=True)
-    except FloatingPointError:  # a term or a weight that is not finite: this member has diverged
-        return math.nan
-    return _score(cfg, trainer, module, datamodule)
-
-
-def _for_an_interval(cfg: DictConfig, folder: Path, *, resume: bool) -> DictConfig:
     cfg = cfg.copy()
     with open_dict(cfg):
         cfg.run_dir, cfg.logger = str(folder), {}
@@ -149,7 +101,20 @@ def _for_an_interval(cfg: DictConfig, folder: Path, *, resume: bool) -> DictConf
             cfg.sobolev.doctor = False
             for name in cfg.tuning.once:
                 cfg.callbacks.pop(name, None)
-    return cfg
+    prepare_process(cfg)
+    datamodule = instantiate(cfg.data)
+    seed = Random(f"{cfg.seed} {member} {end}").randrange(2**31)
+    pl.seed_everything(seed, workers=True, verbose=False)
+    module = instantiate(cfg.module)
+    # the score is asked for afterwards
+    trainer = build_trainer(cfg, [Interval(end)], val_check_interval=cfg.steps + 1)
+    ckpt = folder / LAST if resume else None
+    try:
+        with suppress(_IntervalOver):
+            trainer.fit(module, datamodule=datamodule, ckpt_path=ckpt, weights_only=True)
+    except FloatingPointError:  # a term or a weight that is not finite: this member has diverged
+        return math.nan
+    return _score(cfg, trainer, module, datamodule)
 
 
 def _score(cfg: DictConfig, trainer: pl.Trainer, module: pl.LightningModule, data: Any) -> float:
@@ -174,38 +139,26 @@ class _IntervalOver(Exception):
     """Ends a fit where it can go on: with ``max_steps`` the epoch would count as over, too."""
 
 
-class _Until(Callback):
-    def __init__(self, end: int) -> None:
-        self.end = end
-
-    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
-        if trainer.global_step >= self.end:
-            raise _IntervalOver
-
-
-class OwnLearningRate(Callback):
-    """Keeps the configured learning rate although a checkpoint brings the donor's.
+class Interval(Callback):
+    """Ends behind a step; keeps the configured learning rate although a copy brings the donor's.
 
     The moments of the optimizer and the place on the schedule stay the donor's; every group's rate
     is scaled by new over old first rate, so a schedule that is a multiple of its first rate goes
     on as if it had begun with the new one.
     """
 
-    def __init__(self) -> None:
-        self._configured: list[list[float]] = []
+    def __init__(self, end: int) -> None:
+        self.end = end
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Note the rates; the optimizers are built and nothing is restored yet."""
         del pl_module
-        self._configured = [
-            [_first_rate(group) for group in optimizer.param_groups]
-            for optimizer in trainer.optimizers
-        ]
+        self._rates = [[_first_rate(g) for g in opt.param_groups] for opt in trainer.optimizers]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Put them back, in the optimizers and in what their schedules remember."""
         del pl_module
-        for optimizer, rates in zip(trainer.optimizers, self._configured, strict=True):
+        for optimizer, rates in zip(trainer.optimizers, self._rates, strict=True):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] *= rate / _first_rate(group)
                 if "initial_lr" in group:
@@ -215,6 +168,11 @@ class OwnLearningRate(Callback):
             groups = schedule.optimizer.param_groups
             schedule.base_lrs = [_first_rate(group) for group in groups]
             schedule._last_lr = [group["lr"] for group in groups]
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Leave the fit when the interval is over."""
+        if trainer.global_step >= self.end:
+            raise _IntervalOver
 
 
 def _first_rate(group: dict[str, Any]) -> float:

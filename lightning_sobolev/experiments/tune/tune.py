@@ -15,7 +15,6 @@ os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # it talks at verbose=0 too
 
 import numpy as np
-import pandas as pd
 import ray
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -51,14 +50,9 @@ def run_tuning(cfg: DictConfig) -> Metrics:
     """Train a population, test its best member and show how it came about.
 
     Leaves in ``cfg.run_dir``: ``best.ckpt``, ``history.csv`` (a line a member and interval),
-    ``schedule.png``, ``lineage.png`` and, last, ``metrics.json``; in ``population/`` what Ray
-    stores. Called again with the same folder it goes on; a finished search is left alone.
-
-    Args:
-        cfg: The composed configuration, see ``conf/tune.yaml``.
-
-    Returns:
-        The content of ``metrics.json``; empty if it was there before.
+    ``schedule.png``, ``lineage.png`` and, last, ``metrics.json``, whose content it returns; in
+    ``population/`` what Ray stores. Called again with the same folder it goes on; a finished search
+    is left alone. ``conf/tune.yaml`` says what ``cfg`` holds.
     """
     given, cfg = config_hash(cfg), _checked(cfg)
     folder = Path(cfg.run_dir)
@@ -79,7 +73,13 @@ def _search(cfg: DictConfig, folder: Path) -> Metrics:
     best = best_member(history, cfg.score.mode)
     with whole(folder / BEST.name) as writing:
         shutil.copyfile(checkpoints[best], writing)
-    _show(cfg, folder, history, best)
+    with whole(folder / "history.csv") as writing:
+        history.to_csv(writing, index=False)
+    if cfg.pictures:
+        from lightning_sobolev.experiments.tune.figures import draw_lineage, draw_schedule
+
+        draw_schedule(folder / "schedule.png", history, best)
+        draw_lineage(folder / "lineage.png", history, best)
     metrics: Metrics = {
         **_test(cfg, folder / BEST.name),
         "score": float(history.loc[history["member"] == best, "score"].iloc[-1]),
@@ -114,12 +114,10 @@ def _checked(cfg: DictConfig) -> DictConfig:
 
 def _seed_of(folder: Path, settings: str, seed: int) -> int:
     # Hydra has replaced the earlier call's configuration by this one's.
-    begun = read_json(folder / _BEGUN)
-    if begun is None:
-        begun = {"settings": settings, "seed": seed}
-        write_json(folder / _BEGUN, begun)
+    begun = read_json(folder / _BEGUN) or {"settings": settings, "seed": seed}
     if begun["settings"] != settings:
         raise ValueError(f"run_dir must be of a search of the same settings, got {folder}")
+    write_json(folder / _BEGUN, begun)
     return int(begun["seed"])  # drawn by the first call where none is given
 
 
@@ -130,22 +128,21 @@ def _train_population(cfg: DictConfig, folder: Path) -> dict[int, Path]:
     if own:
         ray.init(num_cpus=cfg.tuning.workers, include_dashboard=False, log_to_driver=False)
     try:
-        results = _tuner(cfg, folder / POPULATION).fit()
+        results: Any = _tuner(cfg, folder / POPULATION).fit()
     finally:
         if own:
             ray.shutdown()
         shutil.rmtree(folder / WORKING, ignore_errors=True)
     if results.errors:
         raise RuntimeError(f"a member failed, see {folder}: {results.errors[0]}")
-    ended: list[Any] = [results[number] for number in range(len(results))]
-    found = {trial.metrics[MEMBER]: Path(trial.checkpoint.path) / LAST.name for trial in ended}
-    return {member: path for member, path in found.items() if path.is_file()}
+    return {trial.metrics[MEMBER]: Path(trial.checkpoint.path) / LAST.name for trial in results}
 
 
 def _tuner(cfg: DictConfig, folder: Path) -> tune.Tuner:
     container = OmegaConf.to_container(cfg, resolve=False)  # a member's settings change others
-    resources = {str(name): float(amount) for name, amount in cfg.tuning.resources.items()}
-    trainable = tune.with_resources(tune.with_parameters(Member, cfg=container), resources)
+    trainable = tune.with_resources(
+        tune.with_parameters(Member, cfg=container), dict(cfg.tuning.resources)
+    )
     first = first_configs(cfg)
     param_space = {key: tune.uniform(-100.0, 100.0) for key in first[0]}
     if tune.Tuner.can_restore(folder):
@@ -170,10 +167,8 @@ def _tuner(cfg: DictConfig, folder: Path) -> tune.Tuner:
             name=folder.name,
             storage_path=str(folder.parent),
             stop={"training_iteration": cfg.tuning.intervals},
-            # With num_to_keep a donor's file is gone before it is copied.
-            checkpoint_config=tune.CheckpointConfig(
-                num_to_keep=None, checkpoint_frequency=1, checkpoint_at_end=True
-            ),
+            # All are kept: else a donor's file would be gone before it is copied.
+            checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=1, checkpoint_at_end=True),
             callbacks=[_Progress()],
             verbose=0,
         ),
@@ -208,13 +203,3 @@ def _test(cfg: DictConfig, checkpoint: Path) -> dict[str, float]:
         module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True, verbose=False
     )
     return dict(found[0])
-
-
-def _show(cfg: DictConfig, folder: Path, history: pd.DataFrame, best: int) -> None:
-    with whole(folder / "history.csv") as writing:
-        history.to_csv(writing, index=False)
-    if cfg.pictures:
-        from lightning_sobolev.experiments.tune.figures import draw_lineage, draw_schedule
-
-        draw_schedule(folder / "schedule.png", history, best)
-        draw_lineage(folder / "lineage.png", history, best)

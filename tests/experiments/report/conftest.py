@@ -17,7 +17,7 @@ CONFIG = {
     "sizes": {"full": {"steps": 2000}},
     "run_dir": "${hydra:runtime.output_dir}",
     "pictures": True,
-    "data": {"fraction": 1.0, "root": "recordings"},
+    "data": {"fraction": 1.0},
     "env": {"settings": {"game": "pong"}},
     "sobolev": {"weight": 0.3},
     "score": {"metric": "val/kl", "mode": "min"},
@@ -30,25 +30,19 @@ def store(tmp_path):
     """Write a run: its command line's overrides, its numbers, and whatever else its config has."""
 
     def write(name, overrides, metrics, **config):
-        folder = tmp_path / "runs" / name
-        (folder / ".hydra").mkdir(parents=True)
-        choices = dict(CHOICES)
-        cfg = OmegaConf.merge(CONFIG, config)
-        for override in overrides:
-            key, _, value = override.lstrip("+").partition("=")
-            if key in choices:
-                choices[key] = value
-            else:
-                cfg = OmegaConf.merge(cfg, OmegaConf.from_dotlist([f"{key}={value}"]))
-        hashed = {"config_hash": config_hash(cfg)}
-        files = {
-            "metrics.json": json.dumps({"seed": 0, **metrics, **hashed}),
-            ".hydra/config.yaml": OmegaConf.to_yaml(cfg),
-            ".hydra/overrides.yaml": yaml.safe_dump(list(overrides)),
-            ".hydra/hydra.yaml": yaml.safe_dump({"hydra": {"runtime": {"choices": choices}}}),
-        }
-        for path, text in files.items():
-            (folder / path).write_text(text)
-        return folder
+        given = dict(override.lstrip("+").split("=", 1) for override in overrides)
+        choices = CHOICES | {key: given.pop(key) for key in CHOICES if key in given}
+        values = OmegaConf.from_dotlist([f"{key}={value}" for key, value in given.items()])
+        cfg = OmegaConf.merge(CONFIG, config, values)
+        hydra = tmp_path / "runs" / name / ".hydra"
+        hydra.mkdir(parents=True)
+        numbers = {"seed": 0, **metrics, "config_hash": config_hash(cfg)}
+        (hydra.parent / "metrics.json").write_text(json.dumps(numbers))
+        OmegaConf.save(cfg, hydra / "config.yaml")
+        (hydra / "overrides.yaml").write_text(yaml.safe_dump(list(overrides)))
+        (hydra / "hydra.yaml").write_text(
+            yaml.safe_dump({"hydra": {"runtime": {"choices": choices}}})
+        )
+        return hydra.parent
 
     return write

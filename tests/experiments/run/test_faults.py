@@ -10,12 +10,7 @@ import lightning.pytorch as L
 import pytest
 import torch
 
-from lightning_sobolev._files import write_json
-from lightning_sobolev.experiments.run.checkpoints import (
-    LAST,
-    checkpoint_to_resume,
-    whole_checkpoint,
-)
+from lightning_sobolev.experiments.run.checkpoints import LAST, checkpoint_to_resume
 from lightning_sobolev.experiments.run.train import write_metrics
 from tests.experiments.run._toy import composed
 from tests.experiments.run.test_resume import straight, train
@@ -37,17 +32,17 @@ def full_disk(size):
 class Fills(L.Callback):
     """The disk is full from some step on."""
 
-    def __init__(self, step, room=2000):
-        self.step, self.room = step, room
+    def __init__(self, step):
+        self.step = step
 
     def on_train_batch_start(self, trainer, *args):
         if trainer.global_step == self.step:
             _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-            resource.setrlimit(resource.RLIMIT_FSIZE, (self.room, hard))
+            resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
 
 
 def test_a_full_disk_keeps_the_earlier_checkpoint_and_says_so(tmp_path, straight):
-    text = r"step 4 could not be saved \(.*File too large\): .*last.ckpt holds step 3"
+    text = r"step 4 could not be saved \(.*File too large.*\): .*last.ckpt holds step 3"
     with full_disk(resource.RLIM_INFINITY), pytest.raises(OSError, match=text):
         train(tmp_path, Fills(4), every=2)
     assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
@@ -70,24 +65,12 @@ def test_a_full_disk_does_not_hide_another_fault(tmp_path, caplog):
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 3
 
 
-WRITERS = {
-    "index": lambda folder: write_json(folder / "index.json", {"text": "x" * 5000}),
-    "metrics": lambda folder: write_metrics(folder, {f"test/{i}": 0.5 for i in range(500)}),
-}
-
-
-@pytest.mark.parametrize("name", WRITERS)
-def test_a_full_disk_leaves_what_was_written_before(name, tmp_path):
-    write = WRITERS[name]
-    write(tmp_path)
-    names = sorted(tmp_path.iterdir())
-    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+def test_a_full_disk_leaves_the_numbers_that_were_written_before(tmp_path):
+    write_metrics(tmp_path, {"test/kl": 0.5})
+    earlier = (tmp_path / "metrics.json").read_bytes()
     with full_disk(2000), pytest.raises(OSError, match="File too large"):
-        write(tmp_path)
-    after = {path: path.read_bytes() for path in tmp_path.rglob("*") if path in before}
-    assert after == before
-    write(tmp_path)
-    assert sorted(tmp_path.iterdir()) == names
+        write_metrics(tmp_path, {f"test/{i}": 0.5 for i in range(500)})
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [earlier]
 
 
 @pytest.fixture(scope="module")
@@ -125,25 +108,12 @@ def test_a_damaged_checkpoint_is_named_before_anything_is_built(damage, last, sa
         checkpoint_to_resume(cfg)
 
 
-def test_every_checkpoint_that_training_leaves_is_whole(saved, tmp_path):
-    path = tmp_path / "last.ckpt"
-    path.write_bytes(saved)
-    assert whole_checkpoint(path) == path
-
-
 # Processes that are lost
 
 
 def on_two_processes(folder, what, every, *more):
-    command = [
-        sys.executable,
-        "-m",
-        "tests.experiments.run._worker",
-        str(folder),
-        what,
-        str(every),
-        *more,
-    ]
+    module = [sys.executable, "-m", "tests.experiments.run._worker"]
+    command = [*module, str(folder), what, str(every), *more]
     options = {"capture_output": True, "text": True, "timeout": 240}
     return subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, **options)
 

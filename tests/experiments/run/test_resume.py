@@ -31,12 +31,8 @@ from lightning_sobolev.experiments.run.checkpoints import LastCheckpoint
 from tests.plugin._trainers import trainer, weights
 
 STEPS_PER_EPOCH, EPOCHS = 3, 3
-SPEC = SobolevSpec(
-    terms=[
-        SobolevTerm(weight=Cosine(1.0, 0.1, steps=6)),
-        SobolevTerm(order=2, weight=0.1, rows=0.5),
-    ]
-)
+FIRST = SobolevTerm(weight=Cosine(1.0, 0.1, steps=6))
+SPEC = SobolevSpec(terms=[FIRST, SobolevTerm(order=2, weight=0.1, rows=0.5)])
 
 
 class Fits(L.LightningModule):
@@ -46,9 +42,8 @@ class Fits(L.LightningModule):
         super().__init__()
         with torch.random.fork_rng():
             torch.manual_seed(1)
-            self.net = nn.Sequential(
-                nn.Linear(2, 8), nn.Dropout(dropout), nn.Tanh(), nn.Linear(8, 1)
-            )
+            layers = nn.Linear(2, 8), nn.Dropout(dropout), nn.Tanh(), nn.Linear(8, 1)
+            self.net = nn.Sequential(*layers)
 
     def training_step(self, batch, batch_idx):
         return mse_loss(self.net(batch["x"])[:, 0], batch["y"])
@@ -94,12 +89,8 @@ def train(folder, *others, resume=False, every=1000, dropout=0.0, data=None, **o
     folder.mkdir(exist_ok=True)
     module = Fits(dropout)
     matching = SobolevCallback(BatchTeacher("dydx", hessian="hessian"), SPEC, module="net")
-    used = trainer(
-        matching,
-        *others,
-        LastCheckpoint(folder, every_n_steps=every),
-        **{"max_epochs": EPOCHS, "precision": "32-true", "enable_checkpointing": True, **options},
-    )
+    usual = {"max_epochs": EPOCHS, "precision": "32-true", "enable_checkpointing": True}
+    used = trainer(matching, *others, LastCheckpoint(folder, every), **usual | options)
     path = folder / "last.ckpt" if resume else None
     used.fit(module, points() if data is None else data, ckpt_path=path, weights_only=True)
     return weights(module), matching.state_dict(), used.global_step
@@ -110,15 +101,18 @@ def straight(tmp_path_factory):
     return train(tmp_path_factory.mktemp("straight"))
 
 
+def assert_goes_on(folder, straight):
+    found, state, steps = train(folder, resume=True)
+    assert (steps, state["counter"]) == (straight[2], straight[1]["counter"])
+    assert torch.equal(found, straight[0])
+
+
 @pytest.mark.parametrize("number", [2, 3, 7])
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_ctrl_c_at_any_moment_of_a_step(moment, number, straight, tmp_path):
     with pytest.raises(SystemExit):
         train(tmp_path, Interrupt(moment, number))
-    found, state, steps = train(tmp_path, resume=True)
-    assert steps == straight[2]
-    assert state["counter"] == straight[1]["counter"]
-    assert torch.equal(found, straight[0])
+    assert_goes_on(tmp_path, straight)
 
 
 # Saved anywhere, killed for good
@@ -171,57 +165,38 @@ def test_every_global_generator_is_set_back():
     assert draws() != before
 
 
-def run_and_kill(folder, moment, number):
+ANY = [(moment, number) for moment in [*MOMENTS, "while saving"] for number in (2, 5, 7)]
+
+
+@pytest.mark.parametrize(
+    ("moment", "number"),
+    [("while saving", 4), *(pytest.param(*case, marks=pytest.mark.slow) for case in ANY)],
+)
+def test_kill_9_at_any_moment(moment, number, straight, tmp_path):
     """In a process of its own, which kills itself."""
-    command = [
-        sys.executable,
-        "-m",
-        "tests.experiments.run._killed",
-        str(folder),
-        moment,
-        str(number),
-    ]
+    module = [sys.executable, "-m", "tests.experiments.run._killed"]
+    command = [*module, str(tmp_path), moment, str(number)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == -signal.SIGKILL, done.stderr[-3000:]
-
-
-def survives(folder, moment, number, straight):
-    run_and_kill(folder, moment, number)
-    found, state, steps = train(folder, resume=True)
-    assert (steps, state["counter"]) == (straight[2], straight[1]["counter"])
-    assert torch.equal(found, straight[0])
-
-
-def test_kill_9_in_the_middle_of_writing_a_checkpoint(straight, tmp_path):
-    survives(tmp_path, "while saving", 4, straight)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("number", [2, 5, 7])
-@pytest.mark.parametrize("moment", [*MOMENTS, "while saving"])
-def test_kill_9_at_any_moment(moment, number, straight, tmp_path):
-    survives(tmp_path, moment, number, straight)
+    assert_goes_on(tmp_path, straight)
 
 
 # With and without the plugin
 
 
-def plain(folder, resume=False):
-    module = Fits(0.0)
-    used = trainer(
-        LastCheckpoint(folder), max_epochs=1, precision="32-true", enable_checkpointing=True
-    )
-    path = folder / "last.ckpt" if resume else None
+def plain(folder, path=None):
+    module, options = Fits(0.0), {"precision": "32-true", "enable_checkpointing": True}
+    used = trainer(LastCheckpoint(folder), **options)
     used.fit(module, points(), ckpt_path=path, weights_only=True)
-    return module, used
+    return module, used.global_step
 
 
 def test_a_checkpoint_made_with_the_plugin_is_gone_on_from_without_it(tmp_path):
     with pytest.raises(SystemExit):
         train(tmp_path, Interrupt("after the step", 1))
     with pytest.warns(UserWarning, match="Please add the following callbacks: .*SobolevCallback"):
-        module, used = plain(tmp_path, resume=True)
-    assert used.global_step == STEPS_PER_EPOCH
+        module, steps = plain(tmp_path, tmp_path / "last.ckpt")
+    assert steps == STEPS_PER_EPOCH
     loaded = Fits.load_from_checkpoint(tmp_path / "last.ckpt", weights_only=True, dropout=0.0)
     assert torch.equal(weights(loaded), weights(module))
 

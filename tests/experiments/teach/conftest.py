@@ -13,11 +13,8 @@ SMALL = {"n_steps": 8, "n_epochs": 1, "batch_size": 16}
 OVERRIDES = (
     *(f"ppo.{key}={value}" for key, value in SMALL.items()),
     *("precision=32-true", "logger=none", "threads=1", "log_every=1", "++env.settings.num_envs=2"),
-    *(
-        "++env.settings.max_num_frames_per_episode=200",
-        "export.num_episodes=2",
-        "export.num_envs=2",
-    ),
+    *("++env.settings.max_num_frames_per_episode=200", "export.num_episodes=2"),
+    "export.num_envs=2",
 )
 
 
@@ -35,12 +32,12 @@ def as_a_user_runs_it():
 @pytest.fixture
 def small_learner():
     """Build a learner for two games of Breakout."""
+    with initialize_config_dir(str(config_folder()), version_base="1.3"):
+        usual = compose("train_teacher").ppo
 
     def build(precision="32-true", **ppo):
         settings = AtariSettings("breakout", num_envs=2, fire_on_life_loss=True)
         env = AtariVecEnv(Environments(settings, seed=3, num_threads=1))
-        with initialize_config_dir(str(config_folder()), version_base="1.3"):
-            usual = compose("train_teacher").ppo
         return build_learner({**usual, **SMALL, **ppo}, env, seed=0, precision=precision)
 
     return build
@@ -57,7 +54,6 @@ def compose_training(folder, *overrides):
 
 @pytest.fixture
 def composed(tmp_path):
-    """Compose the configuration of a short training whose folder is new."""
     return lambda *overrides, name="run": compose_training(tmp_path / name, *overrides)
 
 

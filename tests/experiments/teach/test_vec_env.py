@@ -18,10 +18,10 @@ def played(settings, steps, **options):
         yield env.step(actions), below.step(actions)
 
 
-@pytest.mark.parametrize("life_ends", [True, False])
-def test_a_lost_life_ends_the_episode_and_not_the_game(life_ends):
+@pytest.mark.parametrize(("life_ends", "steps"), [(True, 220), (False, 80)])
+def test_a_lost_life_ends_the_episode_and_not_the_game(life_ends, steps):
     lost = games = 0
-    for (stacks, _, dones, infos), below in played(BREAKOUT, 220, life_ends=life_ends):
+    for (stacks, _, dones, infos), below in played(BREAKOUT, steps, life_ends=life_ends):
         np.testing.assert_array_equal(stacks, below.stacks)
         np.testing.assert_array_equal(dones, below.ended | (below.lost_life & life_ends))
         assert [bool(info.get("episode")) for info in infos] == below.ended.tolist()
@@ -29,14 +29,15 @@ def test_a_lost_life_ends_the_episode_and_not_the_game(life_ends):
         lost, games = lost + below.lost_life.sum(), games + below.ended.sum()
         # the game goes on: the newest frames, no black ones of a new start
         assert stacks[below.lost_life][:, :-1].any(axis=(2, 3)).all()
-    assert lost >= 4 * games > 0
+    assert lost >= 4 * games
+    assert games > 0 or (lost > 0 and not life_ends)
 
 
 def test_rewards_are_clipped_and_returns_are_not():
-    # in Space Invaders a hit is worth 5 to 30 points; every game is cut after 150 steps
-    settings = AtariSettings("space_invaders", num_envs=2, max_num_frames_per_episode=600)
+    # in Space Invaders a hit is worth 5 to 30 points; every game is cut after 100 steps
+    settings = AtariSettings("space_invaders", num_envs=2, max_num_frames_per_episode=400)
     total, length, seen, largest = np.zeros(2), np.zeros(2, int), 0, 0.0
-    for (_, rewards, _, infos), below in played(settings, 310):
+    for (_, rewards, _, infos), below in played(settings, 210):
         np.testing.assert_array_equal(rewards, np.sign(below.rewards))
         largest = max(largest, below.rewards.max())
         total += below.rewards

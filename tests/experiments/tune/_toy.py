@@ -20,13 +20,11 @@ STARTS = [  # not quite symmetric: two members that tie do not copy each other
 ]
 
 
-def quality(w):
-    return 1.2 - w[0] ** 2 - w[1] ** 2
-
-
 def climb(w, config):
+    """Return Q behind a round, and where it was reached."""
     h = [math.exp(config["h1"]), math.exp(config["h2"])]
-    return [x * (1 - 2 * RATE * y) ** STEPS for x, y in zip(w, h, strict=True)]
+    w = [x * (1 - 2 * RATE * y) ** STEPS for x, y in zip(w, h, strict=True)]
+    return 1.2 - w[0] ** 2 - w[1] ** 2, w
 
 
 class StagedTrial(SimpleNamespace):
@@ -51,9 +49,6 @@ class StagedTrial(SimpleNamespace):
 
     def __eq__(self, other):
         return self is other
-
-    def __str__(self):
-        return f"toy_{self.trial_id}"
 
     @property
     def latest_checkpoint_result(self):
@@ -85,11 +80,11 @@ class Stage:
 
     search_alg = None
 
-    def __init__(self, scheduler, starts, first=(0.9, 0.9)):
+    def __init__(self, scheduler, starts):
         self.scheduler, self.trials = scheduler, [StagedTrial(dict(start)) for start in starts]
         self.history, self.marked, self._tune_controller = [], [], self
         for trial in self.trials:
-            trial.keep((list(first), []))
+            trial.keep(([0.9, 0.9], []))
             if scheduler is not None:
                 scheduler.on_trial_add(self, trial)
 
@@ -126,13 +121,8 @@ class Stage:
 def staged(scheduler, starts=STARTS, rounds=ROUNDS):
     """Return the history of the toy problem: (round, member, Q)."""
     stage = Stage(scheduler, starts)
-
-    def evaluate(w, config):
-        w = climb(w, config)
-        return quality(w), w
-
     for number in range(1, rounds + 1):
         # A search stops behind its last round without another exploit.
         stage.scheduler = scheduler if number < rounds else None
-        stage.round(number, evaluate)
+        stage.round(number, climb)
     return stage.history

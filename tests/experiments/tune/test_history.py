@@ -27,8 +27,9 @@ FOUND = history(
 
 def test_the_line_of_the_best_goes_back_through_its_donors():
     assert (best_member(FOUND, "min"), best_member(FOUND, "max")) == (2, 1)
-    line = ancestry(FOUND, 2)[["interval", "member"]]
-    assert line.to_numpy().tolist() == [[1, 1], [2, 0], [3, 2]]
+    line = ancestry(FOUND, 2)
+    assert line.index.tolist() == [(1, 1), (2, 0), (3, 2)]
+    assert line["score"].tolist() == [2.0, 1.5, 1.0]
 
 
 def test_whoever_diverged_last_is_not_the_best():

@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from functools import partial
 
 import pytest
 from ray.tune.experiment import Trial
@@ -18,16 +19,15 @@ from tests.experiments.tune._toy import (
     STEPS,
     Stage,
     climb,
-    quality,
     staged,
 )
 
 HALF = Truncation(0.5)
 RULES = {
-    "truncation": lambda seed: Population(SPACE, rule=HALF, mode="max", seed=seed),
-    "tournament": lambda seed: Population(SPACE, rule=tournament, mode="max", seed=seed),
-    "welch": lambda seed: Population(SPACE, rule=Welch(0.3), mode="max", seed=seed),
-    "pb2": lambda seed: Bandit(SPACE, rule=HALF, mode="max", seed=seed),
+    "truncation": partial(Population, SPACE, rule=HALF, mode="max"),
+    "tournament": partial(Population, SPACE, rule=tournament, mode="max"),
+    "welch": partial(Population, SPACE, rule=Welch(0.3), mode="max"),
+    "pb2": partial(Bandit, SPACE, rule=HALF, mode="max"),
 }
 quiet = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
@@ -40,33 +40,33 @@ def test_the_population_reaches_what_grid_search_cannot(rule):
     slow = 0.9 * (1 - 2 * RATE * SMALL) ** (STEPS * ROUNDS)
     assert grid == pytest.approx(1.2 - slow**2, abs=1e-12)
     assert grid < 0.46
-    reached = [max(score for *_, score in staged(RULES[rule](seed))) for seed in range(3)]
+    reached = [max(score for *_, score in staged(RULES[rule](seed=seed))) for seed in range(3)]
     assert min(reached) > 1.19
 
 
 @quiet
 @pytest.mark.parametrize("rule", RULES)
 def test_decisions_are_a_function_of_the_seed(rule):
-    assert staged(RULES[rule](1), rounds=6) == staged(RULES[rule](1), rounds=6)
+    assert staged(RULES[rule](seed=1), rounds=4) == staged(RULES[rule](seed=1), rounds=4)
 
 
 @quiet
 @pytest.mark.parametrize("rule", RULES)
 def test_whoever_diverged_goes_on_from_a_donor(rule):
     starts = [{"member": m, "h1": -1.0 - m, "h2": -1.0} for m in range(4)]
-    stage = Stage(RULES[rule](0), starts)
+    stage = Stage(RULES[rule](seed=0), starts)
 
     def evaluate(state, config):
         if state == "dead" or (config["member"] in (1, 2) and len(stage.history) in (5, 6)):
             return math.nan, "dead"
         return -config["h1"], [config["member"]]
 
-    for number in range(1, 5):
+    for number in range(1, 4):
         stage.round(number, evaluate)
     found = {(number, member): score for number, member, score in stage.history}
     assert math.isnan(found[2, 1])
     assert math.isnan(found[2, 2])
-    assert all(math.isfinite(found[number, m]) for number in (3, 4) for m in range(4))
+    assert all(math.isfinite(found[3, m]) for m in range(4))
 
 
 def test_a_member_is_copied_as_it_was_before_it_is_replaced():
@@ -104,17 +104,12 @@ def test_settings_are_multiplied_or_sampled_anew_and_stay_inside():
 
 def test_a_restored_search_goes_on_with_the_same_decisions():
     """Ray saves trials and no scheduler: a fresh one must take its place."""
-    whole = staged(RULES["truncation"](3))
-    stage = Stage(RULES["truncation"](3), STARTS)
-
-    def evaluate(w, config):
-        w = climb(w, config)
-        return quality(w), w
-
+    whole = staged(RULES["truncation"](seed=3))
+    stage = Stage(RULES["truncation"](seed=3), STARTS)
     for number in range(1, len(whole) // 2 + 1):
-        stage.round(number, evaluate)
+        stage.round(number, climb)
         assert stage.history[-2:] == [line for line in whole if line[0] == number]
-        fresh = RULES["truncation"](3)
+        fresh = RULES["truncation"](seed=3)
         for trial in stage.trials:
             fresh.on_trial_add(stage, trial)
         stage.scheduler = fresh
@@ -122,7 +117,7 @@ def test_a_restored_search_goes_on_with_the_same_decisions():
 
 @pytest.mark.parametrize("reported", [2, 3])  # 3: what was reported last was not stored any more
 def test_after_a_kill_in_the_middle_of_a_round_the_others_catch_up_first(reported):
-    scheduler = RULES["truncation"](0)
+    scheduler = RULES["truncation"](seed=0)
     stage = Stage(None, STARTS)
     for trial, time, stored in zip(stage.trials, (3, reported), (3, 2), strict=True):
         trial.last_result = {"training_iteration": time, "score": 1.0, "recent": [1.0]}

@@ -76,12 +76,6 @@ def test_what_diverges_scores_nan(sobolev, tmp_path):
     assert math.isnan(train_interval(cfg, tmp_path, 0, 12, resume=False))
 
 
-def test_members_begin_with_weights_of_their_own_and_the_same_data(tmp_path):
-    cfg = composed(tmp_path)
-    scores = [train_interval(cfg, tmp_path / str(m), m, 1, resume=False) for m in (0, 1)]
-    assert scores[0] != scores[1]
-
-
 def test_the_teacher_is_checked_in_the_first_interval_alone(donor, tmp_path):
     refuses = {"verify": {"_target_": "tests.experiments.tune._search.Refuses"}}
     cfg = composed(tmp_path, callbacks=refuses)
@@ -95,6 +89,12 @@ def test_a_score_of_the_test_is_taken_at_the_validation_points(tmp_path):
     by = [composed(tmp_path, score={"metric": metric}) for metric in ("val/error", "test/error")]
     one, two = (train_interval(c, tmp_path / c.score.metric, 0, 2, resume=False) for c in by)
     assert one == pytest.approx(two, rel=1e-6)
+
+
+def test_members_begin_with_weights_of_their_own_and_the_same_data(tmp_path):
+    cfg = composed(tmp_path)
+    scores = [train_interval(cfg, tmp_path / str(m), m, 1, resume=False) for m in (0, 1)]
+    assert scores[0] != scores[1]
 
 
 def test_a_score_that_nobody_logs_is_refused(tmp_path):
