@@ -22,27 +22,15 @@ import numpy as np
 import torch
 from gymnasium.spaces import Box, Discrete
 from jaxtyping import Float, Shaped, UInt8
+from numpy.lib.stride_tricks import sliding_window_view
 from torch import nn
 
 from lightning_sobolev._files import locked
 from lightning_sobolev._progress import Advance, progress_bar
 from lightning_sobolev.atari.environments import AtariSettings
 from lightning_sobolev.atari.policy import log_probabilities
-from lightning_sobolev.atari.recordings.format import (
-    CONTINUES,
-    LOCK_FILE,
-    TERMINATED,
-    TRUNCATED,
-    Recording,
-    discard_leftovers,
-    fingerprint,
-    forget,
-    read_index,
-    refuse_foreign,
-    state_dtype,
-    write_index,
-    write_shard,
-)
+from lightning_sobolev.atari.recordings import format as stored
+from lightning_sobolev.atari.recordings.format import Recording
 
 _LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601, within one level of the emulator's own grey
 _SMALLEST_SIDE = 32  # a shorter axis counts frames or colors
@@ -51,9 +39,7 @@ _ASKED_AT_ONCE = 256
 
 def _load_minari() -> Any:
     try:
-        for storage in ("h5py", "PIL"):
-            importlib.import_module(storage)
-        return importlib.import_module("minari")
+        return [importlib.import_module(name) for name in ("h5py", "PIL", "minari")][-1]
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             f"data sets of Minari need minari, h5py and PIL ({error}): install the extra 'minari'"
@@ -65,7 +51,6 @@ def export_minari(
     dataset_id: str,
     *,
     stacked: bool = False,
-    progress: bool = True,
     **about: Any,
 ) -> Path:
     """Write a recording as a local Minari data set, one episode for each of its episodes.
@@ -75,7 +60,6 @@ def export_minari(
         dataset_id: New name with a version, e.g. ``"pong/teacher-v0"``.
         stacked: Whether an observation is the whole stack that the teacher saw. Otherwise it is its
             newest frame, which takes a fourth of the space.
-        progress: Whether to show a progress bar (on a terminal).
         **about: What ``minari.create_dataset_from_buffers`` takes to describe a data set:
             ``description``, ``author``, ``author_email``, ``code_permalink`` ...
 
@@ -103,7 +87,7 @@ def export_minari(
     text = f"exporting {dataset_id}"
     try:
         with (
-            progress_bar(text, recording.num_states, enabled=progress) as advance,
+            progress_bar(text, recording.num_states) as advance,
             warnings.catch_warnings(action="ignore", category=UserWarning),  # nobody's name is set
         ):
             episodes = _exported(minari, recording, stacked=stacked, advance=advance)
@@ -126,8 +110,8 @@ def _exported(
             observations=_padded(frames, 0),
             actions=states["action"].astype(np.int64),
             rewards=states["reward"],
-            terminations=states["end"] == TERMINATED,
-            truncations=states["end"] == TRUNCATED,
+            terminations=states["end"] == stored.TERMINATED,
+            truncations=states["end"] == stored.TRUNCATED,
             infos={"teacher_log_probs": _padded(states["log_probs"], np.nan)},
         )
         advance(len(rows))
@@ -143,10 +127,9 @@ def import_minari(
     folder: str | Path,
     *,
     teacher: nn.Module,
-    settings: AtariSettings | None = None,
+    settings: AtariSettings,
     device: torch.device | str = "cpu",
     remake: bool = False,
-    progress: bool = True,
 ) -> Recording:
     """Make a recording of a local Minari data set; the teacher answers every state.
 
@@ -160,74 +143,49 @@ def import_minari(
         folder: Where the recording shall be; one that was imported from the same is opened.
         teacher: Maps scaled stacks to logits; it is copied.
         settings: What the frames are meant to be; ``num_envs`` is ignored. Frames of another size
-            are averaged over areas. None takes the defaults with the game that the data set names.
+            are averaged over areas.
         device: Where the teacher works.
         remake: Whether to forget what is in the folder.
-        progress: Whether to show a progress bar (on a terminal).
 
     Returns:
         The recording, checked.
 
     Raises:
         FileNotFoundError: If there is no such data set.
-        ValueError: If the folder holds something else, or the data set does not fit the settings or
-            the teacher.
+        ValueError: If it does not fit, or the folder holds something else.
     """
-    dataset, folder = _loaded(dataset), Path(folder)
-    if dataset.total_steps == 0:
-        raise ValueError(f"dataset must have at least one step, got none in {dataset.id}")
-    settings = replace(settings or AtariSettings(_game_of(dataset)), num_envs=1)
-    identity = _identity_of(dataset, settings, teacher)
-    index = None if remake else read_index(folder)
-    if index is None:
-        refuse_foreign(folder)
-    elif index.identity == identity:
-        return Recording(folder)
-    else:
+    minari, folder = _load_minari(), Path(folder)
+    if isinstance(dataset, str):
+        try:
+            dataset = minari.load_dataset(dataset)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"dataset must be here, got {dataset!r}: 'minari download {dataset}' fetches it"
+            ) from error
+    settings = replace(settings, num_envs=1)
+    chosen = np.asarray(dataset.episode_indices, "<i8").tobytes()
+    imported = {
+        "dataset": dataset.id,
+        "num_states": int(dataset.total_steps),
+        "episodes_sha256": hashlib.sha256(chosen).hexdigest(),
+    }
+    sha256 = stored.fingerprint(teacher)
+    identity = {"settings": asdict(settings), "teacher_sha256": sha256, "imported": imported}
+    index = None if remake else stored.read_index(folder)
+    if index is not None:
+        if index.identity == identity:
+            return Recording(folder)
         raise ValueError(f"folder must be new, or remake=True, got {folder} with another recording")
+    stored.refuse_foreign(folder)
     teacher = copy.deepcopy(teacher).to(device).eval()
     with (
-        locked(folder / LOCK_FILE),
-        progress_bar(f"importing {dataset.id}", dataset.total_steps, enabled=progress) as advance,
+        locked(folder / stored.LOCK_FILE),
+        progress_bar(f"importing {dataset.id}", dataset.total_steps) as advance,
     ):
-        forget(folder) if remake else discard_leftovers(folder)
+        stored.clear(folder)
         pieces = _imported(dataset, settings, teacher, device, advance)
-        write_index(folder, identity, [write_shard(folder, 0, pieces)])
+        stored.write_index(folder, identity, [stored.write_shard(folder, 0, pieces)])
     return Recording(folder)
-
-
-def _loaded(dataset: Any) -> Any:
-    minari = _load_minari()
-    if not isinstance(dataset, str):
-        return dataset
-    try:
-        return minari.load_dataset(dataset)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"dataset must be here, got {dataset!r}: 'minari download {dataset}' fetches it"
-        ) from error
-
-
-def _game_of(dataset: Any) -> str:
-    """Find the game in an id like ``ALE/SpaceInvaders-v5`` or ``PongNoFrameskip-v4``."""
-    spec = dataset.env_spec
-    found = spec and re.fullmatch(r"(?:ALE/)?(\w+?)(?:NoFrameskip|Deterministic)?-v\d+", spec.id)
-    if not found:
-        raise ValueError(f"settings must be given: {dataset.id} does not say which game it is of")
-    return re.sub(r"(?<!^)(?=[A-Z])", "_", found[1]).lower()
-
-
-def _identity_of(dataset: Any, settings: AtariSettings, teacher: nn.Module) -> dict[str, Any]:
-    chosen = np.asarray(dataset.episode_indices, "<i8").tobytes()
-    return {
-        "settings": asdict(settings),
-        "teacher_sha256": fingerprint(teacher),
-        "imported": {
-            "dataset": dataset.id,
-            "num_states": int(dataset.total_steps),
-            "episodes_sha256": hashlib.sha256(chosen).hexdigest(),
-        },
-    }
 
 
 def _imported(
@@ -239,8 +197,6 @@ def _imported(
 ) -> Iterator[tuple[UInt8[np.ndarray, "step height width"], np.ndarray]]:
     for number, episode in enumerate(dataset.iterate_episodes()):
         steps = len(episode.actions)
-        if isinstance(episode.observations, dict | tuple):
-            raise ValueError(f"observations must be frames, got {type(episode.observations)}")
         frames = _to_frames(np.asarray(episode.observations)[:steps], settings)
         answers = _answers(teacher, frames, settings.stack_num, device)
         highest = int(np.max(episode.actions))
@@ -249,11 +205,10 @@ def _imported(
                 f"teacher must have an output for every action of {dataset.id}, got "
                 f"{answers.shape[1]} outputs and action {highest}"
             )
-        states = np.zeros(steps, state_dtype(answers.shape[1]))
+        states = np.zeros(steps, stored.state_dtype(answers.shape[1]))
         states["episode"], states["age"] = number, np.arange(steps)
         states["action"], states["reward"] = episode.actions, episode.rewards
-        ends = np.where(episode.truncations, TRUNCATED, CONTINUES)
-        states["end"] = np.where(episode.terminations, TERMINATED, ends)
+        states["end"] = stored.ends(episode.terminations, episode.truncations)
         states["log_probs"] = answers
         yield frames, states
         advance(steps)
@@ -266,12 +221,12 @@ def _answers(
     device: torch.device | str,
 ) -> Float[np.ndarray, "step actions"]:
     black = np.zeros_like(frames, shape=(stack_num - 1, *frames.shape[1:]))
-    padded, answers = np.concatenate([black, frames]), []
-    for rows in np.split(
-        np.arange(len(frames)), range(_ASKED_AT_ONCE, len(frames), _ASKED_AT_ONCE)
-    ):
-        stacks = padded[rows[:, None] + np.arange(stack_num)]
-        answers.append(log_probabilities(teacher, stacks, device=device))
+    stacks = sliding_window_view(np.concatenate([black, frames]), stack_num, 0)
+    stacks = np.moveaxis(stacks, -1, 1)
+    answers = [
+        log_probabilities(teacher, stacks[start : start + _ASKED_AT_ONCE].copy(), device=device)
+        for start in range(0, len(frames), _ASKED_AT_ONCE)
+    ]
     return np.concatenate(answers)
 
 

@@ -38,9 +38,6 @@ class DAgger(pl.Callback):
             all of them to the student.
         student: Name of the submodule that is trained, a network from scaled stacks to logits.
 
-    Raises:
-        ValueError: If a number is out of range.
-
     Source:
         Ross, Gordon and Bagnell 2011, A reduction of imitation learning and structured prediction
         to no-regret online learning, algorithm 3.1 and section 4. There every round trains anew.
@@ -54,16 +51,15 @@ class DAgger(pl.Callback):
         beta: float = 0.0,
         student: str = "net",
     ) -> None:
-        for name, count in (("rounds", rounds), ("num_states", num_states)):
-            if name == "num_states" and count is None:
-                continue
-            if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        counts = {"rounds": rounds, "num_states": 1 if num_states is None else num_states}
+        for name, count in counts.items():
+            if type(count) is not int or count < 1:
                 raise ValueError(f"{name} must be a whole number >= 1, got {count!r}")
         if not 0.0 <= beta < 1.0:
             raise ValueError(f"beta must be in [0, 1), got {beta}")
         self.rounds, self.num_states, self.beta, self.student = rounds, num_states, beta, student
         self.visited: list[Recording] = []
-        self._data: RecordingDataModule | None = None
+        self._data: Any = None  # the data module of a fit
         self._steps = 0
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -71,7 +67,7 @@ class DAgger(pl.Callback):
         self._data = None
         if stage != "fit":
             return
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        data = trainer.datamodule  # type: ignore[attr-defined]
         if not isinstance(data, RecordingDataModule):
             raise ValueError(
                 f"datamodule must be a RecordingDataModule for DAgger, got {type(data).__name__}"
@@ -84,10 +80,8 @@ class DAgger(pl.Callback):
         _student(pl_module, self.student)
         self._steps = -(-trainer.max_steps * trainer.accumulate_grad_batches // self.rounds)
         self._data, self.visited = data, []
-        count = (
-            self._states_per_round
-        )  # that a fraction leaves none is said before anything is done
-        choose_fraction(count, num_states=count, fraction=data.fraction, seed=data.seed)
+        count = self._states_per_round
+        choose_fraction(count, count, data.fraction, data.seed)  # that it leaves none is said now
         data.steps_per_epoch = self._steps
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -105,18 +99,16 @@ class DAgger(pl.Callback):
             )
         if len(self.visited) < due:
             has_bar = trainer.progress_bar_callback is not None
-            student = _student(pl_module, self.student)
-            self._join(self._play(due, student, has_bar=has_bar))
+            self._join(self._play(due, _student(pl_module, self.student), has_bar))
 
-    def _play(self, number: int, student: nn.Module, *, has_bar: bool) -> Recording:
-        data = self._datamodule
+    def _play(self, number: int, student: nn.Module, has_bar: bool) -> Recording:
+        data, count = self._data, self._states_per_round
         how: dict[str, Any] = {
             "behavior": replace(data.options.behavior, beta=self.beta**number),
             "seed": data.options.seed + number,  # other games than those of the test states
             "player": student,
         }
         identity = json.dumps(identity_of(data.settings, data.teacher, **how), sort_keys=True)
-        count = self._states_per_round
         rank_zero_info(f"Round {number}: the student plays {count} states, the teacher answers.")
         return record(
             self._folder / hashlib.sha256(identity.encode()).hexdigest()[:16],
@@ -129,22 +121,16 @@ class DAgger(pl.Callback):
         )
 
     def _join(self, recording: Recording) -> None:
-        self._datamodule.extend(recording, self._states_per_round)
+        self._data.extend(recording, self._states_per_round)
         self.visited.append(recording)
 
     @property
-    def _datamodule(self) -> RecordingDataModule:
-        if self._data is None:
-            raise RuntimeError("DAgger plays in a fit alone")
-        return self._data
-
-    @property
     def _states_per_round(self) -> int:
-        return self.num_states or self._datamodule.sizes.train or 0
+        return self.num_states or int(self._data.sizes.train)
 
     @property
     def _folder(self) -> Path:
-        folder = self._datamodule.folder
+        folder: Path = self._data.folder
         return folder.with_name(f"{folder.name}_dagger")
 
     def state_dict(self) -> dict[str, Any]:
@@ -161,21 +147,14 @@ class DAgger(pl.Callback):
                 f"{state_dict['steps']}"
             )
         for name in state_dict["visited"]:
-            folder = self._folder / name
-            if not folder.exists():
-                raise ValueError(
-                    f"{folder} must hold what the student of an earlier round visited, it is gone: "
-                    "put it back or start the training again"
-                )
-            self._join(Recording(folder))
+            self._join(Recording(self._folder / name))
 
 
 def _student(pl_module: pl.LightningModule, name: str) -> nn.Module:
-    if name not in dict(pl_module.named_modules()):
-        raise ValueError(
-            f"student must name a submodule of {type(pl_module).__name__}, got {name!r}"
-        )
-    student: nn.Module = pl_module.get_submodule(name)
+    try:
+        student: nn.Module = pl_module.get_submodule(name)
+    except AttributeError as error:
+        raise ValueError(f"student must name a submodule, got {name!r} ({error})") from error
     if any(hasattr(parameter, "device_mesh") for parameter in student.parameters()):
         raise ValueError(
             "rounds need the whole student in every process, got one that is split over them: "

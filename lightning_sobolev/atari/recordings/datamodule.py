@@ -2,13 +2,12 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence, Sized
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -39,16 +38,13 @@ class _GrowingBatches(ShuffledBatches):
     def __init__(self, states: Sized, *arguments: Any, **options: Any) -> None:
         super().__init__(len(states), *arguments, **options)
         self._states: Sized = states
-        self._grown: ShuffledBatches = self
 
     def batch(self, number: int) -> Int[Tensor, " batch"]:
-        if len(self._states) == self.num_rows:
-            return super().batch(number)
-        if len(self._states) != self._grown.num_rows:
-            self._grown = ShuffledBatches(
-                len(self._states), self.batch_size, len(self), seed=self.seed
-            )
-        return self._grown.batch(number)
+        if self.num_rows != len(self._states):
+            self.num_rows = len(self._states)
+            self._per_pass = self.num_rows // self.batch_size
+            self._shuffled = (-1, self._shuffled[1])  # of no pass
+        return super().batch(number)
 
 
 class StatesDataModule(pl.LightningDataModule):
@@ -64,31 +60,26 @@ class StatesDataModule(pl.LightningDataModule):
         batch_size: Training states in the batch of all processes together.
         steps_per_epoch: Batches per epoch; None takes one pass over the chosen states.
         seed: Seed of the chosen fraction and of the order.
-
-    Raises:
-        ValueError: If a number is out of range.
     """
 
     def __init__(
         self,
         sizes: SplitSizes,
         *,
-        fraction: float,
-        batch_size: int,
-        steps_per_epoch: int | None,
-        seed: int,
+        fraction: float = 1.0,
+        batch_size: int = 32,
+        steps_per_epoch: int | None = 500,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         for name, count in (("batch_size", batch_size), ("steps_per_epoch", steps_per_epoch)):
             if count is not None and count < 1:
                 raise ValueError(f"{name} must be at least 1, got {count}")
-        self.sizes = sizes
-        self.fraction = fraction
-        self.batch_size = batch_size
-        self.steps_per_epoch = steps_per_epoch
-        self.seed = seed
+        self.sizes, self.fraction, self.seed = sizes, fraction, seed
+        self.batch_size, self.steps_per_epoch = batch_size, steps_per_epoch
         self._data: dict[str, RecordedStates] = {}
-        self._choose(sizes.train or 1_000_000, sizes.train)  # a bad fraction is said at once
+        count = sizes.train or 1_000_000
+        choose_fraction(count, count, fraction, seed)  # a bad one is said at once
 
     @abstractmethod
     def open(self) -> tuple[Sequence[Recording], Sequence[Split]]:
@@ -104,33 +95,16 @@ class StatesDataModule(pl.LightningDataModule):
             for name in Split._fields
         }
         train = self._data["train"]
-        train.keep(self._choose(len(train), self.sizes.train))
-
-    def _choose(
-        self, num_rows: int, num_states: int | None, part: int = 0
-    ) -> Int[np.ndarray, " chosen"]:
-        if num_states is not None and num_states > num_rows:
-            raise ValueError(
-                f"train must be in 1..{num_rows}, what is left beside test and validation, "
-                f"got {num_states}"
-            )
-        return choose_fraction(
-            num_rows,
-            num_states=num_rows if num_states is None else num_states,
-            fraction=self.fraction,
-            seed=self.seed if part == 0 else (self.seed, part),
-        )
+        count = self.sizes.train or len(train)
+        rows = choose_fraction(len(train), count, self.fraction, self.seed)
+        train.index = train.index[rows]
 
     def extend(self, recording: Recording, num_states: int) -> None:
         """Train on a recording more from the next epoch on; ``fraction`` is of ``num_states``."""
         train = self._dataset("train")
-        part = len(train.recordings)
-        train.add(recording, self._choose(recording.num_states, num_states, part))
-
-    @property
-    def recordings(self) -> tuple[Recording, ...]:
-        """The recordings that are trained on; there after :meth:`setup`."""
-        return self._dataset("train").recordings
+        seed = (self.seed, len(train.recordings))
+        rows = choose_fraction(recording.num_states, num_states, self.fraction, seed)
+        train.add(recording, rows)
 
     @property
     def num_train_states(self) -> int:
@@ -142,18 +116,17 @@ class StatesDataModule(pl.LightningDataModule):
         """Mean of the chosen training states, or of the first 2,000 of them, pixels in 0..1."""
         dataset = self._dataset("train")
         count = min(len(dataset), _MEAN_STATES)
-        total = torch.zeros(dataset.recordings[0].state_shape[:-1], dtype=torch.int64)
-        for rows in OrderedBatches(count, _EVALUATION_BATCH):
-            total += dataset[rows]["x"].sum(0)
+        batches = OrderedBatches(count, _EVALUATION_BATCH)
+        total = torch.stack([dataset[rows]["x"].sum(0) for rows in batches]).sum(0)
         return (total.double() / (255 * count)).float()
 
     def train_dataloader(self) -> ResumableLoader:
         """Serve ``steps_per_epoch`` full batches of the chosen states, shuffled pass by pass."""
-        dataset, trainer = self._dataset("train"), self.trainer
+        dataset = self._dataset("train")
         batches = _GrowingBatches(
             dataset, self.batch_size, self.steps_per_epoch, seed=self.seed, **self._process()
         )
-        return ResumableLoader(dataset, batches, trainer)
+        return ResumableLoader(dataset, batches, self.trainer)
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Serve every validation state once, in the order of recording."""
@@ -169,10 +142,9 @@ class StatesDataModule(pl.LightningDataModule):
         return self._data[name]
 
     def _process(self) -> dict[str, int]:
-        trainer = self.trainer
-        if trainer is None:
+        if self.trainer is None:
             return {}
-        return {"rank": trainer.global_rank, "world_size": trainer.world_size}
+        return {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
 
     def _evaluation_loader(self, name: str) -> DataLoader[Any]:
         dataset = self._dataset(name)
@@ -211,10 +183,7 @@ class RecordingDataModule(StatesDataModule):
         sizes: How many states of each kind.
         recording: How a missing recording is made.
         check: Called with the teacher before anything is recorded; may refuse it.
-        fraction, batch_size, steps_per_epoch, seed: See :class:`StatesDataModule`.
-
-    Raises:
-        ValueError: If a number is out of range or the behavior asks for another player.
+        **serving: ``fraction``, ``batch_size`` ... of :class:`StatesDataModule`.
     """
 
     def __init__(
@@ -226,23 +195,14 @@ class RecordingDataModule(StatesDataModule):
         sizes: SplitSizes | None = None,
         recording: RecordingOptions | None = None,
         check: Callable[[nn.Module], object] | None = None,
-        fraction: float = 1.0,
-        batch_size: int = 32,
-        steps_per_epoch: int | None = 500,
-        seed: int = 0,
+        **serving: Any,
     ) -> None:
-        super().__init__(
-            sizes or SplitSizes(),
-            fraction=fraction,
-            batch_size=batch_size,
-            steps_per_epoch=steps_per_epoch,
-            seed=seed,
-        )
+        super().__init__(sizes or SplitSizes(), **serving)
         if self.sizes.train is None:
             raise ValueError("train must be a number where it is recorded for, got None")
         self.folder = Path(root) / settings.game
         self.settings = settings
-        self.teacher = teacher if isinstance(teacher, nn.Module) else load_agent(teacher)[0]
+        self.teacher = _network(teacher)
         self.options = recording or RecordingOptions()
         self.options.behavior.check_player(None)
         self._check = check
@@ -254,17 +214,8 @@ class RecordingDataModule(StatesDataModule):
             return
         if self._check is not None:
             self._check(self.teacher)
-        record(
-            self.folder,
-            self.settings,
-            self.teacher,
-            num_states=self.sizes,
-            behavior=self.options.behavior,
-            seed=self.options.seed,
-            device=self.options.device,
-            remake=self.options.remake,
-            progress=self.options.progress,
-        )
+        how = {one.name: getattr(self.options, one.name) for one in fields(self.options)}
+        record(self.folder, self.settings, self.teacher, num_states=self.sizes, **how)
         self._is_made = True
 
     def open(self) -> tuple[Sequence[Recording], Sequence[Split]]:
@@ -296,10 +247,7 @@ class StoredDataModule(StatesDataModule):
         teacher: Who answered: what :func:`load_agent` takes, or a network from 0..1 to logits. Its
             weights are compared with what the recordings say; None takes their word.
         sizes: How many states of each kind, of all recordings together.
-        fraction, batch_size, steps_per_epoch, seed: See :class:`StatesDataModule`.
-
-    Raises:
-        ValueError: If a number is out of range or no recording is named.
+        **serving: ``fraction``, ``batch_size`` ... of :class:`StatesDataModule`.
     """
 
     def __init__(
@@ -309,48 +257,30 @@ class StoredDataModule(StatesDataModule):
         teacher: Agent | nn.Module | None,
         *,
         sizes: SplitSizes | None = None,
-        fraction: float = 1.0,
-        batch_size: int = 32,
-        steps_per_epoch: int | None = 500,
-        seed: int = 0,
+        **serving: Any,
     ) -> None:
-        super().__init__(
-            sizes or SplitSizes(train=None),
-            fraction=fraction,
-            batch_size=batch_size,
-            steps_per_epoch=steps_per_epoch,
-            seed=seed,
-        )
+        super().__init__(sizes or SplitSizes(train=None), **serving)
         if isinstance(folders, str) or not folders or len(set(folders)) < len(folders):
             raise ValueError(
                 f"folders must be a list of at least one recording, each once, got {folders!r}"
             )
         self.folders = [Path(root) / folder for folder in folders]
-        self.teacher: nn.Module | None = (
-            teacher if teacher is None or isinstance(teacher, nn.Module) else load_agent(teacher)[0]
-        )
-        self._opened: list[Recording] = []
+        self.teacher = None if teacher is None else _network(teacher)
 
     def open(self) -> tuple[Sequence[Recording], Sequence[Split]]:
         """Open the recordings, compare them with the teacher, split them."""
-        self._opened = self._opened or [Recording(folder) for folder in self.folders]
-        self._check_teacher()
-        splits = split_all(
-            {
-                str(one.folder): list(chain.from_iterable(one.episode_lengths))
-                for one in self._opened
-            },
-            num_test=self.sizes.test,
-            num_validation=self.sizes.validation,
-        )
-        return self._opened, splits
-
-    def _check_teacher(self) -> None:
+        recordings = [Recording(folder) for folder in self.folders]
         ours = None if self.teacher is None else fingerprint(self.teacher)
-        for recording in self._opened:
-            theirs = recording.identity["teacher_sha256"]
+        for one in recordings:
+            theirs = one.identity["teacher_sha256"]
             if ours not in (None, theirs):
                 raise ValueError(
-                    f"teacher must be the one that answered in {recording.folder}, "
+                    f"teacher must be the one that answered in {one.folder}, "
                     f"sha256 {theirs}, got {ours}"
                 )
+        lengths = {str(one.folder): [*chain(*one.episode_lengths)] for one in recordings}
+        return recordings, split_all(lengths, self.sizes)
+
+
+def _network(teacher: Agent | nn.Module) -> nn.Module:
+    return teacher if isinstance(teacher, nn.Module) else load_agent(teacher)[0]

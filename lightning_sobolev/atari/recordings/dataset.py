@@ -21,13 +21,6 @@ class RecordedStates(Dataset[dict[str, Tensor]]):
 
     A batch is ``x``, stacks as bytes, ``log_probs``, the teacher's answers, and ``index``, the
     states' indices ``STRIDE * recording + state``, which stay the same whatever the fraction.
-
-    Args:
-        recordings: Where the states are; frames and actions alike in all of them.
-        rows: Numbers of the states that are served, for each recording.
-
-    Raises:
-        ValueError: If the recordings do not go together.
     """
 
     def __init__(
@@ -40,22 +33,16 @@ class RecordedStates(Dataset[dict[str, Tensor]]):
 
     def add(self, recording: Recording, rows: Int[np.ndarray, " states"]) -> None:
         """Serve states of one more recording, too, after the others."""
-        shapes = {one.state_shape: one.folder for one in (*self.recordings, recording)}
-        if len(shapes) != 1:
+        shapes = {str(one.folder): one.state_shape for one in (*self.recordings, recording)}
+        if len(set(shapes.values())) != 1:
             raise ValueError(
-                "recordings must have stacks of one shape and as many actions, got "
-                + ", ".join(f"{shape} in {folder}" for shape, folder in shapes.items())
+                f"recordings must have stacks of one shape and as many actions, got {shapes}"
             )
         part = len(self.recordings)
         self.recordings = (*self.recordings, recording)
         self.index = np.concatenate([self.index, part * STRIDE + rows.astype(np.int64)])
 
-    def keep(self, positions: Int[np.ndarray, " kept"]) -> None:
-        """Serve some of the states only, in this order."""
-        self.index = self.index[positions]
-
     def __len__(self) -> int:
-        """Number of states."""
         return len(self.index)
 
     def __getitem__(self, positions: Int[Tensor, " batch"]) -> dict[str, Tensor]:
@@ -91,9 +78,6 @@ class SplitSizes:
         train: States that fraction 1 takes; None takes all of recordings that are there already.
         validation: States to watch the training with.
         test: States to judge by.
-
-    Raises:
-        ValueError: If a number is not a whole number of at least 1.
     """
 
     train: int | None = 40_000
@@ -101,11 +85,10 @@ class SplitSizes:
     test: int = 4_000
 
     def __post_init__(self) -> None:
-        for name in ("train", "validation", "test"):
-            count = getattr(self, name)
-            if name == "train" and count is None:
-                continue
-            if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        train = 1 if self.train is None else self.train
+        counts = {"train": train, "validation": self.validation, "test": self.test}
+        for name, count in counts.items():
+            if type(count) is not int or count < 1:
                 raise ValueError(f"{name} must be a whole number of states >= 1, got {count!r}")
 
     @property
@@ -114,21 +97,14 @@ class SplitSizes:
         return (self.train or 0) + self.validation + self.test
 
 
+# Whole episodes are dealt in their order: first to the test set until it is full, then to
+# validation, the others to training. So a longer recording gives the same split, and the test
+# states are the same whatever the number of training states. The wanted number of test and
+# validation states is spread evenly over their episodes.
+
+
 def split_by_episode(shards: Sequence[Sequence[int]], sizes: SplitSizes) -> Split | None:
-    """Split as few shards of a recording as suffice.
-
-    Whole episodes are dealt in their order: first to the test set until it is full, then to
-    validation, the others to training. So a longer recording gives the same split, and the test
-    states are the same whatever the number of training states. The wanted number of test and
-    validation states is spread evenly over their episodes.
-
-    Args:
-        shards: Lengths of the episodes of every shard.
-        sizes: How many states are wanted.
-
-    Returns:
-        The split, or None where the recording is too short for it.
-    """
+    """Split as few shards as suffice, given the lengths of their episodes; None if none do."""
     lengths: list[int] = []
     for shard in shards:
         lengths.extend(shard)
@@ -137,29 +113,12 @@ def split_by_episode(shards: Sequence[Sequence[int]], sizes: SplitSizes) -> Spli
     return None
 
 
-def split_all(
-    recordings: Mapping[str, Sequence[int]], *, num_test: int, num_validation: int
-) -> list[Split]:
-    """Split several recordings, each by its own episodes.
-
-    Every recording gives test and validation states in proportion to its length, so that both are
-    of the same kind as what is trained on. All states of the other episodes are left for training.
-
-    Args:
-        recordings: Lengths of the episodes of each recording, by its name.
-        num_test: Test states of all recordings together.
-        num_validation: Validation states of all recordings together.
-
-    Returns:
-        One split for each recording.
-
-    Raises:
-        ValueError: If the episodes of a recording do not suffice.
-    """
+def split_all(recordings: Mapping[str, Sequence[int]], sizes: SplitSizes) -> list[Split]:
+    """Split several recordings by their own episodes, with test states in proportion to length."""
     totals = np.array([sum(lengths) for lengths in recordings.values()])
-    shares = zip(_share(num_test, totals), _share(num_validation, totals), strict=True)
+    shares = zip(_share(sizes.validation, totals), _share(sizes.test, totals), strict=True)
     splits = []
-    for (name, lengths), (test, validation) in zip(recordings.items(), shares, strict=True):
+    for (name, lengths), (validation, test) in zip(recordings.items(), shares, strict=True):
         split = _deal(lengths, 1, int(validation), int(test))
         if split is None:
             raise ValueError(
@@ -194,24 +153,16 @@ def _spread(rows: Int[np.ndarray, " rows"], count: int) -> Int[np.ndarray, " cou
 
 
 def choose_fraction(
-    num_rows: int, *, num_states: int, fraction: float, seed: int | tuple[int, ...]
+    num_rows: int, num_states: int, fraction: float, seed: int | tuple[int, ...]
 ) -> Int[np.ndarray, " chosen"]:
-    """Choose training states at random; a smaller fraction is part of a larger one.
-
-    Args:
-        num_rows: States to choose from; at least ``num_states``.
-        num_states: States that fraction 1 takes.
-        fraction: Part of ``num_states`` to take.
-        seed: Seed of the choice.
-
-    Returns:
-        Positions of the chosen states, in random order.
-
-    Raises:
-        ValueError: If the fraction is not in (0, 1] or leaves no state.
-    """
+    """Choose positions at random, of which a smaller fraction has a part of a larger one's."""
     if not 0.0 < fraction <= 1.0:
         raise ValueError(f"fraction must be in (0, 1], got {fraction}")
+    if num_states > num_rows:
+        raise ValueError(
+            f"train must be at most {num_rows} states, those that are there beside test and "
+            f"validation, got {num_states}"
+        )
     if round(fraction * num_states) < 1:
         raise ValueError(f"fraction must leave a state of {num_states}, got {fraction}")
     return np.random.default_rng(seed).permutation(num_rows)[: round(fraction * num_states)]

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import nn
 
 from lightning_sobolev._files import read_json, sha256_of, whole, write_json
@@ -37,8 +37,8 @@ LOCK_FILE = ".lock"
 CONTINUES, TERMINATED, TRUNCATED = 0, 1, 2
 
 _REMEDY = "pass remake=True to record it anew, or delete the folder"
+_DAMAGED = "damaged recording: {path} ({error}); " + _REMEDY
 _OWN_NAMES = re.compile(r"(index\.json|shard-\d{5}\.(frames|states\.npy))(\.[0-9a-f]{8}\.tmp)?")
-_NAMES_OF_FORMAT_1 = {"frames.npy", "log_probs.npy", "states.npy"}
 
 
 def state_dtype(num_actions: int) -> np.dtype:
@@ -46,6 +46,13 @@ def state_dtype(num_actions: int) -> np.dtype:
     place = [("episode", "<i4"), ("age", "<i4"), ("frame", "<i4")]  # a row of the shard's frames
     played = [("action", "u1"), ("reward", "<f4"), ("end", "u1")]
     return np.dtype([*place, *played, ("log_probs", "<f4", (num_actions,))])
+
+
+def ends(
+    terminated: Bool[np.ndarray, " states"], truncated: Bool[np.ndarray, " states"]
+) -> Int[np.ndarray, " states"]:
+    """Say in a number whether an episode goes on, or how it ended."""
+    return np.where(terminated, TERMINATED, np.where(truncated, TRUNCATED, CONTINUES))
 
 
 def fingerprint(network: nn.Module) -> str:
@@ -128,52 +135,37 @@ def read_index(folder: Path) -> Index | None:
         return None
     content = read_json(path)
     if content is None:
-        raise ValueError(f"damaged recording: {path} is not readable; {_REMEDY}")
+        raise ValueError(_DAMAGED.format(path=path, error="is not readable"))
     if content.get("format") != FORMAT_VERSION:
         raise ValueError(
             f"{folder} must have format {FORMAT_VERSION}, got {content.get('format')}, of another "
-            f"version of this package; {_REMEDY}"
+            "version of this package: delete the folder to record anew"
         )
     if content.pop("sha256", None) != _checksum(content):
-        raise ValueError(f"damaged recording: {path} does not have its own checksum; {_REMEDY}")
+        raise ValueError(_DAMAGED.format(path=path, error="does not have its own checksum"))
     identity = content["identity"]
     # a recording may be older than a setting, whose default is what was done before it existed
     identity["settings"] = asdict(AtariSettings(**identity["settings"]))
     return Index(identity, [Shard(**shard) for shard in content["shards"]])
 
 
-def is_outdated(folder: Path) -> bool:
-    """Say whether a recording of an earlier version is here that can be made again."""
-    index = read_json(folder / INDEX_FILE) or {}
-    return index.get("format") == 1 and "imported" not in index
-
-
 def refuse_foreign(folder: Path) -> None:
     """Refuse a folder of other things: a mistyped path must not cost anyone theirs."""
-    if not folder.exists():
-        return
-    index = read_json(folder / INDEX_FILE) or {}
-    known = {LOCK_FILE, *(_NAMES_OF_FORMAT_1 if index.get("format") == 1 else ())}
-    names = {path.name for path in folder.iterdir()} - known
-    if foreign := sorted(name for name in names if not _OWN_NAMES.fullmatch(name)):
+    names = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    if foreign := sorted(name for name in names - {LOCK_FILE} if not _OWN_NAMES.fullmatch(name)):
         raise ValueError(f"folder must hold a recording or nothing, got {folder} with {foreign}")
 
 
-def forget(folder: Path) -> None:
-    """Delete a recording; the folder stays. Only under the lock."""
-    refuse_foreign(folder)
+def clear(folder: Path, *, keep: Index | None = None) -> None:
+    """Delete what an index does not name, or a whole recording. Only under the lock."""
+    kept: set[Path] = set()
+    if keep is None:
+        refuse_foreign(folder)
+    else:
+        kept.add(folder / INDEX_FILE)
+        kept.update(*(_shard_files(folder, number) for number in range(len(keep.shards))))
     for path in sorted(folder.iterdir()):  # the index comes first: without it nothing is here
-        if path.name != LOCK_FILE:
-            path.unlink()
-
-
-def discard_leftovers(folder: Path) -> None:
-    """Delete what a killed process had not finished. Only under the lock."""
-    index = read_index(folder)
-    count = 0 if index is None else len(index.shards)
-    kept = {path.name for number in range(count) for path in _shard_files(folder, number)}
-    for path in folder.iterdir():
-        if path.name not in {*kept, INDEX_FILE} and _OWN_NAMES.fullmatch(path.name):
+        if path not in kept and _OWN_NAMES.fullmatch(path.name):
             path.unlink()
 
 
@@ -186,10 +178,6 @@ class Recording:
     Args:
         folder: The recording.
         verify: Whether to compare every file with its checksum.
-
-    Raises:
-        FileNotFoundError: If there is no recording.
-        ValueError: If a file is missing or damaged, or the format is another one.
     """
 
     def __init__(self, folder: str | Path, *, verify: bool = True) -> None:
@@ -210,33 +198,17 @@ class Recording:
         self._ends = np.cumsum([shard.num_states for shard in index.shards])
 
     def _open(self, number: int, shard: Shard, verify: bool) -> tuple[np.ndarray, np.ndarray]:
-        paths = _shard_files(self.folder, number)
-        if verify:
-            for path, digest in zip(paths, (shard.frames_sha256, shard.states_sha256), strict=True):
-                self._verify(path, digest)
-        size = (self.settings.img_height, self.settings.img_width)
-        path = paths[0]
+        size = (shard.num_states, self.settings.img_height, self.settings.img_width)
+        path, states_path = _shard_files(self.folder, number)
         try:
-            frames = np.memmap(path, np.uint8, "r", shape=(shard.num_states, *size))
-            path = paths[1]
+            _verify(path, shard.frames_sha256 if verify else None)
+            frames = np.memmap(path, np.uint8, "r", shape=size)
+            path = states_path
+            _verify(path, shard.states_sha256 if verify else None)
             states: np.ndarray = np.load(path)
         except (OSError, ValueError, EOFError) as error:
-            raise ValueError(f"damaged recording: {path} ({error}); {_REMEDY}") from error
-        if len(states) != shard.num_states:
-            raise ValueError(
-                f"damaged recording: {path} has {len(states)} states, not {shard.num_states}; "
-                f"{_REMEDY}"
-            )
+            raise ValueError(_DAMAGED.format(path=path, error=error)) from error
         return frames, states
-
-    @staticmethod
-    def _verify(path: Path, digest: str) -> None:
-        if not path.exists():
-            raise ValueError(f"damaged recording: {path} is missing; {_REMEDY}")
-        if sha256_of(path) != digest:
-            raise ValueError(
-                f"damaged recording: {path} does not have the checksum of {INDEX_FILE}; {_REMEDY}"
-            )
 
     @property
     def num_states(self) -> int:
@@ -276,8 +248,11 @@ class Recording:
         back = np.arange(self.settings.stack_num - 1, -1, -1)
         is_before_start = self.states["age"][rows][:, None] < back
         numbers = np.where(is_before_start, rows[:, None], rows[:, None] - back)
-        stacks = self.frames(numbers.reshape(-1)).reshape(
-            *numbers.shape, *self._frames[0].shape[1:]
-        )
+        stacks = self.frames(numbers.ravel()).reshape(-1, *self.state_shape[:-1])
         stacks[is_before_start] = 0
         return stacks
+
+
+def _verify(path: Path, digest: str | None) -> None:
+    if digest is not None and sha256_of(path) != digest:
+        raise ValueError(f"does not have the checksum of {INDEX_FILE}")

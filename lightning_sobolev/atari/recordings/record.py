@@ -23,28 +23,11 @@ from lightning_sobolev._progress import Advance, progress_bar
 from lightning_sobolev.atari.environments import (
     AtariSettings,
     Environments,
-    Transition,
     check_num_actions,
 )
 from lightning_sobolev.atari.policy import Behavior, decide, log_probabilities
+from lightning_sobolev.atari.recordings import format as stored
 from lightning_sobolev.atari.recordings.dataset import SplitSizes, split_by_episode
-from lightning_sobolev.atari.recordings.format import (
-    CONTINUES,
-    LOCK_FILE,
-    TERMINATED,
-    TRUNCATED,
-    Recording,
-    Shard,
-    discard_leftovers,
-    fingerprint,
-    forget,
-    is_outdated,
-    read_index,
-    refuse_foreign,
-    state_dtype,
-    write_index,
-    write_shard,
-)
 
 
 def identity_of(
@@ -59,8 +42,8 @@ def identity_of(
     behavior.check_player(player)
     return {
         "settings": asdict(settings),
-        "teacher_sha256": fingerprint(teacher),
-        "player_sha256": None if player is None else fingerprint(player),
+        "teacher_sha256": stored.fingerprint(teacher),
+        "player_sha256": None if player is None else stored.fingerprint(player),
         "behavior": asdict(behavior),
         "seed": seed,
     }
@@ -78,7 +61,7 @@ def record(
     device: torch.device | str = "cpu",
     remake: bool = False,
     progress: bool = True,
-) -> Recording:
+) -> stored.Recording:
     """Let a teacher, or another player, play; store what was seen and what the teacher answers.
 
     A recording that is already there and long enough is opened; nothing is written then, so it may
@@ -109,72 +92,62 @@ def record(
             recording, or a network does not answer with finite numbers for the game's actions.
     """
     folder, behavior = Path(folder), behavior or Behavior()
-    if not isinstance(num_states, SplitSizes | int) or _wanted(num_states) < 1:
+    total = num_states.total if isinstance(num_states, SplitSizes) else num_states
+    if not isinstance(total, int) or total < 1:
         raise ValueError(f"num_states must be a whole number >= 1 or a split, got {num_states!r}")
     identity = identity_of(settings, teacher, seed=seed, behavior=behavior, player=player)
-    index = None if remake or is_outdated(folder) else read_index(folder)
+    index = None if remake else stored.read_index(folder)
     if index is None:
-        refuse_foreign(folder)
-    elif index.identity == identity and _hold(index.shards, num_states):
-        return Recording(folder)
-    networks = {"teacher": teacher, "player": player}
-    copies = {
-        who: copy.deepcopy(network).to(device).eval()
-        for who, network in networks.items()
-        if network is not None
-    }
-    with locked(folder / LOCK_FILE):
+        stored.refuse_foreign(folder)
+    elif index.identity == identity and _suffice(index.shards, num_states):
+        return stored.Recording(folder)
+    networks = {"teacher": teacher} if player is None else {"teacher": teacher, "player": player}
+    copies = {who: copy.deepcopy(net).to(device).eval() for who, net in networks.items()}
+    with locked(folder / stored.LOCK_FILE):
         shards = _make_room(folder, identity, remake=remake)
-        players = _Players(settings, behavior, copies, device, seed)
-        _extend(folder, identity, shards, players, num_states, progress)
-    return Recording(folder)
+        done = sum(shard.num_states for shard in shards)
+        if shards:
+            rank_zero_info(f"Recording {folder}: going on after {done} states.")
+        games = _Games(Environments(settings, seed), copies, behavior, device, seed)
+        text = f"recording {settings.game}"
+        with progress_bar(text, total, completed=done, enabled=progress) as advance:
+            while not _suffice(shards, num_states):
+                pieces = games.play(len(shards), advance)
+                shards.append(stored.write_shard(folder, len(shards), pieces))
+                stored.write_index(folder, identity, shards)
+    return stored.Recording(folder)
 
 
-def _wanted(num_states: int | SplitSizes) -> int:
-    return num_states.total if isinstance(num_states, SplitSizes) else num_states
-
-
-def _hold(shards: Sequence[Shard], wanted: int | SplitSizes) -> bool:
+def _suffice(shards: Sequence[stored.Shard], wanted: int | SplitSizes) -> bool:
     if isinstance(wanted, SplitSizes):
         return split_by_episode([shard.episode_lengths for shard in shards], wanted) is not None
-    return sum(shard.num_states for shard in shards) >= _wanted(wanted)
+    return sum(shard.num_states for shard in shards) >= wanted
 
 
-def _make_room(folder: Path, identity: dict[str, Any], *, remake: bool) -> list[Shard]:
+def _make_room(folder: Path, identity: dict[str, Any], *, remake: bool) -> list[stored.Shard]:
     """Forget another recording, and say why; return the shards that are gone on with."""
-    if is_outdated(folder):
-        rank_zero_info(f"Recording {folder}: has the format of an earlier version, recording anew.")
-        remake = True
-    if remake:
-        forget(folder)
-    discard_leftovers(folder)
-    index = read_index(folder)
-    if index is None:
-        return []
-    if index.identity == identity:
-        Recording(folder)  # what is damaged is not gone on with
-        return index.shards
-    if "imported" in index.identity:
-        raise ValueError(
-            f"folder must not be an imported recording, which cannot be made again, got {folder}: "
-            "choose another one, or pass remake=True to replace it"
-        )
-    rank_zero_info(
-        f"Recording {folder}: made with other settings ({_difference(index.identity, identity)}), "
-        "recording anew."
-    )
-    forget(folder)
-    return []
+    index = None if remake else stored.read_index(folder)
+    if index is not None and index.identity != identity:
+        if "imported" in index.identity:
+            raise ValueError(
+                "folder must not be an imported recording, which cannot be made again, got "
+                f"{folder}: choose another one, or pass remake=True to replace it"
+            )
+        difference = _difference(index.identity, identity)
+        rank_zero_info(f"Recording {folder}: made with other settings ({difference}), anew.")
+        index = None
+    if index is not None:
+        stored.Recording(folder)  # what is damaged is not gone on with
+    stored.clear(folder, keep=index)
+    return [] if index is None else index.shards
 
 
 def _difference(found: dict[str, Any], asked: dict[str, Any]) -> str:
     """Say in which entries two recordings differ."""
-
-    def flat(identity: dict[str, Any]) -> dict[str, Any]:
-        inner = {**identity.get("settings", {}), **identity.get("behavior", {})}
-        return {**identity, **inner, "settings": None, "behavior": None}
-
-    old, new = flat(found), flat(asked)
+    old, new = (
+        {**one, **one["settings"], **one["behavior"], "settings": None, "behavior": None}
+        for one in (found, asked)
+    )
     return ", ".join(
         f"{key}: {old.get(key)} instead of {new.get(key)}"
         for key in sorted({*old, *new})
@@ -183,26 +156,46 @@ def _difference(found: dict[str, Any], asked: dict[str, Any]) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class _Players:
-    """Who plays what, and how."""
-
-    settings: AtariSettings
-    behavior: Behavior
+class _Games:
+    environments: Environments
     networks: dict[str, nn.Module]
+    behavior: Behavior
     device: torch.device | str
     seed: int
 
-    def decide(
-        self,
-        stacks: UInt8[np.ndarray, "games stack height width"],
-        environments: Environments,
-        rng: np.random.Generator,
+    def play(
+        self, number: int, advance: Advance
+    ) -> Iterator[tuple[UInt8[np.ndarray, "games height width"], np.ndarray]]:
+        """Play a shard: every game once, asking for those that are still running."""
+        num_envs = self.environments.settings.num_envs
+        seed = np.random.SeedSequence((self.seed, number)).generate_state(1)[0]
+        running, age, stacks = np.arange(num_envs), 0, self.environments.reset(int(seed))
+        _check_stacks(np.zeros_like(stacks), stacks)
+        while len(running):
+            seen = stacks[running]
+            rng = np.random.default_rng((self.seed, number, age))
+            chosen, answers = self._decide(seen, rng)
+            actions = np.zeros(num_envs, np.int64)
+            actions[running] = chosen
+            result = self.environments.step(actions)
+            states = np.zeros(len(running), stored.state_dtype(answers.shape[1]))
+            states["episode"], states["age"] = number * num_envs + running, age
+            states["action"], states["log_probs"] = chosen, answers
+            states["reward"] = result.rewards[running]
+            states["end"] = stored.ends(result.terminated, result.truncated)[running]
+            yield seen[:, -1], states
+            advance(len(running))
+            goes_on = ~result.ended[running]
+            running, age, stacks = running[goes_on], age + 1, result.stacks
+            _check_stacks(seen[goes_on], stacks[running])
+
+    def _decide(
+        self, stacks: UInt8[np.ndarray, "games stack height width"], rng: np.random.Generator
     ) -> tuple[Int[np.ndarray, " games"], Float[np.ndarray, "games actions"]]:
-        """Choose actions; return them and what the teacher answers."""
         answers = {}
         for who, network in self.networks.items():
             answer = log_probabilities(network, stacks, device=self.device)
-            check_num_actions(answer.shape[-1], environments, who=who)
+            check_num_actions(answer.shape[-1], self.environments, who=who)
             if not np.isfinite(answer).all():
                 raise ValueError(f"{who} must answer with finite numbers, got {answer.tolist()}")
             answers[who] = answer
@@ -210,70 +203,7 @@ class _Players:
         return actions, answers["teacher"]
 
 
-def _extend(
-    folder: Path,
-    identity: dict[str, Any],
-    shards: list[Shard],
-    players: _Players,
-    wanted: int | SplitSizes,
-    progress: bool,
-) -> None:
-    """Add shards until there are as many states as are wanted."""
-    done = sum(shard.num_states for shard in shards)
-    if shards:
-        rank_zero_info(f"Recording {folder}: going on after {done} states.")
-    environments = Environments(players.settings, players.seed)
-    text = f"recording {players.settings.game}"
-    with progress_bar(text, _wanted(wanted), completed=done, enabled=progress) as advance:
-        while not _hold(shards, wanted):
-            pieces = _play_shard(players, environments, len(shards), advance)
-            shards.append(write_shard(folder, len(shards), pieces))
-            write_index(folder, identity, shards)
-
-
-def _play_shard(
-    players: _Players, environments: Environments, number: int, advance: Advance
-) -> Iterator[tuple[UInt8[np.ndarray, "games height width"], np.ndarray]]:
-    """Play every game once, asking for those that are still running."""
-    num_envs = players.settings.num_envs
-    seed = np.random.SeedSequence((players.seed, number)).generate_state(1)[0]
-    running, age, stacks = np.arange(num_envs), 0, environments.reset(int(seed))
-    _check_stacks(np.zeros_like(stacks), stacks)
-    while len(running):
-        seen = stacks[running]
-        rng = np.random.default_rng((players.seed, number, age))
-        actions = np.zeros(num_envs, np.int64)
-        actions[running], answer = players.decide(seen, environments, rng)
-        result = environments.step(actions)
-        states = _states_of(result, running, actions, answer)
-        states["episode"], states["age"] = number * num_envs + running, age
-        yield seen[:, -1], states
-        advance(len(running))
-        goes_on = ~result.ended[running]
-        running, age, stacks = running[goes_on], age + 1, result.stacks
-        _check_stacks(seen[goes_on], stacks[running])
-
-
-def _states_of(
-    result: Transition,
-    running: Int[np.ndarray, " games"],
-    actions: Int[np.ndarray, " env"],
-    answer: Float[np.ndarray, "games actions"],
-) -> np.ndarray:
-    states = np.zeros(len(running), state_dtype(answer.shape[1]))
-    ends = np.where(result.terminated, TERMINATED, np.where(result.truncated, TRUNCATED, CONTINUES))
-    states["action"], states["log_probs"] = actions[running], answer
-    states["reward"], states["end"] = result.rewards[running], ends[running]
-    return states
-
-
-def _check_stacks(
-    before: UInt8[np.ndarray, "games stack height width"],
-    after: UInt8[np.ndarray, "games stack height width"],
-) -> None:
+def _check_stacks(before: np.ndarray, after: np.ndarray) -> None:
     # single frames can stand for stacks only if a stack is the last one moved on by a frame
     if not np.array_equal(before[:, 1:], after[:, :-1]):
-        raise RuntimeError(
-            "the environment's stacks are not its last frames: this version of ale_py cannot be "
-            "recorded"
-        )
+        raise RuntimeError("the stacks of this version of ale_py are not its last frames")

@@ -7,6 +7,7 @@ import resource
 import shutil
 import threading
 from contextlib import contextmanager
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -47,7 +48,6 @@ def seeds_of_shard(seed, shard, num_envs):
 @pytest.mark.parametrize(
     ("game", "num_actions", "options", "num_states"),
     [
-        ("pong", 6, {"max_num_frames_per_episode": 120}, 100),
         ("breakout", 4, {"episodic_life": True}, 150),  # real ends, and FIRE at the start
         ("pong", 6, {"max_num_frames_per_episode": 60, "stack_num": 3, "img_height": 60}, 40),
     ],
@@ -62,40 +62,23 @@ def test_stacks_are_the_environments_bit_for_bit(tmp_path, game, num_actions, op
     made = record(tmp_path / game, settings, teacher, num_states=num_states, seed=3)
     assert made.num_states >= num_states
     assert len(made.episode_lengths) > 1
-    last = max(made.episode_lengths[0])
-    for shard in range(len(made.episode_lengths)):
+    assert max(made.episode_lengths[0]) > settings.stack_num
+    starts = np.cumsum([0, *chain(*made.episode_lengths)])  # episodes lie one after another
+    for shard, lengths in enumerate(made.episode_lengths):
         env = AtariVectorEnv(game, 2, autoreset_mode="SameStep", reward_clipping=False, **options)
         stacks = env.reset(seed=seeds_of_shard(3, shard, 2))[0]
-        lengths = made.episode_lengths[shard]
         for age in range(max(lengths)):
-            action = np.zeros(2, np.int64)
-            rows = {}
-            for lane in range(2):
-                if age < lengths[lane]:
-                    (row,) = np.flatnonzero(
-                        (made.episodes == 2 * shard + lane) & (made.states["age"] == age)
-                    )
-                    rows[lane], action[lane] = row, made.states["action"][row]
-            before = stacks
-            stacks, rewards, terminated, truncated, _ = env.step(action)
-            for lane, row in rows.items():
-                np.testing.assert_array_equal(made.stacks(np.array([row]))[0], before[lane])
-                state = made.states[row]
+            lanes = [lane for lane in range(2) if age < lengths[lane]]
+            rows = [starts[2 * shard + lane] + age for lane in lanes]
+            actions, before = np.zeros(2, np.int64), stacks
+            actions[lanes] = made.states["action"][rows]
+            stacks, rewards, terminated, truncated, _ = env.step(actions)
+            np.testing.assert_array_equal(made.stacks(np.array(rows)), before[lanes])
+            for lane, state in zip(lanes, made.states[rows], strict=True):
+                assert (state["episode"], state["age"]) == (2 * shard + lane, age)
                 assert state["reward"] == rewards[lane]
                 assert state["end"] == terminated[lane] + 2 * truncated[lane]
                 assert (state["end"] > 0) == (age == lengths[lane] - 1)
-    assert last > settings.stack_num
-
-
-def test_episodes_lie_one_after_another(recording):
-    assert (np.diff(recording.episodes) >= 0).all()
-    lengths = np.concatenate(recording.episode_lengths)
-    np.testing.assert_array_equal(np.bincount(recording.episodes), lengths)
-    np.testing.assert_array_equal(
-        recording.states["age"], np.concatenate([np.arange(length) for length in lengths])
-    )
-    first = np.flatnonzero(recording.states["age"] == 0)
-    assert recording.stacks(first)[:, :3].max() == 0  # no stack crosses an episode
 
 
 def test_the_default_is_the_plain_draw_from_the_teacher(recording, settings, teacher):
@@ -120,21 +103,6 @@ def test_the_default_is_the_plain_draw_from_the_teacher(recording, settings, tea
             stacks, running = result.stacks, running[~result.ended[running]]
 
 
-def test_greedy_actions_are_the_teachers_first_choice(tmp_path, settings, teacher):
-    made = record(
-        tmp_path / "greedy", settings, teacher, num_states=20, behavior=Behavior(greedy=True)
-    )
-    np.testing.assert_array_equal(made.states["action"], made.log_probs.argmax(axis=1))
-
-
-def test_a_recording_that_is_there_is_not_made_again(recording, settings, teacher, messages):
-    before = contents(recording.folder)
-    again = record(recording.folder, settings, teacher, num_states=150)
-    assert again.num_states == recording.num_states
-    assert contents(recording.folder) == before
-    assert messages == []
-
-
 def test_a_longer_recording_begins_with_the_shorter(tmp_path, recording, settings, teacher):
     folder = tmp_path / "pong"
     short = record(folder, settings, teacher, num_states=100)
@@ -145,33 +113,27 @@ def test_a_longer_recording_begins_with_the_shorter(tmp_path, recording, setting
     np.testing.assert_array_equal(short.states, recording.states[: short.num_states])
 
 
-@pytest.fixture
-def interrupted(tmp_path, settings, teacher, monkeypatch):
-    """A recording into which Ctrl-C came in the third shard."""
-    count, step = {"left": 40}, Environments.step
+def test_an_interrupted_recording_goes_on_as_if_never_stopped(
+    tmp_path, recording, settings, teacher, messages, monkeypatch
+):
+    folder, left, step = tmp_path / "pong", [None] * 39, Environments.step
 
-    def counted(self, actions):
-        count["left"] -= 1
-        if count["left"] == 0:
+    def counted(*arguments):
+        if not left:
             raise KeyboardInterrupt
-        return step(self, actions)
+        left.pop()
+        return step(*arguments)
 
     with monkeypatch.context() as patch:
         patch.setattr(Environments, "step", counted)
         with pytest.raises(KeyboardInterrupt):
-            record(tmp_path / "pong", settings, teacher, num_states=180)
-    return tmp_path / "pong"
-
-
-def test_an_interrupted_recording_goes_on_as_if_never_stopped(
-    interrupted, recording, settings, teacher, messages
-):
-    assert Recording(interrupted).num_states == 60  # whole at any time
-    (interrupted / "shard-00001.frames.0123abcd.tmp").write_bytes(b"left by kill -9")
-    (interrupted / "shard-00007.states.npy").write_bytes(b"of no shard that counts")
-    record(interrupted, settings, teacher, num_states=180)
-    assert contents(interrupted) == contents(recording.folder)
-    assert messages == [f"Recording {interrupted}: going on after 60 states."]
+            record(folder, settings, teacher, num_states=180)
+    assert Recording(folder).num_states == 60  # whole at any time
+    (folder / "shard-00001.frames.0123abcd.tmp").write_bytes(b"left by kill -9")
+    (folder / "shard-00007.states.npy").write_bytes(b"of no shard that counts")
+    record(folder, settings, teacher, num_states=180)
+    assert contents(folder) == contents(recording.folder)
+    assert messages == [f"Recording {folder}: going on after 60 states."]
 
 
 @pytest.fixture
@@ -183,9 +145,7 @@ def copied(tmp_path, recording):
 
 @pytest.mark.parametrize("name", ["shard-00001.frames", "shard-00000.states.npy"])
 @pytest.mark.parametrize("harm", ["flip", "cut", "remove"])
-def test_a_damaged_file_is_named_and_remade_on_demand(
-    copied, recording, settings, teacher, name, harm
-):
+def test_a_damaged_file_is_named(copied, settings, teacher, name, harm):
     path = copied / name
     content = bytearray(path.read_bytes())
     if harm == "flip":
@@ -199,33 +159,20 @@ def test_a_damaged_file_is_named_and_remade_on_demand(
     if harm != "flip":  # these are seen without checksums, too
         with pytest.raises(ValueError, match=f"damaged recording: .*{name}"):
             Recording(copied, verify=False)
-    record(copied, settings, teacher, num_states=180, remake=True)
-    assert contents(copied) == contents(recording.folder)
 
 
-def changed(content, *keys, value):
-    for key in keys[:-1]:
-        content = content[key]
-    content[keys[-1]] = value
+def test_a_damaged_recording_is_remade_on_demand(copied, recording, settings, teacher):
+    for name in ("shard-00001.frames", INDEX_FILE):
+        (copied / name).write_bytes(b"{")
+    made = record(copied, settings, teacher, num_states=60, remake=True)
+    np.testing.assert_array_equal(made.states, recording.states[:60])
 
 
-@pytest.mark.parametrize(
-    ("keys", "value"),
-    [
-        (("identity", "settings", "num_envs"), 3),
-        (("identity", "settings", "stack_num"), 3),
-        (("identity", "seed"), 1),
-        (("identity", "teacher_sha256"), "0" * 64),
-        (("shards", 0, "episode_lengths"), [29, 31]),
-        (("shards",), []),
-        (("sha256",), None),
-    ],
-)
-def test_a_changed_index_is_named(copied, settings, teacher, keys, value):
-    index = json.loads((copied / INDEX_FILE).read_text())
-    changed(index, *keys, value=value)
+@pytest.mark.parametrize("change", [{"shards": []}, {"sha256": None}, {"more": 1}])
+def test_a_changed_index_is_named(copied, settings, teacher, change):
+    index = {**json.loads((copied / INDEX_FILE).read_text()), **change}
     (copied / INDEX_FILE).write_text(json.dumps(index))
-    text = r"damaged recording: .*index\.json does not have its own checksum"
+    text = r"damaged recording: .*index\.json .*does not have its own checksum"
     with pytest.raises(ValueError, match=text):
         Recording(copied)
     with pytest.raises(ValueError, match=text):
@@ -234,7 +181,7 @@ def test_a_changed_index_is_named(copied, settings, teacher, keys, value):
 
 def test_an_unreadable_index_and_a_missing_recording_are_named(copied, tmp_path):
     (copied / INDEX_FILE).write_text("{")
-    with pytest.raises(ValueError, match=r"damaged recording: .*index\.json is not readable"):
+    with pytest.raises(ValueError, match=r"damaged recording: .*index\.json \(is not readable"):
         Recording(copied)
     with pytest.raises(FileNotFoundError, match=r"no recording at .*nowhere"):
         Recording(tmp_path / "nowhere")
@@ -249,26 +196,17 @@ def test_a_recording_older_than_a_setting_is_not_made_again(copied, settings, te
     assert messages == []
 
 
-@pytest.mark.parametrize("imported", [False, True])
-def test_an_earlier_format_is_refused_and_made_anew(
-    tmp_path, settings, teacher, messages, imported
-):
-    folder = tmp_path / "pong"
-    folder.mkdir()
-    for name in ("frames.npy", "log_probs.npy", "states.npy"):
-        (folder / name).write_bytes(b"of the first format")
-    index = {"format": 1, "settings": {}, **({"imported": {}} if imported else {})}
-    (folder / INDEX_FILE).write_text(json.dumps(index))
-    with pytest.raises(ValueError, match=f"must have format {FORMAT_VERSION}, got 1, of another"):
-        Recording(folder)
-    if imported:
-        with pytest.raises(ValueError, match="must have format"):
-            record(folder, settings, teacher, num_states=20)
-        assert len(contents(folder)) == 4
-        return
-    record(folder, settings, teacher, num_states=20)
-    assert "has the format of an earlier version" in messages[0]
-    assert not (folder / "frames.npy").exists()
+@pytest.mark.parametrize("remake", [False, True])
+def test_an_earlier_format_is_refused_and_kept(tmp_path, settings, teacher, remake):
+    (tmp_path / "frames.npy").write_bytes(b"of the first format")
+    (tmp_path / INDEX_FILE).write_text(json.dumps({"format": 1, "settings": {}}))
+    before = contents(tmp_path)
+    message = f"must have format {FORMAT_VERSION}, got 1, of another .* delete the folder"
+    with pytest.raises(ValueError, match=message):
+        Recording(tmp_path)
+    with pytest.raises(ValueError, match=r"frames\.npy" if remake else message):
+        record(tmp_path, settings, teacher, num_states=20, remake=remake)
+    assert contents(tmp_path) == before
 
 
 @pytest.mark.parametrize(
@@ -276,8 +214,6 @@ def test_an_earlier_format_is_refused_and_made_anew(
     [
         ({"settings": {"noop_max": 3}}, "noop_max: 30 instead of 3"),
         ({"teacher": 1}, "teacher_sha256"),
-        ({"seed": 1}, "seed: 0 instead of 1"),
-        ({"behavior": Behavior(greedy=True)}, "greedy: False instead of True"),
         ({"behavior": Behavior(epsilon=0.1)}, "(epsilon: 0.0 instead of 0.1)"),
     ],
 )
@@ -295,21 +231,6 @@ def test_another_recording_is_replaced_with_a_message(
     assert named in messages[0]
 
 
-def test_no_folder_is_touched_that_was_not_made_here(copied, settings, teacher):
-    """Also not one whose name looks like a working copy of this recording."""
-    others = [copied.with_name(f"pong.{name}") for name in ("old", "partial", "writing", "lock")]
-    for other in others:
-        shutil.copytree(copied, other)
-        (other / "thesis.tex").write_text("years of work")
-    before = [contents(other) for other in others]
-    record(copied, settings, teacher, num_states=240)
-    record(copied, settings, teacher, num_states=20, seed=1)
-    record(copied, settings, teacher, num_states=20, remake=True)
-    shutil.rmtree(copied)
-    record(copied, settings, teacher, num_states=20)
-    assert [contents(other) for other in others] == before
-
-
 @pytest.mark.parametrize("with_recording", [False, True])
 def test_a_folder_of_other_things_is_never_deleted(copied, settings, teacher, with_recording):
     if not with_recording:
@@ -325,13 +246,6 @@ def test_a_folder_of_other_things_is_never_deleted(copied, settings, teacher, wi
     if with_recording:  # it is used and made longer all the same
         record(copied, settings, teacher, num_states=240)
         assert contents(copied).items() > {"thesis.tex": b"years of work"}.items()
-
-
-def test_a_folder_behind_a_link_keeps_its_place(copied, settings, teacher, tmp_path):
-    (tmp_path / "link").symlink_to(copied)
-    record(tmp_path / "link", settings, teacher, num_states=20, remake=True)
-    assert (tmp_path / "link").is_symlink()
-    assert Recording(copied).num_states == 60
 
 
 @pytest.mark.skipif(os.name == "nt", reason="folders are not made read-only this way")
@@ -356,15 +270,15 @@ def test_two_at_once_make_one_recording_and_one_says_that_it_waits(
     folder = tmp_path / "pong"
     caplog.set_level("INFO", "lightning_sobolev")
     arrived, made = threading.Event(), []
-    play = recording_module._play_shard
+    step = Environments.step
 
     def slowly(*arguments):
         arrived.set()
         while "waiting" not in caplog.text:
             threading.Event().wait(0.01)
-        yield from play(*arguments)
+        return step(*arguments)
 
-    monkeypatch.setattr(recording_module, "_play_shard", slowly)
+    monkeypatch.setattr(Environments, "step", slowly)
 
     def work():
         made.append(record(folder, settings, teacher, num_states=60, progress=False))
@@ -392,39 +306,22 @@ def full_disk(size):
 
 @pytest.mark.parametrize(
     ("size", "name"),
-    [(50_000, "shard-00000.frames"), (423_000, "shard-00000.frames"), (300, "index.json")],
+    [(423_000, "shard-00000.frames"), (300, "index.json")],  # all but the last frames
 )
-def test_a_full_disk_names_the_file_and_heals(
-    tmp_path, settings, teacher, monkeypatch, recording, size, name
-):
+def test_a_full_disk_names_the_file_and_heals(tmp_path, settings, teacher, monkeypatch, size, name):
     folder = tmp_path / "pong"
     if name == INDEX_FILE:
-        monkeypatch.setattr(
-            recording_module, "write_shard", lambda *_: stored.Shard([30] * 2, "", "")
-        )
+        monkeypatch.setattr(stored, "write_shard", lambda *_: stored.Shard([30] * 2, "", ""))
     with full_disk(size), pytest.raises(OSError, match=re.escape(str(folder / name))):
         record(folder, settings, teacher, num_states=60)
     monkeypatch.undo()
     assert [path.name for path in folder.iterdir()] == [LOCK_FILE]
-    record(folder, settings, teacher, num_states=180)
-    assert contents(folder) == contents(recording.folder)
 
 
-class Answers(torch.nn.Module):
-    """A policy that gives the same answer everywhere."""
-
-    def __init__(self, *logits):
-        super().__init__()
-        self.register_buffer("logits", torch.tensor(logits))
-
-    def forward(self, x):
-        return self.logits.expand(len(x), -1)
-
-
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("who", ["teacher", "player"])
-def test_answers_that_are_no_numbers_are_refused(tmp_path, settings, teacher, who, bad):
-    broken = Answers(0.0, bad, 0.0, 0.0, 0.0, 0.0)
+def test_answers_that_are_no_numbers_are_refused(tmp_path, settings, small_teacher, who):
+    teacher, broken = small_teacher(), small_teacher()
+    torch.nn.init.constant_(broken.head.bias, float("inf"))
     options = {"num_states": 20}
     if who == "player":
         options |= {"behavior": Behavior(beta=0.5), "player": broken}

@@ -64,21 +64,18 @@ def test_episodes_are_dealt_in_their_order():
 
 
 def test_fractions_are_nested_and_random():
-    parts = [
-        choose_fraction(1000, num_states=900, fraction=f, seed=0)
-        for f in (1 / 64, 1 / 16, 1 / 8, 1)
-    ]
+    parts = [choose_fraction(1000, 900, part, 0) for part in (1 / 64, 1 / 16, 1 / 8, 1)]
     assert [len(part) for part in parts] == [14, 56, 112, 900]
     for small, large in pairwise(parts):
         assert set(small) < set(large)
-    other = choose_fraction(1000, num_states=900, fraction=1 / 8, seed=1)
+    other = choose_fraction(1000, 900, 1 / 8, 1)
     assert set(other) != set(parts[2])
 
 
 @pytest.mark.parametrize("fraction", [0.0, -0.5, 1.5, float("nan")])
 def test_fraction_out_of_range_is_refused(fraction):
     with pytest.raises(ValueError, match=rf"fraction must be in \(0, 1\], got {fraction}"):
-        choose_fraction(10, num_states=10, fraction=fraction, seed=0)
+        choose_fraction(10, 10, fraction, 0)
 
 
 @pytest.mark.parametrize("name", ["train", "validation", "test"])
@@ -95,7 +92,7 @@ def test_several_recordings_are_split_each_by_its_episodes(counts):
         "short": np.ravel(random_shards(1, count=3)),
         "even": np.full(4, 25),
     }
-    splits = split_all(recordings, num_test=counts[0], num_validation=counts[1])
+    splits = split_all(recordings, SplitSizes(test=counts[0], validation=counts[1]))
     for lengths, split in zip(recordings.values(), splits, strict=True):
         parts = [set(episodes_of(lengths)[rows]) for rows in split]
         assert sum(map(len, parts)) == len(set.union(*parts))
@@ -104,12 +101,6 @@ def test_several_recordings_are_split_each_by_its_episodes(counts):
     assert sum(len(split.validation) for split in splits) == counts[1]
 
 
-def test_test_states_come_from_all_recordings_in_proportion():
-    splits = split_all({"one": [10] * 30, "other": [10] * 10}, num_test=40, num_validation=20)
-    assert [len(split.test) for split in splits] == [30, 10]
-    assert [len(split.validation) for split in splits] == [15, 5]
-
-
 def test_a_recording_with_too_few_episodes_is_named():
     with pytest.raises(ValueError, match="other must have whole episodes for 10 test"):
-        split_all({"one": [10] * 9, "other": [90]}, num_test=20, num_validation=10)
+        split_all({"one": [10] * 9, "other": [90]}, SplitSizes(test=20, validation=10))
