@@ -17,7 +17,7 @@ from lightning_sobolev.experiments.forces.data import ForcesDataModule
 from lightning_sobolev.experiments.forces.module import ForceFieldModule
 from lightning_sobolev.experiments.forces.morse import MorseCluster
 from lightning_sobolev.experiments.forces.schnet import SchNet
-from lightning_sobolev.experiments.forces.systems import Frames, atomic_system
+from lightning_sobolev.experiments.forces.systems import atomic_system
 from tests.plugin._trainers import trainer
 
 ETHANOL = atomic_system("ethanol").numbers
@@ -75,7 +75,8 @@ def frames(monkeypatch):
         x = 2.6 * grid + 0.1 * torch.randn(num_frames, 13, 3, generator=generator)
         with torch.inference_mode(False), torch.enable_grad():  # a test asks for them, too
             x = x.clone()
-            return Frames(x, MorseCluster()(x), -gradient(MorseCluster(), x))
+            forces = -gradient(MorseCluster(), x)
+            return {"positions": x, "energy": MorseCluster()(x), "forces": forces}
 
     monkeypatch.setattr(forces_data, "stored_frames", made)
     return ForcesDataModule(
@@ -131,7 +132,7 @@ def test_trainings_that_make_no_sense_are_refused(frames, monkeypatch):
         fitted(frames, steps=1, energy_weight=0)
     given = SimpleNamespace(datamodule=None, callbacks=[])
     monkeypatch.setattr(ForceFieldModule, "trainer", given)
-    with pytest.raises(ValueError, match="needs a ForcesDataModule, got NoneType"):
+    with pytest.raises(ValueError, match="must be a ForcesDataModule, got 'NoneType'"):
         ForceFieldModule(SchNet("cu13"), adam).on_fit_start()
 
 

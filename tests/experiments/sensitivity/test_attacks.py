@@ -177,5 +177,5 @@ def test_what_is_not_there_is_named(tmp_path):
         stored_classifier(tmp_path)
     with pytest.raises(ValueError, match="particles must be at least 1, got 0"):
         AttackStudy(swarm={"particles": 0})
-    with pytest.raises(ValueError, match="AttackStudy needs a ClassificationModule"):
+    with pytest.raises(ValueError, match="data of AttackStudy must be an ImageDataModule"):
         trainer(AttackStudy()).test(Other(), as_loader([]), verbose=False)
