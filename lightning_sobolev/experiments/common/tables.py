@@ -7,6 +7,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
+from lightning_sobolev._checks import require
 from lightning_sobolev.loading import OrderedBatches, ResumableLoader, ShuffledBatches, Table
 
 
@@ -78,5 +79,4 @@ class TableDataModule(pl.LightningDataModule):
 def check_counts(least: int, **counts: int) -> None:
     """Refuse counts that are too small."""
     for name, count in counts.items():
-        if count < least:
-            raise ValueError(f"{name} must be at least {least}, got {count}")
+        require(count >= least, name, f"at least {least}", count)

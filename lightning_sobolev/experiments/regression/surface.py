@@ -24,16 +24,7 @@ FIT = "fit.npz"
 
 @dataclass(frozen=True, slots=True)
 class Surface:
-    """A fit of a function of two inputs, on a square grid, in the function's own units.
-
-    Args:
-        x: Grid points.
-        value: The function there.
-        gradient: Its gradient.
-        fit: The network's value.
-        fit_gradient: The network's gradient.
-        train_x: Where the function was known.
-    """
+    """A function and a fit of it, known at ``train_x``, on a square grid, in its own units."""
 
     x: Float[np.ndarray, "side side 2"]
     value: Float[np.ndarray, "side side"]
@@ -70,7 +61,7 @@ def surface_of(net: nn.Module, data: LandscapeDataModule) -> Surface:
     known = units.inputs(data.training_points().columns["x"].double(), undo=True)
     columns = (x, value, gradient, fit, slopes)
     grids = [column.reshape(41, 41, *column.shape[1:]).numpy() for column in columns]
-    return Surface(*grids, known.numpy())
+    return Surface(*[*grids, known.numpy()])
 
 
 class SaveSurface(pl.Callback):
@@ -126,6 +117,6 @@ def _draw_arrows(
     every = (slice(2, None, 4), slice(2, None, 4))
     # Square roots of the lengths: gradients of these functions span orders of magnitude.
     length = np.linalg.norm(gradient[every], axis=-1, keepdims=True)
-    shown = gradient[every] / np.sqrt(np.maximum(length, 1e-12))
-    places, arrows = np.moveaxis(x[every], -1, 0), np.moveaxis(shown, -1, 0)
-    axes.quiver(*places, *arrows, color="white", scale=16, width=0.004)
+    arrows = gradient[every] / np.sqrt(np.maximum(length, 1e-12))
+    columns = (*np.moveaxis(x[every], -1, 0), *np.moveaxis(arrows, -1, 0))
+    axes.quiver(*columns, color="white", scale=16, width=0.004)
