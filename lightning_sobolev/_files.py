@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 import secrets
 from collections.abc import Iterator
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+
+log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -108,10 +111,7 @@ def locked(path: Path) -> Iterator[None]:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            # Here and not above: teachers read files, and need torch alone.
-            from lightning.pytorch.utilities import rank_zero_info
-
-            rank_zero_info(f"{path}: another process holds this lock, waiting for it.")
+            log.info("%s: another process holds this lock, waiting for it.", path)
             lock.acquire()
     except OSError as error:
         raise OSError(error.errno, f"cannot be locked ({error.strerror})", str(path)) from error

@@ -36,9 +36,9 @@ from lightning_sobolev.atari.recordings.format import (
     Recording,
     discard_leftovers,
     fingerprint,
-    foreign_files,
     forget,
     read_index,
+    refuse_foreign,
     state_dtype,
     write_index,
     write_shard,
@@ -92,13 +92,9 @@ def export_minari(
     if place.exists():
         raise ValueError(f"dataset_id must be new, got {dataset_id!r}, which is at {place}")
     settings = recording.settings
+    size = (settings.stack_num if stacked else 1, settings.img_height, settings.img_width)
     about = {
-        "observation_space": Box(
-            0,
-            255,
-            (settings.stack_num if stacked else 1, settings.img_height, settings.img_width),
-            np.uint8,
-        ),
+        "observation_space": Box(0, 255, size, np.uint8),
         "action_space": Discrete(recording.num_actions),
         "algorithm_name": f"policy {recording.identity['teacher_sha256'][:16]}",
         "description": f"Play of {settings.game} with a teacher's answers.",
@@ -154,15 +150,17 @@ def import_minari(
 ) -> Recording:
     """Make a recording of a local Minari data set; the teacher answers every state.
 
-    Observations are grey frames, stacks of them or colored pictures. Stacks begin with black frames
-    whatever the data set began with. Nothing is downloaded.
+    Observations are grey frames ``[height, width]`` with or without an axis of length 1, colored
+    ones ``[height, width, 3]``, or stacks of grey ones with the oldest first, along the first or
+    the last axis. Stacks begin with black frames whatever the data set began with. Nothing is
+    downloaded.
 
     Args:
         dataset: Its name, or a ``minari.MinariDataset``, for instance one with some episodes only.
         folder: Where the recording shall be; one that was imported from the same is opened.
         teacher: Maps scaled stacks to logits; it is copied.
-        settings: What the frames are meant to be; ``num_envs`` is ignored. None takes the defaults
-            with the game that the data set names.
+        settings: What the frames are meant to be; ``num_envs`` is ignored. Frames of another size
+            are averaged over areas. None takes the defaults with the game that the data set names.
         device: Where the teacher works.
         remake: Whether to forget what is in the folder.
         progress: Whether to show a progress bar (on a terminal).
@@ -180,12 +178,12 @@ def import_minari(
         raise ValueError(f"dataset must have at least one step, got none in {dataset.id}")
     settings = replace(settings or AtariSettings(_game_of(dataset)), num_envs=1)
     identity = _identity_of(dataset, settings, teacher)
-    if foreign := foreign_files(folder):
-        raise ValueError(f"folder must hold a recording or nothing, got {folder} with {foreign}")
     index = None if remake else read_index(folder)
-    if index is not None and index.identity == identity:
+    if index is None:
+        refuse_foreign(folder)
+    elif index.identity == identity:
         return Recording(folder)
-    if index is not None:
+    else:
         raise ValueError(f"folder must be new, or remake=True, got {folder} with another recording")
     teacher = copy.deepcopy(teacher).to(device).eval()
     with (
@@ -243,7 +241,7 @@ def _imported(
         steps = len(episode.actions)
         if isinstance(episode.observations, dict | tuple):
             raise ValueError(f"observations must be frames, got {type(episode.observations)}")
-        frames = to_frames(np.asarray(episode.observations)[:steps], settings)
+        frames = _to_frames(np.asarray(episode.observations)[:steps], settings)
         answers = _answers(teacher, frames, settings.stack_num, device)
         highest = int(np.max(episode.actions))
         if highest >= answers.shape[1]:
@@ -268,37 +266,19 @@ def _answers(
     device: torch.device | str,
 ) -> Float[np.ndarray, "step actions"]:
     black = np.zeros_like(frames, shape=(stack_num - 1, *frames.shape[1:]))
-    stacks = np.moveaxis(
-        np.lib.stride_tricks.sliding_window_view(
-            np.concatenate([black, frames]), stack_num, axis=0
-        ),
-        -1,
-        1,
-    )
-    firsts = range(0, len(stacks), _ASKED_AT_ONCE)
-    parts = (np.ascontiguousarray(stacks[first : first + _ASKED_AT_ONCE]) for first in firsts)
-    return np.concatenate([log_probabilities(teacher, part, device=device) for part in parts])
+    padded, answers = np.concatenate([black, frames]), []
+    for rows in np.split(
+        np.arange(len(frames)), range(_ASKED_AT_ONCE, len(frames), _ASKED_AT_ONCE)
+    ):
+        stacks = padded[rows[:, None] + np.arange(stack_num)]
+        answers.append(log_probabilities(teacher, stacks, device=device))
+    return np.concatenate(answers)
 
 
-def to_frames(
+def _to_frames(
     observations: Shaped[np.ndarray, "step *shape"], settings: AtariSettings
 ) -> UInt8[np.ndarray, "step height width"]:
-    """Find the newest frame of every observation, grey and of the right size.
-
-    Understood are grey frames ``[height, width]`` with or without an axis of length 1, colored
-    ones ``[height, width, 3]``, and stacks of ``settings.stack_num`` grey frames with the oldest
-    first, along the first or the last axis. A frame of another size is averaged over areas.
-
-    Args:
-        observations: What was seen in consecutive steps of one episode.
-        settings: Size of the frames and of a stack.
-
-    Returns:
-        One frame for each step.
-
-    Raises:
-        ValueError: If the observations are of another kind or stacks do not follow each other.
-    """
+    """Find the newest frame of every observation of an episode, grey and of the right size."""
     if observations.dtype != np.uint8 or observations.ndim not in (3, 4):
         raise ValueError(
             "observations must be uint8 [height, width], [height, width, 3] or stacks of "

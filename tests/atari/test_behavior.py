@@ -114,7 +114,7 @@ def test_a_student_plays_and_the_teacher_answers(tmp_path, settings, teacher, st
         tmp_path / "pong",
         settings,
         teacher,
-        num_states=80,
+        num_states=90,
         behavior=Behavior(beta=0.0),
         player=student,
     )

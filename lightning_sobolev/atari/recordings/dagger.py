@@ -16,6 +16,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
 from lightning_sobolev.atari.recordings.datamodule import RecordingDataModule
+from lightning_sobolev.atari.recordings.dataset import choose_fraction
 from lightning_sobolev.atari.recordings.format import Recording
 from lightning_sobolev.atari.recordings.record import identity_of, record
 
@@ -83,6 +84,10 @@ class DAgger(pl.Callback):
         _student(pl_module, self.student)
         self._steps = -(-trainer.max_steps * trainer.accumulate_grad_batches // self.rounds)
         self._data, self.visited = data, []
+        count = (
+            self._states_per_round
+        )  # that a fraction leaves none is said before anything is done
+        choose_fraction(count, num_states=count, fraction=data.fraction, seed=data.seed)
         data.steps_per_epoch = self._steps
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -105,24 +110,27 @@ class DAgger(pl.Callback):
 
     def _play(self, number: int, student: nn.Module, *, has_bar: bool) -> Recording:
         data = self._datamodule
-        rank_zero_info(
-            f"Round {number}: the student plays {self._states_per_round} states, "
-            "the teacher answers."
-        )
         how: dict[str, Any] = {
             "behavior": replace(data.options.behavior, beta=self.beta**number),
             "seed": data.options.seed + number,  # other games than those of the test states
             "player": student,
         }
+        identity = json.dumps(identity_of(data.settings, data.teacher, **how), sort_keys=True)
+        count = self._states_per_round
+        rank_zero_info(f"Round {number}: the student plays {count} states, the teacher answers.")
         return record(
-            self._place_of(identity_of(data.settings, data.teacher, **how)),
+            self._folder / hashlib.sha256(identity.encode()).hexdigest()[:16],
             data.settings,
             data.teacher,
-            num_states=self._states_per_round,
+            num_states=count,
             device=data.options.device,
             progress=data.options.progress and not has_bar,
             **how,
         )
+
+    def _join(self, recording: Recording) -> None:
+        self._datamodule.extend(recording, self._states_per_round)
+        self.visited.append(recording)
 
     @property
     def _datamodule(self) -> RecordingDataModule:
@@ -133,14 +141,6 @@ class DAgger(pl.Callback):
     @property
     def _states_per_round(self) -> int:
         return self.num_states or self._datamodule.sizes.train or 0
-
-    def _join(self, recording: Recording) -> None:
-        self._datamodule.extend(recording, self._states_per_round)
-        self.visited.append(recording)
-
-    def _place_of(self, identity: dict[str, Any]) -> Path:
-        text = json.dumps(identity, sort_keys=True).encode()
-        return self._folder / hashlib.sha256(text).hexdigest()[:16]
 
     @property
     def _folder(self) -> Path:

@@ -148,23 +148,20 @@ def is_outdated(folder: Path) -> bool:
     return index.get("format") == 1 and "imported" not in index
 
 
-def foreign_files(folder: Path) -> list[str]:
-    """List what is in a folder and is no part of a recording."""
+def refuse_foreign(folder: Path) -> None:
+    """Refuse a folder of other things: a mistyped path must not cost anyone theirs."""
     if not folder.exists():
-        return []
+        return
     index = read_json(folder / INDEX_FILE) or {}
     known = {LOCK_FILE, *(_NAMES_OF_FORMAT_1 if index.get("format") == 1 else ())}
     names = {path.name for path in folder.iterdir()} - known
-    return sorted(name for name in names if not _OWN_NAMES.fullmatch(name))
+    if foreign := sorted(name for name in names if not _OWN_NAMES.fullmatch(name)):
+        raise ValueError(f"folder must hold a recording or nothing, got {folder} with {foreign}")
 
 
 def forget(folder: Path) -> None:
-    """Delete a recording; the folder stays. Refuse one that holds other things."""
-    # a mistyped path must not cost anyone a folder of other things
-    if foreign := foreign_files(folder):
-        raise ValueError(
-            f"{folder} must hold nothing but a recording to be replaced, got {foreign}"
-        )
+    """Delete a recording; the folder stays. Only under the lock."""
+    refuse_foreign(folder)
     for path in sorted(folder.iterdir()):  # the index comes first: without it nothing is here
         if path.name != LOCK_FILE:
             path.unlink()

@@ -37,10 +37,10 @@ from lightning_sobolev.atari.recordings.format import (
     Shard,
     discard_leftovers,
     fingerprint,
-    foreign_files,
     forget,
     is_outdated,
     read_index,
+    refuse_foreign,
     state_dtype,
     write_index,
     write_shard,
@@ -112,12 +112,11 @@ def record(
     if not isinstance(num_states, SplitSizes | int) or _wanted(num_states) < 1:
         raise ValueError(f"num_states must be a whole number >= 1 or a split, got {num_states!r}")
     identity = identity_of(settings, teacher, seed=seed, behavior=behavior, player=player)
-    if foreign := foreign_files(folder):
-        raise ValueError(f"folder must hold a recording or nothing, got {folder} with {foreign}")
-    if not remake and not is_outdated(folder):
-        index = read_index(folder)
-        if index and index.identity == identity and _hold(index.shards, num_states):
-            return Recording(folder)
+    index = None if remake or is_outdated(folder) else read_index(folder)
+    if index is None:
+        refuse_foreign(folder)
+    elif index.identity == identity and _hold(index.shards, num_states):
+        return Recording(folder)
     networks = {"teacher": teacher, "player": player}
     copies = {
         who: copy.deepcopy(network).to(device).eval()

@@ -1,78 +1,70 @@
-"""The curves of one run: losses and validations over its steps."""
+"""The curves of one run."""
 
 import math
 import re
 from pathlib import Path
 
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
-from lightning_sobolev.experiments.report.figures import COLORS, label_of, save
 from lightning_sobolev.experiments.report.runs import read_table
-from lightning_sobolev.experiments.report.tables import metric
+from lightning_sobolev.experiments.report.style import COLORS, label_of, metric, save
+from lightning_sobolev.experiments.run.curves import CURVES
 
-CURVES = "curves.csv"
-_MOST_LABELS = 8
-_NUMBER = re.compile(r"\w+_\d+/")  # cut_1/
+Panels = dict[str, dict[str, "pd.Series[float]"]]
+
+_NUMBERED = re.compile(r"\w+_\d+/")  # cut_1/
 
 
 def save_curves(folder: Path) -> Path | None:
-    """Draw the curves of a run into ``curves.png``.
+    """Draw what was logged over steps into ``curves.png``, a panel for each unit.
 
-    The loss and its terms share a panel. Every validation metric has its own; metrics that differ
-    in a number alone (``val/cut_1/value_nmse``, ``val/cut_2/value_nmse``) share one.
+    The loss shares one with the weighted sum of the derivative terms, the terms share another;
+    metrics that differ in a number alone (``val/cut_1/value_nmse``) share theirs.
 
     Args:
-        folder: The folder of a run, with its ``curves.csv``: ``step``, ``seconds`` and metrics.
+        folder: The folder of a run, with its ``curves.csv``.
 
     Returns:
-        The figure, or None where nothing was logged.
+        The figure's path, or None when nothing was logged.
 
     Raises:
         ValueError: If the file is damaged.
     """
-    path = folder / CURVES
-    curves = read_table(path).set_index("step").drop(columns="seconds") if path.is_file() else None
-    panels = {} if curves is None else _panels(curves)
+    from matplotlib.figure import Figure
+
+    panels = _panels(read_table(folder / CURVES)) if (folder / CURVES).is_file() else {}
     if not panels:
         return None
     columns = min(3, len(panels))
     rows = math.ceil(len(panels) / columns)
     figure = Figure(figsize=(4.2 * columns, 3.2 * rows), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False).flat
+    grid = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axes, (title, lines) in zip(grid, panels.items(), strict=False):
-        _draw(axes, title, lines)
-    for axes in list(grid)[len(panels) :]:
+        for (label, line), color in zip(lines.items(), COLORS, strict=False):
+            marker = "." if len(line) < 10 else ""
+            axes.plot(line.index, line, color=color, label=label, marker=marker, linewidth=1.2)
+        is_positive = all(line.min() > 0 for line in lines.values())
+        scale = metric(title.replace(" ", "_")).scale if is_positive else "linear"
+        axes.set(xlabel="step", ylabel=title, yscale=scale)
+        axes.grid(alpha=0.3)
+        if len(lines) > 1:
+            axes.legend(fontsize="small")
+    for axes in grid[len(panels) :]:
         axes.set_axis_off()
     return save(figure, folder / "curves.png")
 
 
-def _panels(curves: pd.DataFrame) -> dict[str, dict[str, pd.Series]]:
-    """Return what is drawn by panel and label; a metric that is always zero says nothing."""
-    panels: dict[str, dict[str, pd.Series]] = {}
-    for key in curves:
-        line = curves[key].dropna()
-        if not line.any():
-            continue
+def _panels(curves: pd.DataFrame) -> Panels:
+    """Sort metrics into panels; one that is zero throughout says nothing."""
+    panels: Panels = {}
+    for key in curves.columns.drop(["step", "seconds"]):
+        line = curves.set_index("step")[key].dropna()
         stage, _, name = str(key).partition("/")
-        panel, label = f"{stage} {label_of(_NUMBER.sub('', name))}", ""
-        if number := _NUMBER.search(name):
-            label = number[0].strip("/_").replace("_", " ")
-        if name == "loss" or name.startswith("sobolev/"):
-            panel, label = f"{stage} losses", label_of(name)
-        panels.setdefault(panel, {})[label] = line
+        label, panel = name, f"{stage} {label_of(_NUMBERED.sub('', name))}"
+        if name in ("loss", "sobolev/total"):
+            panel = f"{stage} loss"
+        elif re.fullmatch(r"sobolev/\w+(?<!_rows)(?<!_weight)(?<!_ratio)", name):
+            panel = f"{stage} terms"
+        if line.any():
+            panels.setdefault(panel, {})[label_of(label)] = line
     return panels
-
-
-def _draw(axes: Axes, title: str, lines: dict[str, pd.Series]) -> None:
-    for place, (label, line) in enumerate(lines.items()):
-        color, dash = COLORS[place % len(COLORS)], "-" if place < len(COLORS) else "--"
-        legend = label if place < _MOST_LABELS else None
-        axes.plot(line.index, line, dash, color=color, label=legend, marker="." * (len(line) < 9))
-    is_positive = all(line.min() > 0 for line in lines.values())
-    axes.set(title=title, xlabel="step", ylabel=title.partition(" ")[2])
-    axes.set_yscale(metric(title.replace(" ", "_")).scale if is_positive else "linear")
-    axes.grid(alpha=0.3)
-    if any(lines):
-        axes.legend(fontsize="small")

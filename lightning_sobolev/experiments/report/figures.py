@@ -1,7 +1,9 @@
 """Figures over many runs: metrics over the amount of data or another setting, and validations."""
 
 import logging
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from textwrap import fill
@@ -11,45 +13,14 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
-from lightning_sobolev._files import whole
-from lightning_sobolev.experiments.report.tables import AMOUNTS, Sweep, metric, shown
+from lightning_sobolev.experiments.report.style import AMOUNTS, COLORS, label_of, metric, save
+from lightning_sobolev.experiments.report.tables import Sweep, is_number, shown
 
 log = logging.getLogger(__name__)
 
-# Okabe and Ito's: everybody can tell them apart
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
-_LABELS = {
-    **AMOUNTS,
-    "seconds": "seconds of training",
-    "test_energy_mae": "energy MAE (eV)",
-    "test_force_mae": "force MAE (eV/Å)",
-}
-_WORDS = {"kl": "KL (nats)", "nmse": "NMSE", "rmse": "RMSE", "mae": "MAE"}
 _BETTER = {"lower": "\n(lower is better)", "higher": "\n(higher is better)", "": ""}
-_MOST_DASHES, _MOST_PANELS = 4, 24
-
-
-def save(figure: Figure, path: Path) -> Path:
-    """Write a figure, whole or not at all.
-
-    Args:
-        figure: The figure.
-        path: Its file; the ending says the format.
-
-    Returns:
-        The file.
-    """
-    with whole(path) as writing:
-        figure.savefig(writing, dpi=120, format=path.suffix.removeprefix("."))
-    return path
-
-
-def label_of(name: str) -> str:
-    """Return the words for a column beside an axis."""
-    words = name.removeprefix("test_").removeprefix("val/").replace("/", " ").replace("_", " ")
-    return _LABELS.get(name, " ".join(_WORDS.get(word, word) for word in words.split()))
+_MOST_DASHES, _MOST_PANELS = 4, 20
 
 
 def save_figures(stem: Path, sweep: Sweep) -> list[Path]:
@@ -57,13 +28,14 @@ def save_figures(stem: Path, sweep: Sweep) -> list[Path]:
 
     Color is the setting that is compared, a dash another one. More settings have panels of their
     own, and then every metric has a file of its own. Bands and bars are one standard error.
+    All runs with the same settings give no figure.
 
     Args:
         stem: Path of the files, without ending.
         sweep: Runs.
 
     Returns:
-        The files; none where all runs have the same settings.
+        The files.
     """
     measures = [m for m in sweep.measures if m != "seconds" and sweep.frame[m].nunique() > 1]
     if not sweep.told or not measures:
@@ -88,12 +60,17 @@ def save_validations(stem: Path, sweep: Sweep) -> list[Path]:
 
     Args:
         stem: Path of the files, without ending.
-        sweep: A row a run, metric and validation: the settings, ``run``, ``measure``, ``step``,
-            ``seconds`` and ``value``.
+        sweep: A row a run, validation and metric, with ``measure``, ``step``, ``seconds`` and
+            ``value`` beside the settings. Parts of a network (``val/cut_1/...``) are left out.
 
     Returns:
         The files.
     """
+    places = ("measure", "step")
+    frame = sweep.frame[sweep.frame["measure"].str.count("/") == 1]
+    run = frame[[key for key in sweep.settings if key not in places]].apply(tuple, axis=1)
+    told = [key for key in sweep.told if key not in places]
+    sweep = replace(sweep, told=told, frame=frame.assign(run=run.map(str)))
     lines, long = _labeled(sweep, None)
     by_time = _draw(_png(stem, "_seconds"), long, "seconds", lines, units="run", estimator=None)
     return _draw(_png(stem), long, "step", lines) + by_time
@@ -114,11 +91,12 @@ def _labeled(sweep: Sweep, x: str | None) -> tuple[list[str], pd.DataFrame]:
     """Return the settings of color and dash, and the runs with texts for them and for a panel."""
     compared, baseline = sweep.against
     rest = sorted((key for key in sweep.told if key != x), key=lambda key: key != compared)
-    frame = sweep.frame.assign(**{key: sweep.frame[key].map(shown) for key in rest})
+    is_line = x is None or is_number(sweep.frame[x])
+    texts = rest if is_line else [x, *rest]
+    frame = sweep.frame.assign(**{str(key): sweep.frame[key].map(shown) for key in texts})
     if compared in rest:  # the baseline has the first color
         frame = frame.sort_values(compared, key=lambda cells: cells != baseline, kind="stable")
     lines, panels = rest[:2], rest[2:]
-    is_line = x is None or pd.api.types.is_numeric_dtype(frame[x])
     if len(lines) == 2 and not (is_line and frame[lines[1]].nunique() <= _MOST_DASHES):
         lines, panels = rest[:1], rest[1:]
     titles = [frame[key].map(f"{label_of(key)} {{}}".format) for key in panels]
@@ -127,24 +105,31 @@ def _labeled(sweep: Sweep, x: str | None) -> tuple[list[str], pd.DataFrame]:
 
 
 def _draw(path: Path, long: pd.DataFrame, x: str, lines: Sequence[str], **how: Any) -> list[Path]:
-    facets = long[["measure", "panel"]].drop_duplicates()
+    facets = long[["measure", "panel"]].drop_duplicates().sort_values("panel", kind="stable")
     if len(facets) > _MOST_PANELS:
         log.warning("%s is left out: %d panels; choose with --x and --y", path, len(facets))
         return []
     color, dash = (lines[0], lines[-1]) if lines else (None, None)
     how |= {"hue": color, "palette": _palette(long[color].nunique())} if color else {}
-    how |= {"col_wrap": min(4, len(facets)), "height": 3.0, "aspect": 1.2, "errorbar": "se"}
+    rows = math.ceil(len(facets) / 4)
+    how |= {
+        "col_wrap": math.ceil(len(facets) / rows),
+        "height": 3.0,
+        "aspect": 1.2,
+        "errorbar": "se",
+    }
     long = long.assign(facet=long["measure"] + "\n" + long["panel"])
+    how |= {"col": "facet", "col_order": list(facets["measure"] + "\n" + facets["panel"])}
     own = {"sharex": False, "sharey": False}
-    if numeric := pd.api.types.is_numeric_dtype(long[x]):
+    if numeric := is_number(long[x]):
         how |= {"kind": "line", "style": dash, "markers": bool(dash) and long[x].nunique() <= 12}
-        grid = sns.relplot(long, x=x, y="value", col="facet", facet_kws=own, **how)
+        grid = sns.relplot(long, x=x, y="value", facet_kws=own, **how)
     else:
         how |= {"kind": "point", "linestyle": "none", "dodge": 0.4 if color else False, **own}
-        grid = sns.catplot(long, x=x, y="value", col="facet", order=sorted(long[x].unique()), **how)
+        grid = sns.catplot(long, x=x, y="value", order=sorted(long[x].unique()), **how)
     for axes, (measure, panel) in zip(grid.axes.flat, facets.itertuples(index=False), strict=True):
-        rows = long[(long["measure"] == measure) & (long["panel"] == panel)]
-        _finish(axes, rows, x if numeric else None)
+        shown_here = long[(long["measure"] == measure) & (long["panel"] == panel)]
+        _finish(axes, shown_here, x if numeric else None)
         better = _BETTER[metric(measure).better]
         axes.set(title=fill(panel, 36), xlabel=label_of(x), ylabel=label_of(measure) + better)
     grid.tight_layout()

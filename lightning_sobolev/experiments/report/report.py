@@ -2,13 +2,11 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
-from lightning_sobolev.experiments.regression.surface import FIT, Surface, draw_surfaces
-from lightning_sobolev.experiments.report.curves import CURVES
 from lightning_sobolev.experiments.report.figures import save_figures, save_validations
 from lightning_sobolev.experiments.report.runs import (
     Run,
@@ -17,7 +15,11 @@ from lightning_sobolev.experiments.report.runs import (
     tabulate,
     write_table,
 )
-from lightning_sobolev.experiments.report.tables import Sweep, View, groups, shown, write_page
+from lightning_sobolev.experiments.report.tables import Sweep, shown, write_page
+from lightning_sobolev.experiments.run.curves import CURVES
+
+_FIT = "fit.npz"
+_VALIDATION = ("measure", "step", "seconds", "value")
 
 
 def report(
@@ -26,7 +28,7 @@ def report(
     *,
     by: Sequence[str] = (),
     name: str | None = None,
-    view: View | None = None,
+    **view: Any,
 ) -> list[Path]:
     """Write ``NAME.csv`` (a line a run), ``NAME.md`` (mean and standard error) and figures.
 
@@ -38,7 +40,7 @@ def report(
         out: Folder of the results; where the source is when None.
         by: More settings that become columns.
         name: What the files are called, instead of the name of the experiment or the table.
-        view: What is compared and drawn.
+        **view: What is compared and drawn, see ``Sweep.of``.
 
     Returns:
         The files that were written.
@@ -55,13 +57,17 @@ def report(
     if not is_table:
         write_table(table, tabulate(runs, by))
     # Also of runs the table is the source, so that it gives the same files later.
-    sweep = Sweep.of(read_table(table), view)
+    sweep = Sweep.of(read_table(table), **view)
+    if "measure" in sweep.settings:
+        return save_validations(out / name, sweep)
     write_page(page, sweep, source=f"scripts/report.py {table.name}")
     written = [page, *save_figures(out / name, sweep)]
-    if not is_table:
-        written = [table, *written, *_validations(out / f"{name}_validations", runs, sweep)]
-        written += _surfaces(out / name, runs, sweep)
-    return written
+    if is_table:
+        return written
+    validations = _collect_validations(out / f"{name}_validations.csv", runs, sweep)
+    if validations is not None:
+        written += [validations, *report(validations, out, **{**view, "x": "", "y": ()})]
+    return [table, *written, *_surfaces(out / name, runs, sweep)]
 
 
 def _name_of(runs: Sequence[Run]) -> str:
@@ -70,38 +76,40 @@ def _name_of(runs: Sequence[Run]) -> str:
     return re.sub(r"[^\w.-]", "_", name.removeprefix("distill_"))  # may be somebody else's
 
 
-def _validations(stem: Path, runs: Sequence[Run], sweep: Sweep) -> list[Path]:
-    """Collect the validations of the runs that had more than one."""
+def _collect_validations(path: Path, runs: Sequence[Run], sweep: Sweep) -> Path | None:
+    """Write a row for every validation of the runs that had more than one."""
     found = []
     for place, run in enumerate(runs):
         if (run.folder / CURVES).is_file():
             curves = read_table(run.folder / CURVES)
             keys = [key for key in curves if key.startswith("val/") and curves[key].count() > 1]
             long = curves.melt(["step", "seconds"], keys, "measure", "value").dropna(subset="value")
-            about = sweep.frame[sweep.settings].iloc[[place] * len(long)].reset_index(drop=True)
-            found.append(pd.concat([about, long.reset_index(drop=True)], axis=1).assign(run=place))
-    long = pd.concat(found, ignore_index=True) if found else pd.DataFrame()
-    if long.empty:
-        return []
-    path = stem.with_name(f"{stem.name}.csv")
-    write_table(path, long.drop(columns="run"))
-    return [path, *save_validations(stem, replace(sweep, frame=long))]
+            about = sweep.frame[sweep.settings].iloc[[place] * len(long)]
+            found.append(about.assign(**{key: [*long[key]] for key in _VALIDATION}))
+    found = [rows for rows in found if len(rows)]
+    if not found:
+        return None
+    write_table(path, pd.concat(found))
+    return path
 
 
 def _surfaces(stem: Path, runs: Sequence[Run], sweep: Sweep) -> list[Path]:
-    """Draw the fits of one function side by side, for the first seed of each case."""
+    """Draw the fits of one function of two inputs side by side, of the first seed of each case."""
+    if not any((run.folder / _FIT).is_file() for run in runs):
+        return []
+    from lightning_sobolev.experiments.regression.surface import Surface, draw_surfaces
+
     written = []
-    case = [key for key in sweep.told if key.split(".")[0] != sweep.against[0]]
-    for cells, rows in groups(sweep.frame, case):
+    compared = [key for key in sweep.told if key.split(".")[0] == sweep.against[0]]
+    for cells, rows in sweep.groups([key for key in sweep.told if key not in compared]):
         fits: dict[str, Surface] = {}
         for place in rows.index:
-            file = runs[place].folder / FIT
-            choice = shown(rows.get(sweep.against[0], pd.Series("fit", rows.index))[place])
-            if choice not in fits and file.is_file():
-                fits[choice] = Surface.load(file)
+            name = ", ".join(shown(rows.loc[place, key]) for key in compared) or "fit"
+            if name not in fits and (runs[place].folder / _FIT).is_file():
+                fits[name] = Surface.load(runs[place].folder / _FIT)
         if fits:
-            title = " ".join(shown(cell) for cell in cells.values())
-            path = stem.with_name("_".join([stem.name, *title.split()]) + "_surface.png")
+            title = " ".join(map(shown, cells.values()))
+            path = stem.with_name("_".join([stem.name, *title.split(), "surface"]) + ".png")
             draw_surfaces(fits, path, title=title)
             written.append(path)
     return written

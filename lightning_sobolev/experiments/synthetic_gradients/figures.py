@@ -9,7 +9,12 @@ import pandas as pd
 from lightning_sobolev._files import whole
 from lightning_sobolev.experiments.run.curves import CURVES
 
-_PROBED = re.compile(r"val/cut_(\d+)/(gradient_cosine|norm_ratio|value_nmse)")
+_LABELS = {
+    "gradient_cosine": "cosine of gradients",
+    "norm_ratio": "ratio of gradients' norms",
+    "value_nmse": "NMSE of losses",
+}
+_PROBED = re.compile(rf"val/cut_(\d+)/({'|'.join(_LABELS)})")
 
 
 class ProbesFigure(pl.Callback):
@@ -39,10 +44,10 @@ def draw_probes(curves: pd.DataFrame, path: Path) -> None:
     """
     from matplotlib.figure import Figure
 
-    panels = {"accuracy": {"validation": "val/accuracy"}}
+    panels = {"validation accuracy": {"network": "val/accuracy"}}
     for key in sorted(curves):
         if (found := _PROBED.fullmatch(key)) is not None:
-            panels.setdefault(found[2].replace("_", " "), {})[f"cut {found[1]}"] = key
+            panels.setdefault(_LABELS[found[2]], {})[f"cut {found[1]}"] = key
     figure = Figure(figsize=(4.0 * len(panels), 3.4), layout="constrained")
     grid = figure.subplots(1, len(panels), squeeze=False)[0]
     for axes, (name, lines) in zip(grid, panels.items(), strict=True):

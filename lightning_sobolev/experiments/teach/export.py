@@ -8,13 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
 
 from lightning_sobolev.atari.agents.cards import Card, load_agent, save_agent
 from lightning_sobolev.atari.environments import AtariSettings, Environments
 from lightning_sobolev.atari.evaluate import EpisodeReturns, play
 from lightning_sobolev.atari.networks import NatureCNN
-from lightning_sobolev.atari.policy import choose, log_probabilities
 
 _LIBRARIES = ("stable-baselines3", "torch", "ale-py", "gymnasium", "numpy")
 
@@ -55,7 +53,6 @@ def export_agent(
             kind: _summary(games(greedy=kind == "greedy", progress=progress))
             for kind in ("sampled", "greedy")
         }
-        rounding = _rounding(network, stored, settings, seed=seed)
     shape = f"{settings.stack_num}, {settings.img_height}, {settings.img_width}"
     how = "lightning_sobolev.atari.play with the environment named here, "
     card = {
@@ -68,7 +65,6 @@ def export_agent(
             "how": f"{how}num_episodes={num_episodes}, seed={seed}; rewards unclipped",
             **returns,
         },
-        "half_precision": rounding,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     return save_agent(path, network, settings, half=True, about=card)
@@ -84,23 +80,4 @@ def _summary(result: EpisodeReturns) -> dict[str, float | None]:
         "num_episodes": len(result.returns),
         "num_truncated": result.num_truncated,
         "mean_length": round(float(np.mean(result.lengths)), 1),
-    }
-
-
-def _rounding(
-    exact: nn.Module, stored: nn.Module, settings: AtariSettings, *, seed: int, num_steps: int = 64
-) -> dict[str, Any]:
-    """Compare log-probabilities before and after rounding, on the agent's own play."""
-    environments = Environments(settings, seed)
-    stacks, rng, errors = environments.reset(), np.random.default_rng(seed), []
-    for _ in range(num_steps):
-        answer = log_probabilities(stored, stacks)
-        errors.append(np.abs(answer - log_probabilities(exact, stacks)))
-        stacks = environments.step(choose(answer, rng)).stacks
-    return {
-        "stored": "float16, but for the first layer, which is float32",
-        "largest_log_prob_error": float(np.max(errors)),
-        "mean_log_prob_error": float(np.mean(errors)),
-        "measured_on": f"{num_steps * settings.num_envs:,} states of the agent's own play, "
-        "against the weights in float32",
     }

@@ -95,15 +95,13 @@ class AtariVecEnv(VecEnv):
         value = None if attr_name == "render_mode" else getattr(self._environments, attr_name)
         return [value for _ in self._get_indices(indices)]
 
-    def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> NoReturn:
-        """Refuse: the games share their settings, which do not change."""
-        del value, indices
-        raise AttributeError(f"{attr_name} cannot be set: the games' settings do not change")
+    def set_attr(self, attr_name: str, *_: Any, **__: Any) -> NoReturn:
+        """Refuse: the games share their settings, and there is no object for one game."""
+        raise AttributeError(f"{attr_name} is not of one game: it cannot be set or called")
 
-    def env_method(self, method_name: str, *_: Any, indices: Any = None, **__: Any) -> NoReturn:
-        """Refuse: there is no environment object per game."""
-        del indices
-        raise AttributeError(f"{method_name} cannot be called: there is no object for one game")
+    def env_method(self, method_name: str, *_: Any, **__: Any) -> NoReturn:
+        """Refuse likewise."""
+        raise AttributeError(f"{method_name} is not of one game: it cannot be set or called")
 
     def env_is_wrapped(self, wrapper_class: type, indices: Any = None) -> list[bool]:
         """Say that no game is wrapped."""

@@ -72,31 +72,41 @@ class Population(PopulationBasedTraining):
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
         """Take in a member; a restored one goes on where it stood."""
         super().on_trial_add(tune_controller, trial)
-        if SCORE in trial.last_result:
+        stored = trial.latest_checkpoint_result
+        if SCORE in trial.last_result and stored is not None:
             state = self._trial_state[trial]
-            state.last_train_time = state.last_perturbation_time = trial.last_result[_TIME]
+            # An interval that was reported and not stored any more is trained again.
+            time = min(trial.last_result[_TIME], stored.metrics[_TIME])
+            state.last_train_time = state.last_perturbation_time = time
             state.last_score = self._metric_op * trial.last_result[SCORE]
             state.last_result = trial.last_result
+            if trial.status == Trial.PENDING:
+                # Ray would start it at once, whatever its round, and could not copy it before.
+                trial.set_status(Trial.PAUSED)  # type: ignore[no-untyped-call]
         times = [state.last_train_time for state in self._trial_state.values()]
         # Whoever lags behind catches up first; if nobody does, that round is over.
         self._next_perturbation_sync = max(times) + (min(times) == max(times))
 
     def _quantiles(self) -> tuple[list[Trial], list[Trial]]:
-        """Decide who copies whom; Ray is told that all are donors, and stores all as they are."""
+        """Decide who copies whom; Ray is told the donors alone, and stores them as they are."""
         known = [t for t, s in self._trial_state.items() if s.last_score is not None]
         running = [t for t in known if t.status not in (Trial.TERMINATED, Trial.ERROR)]
         trials = sorted(running, key=lambda trial: trial.config[MEMBER])
         plan = self._rule([self._recent(trial) for trial in trials], self._random(trials[0]))
         self._copies = [(trials[loser], trials[donor]) for loser, donor in in_order(plan)]
-        return [], trials
+        return [], list({donor: None for _, donor in self._copies})
 
     def _checkpoint_or_exploit(
         self, trial: Trial, tune_controller: Any, upper: list[Trial], lower: list[Trial]
     ) -> None:
         super()._checkpoint_or_exploit(trial, tune_controller, upper, lower)
-        if trial is upper[-1]:  # all are stored now
+        if upper and trial is upper[-1]:  # all donors are stored now
             for loser, donor in self._copies:
                 super()._checkpoint_or_exploit(loser, tune_controller, [donor], [loser])
+                # Else Ray stores the copy later than the result that it followed from, and the
+                # new settings with the old weights.
+                loser.run_metadata.invalidate_cache()  # type: ignore[no-untyped-call]
+                tune_controller._tune_controller._mark_trial_to_checkpoint(loser)
 
     def _recent(self, trial: Trial) -> list[float]:
         result: Any = self._trial_state[trial].last_result

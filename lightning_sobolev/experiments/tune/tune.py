@@ -74,7 +74,7 @@ def _search(cfg: DictConfig, folder: Path) -> Metrics:
     started = time.perf_counter()
     prepare_process(cfg)
     instantiate(cfg.data).prepare_data()  # once, before several members would
-    checkpoints = train_population(cfg, folder)
+    checkpoints = _train_population(cfg, folder)
     history = read_history(folder / POPULATION)
     best = best_member(history, cfg.score.mode)
     with whole(folder / BEST.name) as writing:
@@ -123,19 +123,8 @@ def _seed_of(folder: Path, settings: str, seed: int) -> int:
     return int(begun["seed"])  # drawn by the first call where none is given
 
 
-def train_population(cfg: DictConfig, folder: Path) -> dict[int, Path]:
-    """Train every member to the end, or go on where an earlier call was killed.
-
-    Args:
-        cfg: The composed configuration.
-        folder: Of the search.
-
-    Returns:
-        The last checkpoint of every member that has one.
-
-    Raises:
-        RuntimeError: If a member failed.
-    """
+def _train_population(cfg: DictConfig, folder: Path) -> dict[int, Path]:
+    """Train every member, or go on with that; returns the last checkpoints by member."""
     shutil.rmtree(folder / WORKING, ignore_errors=True)  # of actors that were killed
     own = not ray.is_initialized()  # whoever has a cluster, or starts many searches, keeps it
     if own:
@@ -192,11 +181,7 @@ def _tuner(cfg: DictConfig, folder: Path) -> tune.Tuner:
 
 
 def first_configs(cfg: DictConfig) -> list[dict[str, float]]:
-    """Return what every member begins with: its number and positions of its settings.
-
-    Args:
-        cfg: The composed configuration. The samples are a function of its seed.
-    """
+    """Return what every member begins with: its number and positions of its settings."""
     random, space = Random(f"{cfg.seed} first"), read_search_space(cfg)
     sampled = space if cfg.tune.sampled else {}
     return [

@@ -267,8 +267,10 @@ def test_wrong_numbers_are_refused(options, message):
 def test_what_cannot_be_trained_in_rounds_is_refused(build, tmp_path, dagger, change, message):
     data = build(**{key: change[key] for key in change if key == "fraction"})
     options = {key: change[key] for key in change if key == "max_steps"}
+    student = Student()
     with pytest.raises(ValueError, match=message):
-        fit(data, tmp_path, DAgger(3, **dagger), **options)
+        fit(data, tmp_path, DAgger(3, **dagger), student=student, **options)
+    assert student.seen == []
 
 
 def test_other_data_are_refused(tmp_path):

@@ -22,7 +22,7 @@ from lightning_sobolev.atari import (
     log_probabilities,
     record,
 )
-from lightning_sobolev.atari.minari import to_frames
+from lightning_sobolev.atari.minari import _to_frames
 
 SPACES = {
     "observation_space": gymnasium.spaces.Box(0, 255, (84, 84), np.uint8),
@@ -271,7 +271,7 @@ def test_colors_turn_grey_as_in_the_emulator():
     for _ in range(80):
         ale.act(1)
     settings = AtariSettings("breakout", img_height=210, img_width=160)
-    grey = to_frames(ale.getScreenRGB()[None], settings)[0]
+    grey = _to_frames(ale.getScreenRGB()[None], settings)[0]
     difference = np.abs(grey.astype(int) - ale.getScreenGrayscale())
     assert grey.max() > 100
     assert difference.max() <= 1
@@ -279,7 +279,7 @@ def test_colors_turn_grey_as_in_the_emulator():
 
 def test_another_size_is_the_mean_over_areas():
     frame = np.random.default_rng(0).integers(0, 256, (1, 210, 160), dtype=np.uint8)
-    found = to_frames(frame, PONG)[0]
+    found = _to_frames(frame, PONG)[0]
     # every old pixel divided so finely that new pixels are whole blocks
     fine = np.repeat(np.repeat(frame[0].astype(float), 2, 0), 21, 1)
     expected = fine.reshape(84, 5, 84, 40).mean((1, 3))

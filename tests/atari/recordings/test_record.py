@@ -322,6 +322,9 @@ def test_a_folder_of_other_things_is_never_deleted(copied, settings, teacher, wi
         with pytest.raises(ValueError, match=r"must hold .*frames\.npy', 'thesis\.tex"):
             record(copied, settings, teacher, num_states=40, **change)
     assert contents(copied) == before
+    if with_recording:  # it is used and made longer all the same
+        record(copied, settings, teacher, num_states=240)
+        assert contents(copied).items() > {"thesis.tex": b"years of work"}.items()
 
 
 def test_a_folder_behind_a_link_keeps_its_place(copied, settings, teacher, tmp_path):
@@ -348,16 +351,16 @@ def test_a_finished_recording_is_used_without_writing(copied, settings, teacher,
 
 
 def test_two_at_once_make_one_recording_and_one_says_that_it_waits(
-    tmp_path, settings, teacher, monkeypatch
+    tmp_path, settings, teacher, monkeypatch, caplog
 ):
-    folder, heard = tmp_path / "pong", []
-    monkeypatch.setattr("lightning.pytorch.utilities.rank_zero_info", heard.append)
+    folder = tmp_path / "pong"
+    caplog.set_level("INFO", "lightning_sobolev")
     arrived, made = threading.Event(), []
     play = recording_module._play_shard
 
     def slowly(*arguments):
         arrived.set()
-        while not heard:
+        while "waiting" not in caplog.text:
             threading.Event().wait(0.01)
         yield from play(*arguments)
 
@@ -373,7 +376,7 @@ def test_two_at_once_make_one_recording_and_one_says_that_it_waits(
     first.join()
     second.join()
     assert [one.num_states for one in made] == [60, 60]
-    assert heard == [f"{folder / LOCK_FILE}: another process holds this lock, waiting for it."]
+    assert f"{folder / LOCK_FILE}: another process holds this lock, waiting for it." in caplog.text
 
 
 @contextmanager

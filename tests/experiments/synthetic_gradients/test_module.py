@@ -1,16 +1,18 @@
+from functools import partial
+
 import lightning.pytorch as pl
 import pytest
 import torch
 from torch import nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cosine_similarity, cross_entropy
 from torch.testing import assert_close
 from torch.utils.data import DataLoader
 
+from lightning_sobolev.experiments.synthetic_gradients.gradient_error import gradient_error
 from lightning_sobolev.experiments.synthetic_gradients.kinds import KINDS
 from lightning_sobolev.experiments.synthetic_gradients.matching import Matching
 from lightning_sobolev.experiments.synthetic_gradients.models import LossModel
 from lightning_sobolev.experiments.synthetic_gradients.module import DecoupledModule
-from lightning_sobolev.experiments.synthetic_gradients.probe import probe
 from tests.experiments.synthetic_gradients._networks import (
     CLASSES,
     SHAPES,
@@ -23,6 +25,10 @@ from tests.experiments.synthetic_gradients._networks import (
 )
 
 STEPS = 4
+SGD = partial(torch.optim.SGD, lr=0.1)
+ADAM = partial(torch.optim.Adam, lr=0.1)
+COSINE = partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=STEPS)
+equal = partial(assert_close, rtol=1e-10, atol=1e-12)
 
 
 @pytest.fixture(autouse=True)
@@ -39,15 +45,9 @@ def batches(generator):
     return draw
 
 
-def module(network=vectors, cuts=3, **options):
-    settings = {"lr": 0.1, "model_lr": 0.1, "max_steps": STEPS, "optimizer": "sgd"}
-    return DecoupledModule(
-        network(),
-        cuts,
-        input_shape=SHAPES[network],
-        num_classes=CLASSES,
-        **{**settings, **options},
-    )
+def module(network=vectors, cuts=3, optimizer=SGD, **options):
+    shape = {"input_shape": SHAPES[network], "num_classes": CLASSES}
+    return DecoupledModule(network(), cuts, optimizer, scheduler=COSINE, **shape, **options)
 
 
 def trainer(steps=STEPS):
@@ -80,8 +80,8 @@ def weights(part):
 def trained_plainly(network, drawn):
     """Train a network as everybody does: one optimizer, one backward pass."""
     net = network()
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=STEPS)
+    optimizer = SGD(net.parameters())
+    schedule = COSINE(optimizer)
     for one in drawn:
         optimizer.zero_grad()
         cross_entropy(net(one["x"]), one["y"]).backward()
@@ -97,28 +97,22 @@ def test_back_propagation_in_sections_is_plain_training(network, cuts, batches):
     decoupled = module(network, cuts, kind="backprop")
     running = fit(decoupled, drawn)
     assert running.global_step == STEPS
-    plain = trained_plainly(network, drawn)
-    for ours, true in zip(weights(decoupled.sections), weights(plain), strict=True):
-        assert_close(ours, true, rtol=1e-10, atol=1e-12)
+    equal(weights(decoupled.sections), weights(trained_plainly(network, drawn)))
 
 
-@pytest.mark.parametrize("network", [vectors, maps])
 @pytest.mark.parametrize("kind", [name for name, kind in KINDS.items() if kind.model])
-def test_a_step_with_oracles_is_a_step_of_plain_training(network, kind, batches):
-    drawn = batches(network, 1)
-    net = network()
+def test_a_step_with_oracles_is_a_step_of_plain_training(kind, batches):
+    drawn = batches(maps, 1)
+    net = maps()
     oracle = GradientOracle if kind == "direct" else Oracle
-    models = [oracle(net[at:]) for at in (1, 2, 3)]
-    decoupled = module(network, kind=kind, models=models)
+    decoupled = module(maps, kind=kind, models=[oracle(net[at:]) for at in (1, 2, 3)])
     fit(decoupled, drawn, steps=1)
-    plain = trained_plainly(network, drawn)
-    for ours, true in zip(weights(decoupled.sections), weights(plain), strict=True):
-        assert_close(ours, true, rtol=1e-10, atol=1e-12)
+    equal(weights(decoupled.sections), weights(trained_plainly(maps, drawn)))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_part_moves_by_its_own_optimizer_and_a_batch_is_a_step(kind, batches):
-    decoupled = module(kind=kind, lr=0.2, model_lr=0.05)
+    decoupled = module(kind=kind, model_optimizer=partial(torch.optim.SGD, lr=0.05))
     learned(decoupled.models)
     before = [weights(part) for part in (*decoupled.sections, *decoupled.models)]
     running = fit(decoupled, batches(), steps=2)
@@ -130,19 +124,17 @@ def test_every_part_moves_by_its_own_optimizer_and_a_batch_is_a_step(kind, batch
     still = 3 if kind == "noprop" else 0
     assert moved == [False] * still + [True] * (len(moved) - still)
     rates = [o.param_groups[0]["initial_lr"] for o in running.optimizers]
-    assert rates == [0.2] * (4 - still) + [0.05] * len(decoupled.models)
-    for optimizer in running.optimizers:  # half way down
-        assert optimizer.param_groups[0]["lr"] == pytest.approx(
-            optimizer.param_groups[0]["initial_lr"] / 2
-        )
+    assert rates == [0.1] * (4 - still) + [0.05] * len(decoupled.models)
+    now = [o.param_groups[0]["lr"] for o in running.optimizers]
+    assert now == pytest.approx([rate / 2 for rate in rates])  # half way down
     kept = [{id(p) for g in o.param_groups for p in g["params"]} for o in running.optimizers]
     assert sum(map(len, kept)) == len(set.union(*kept))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_logged(kind, batches):
-    decoupled = module(kind=kind)
-    running = fit(decoupled, batches())
+    decoupled, drawn = module(kind=kind), batches()
+    running = fit(decoupled, drawn)
     logged = set(running.callback_metrics)
     assert {"train/loss", "train/accuracy", "train/epochs"} <= logged
     assert running.callback_metrics["train/epochs"] == 1.0
@@ -151,64 +143,63 @@ def test_what_is_logged(kind, batches):
     expected = {f"train/cut_{cut}/{name}" for cut in (1, 2, 3) for name in names[kind]}
     assert {key for key in logged if key.startswith("train/cut_")} == expected
     assert ("val/gradient_cosine" in logged) == bool(names[kind])
-    tested = trainer().test(decoupled, loader(batches()), verbose=False)[0]
-    assert {"test/loss", "test/accuracy"} <= set(tested)
+    tested = trainer().test(decoupled, loader(drawn), verbose=False)[0]
+    x, y = (torch.cat([one[name] for one in drawn]) for name in ("x", "y"))
+    logits = nn.Sequential(*decoupled.sections)(x).detach()
+    right = (logits.argmax(-1) == y).double().mean()
+    assert tested["test/accuracy"] == pytest.approx(float(right))
+    assert tested["test/loss"] == pytest.approx(float(cross_entropy(logits, y)))
     assert ("test/gradient_cosine" in tested) == bool(names[kind])
     assert ("test/cut_3/value_nmse" in tested) == (kind in ("vfbn", "critic", "sobolev"))
 
 
 def test_an_oracle_is_as_near_as_can_be(batches):
-    net = vectors()
-    models = [Oracle(net[at:]) for at in (1, 2, 3)]
-    decoupled = module(models=models)
-    tested = trainer().test(decoupled, loader(batches()), verbose=False)[0]
+    net, drawn = vectors(), batches()
+    decoupled = module(models=[Oracle(net[at:]) for at in (1, 2, 3)])
+    tested = trainer().test(decoupled, loader(drawn), verbose=False)[0]
     for cut in (1, 2, 3):
         assert tested[f"test/cut_{cut}/gradient_cosine"] == pytest.approx(1)
         assert tested[f"test/cut_{cut}/norm_ratio"] == pytest.approx(1)
         assert tested[f"test/cut_{cut}/value_nmse"] == pytest.approx(0, abs=1e-20)
+    decoupled.probe_rows = 0
+    unprobed = trainer().test(decoupled, loader(drawn), verbose=False)[0]
+    assert set(unprobed) == {"test/loss", "test/accuracy"}
 
 
-def test_the_probe_is_the_gradient_of_the_whole_network(batches):
+def test_predictions_are_compared_with_the_gradient_of_the_whole_network(batches):
     (drawn,) = batches(count=1)
-    decoupled = module(kind="direct", cuts=[2])
-    models = learned(list(decoupled.models))
+    decoupled = module(kind="sobolev", cuts=[2])
+    sections, models = list(decoupled.sections), learned(list(decoupled.models))
     with torch.inference_mode():
-        found = probe(list(decoupled.sections), models, drawn["x"], drawn["y"], KINDS["direct"])
-    h = decoupled.sections[0](drawn["x"]).detach().requires_grad_()
-    cross_entropy(decoupled.sections[1](h), drawn["y"], reduction="sum").backward()
-    assert_close(found[1].true.gradient, h.grad)
-    said = models[0](h, drawn["y"]).detach()
-    assert_close(found[1].said.gradient, said)
-    cosine = torch.nn.functional.cosine_similarity(said, h.grad).mean()
-    numbers = found[1].numbers()
-    assert numbers["gradient_cosine"] == pytest.approx(float(cosine))
-    assert numbers["norm_ratio"] == pytest.approx(float(said.norm() / h.grad.norm()))
-    assert all(parameter.grad is None for parameter in decoupled.sections[0].parameters())
-
-
-def test_the_probe_can_be_switched_off(batches):
-    decoupled = module(probe_rows=0)
-    tested = trainer().test(decoupled, loader(batches()), verbose=False)[0]
-    assert set(tested) == {"test/loss", "test/accuracy"}
+        found = gradient_error(sections, models, drawn["x"], drawn["y"], KINDS["sobolev"])
+    h = sections[0](drawn["x"]).detach().requires_grad_()
+    losses = cross_entropy(sections[1](h), drawn["y"], reduction="none")
+    (true,) = torch.autograd.grad(losses.sum(), h)
+    values = models[0](h, drawn["y"])
+    (predicted,) = torch.autograd.grad(values.sum(), h)
+    expected = {
+        "gradient_cosine": cosine_similarity(predicted, true).mean(),
+        "norm_ratio": predicted.norm() / true.norm(),
+        "value_nmse": (values - losses).square().mean() / losses.var(correction=0),
+    }
+    assert found[1] == pytest.approx({name: float(e.detach()) for name, e in expected.items()})
+    assert all(parameter.grad is None for parameter in sections[0].parameters())
 
 
 @pytest.mark.parametrize("kind", ["sobolev", "direct", "noprop"])
 def test_a_checkpoint_goes_on_as_if_nothing_had_happened(kind, batches, tmp_path):
     drawn = batches()
-    whole = module(kind=kind, optimizer="adam")
+    whole = module(kind=kind, optimizer=ADAM)
     fit(whole, drawn)
     torch.manual_seed(3)
-    first = module(kind=kind, optimizer="adam")
-    running = fit(first, drawn[:2], steps=2)
-    running.save_checkpoint(tmp_path / "half.ckpt")
-    second = module(kind=kind, optimizer="adam")
-    path = tmp_path / "half.ckpt"
+    running = fit(module(kind=kind, optimizer=ADAM), drawn[:2], steps=2)
+    running.save_checkpoint(path := tmp_path / "half.ckpt")
+    second = module(kind=kind, optimizer=ADAM)
     going_on = fit(second, drawn[2:], ckpt_path=path, weights_only=True)
     assert going_on.global_step == STEPS
-    for ours, true in zip(weights(second), weights(whole), strict=True):
-        assert_close(ours, true, rtol=0, atol=0)
-    for ours, true in zip(second.scales, whole.scales, strict=True):
-        assert ours.state == true.state
+    assert_close(weights(second), weights(whole), rtol=0, atol=0)
+    for ours, true in zip(second.stages, whole.stages, strict=True):
+        assert ours.scales.state == true.scales.state
 
 
 @pytest.mark.parametrize(
@@ -220,7 +211,6 @@ def test_a_checkpoint_goes_on_as_if_nothing_had_happened(kind, batches, tmp_path
             {"models": [LossModel(nn.Linear(8, CLASSES))]},
             r"one for every cut of this kind \(3\), got 1",
         ),
-        ({"kind": "noprop", "models": [nn.Identity()] * 3}, r"this kind \(0\), got 3"),
         ({"models": [LossModel(nn.Linear(8, CLASSES))] * 3}, "model of cut 1 must take"),
     ],
 )
@@ -242,8 +232,16 @@ def test_weights_are_checked(options, message):
         Matching(**options)
 
 
-def test_losses_that_need_scaling_are_refused(monkeypatch, batches):
-    running = trainer()
-    monkeypatch.setattr(type(running), "precision", property(lambda _: "16-mixed"))
-    with pytest.raises(ValueError, match="must need no loss scaling, got '16-mixed'"):
-        running.fit(module(), loader(batches()), loader(batches()))
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("precision", "16-mixed", "must need no loss scaling, got '16-mixed'"),
+        ("world_size", 2, "must live in one process, got a trainer with 2"),
+    ],
+)
+def test_trainers_that_it_cannot_serve_are_refused(name, value, message, monkeypatch):
+    decoupled = module()
+    decoupled.trainer = trainer()
+    monkeypatch.setattr(pl.Trainer, name, property(lambda _: value))
+    with pytest.raises(ValueError, match=message):
+        decoupled.on_fit_start()

@@ -2,6 +2,7 @@ import copy
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from functools import partial
 
@@ -20,7 +21,7 @@ from lightning_sobolev.experiments.synthetic_gradients.processes.settings import
     Optimizers,
     Pipeline,
 )
-from lightning_sobolev.experiments.synthetic_gradients.processes.stage import StageProcess
+from lightning_sobolev.experiments.synthetic_gradients.processes.stage import BEATS, StageProcess
 from lightning_sobolev.experiments.synthetic_gradients.sections import activation_shapes, split
 from lightning_sobolev.experiments.synthetic_gradients.step import build_stages, take_step
 from tests.experiments.synthetic_gradients._networks import (
@@ -85,7 +86,8 @@ def test_in_lockstep_processes_do_what_one_process_does(network, kind, cuts):
     assert all(report.lateness == report.forgotten == 0 for report in reports)
 
 
-def test_the_locked_pipeline_is_back_propagation(float64):
+@pytest.mark.usefixtures("float64")
+def test_the_locked_pipeline_is_back_propagation():
     """Of the whole network by one optimizer; the data begin anew when they end."""
     whole, stages = vectors(), built(vectors, "backprop", [1, 3])
     run_pipeline(stages, drawn(vectors, 2), OPTIMIZERS, Pipeline(steps=4))
@@ -172,15 +174,29 @@ def test_a_stage_that_is_lost_is_named_and_nobody_hangs(sent, message):
 
 def test_no_batches_end_the_run():
     with pytest.raises(
-        RuntimeError, match="stage 0 must finish, got .*must give at least one batch, got none"
+        RuntimeError, match=r"stage 0 must finish, got .*must give at least one batch, got none"
     ):
         run_pipeline(built(vectors, "critic", [2]), [], OPTIMIZERS, Pipeline(steps=1))
 
 
-def lowest_process(kind, *, buffer=8):
+def test_what_was_received_stays_what_it_was():
+    """Although its place is written again, and whatever its shape."""
+    channel = build_cut(multiprocessing.get_context(), 2).up
+    sizes = (4, 4, 5, 4, 4, 4, 5, 2, 2, 2)
+    sent = [torch.full((rows, 3), float(number)) for number, rows in enumerate(sizes)]
+    received = []
+    for number, tensor in enumerate(sent):
+        channel.send(number, [tensor], lambda: None)
+        tensor += 100
+        received.append(channel.receive(lambda: None))
+    assert [number for number, _ in received] == list(range(10))
+    assert_close([one for _, (one,) in received], [tensor - 100 for tensor in sent])
+
+
+def lowest_process(kind, *, buffer=8, capacity=8):
     """Return the process of a lowest stage, and what is above it, to be called in this one."""
     lower, upper = built(vectors, kind, [2], normalize="none")
-    above = build_cut(multiprocessing.get_context(), 8)
+    above = build_cut(multiprocessing.get_context(), capacity)
     signs = torch.zeros(2, dtype=torch.int64)
     process = StageProcess(lower, OPTIMIZERS, Pipeline(steps=9, buffer=buffer), None, above, signs)
     return process, upper, above
@@ -244,6 +260,27 @@ def test_a_target_whose_activation_is_forgotten_teaches_nothing(generator):
         process._step(number, *batch(vectors, generator))
     assert_close(list(model.parameters()), before, rtol=0, atol=0)
     assert (process._learned, process._forgotten) == (0, 1)
+
+
+def test_a_stage_that_waits_for_room_takes_answers_meanwhile(generator):
+    """Else both could wait for each other."""
+    process, _, above = lowest_process("sobolev", capacity=1)
+    pairs = [batch(vectors, generator) for _ in range(3)]
+    below = threading.Thread(
+        target=lambda: [process._step(number, *pair) for number, pair in enumerate(pairs)],
+        daemon=True,
+    )
+    below.start()
+    while not process.signs[BEATS]:  # it waits
+        time.sleep(0.01)
+    patience = iter(range(50))  # fifths of a second
+    for _ in range(6):  # more than have room
+        above.down.send(0, [torch.ones(ROWS, 6), torch.ones(ROWS)], lambda: next(patience))
+    for number in range(3):
+        assert above.up.receive(lambda: next(patience))[0] == number
+    below.join(10)
+    assert not below.is_alive()
+    assert process._learned == 1
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,12 @@ from lightning_sobolev.experiments.teach.vec_env import AtariVecEnv
 SMALL = {"n_steps": 8, "n_epochs": 1, "batch_size": 16}
 OVERRIDES = (
     *(f"ppo.{key}={value}" for key, value in SMALL.items()),
-    *("precision=32-true", "logger=none", "threads=1", "log_every=1", "+env.settings.num_envs=2"),
-    *("+env.settings.max_num_frames_per_episode=200", "export.num_episodes=2", "export.num_envs=2"),
+    *("precision=32-true", "logger=none", "threads=1", "log_every=1", "++env.settings.num_envs=2"),
+    *(
+        "++env.settings.max_num_frames_per_episode=200",
+        "export.num_episodes=2",
+        "export.num_envs=2",
+    ),
 )
 
 

@@ -1,7 +1,6 @@
 import pytest
 import torch
 from gymnasium import spaces
-from stable_baselines3.common.torch_layers import NatureCNN as TheirNatureCNN
 from torch.testing import assert_close
 
 from lightning_sobolev.experiments.teach.policy import NatureFeatures, network_of
@@ -11,15 +10,6 @@ SPACE = spaces.Box(0, 255, (4, 84, 84), "uint8")
 
 def frames(generator, count=8):
     return torch.randint(0, 256, (count, 4, 84, 84), generator=generator, dtype=torch.uint8)
-
-
-def test_features_are_those_of_their_network(generator):
-    ours, theirs = NatureFeatures(SPACE, autocast=False), TheirNatureCNN(SPACE)
-    weights = [*theirs.cnn.state_dict().values(), *theirs.linear.state_dict().values()]
-    ours.body.load_state_dict(dict(zip(ours.body.state_dict(), weights, strict=True)))
-    x = frames(generator) / 255
-    assert_close(ours(x), theirs(x))
-    assert ours.features_dim == theirs.features_dim
 
 
 def test_bfloat16_stays_inside_the_body(generator):

@@ -91,7 +91,6 @@ def test_the_agent_of_a_checkpoint_is_stored_without_training(stopped, composed)
     assert card["versions"]["torch"] == torch.__version__
     assert card["returns"]["sampled"]["num_episodes"] == 2
     assert card["returns"]["greedy"]["mean"] == metrics["test/teacher_return_greedy"]
-    assert card["half_precision"]["largest_log_prob_error"] < 1e-2
 
 
 @pytest.mark.usefixtures("without_agent")
@@ -110,20 +109,6 @@ def test_a_training_goes_on_from_the_last_checkpoint(stopped):
     assert list(rates["step"]) == [32, 64]
     assert rates["train/learning_rate"].iloc[-1] == pytest.approx(2.5e-4 * 16 / 64)
     assert curves(cfg)["seconds"].is_monotonic_increasing
-
-
-@pytest.mark.usefixtures("without_agent")
-def test_resuming_is_a_function_of_the_checkpoint(stopped, composed):
-    runs = [composed(f"ckpt={Path(stopped.run_dir) / LAST}", name=name) for name in ("a", "b")]
-    for number, cfg in enumerate(runs):
-        np.random.seed(number)
-        train_teacher(cfg)
-    one, two = (checkpoint(cfg)["policy"] for cfg in runs)
-    for name, weight in one.items():
-        assert_close(two[name], weight, rtol=0, atol=0)
-    assert not torch.equal(
-        one["action_net.weight"], checkpoint(stopped)["policy"]["action_net.weight"]
-    )
 
 
 def test_a_restored_learner_goes_on_as_the_saved_one(small_learner, tmp_path):
@@ -224,32 +209,28 @@ def test_a_training_begins_with_a_stored_agent(composed):
 
 
 def test_another_game_is_refused(stopped, composed):
-    cfg = composed(f"ckpt={Path(stopped.run_dir) / LAST}", "+env.settings.sticky=true")
+    cfg = composed(f"ckpt={Path(stopped.run_dir) / LAST}", "++env.settings.sticky=true")
     with pytest.raises(ValueError, match="training with sticky=True, got sticky=False"):
         train_teacher(cfg)
     with pytest.raises(ValueError, match="start must be of a training with game='breakout'"):
         train_teacher(composed("start=pong"))
 
 
-@pytest.mark.parametrize("content", [b"", b"nonsense", None])
-def test_a_damaged_checkpoint_is_refused(composed, tmp_path, content):
+class Evil:
+    def __reduce__(self):
+        return print, ("executed",)
+
+
+@pytest.mark.parametrize("content", [b"", b"nonsense", {"format": 0}, {"format": 1, "x": Evil()}])
+def test_a_damaged_or_foreign_checkpoint_is_refused(composed, tmp_path, capsys, content):
     path = tmp_path / "bad.ckpt"
-    if content is None:
-        torch.save({"format": 0}, path)
-    else:
+    if isinstance(content, bytes):
         path.write_bytes(content)
+    else:
+        torch.save(content, path)
     with pytest.raises(ValueError, match=r"ckpt must be a (whole )?checkpoint.*bad\.ckpt"):
         train_teacher(composed(f"ckpt={path}"))
-
-
-def test_nothing_in_a_checkpoint_is_executed(tmp_path):
-    class Evil:
-        def __reduce__(self):
-            return print, ("executed",)
-
-    torch.save({"format": 1, "evil": Evil()}, tmp_path / "evil.ckpt")
-    with pytest.raises(ValueError, match="ckpt must be a checkpoint"):
-        load_checkpoint(tmp_path / "evil.ckpt")
+    assert "executed" not in capsys.readouterr().out
 
 
 def test_what_is_missing_is_named(composed):

@@ -3,9 +3,7 @@
 Q = 1.2 - w1^2 - w2^2 is wanted, and members climb 1.2 - h1 w1^2 - h2 w2^2 from w = (0.9, 0.9).
 """
 
-import json
 import math
-from pathlib import Path
 from types import SimpleNamespace
 
 from ray import tune
@@ -31,37 +29,14 @@ def climb(w, config):
     return [x * (1 - 2 * RATE * y) ** STEPS for x, y in zip(w, h, strict=True)]
 
 
-class Climber(tune.Trainable):
-    """A member as Ray runs it."""
-
-    def setup(self, config):
-        self.config, self.w, self.recent = config, [0.9, 0.9], []
-
-    def reset_config(self, new_config):
-        self.setup(new_config)
-        return True
-
-    def step(self):
-        self.w = climb(self.w, self.config)
-        self.recent = [*self.recent, quality(self.w)][-10:]
-        return {"score": self.recent[-1], "recent": self.recent, "member": self.config["member"]}
-
-    def save_checkpoint(self, checkpoint_dir):
-        (Path(checkpoint_dir) / "w.json").write_text(json.dumps([self.w, self.recent]))
-
-    def load_checkpoint(self, checkpoint):
-        self.w, self.recent = json.loads((Path(checkpoint) / "w.json").read_text())
-
-
 class StagedTrial(SimpleNamespace):
     """What a scheduler asks of a trial; its checkpoint is its state itself."""
 
     __hash__ = object.__hash__
 
     def __init__(self, config):
-        latest = SimpleNamespace(checkpoint=None)
         keeper = SimpleNamespace(
-            checkpoint_config=tune.CheckpointConfig(), _latest_checkpoint_result=latest
+            checkpoint_config=tune.CheckpointConfig(), _latest_checkpoint_result=None
         )
         super().__init__(
             config=config,
@@ -71,7 +46,7 @@ class StagedTrial(SimpleNamespace):
             trial_id=str(config["member"]),
             evaluated_params={},
             temporary_state=SimpleNamespace(saving_to=None),
-            run_metadata=SimpleNamespace(checkpoint_manager=keeper),
+            run_metadata=SimpleNamespace(checkpoint_manager=keeper, invalidate_cache=lambda: None),
         )
 
     def __eq__(self, other):
@@ -81,17 +56,25 @@ class StagedTrial(SimpleNamespace):
         return f"toy_{self.trial_id}"
 
     @property
-    def checkpoint(self):
-        return self.run_metadata.checkpoint_manager._latest_checkpoint_result.checkpoint
+    def latest_checkpoint_result(self):
+        return self.run_metadata.checkpoint_manager._latest_checkpoint_result
 
-    def keep(self, state):
-        self.run_metadata.checkpoint_manager._latest_checkpoint_result.checkpoint = state
+    @property
+    def checkpoint(self):
+        return self.latest_checkpoint_result.checkpoint
+
+    def keep(self, state, time=0):
+        latest = SimpleNamespace(checkpoint=state, metrics={"training_iteration": time})
+        self.run_metadata.checkpoint_manager._latest_checkpoint_result = latest
 
     def set_config(self, config):
         self.config = config
 
     def set_experiment_tag(self, tag):
         self.experiment_tag = tag
+
+    def set_status(self, status):
+        self.status = status
 
     def is_finished(self):
         return False
@@ -104,7 +87,7 @@ class Stage:
 
     def __init__(self, scheduler, starts, first=(0.9, 0.9)):
         self.scheduler, self.trials = scheduler, [StagedTrial(dict(start)) for start in starts]
-        self.history = []
+        self.history, self.marked, self._tune_controller = [], [], self
         for trial in self.trials:
             trial.keep((list(first), []))
             if scheduler is not None:
@@ -118,6 +101,9 @@ class Stage:
     def _schedule_trial_save(self, trial, result):
         return trial.checkpoint
 
+    def _mark_trial_to_checkpoint(self, trial):
+        self.marked.append(trial)
+
     def pause_trial(self, trial, should_checkpoint):
         trial.status = Trial.PAUSED
 
@@ -128,7 +114,7 @@ class Stage:
             state, recent = trial.checkpoint
             score, state = evaluate(state, trial.config)
             recent = [*recent, score][-10:]
-            trial.keep((state, recent))
+            trial.keep((state, recent), number)
             self.history.append((number, trial.config["member"], score))
             result = {"training_iteration": number, "score": score, "recent": recent}
             if self.scheduler is not None:

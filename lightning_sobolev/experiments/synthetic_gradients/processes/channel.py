@@ -38,12 +38,13 @@ class Channel:
         """
         place = self._sent % self._num_places
         self._sent += 1
-        places, fresh = self._places.get(place, []), None
-        if [t.shape for t in places] == [t.shape for t in tensors]:
-            for there, tensor in zip(places, tensors, strict=True):
+        known, fresh = self._places.get(place, []), None
+        if [tensor.shape for tensor in known] == [tensor.shape for tensor in tensors]:
+            for there, tensor in zip(known, tensors, strict=True):
                 there.copy_(tensor)
         else:
-            fresh = self._places[place] = [t.clone().share_memory_() for t in tensors]
+            fresh = [tensor.clone().share_memory_() for tensor in tensors]  # type: ignore[no-untyped-call]
+            self._places[place] = fresh
         _patiently(
             lambda seconds: self._queue.put((number, place, fresh), timeout=seconds), waiting
         )
@@ -100,9 +101,9 @@ def build_cut(context: BaseContext, capacity: int) -> Cut:
 
     Args:
         context: Of the processes.
-        capacity: Activations that may be under way. Never more than two answers beyond that are,
-            since the stage below takes all that have come before it sends the next activation: the
-            stage above does not wait.
+        capacity: Activations that may be under way. Two answers more have room: the stage below
+            takes all that have come before it sends the next activation, so the stage above
+            hardly ever waits.
     """
     return Cut(Channel(context, capacity), Channel(context, capacity + 2))
 

@@ -74,9 +74,10 @@ def run_pipeline(
     signs = torch.full((len(stages), 2), _NOT_STARTED).share_memory_()  # type: ignore[no-untyped-call]
     with tempfile.TemporaryDirectory() as folder:
         # as bytes: else every tensor takes an open file, of which there are not enough
-        task = pickle.dumps((stages, batches, optimizers, pipeline, Path(folder)))
+        common = (optimizers, pipeline, Path(folder))
+        tasks = [pickle.dumps((s, batches if s.is_lowest else (), *common)) for s in stages]
         running = start_processes(  # type: ignore[no-untyped-call]
-            _live, (task, cuts, signs, started), len(stages), join=False, start_method=method
+            _live, (tasks, cuts, signs, started), len(stages), join=False, start_method=method
         )
         try:
             _join(running, signs, pipeline.timeout, watch)
@@ -121,12 +122,14 @@ def _join(
         raise RuntimeError(f"stage {error.error_index} must finish, got {reason}") from error
 
 
-def _live(number: int, task: bytes, cuts: Sequence[Cut], signs: Tensor, started: Barrier) -> None:
+def _live(
+    number: int, tasks: Sequence[bytes], cuts: Sequence[Cut], signs: Tensor, started: Barrier
+) -> None:
     torch.set_num_threads(1)
-    torch.multiprocessing.set_sharing_strategy("file_system")  # needs no answer of the sender
-    torch.zeros(1).share_memory_()  # its first use starts a helper
-    stages, batches, optimizers, pipeline, folder = pickle.loads(task)
-    stage = stages[number]
+    # needs no answer of the sender, who may be lost; its first use starts a helper
+    torch.multiprocessing.set_sharing_strategy("file_system")  # type: ignore[no-untyped-call]
+    torch.zeros(1).share_memory_()  # type: ignore[no-untyped-call]
+    stage, batches, optimizers, pipeline, folder = pickle.loads(tasks[number])
     below = None if stage.is_lowest else cuts[number - 1]
     above = None if stage.is_highest else cuts[number]
     try:

@@ -13,6 +13,7 @@ Source: Jaderberg et al. 2017, Decoupled Neural Interfaces using Synthetic Gradi
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from itertools import islice
 
 from jaxtyping import Float, Int
@@ -113,7 +114,7 @@ class StageProcess:
         time.sleep(self.pipeline.delay)
         h = self.stage.forward(x)
         if self.above is not None:
-            self._send(self.above.up, number, h, y)
+            self._send(self.above.up, number, h, y, waiting=partial(self._wait_for_room, number))
         if self.stage.is_trained:
             at_output = self._at_output(number, h, y)
             time.sleep(self.pipeline.delay)
@@ -124,7 +125,7 @@ class StageProcess:
                 self._send(self.below.down, number, at_input.gradient, at_input.value)
         if self.stage.model is not None:
             self._keep(number, h, y)
-            self._learn(number)
+        self._learn(number, wait=self.pipeline.lockstep)
 
     def _at_output(self, number: int, h: Tensor, y: Tensor) -> LossGradient | None:
         if self.above is None:
@@ -141,15 +142,15 @@ class StageProcess:
         if len(self._buffer) > self.pipeline.buffer:
             del self._buffer[min(self._buffer)]
 
-    def _learn(self, number: int) -> None:
-        """Teach the model all targets that have come; in lockstep, wait for this batch's."""
-        assert self.above is not None
-        waits = self.pipeline.lockstep
-        while waits or not self.above.down.is_empty:
+    def _learn(self, number: int, *, wait: bool) -> None:
+        """Teach the model all targets that have come, after waiting for one or not."""
+        if self.stage.model is None or self.above is None:
+            return
+        while wait or not self.above.down.is_empty:
             packet = self._receive(self.above.down)
             assert packet is not None
             self._teach(packet, number)
-            waits = False
+            wait = False
 
     def _teach(self, packet: Packet, number: int) -> None:
         kept = self._buffer.pop(packet[0], None)
@@ -172,10 +173,22 @@ class StageProcess:
             while self._receive(self.above.down) is not None:
                 pass
 
-    def _send(self, to: Channel, number: int, *tensors: Tensor | None) -> None:
+    def _send(
+        self,
+        to: Channel,
+        number: int,
+        *tensors: Tensor | None,
+        waiting: Callable[[], None] | None = None,
+    ) -> None:
         started = time.perf_counter()
-        to.send(number, [tensor for tensor in tensors if tensor is not None], self._beat)
+        known = [tensor for tensor in tensors if tensor is not None]
+        to.send(number, known, self._beat if waiting is None else waiting)
         self._waited += time.perf_counter() - started
+
+    def _wait_for_room(self, number: int) -> None:
+        """Take targets meanwhile: the stage above may wait for room for them."""
+        self._beat()
+        self._learn(number, wait=False)
 
     def _receive(self, of: Channel) -> Packet | None:
         started = time.perf_counter()

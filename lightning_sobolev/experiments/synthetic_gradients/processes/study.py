@@ -59,7 +59,7 @@ def run_processes(cfg: DictConfig) -> Path:
         log.info("%s", ", ".join(f"{key} {value}" for key, value in rows[-1].items()))
         with whole(path) as writing:
             pd.DataFrame(rows).to_csv(writing, index=False, float_format="%.6g", na_rep="nan")
-    report(path)
+    report(path, x="delay")
     return path
 
 
