@@ -198,49 +198,39 @@ def _cached(workload: Workload, folder: Path, *, side: Literal["cotangent", "tan
 
 @dataclass(frozen=True)
 class Method:
-    """One way of training.
+    """One way of training."""
 
-    Args:
-        title: What tables call it.
-        objective: What it computes, which decides the arithmetic limit that it is compared with.
-        build: From a workload, and a folder for files, to a module and its callbacks.
-        counted_as: Whose operations it does, where they cannot be counted: in compiled code.
-    """
-
-    title: str
-    objective: Literal["plain", "distillation", "derivative", "rows", "cached"]
-    build: Callable[[Workload, Path], Built]
-    counted_as: str | None = None
+    title: str  # what tables call it
+    build: Callable[[Workload, Path], Built]  # from a workload, and a folder for files
+    # what it computes, which decides the arithmetic limit that it is compared with
+    objective: Literal["plain", "distillation", "derivative", "rows", "cached"] = "derivative"
+    counted_as: str | None = None  # whose operations it does: in compiled code none is counted
 
 
-_derivative = partial(Method, objective="derivative")
+_best = partial(_by_hand, only_parameters=True)
 METHODS = {
-    "plain": Method("plain training", "plain", _by_hand(plain)),
-    "distillation": Method("plain distillation", "distillation", _by_hand(distillation)),
-    "as_usual": _derivative("by hand, as usual", build=_by_hand(as_usual)),
-    "at_best": _derivative("by hand, at its best", build=_by_hand(at_best, only_parameters=True)),
-    "over_outputs": _derivative(
-        "loop over outputs", build=_by_hand(over_outputs, only_parameters=True)
-    ),
-    "by_jacrev": _derivative("vmap(jacrev)", build=_by_hand(by_jacrev, only_parameters=True)),
-    "tape": _derivative("callback, tape", build=partial(_callback, engine="tape")),
-    "func": _derivative("callback, func", build=partial(_callback, engine="func")),
+    "plain": Method("plain training", _by_hand(plain), "plain"),
+    "distillation": Method("plain distillation", _by_hand(distillation), "distillation"),
+    "as_usual": Method("by hand, as usual", _by_hand(as_usual)),
+    "at_best": Method("by hand, at its best", _best(at_best)),
+    "over_outputs": Method("loop over outputs", _best(over_outputs)),
+    "by_jacrev": Method("vmap(jacrev)", _best(by_jacrev)),
+    "tape": Method("callback, tape", partial(_callback, engine="tape")),
+    "func": Method("callback, func", partial(_callback, engine="func")),
     "plain_compiled": Method(
-        "plain training, compiled", "plain", _by_hand(plain, compiled=True), "plain"
+        "plain training, compiled", _by_hand(plain, compiled=True), "plain", counted_as="plain"
     ),
-    "at_best_compiled": _derivative(
-        "by hand, compiled", build=_by_hand(by_vjp, compiled=True), counted_as="at_best"
+    "at_best_compiled": Method(
+        "by hand, compiled", _by_hand(by_vjp, compiled=True), counted_as="at_best"
     ),
-    "compiled": _derivative(
-        "callback, compiled", build=partial(_callback, compile=True), counted_as="at_best"
+    "compiled": Method(
+        "callback, compiled", partial(_callback, compile=True), counted_as="at_best"
     ),
-    "checkpointed": _derivative(
-        "callback, checkpointed student", build=partial(_callback, keep=False, engine="tape")
+    "checkpointed": Method(
+        "callback, checkpointed student", partial(_callback, keep=False, engine="tape")
     ),
-    "rows": Method("callback, rows=0.25", "rows", partial(_callback, rows=0.25)),
-    "bf16": _derivative(
-        "callback, bf16 inner pass", build=partial(_callback, inner_precision="bf16-mixed")
-    ),
-    "cached_vjp": Method("cached teacher, rows", "cached", partial(_cached, side="cotangent")),
-    "cached_jvp": Method("cached teacher, columns", "cached", partial(_cached, side="tangent")),
+    "rows": Method("callback, rows=0.25", partial(_callback, rows=0.25), "rows"),
+    "bf16": Method("callback, bf16 inner pass", partial(_callback, inner_precision="bf16-mixed")),
+    "cached_vjp": Method("cached teacher, rows", partial(_cached, side="cotangent"), "cached"),
+    "cached_jvp": Method("cached teacher, columns", partial(_cached, side="tangent"), "cached"),
 }

@@ -21,7 +21,7 @@ from lightning_sobolev.loading import ResumableLoader, ShuffledBatches, Table
 _NUM_ATTACKED_BY_PGD = 250
 
 
-def trained_on(model: nn.Module, images: Labeled, *, steps: int, seed: int) -> nn.Module:
+def trained_on(model: nn.Module, images: Labeled, steps: int, *, seed: int) -> nn.Module:
     """Return a copy whose training went on, with Adam and a rate that falls to zero."""
     net = copy.deepcopy(model).requires_grad_(True).train()
     schedule = partial(CosineAnnealingLR, T_max=steps)

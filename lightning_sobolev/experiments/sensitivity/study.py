@@ -119,9 +119,7 @@ class AttackStudy(pl.Callback):
         none = Labeled(train.images[:0], train.labels[:0])
         for name, added in {"originals": none, **made}.items():
             joined = Labeled(*map(torch.cat, zip(train, added, strict=True)))
-            trained = training.trained_on(
-                model, joined, steps=self.adversarial_steps, seed=self.seed
-            )
+            trained = training.trained_on(model, joined, self.adversarial_steps, seed=self.seed)
             rows.append({"defence": name, "added": len(added.labels), **examine(trained)})
         return rows
 

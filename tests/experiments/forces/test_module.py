@@ -126,13 +126,3 @@ def test_trainings_that_make_no_sense_are_refused(frames, monkeypatch):
     monkeypatch.setattr(ForceFieldModule, "trainer", given)
     with pytest.raises(ValueError, match="must be a ForcesDataModule, got 'NoneType'"):
         ForceFieldModule(SchNet("cu13"), adam).on_fit_start()
-
-
-def test_a_pair_rests_at_its_distance_with_its_depth_and_pairs_add_up(generator):
-    morse = MorseCluster(depth=0.7, distance=2.0, steepness=4.0)
-    pair = torch.tensor([[[0.0, 0.0, 0.0], [2.0, 0.0, 0.0]]])
-    assert_close(morse(pair), torch.tensor([-0.7]))
-    assert_close(gradient(morse, pair), torch.zeros(1, 2, 3))
-    atoms = 3 * torch.rand(1, 4, 3, generator=generator)
-    pairs = [(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)]
-    assert_close(morse(atoms), sum(morse(atoms[:, list(two)]) for two in pairs))
