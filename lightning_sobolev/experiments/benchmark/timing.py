@@ -94,7 +94,11 @@ class Contestant:
     def peak_bytes(self) -> int:
         """Return the most that a step allocates beyond what is held between steps."""
         if self._accelerator != "cpu":
-            return self._cuda_peak()
+            self.fit(2)
+            before = torch.cuda.memory_allocated()
+            torch.cuda.reset_peak_memory_stats()
+            self.fit(2)
+            return int(torch.cuda.max_memory_allocated() - before)
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
             self.fit(1)
         assert profiler.profiler is not None
@@ -102,13 +106,6 @@ class Contestant:
         changes = [(e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"]
         changes.sort(key=itemgetter(0))
         return int(max(accumulate(change for _, change in changes)))
-
-    def _cuda_peak(self) -> int:
-        self.fit(2)
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        self.fit(2)
-        return int(torch.cuda.max_memory_allocated() - before)
 
 
 class _NoModules(ModuleTracker):
