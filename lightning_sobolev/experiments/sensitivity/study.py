@@ -60,8 +60,9 @@ class AttackStudy(pl.Callback):
         self.adversarial_steps, self.num_pixels = adversarial_steps, num_pixels
         self.seed, self.figures = seed, figures
 
-    def setup(self, trainer: pl.Trainer, *_: Any) -> None:
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Look at the run before any work is done."""
+        del pl_module, stage
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         right = isinstance(data, ImageDataModule)
         require(right, "data of AttackStudy", "an ImageDataModule", type(data).__name__)
