@@ -14,13 +14,7 @@ from lightning_sobolev.plugin import (
     SobolevMixin,
     StandardUnits,
 )
-from lightning_sobolev.spec import (
-    Cosine,
-    Linear,
-    SobolevSpec,
-    SobolevTerm,
-    Step,
-)
+from lightning_sobolev.spec import Cosine, Linear, SobolevSpec, SobolevTerm, Step
 from lightning_sobolev.standardization import Standardized, Standardizer
 from lightning_sobolev.teachers import (
     AnalyticTeacher,

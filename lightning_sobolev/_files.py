@@ -19,12 +19,9 @@ log = logging.getLogger(__name__)
 def whole(path: Path) -> Iterator[Path]:
     """Let a file appear under its name only when all of it is written.
 
-    Args:
-        path: The file. Its folder is made where it is missing.
-
-    Yields:
-        Another name in the same folder, to write to; of its own for each call, so that processes
-        that write the same file do not meet. What an exception leaves there is deleted.
+    What it yields is another name in the same folder, made where it is missing: one of its own for
+    each call, so that processes that write the same file do not meet. What an exception leaves
+    there is deleted.
 
     Raises:
         OSError: If it cannot be written, e.g. on a full disk; names the file.
@@ -43,11 +40,7 @@ def whole(path: Path) -> Iterator[Path]:
 
 
 def sweep(folder: Path) -> None:
-    """Delete what writers that were killed left in a folder; nobody may write there meanwhile.
-
-    Args:
-        folder: The folder; those in it are not looked at.
-    """
+    """Delete what writers that were killed left in a folder; nobody may write there meanwhile."""
     for leftover in folder.glob(f"*.{'[0-9a-f]' * 8}.tmp"):
         leftover.unlink(missing_ok=True)
 
@@ -64,14 +57,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """Read a JSON object.
-
-    Args:
-        path: The file.
-
-    Returns:
-        The object, or None where the file is missing or holds none.
-    """
+    """Return a JSON object, or None where the file is missing or holds none."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -80,14 +66,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def sha256_of(path: Path) -> str:
-    """Hash a file; about 1 s per GB.
-
-    Args:
-        path: The file.
-
-    Returns:
-        The digest in hexadecimal.
-    """
+    """Return the digest of a file in hexadecimal; about 1 s per GB."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -96,11 +75,7 @@ def sha256_of(path: Path) -> str:
 def locked(path: Path) -> Iterator[None]:
     """Let one process at a time work on something; the others say that they wait, and wait.
 
-    Args:
-        path: The lock's file. It stays; the lock itself falls with the process.
-
-    Yields:
-        Nothing; the lock is held meanwhile.
+    The lock's file stays; the lock itself falls with the process.
 
     Raises:
         OSError: If the file system does not let anything be locked; names the file.

@@ -92,9 +92,7 @@ def describe(tree: Any) -> str:
     if isinstance(tree, Tensor):
         return f"a tensor {list(tree.shape)} of {tree.dtype}"
     keys = [str(key) for key, _ in _children(tree)]
-    if keys:
-        return f"a {type(tree).__name__} with keys {keys}"
-    return f"a {type(tree).__name__}"
+    return f"a {type(tree).__name__}" + (f" with keys {keys}" if keys else "")
 
 
 def _child(tree: Any, key: Key) -> Any:

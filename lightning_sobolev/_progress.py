@@ -26,17 +26,10 @@ class Advance(Protocol):
 def progress_bar(
     description: str, total: int, *, completed: int = 0, enabled: bool = True
 ) -> Iterator[Advance]:
-    """Show how far a piece of work is.
+    """Show how far a piece of work is; yields a function that is told how much more is done.
 
-    Args:
-        description: What is done.
-        total: How much there is to do.
-        completed: How much was done earlier.
-        enabled: Whether a terminal gets a bar. Where there is none, a line goes to the log every
-            half minute: whoever reads it later knows that the work went on.
-
-    Yields:
-        A function that takes how much more is done, and what to say beside the bar.
+    Without a terminal a line goes to the log every half minute, so that whoever reads it later
+    knows that the work went on.
     """
     is_shown = enabled and sys.stderr.isatty()
     said = time.monotonic()

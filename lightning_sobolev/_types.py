@@ -11,6 +11,11 @@ from typing import Any, Protocol, runtime_checkable
 from jaxtyping import Float
 from torch import Tensor
 
+Points = Float[Tensor, "batch *in"]
+Values = Float[Tensor, "batch *out"]
+InRows = Float[Tensor, "proj batch *in"]
+OutRows = Float[Tensor, "proj batch *out"]
+
 BatchFn = Callable[[Tensor], Tensor]
 """Maps ``[batch, *in]`` to ``[batch, *out]``; row b of the result depends on row b alone."""
 
@@ -20,23 +25,19 @@ class Jet(Protocol):
     """Value and projected derivatives of one function at one batch of points."""
 
     @property
-    def value(self) -> Float[Tensor, "batch *out"]:
+    def value(self) -> Values:
         """The function's value."""
         ...
 
-    def vjp(self, cotangents: Float[Tensor, "proj batch *out"]) -> Float[Tensor, "proj batch *in"]:
+    def vjp(self, cotangents: OutRows) -> InRows:
         r"""Pull cotangents back: row :math:`(p, b)` is :math:`u_{pb}^\top J(x_b)`."""
         ...
 
-    def jvp(self, tangents: Float[Tensor, "proj batch *in"]) -> Float[Tensor, "proj batch *out"]:
+    def jvp(self, tangents: InRows) -> OutRows:
         r"""Push tangents forward: row :math:`(p, b)` is :math:`J(x_b) v_{pb}`."""
         ...
 
-    def hvp(
-        self,
-        cotangents: Float[Tensor, "proj batch *out"],
-        tangents: Float[Tensor, "proj batch *in"],
-    ) -> Float[Tensor, "proj batch *in"]:
+    def hvp(self, cotangents: OutRows, tangents: InRows) -> InRows:
         r"""Apply the Hessian of :math:`\langle u_{pb}, f \rangle` at :math:`x_b` to v."""
         ...
 
@@ -63,15 +64,6 @@ class Teacher(Protocol):
     allows_unknown: bool
     """Whether NaN in an answer means "not known" (masked out) rather than an error."""
 
-    def at(self, x: Float[Tensor, "batch *in"], on: BatchFn, batch: Any = None) -> Jet:
-        """Return the jet of ``on(target)`` at ``x``.
-
-        Args:
-            x: Points of evaluation.
-            on: Output map: the function of the output that is matched.
-            batch: The batch as the training step got it, for teachers that read it.
-
-        Returns:
-            The target's jet; nothing in it carries a graph to the student.
-        """
+    def at(self, x: Points, on: BatchFn, batch: Any = None) -> Jet:
+        """Return the jet of ``on(target)`` at ``x``, without a graph to the student."""
         ...

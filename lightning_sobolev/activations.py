@@ -2,11 +2,10 @@ r"""Smooth activations: Sine; ReCU and ReQU, and a beginning that keeps their ou
 
 Note [no variance is stable]
     For z normal with second moment q, ReCU gives :math:`E\,\rho(z)^2 = \tfrac{15}{2} q^3`, ReQU
-    :math:`\tfrac{3}{2} q^2`. Weights of variance 2/(15 n), 2/(3 n) therefore keep q = 1, but an
-    error of :math:`\log q` triples, doubles in every layer: it is a fixed point that repels. And
-    it is missed from the start: the mean of :math:`\rho(z)^2` over n units has a relative
-    deviation of :math:`\sqrt{91 / n}`, :math:`\sqrt{11 / n}`. So a sample is sent through the
-    network and every layer is set right before the next one sees it.
+    :math:`\tfrac{3}{2} q^2`. Weights of variance 2/(15 n), 2/(3 n) keep q = 1, but an error of
+    :math:`\log q` triples, doubles in every layer, and is there from the start: the mean of
+    :math:`\rho(z)^2` over n units is off by :math:`\sqrt{91 / n}`, :math:`\sqrt{11 / n}`. So a
+    sample is sent through the network and every layer set right before the next one sees it.
 """
 
 from typing import Any
@@ -17,11 +16,7 @@ from torch import Tensor, nn
 
 
 class Sine(nn.Module):
-    """The sine as an activation: smooth, with derivatives that do not fade away.
-
-    Args:
-        frequency: What its input is multiplied by.
-    """
+    """The sine of ``frequency`` times the input: smooth, with derivatives that do not fade away."""
 
     def __init__(self, frequency: float = 1.0) -> None:
         super().__init__()
@@ -75,21 +70,15 @@ class ReQU(nn.Module):
 def scale_by_sample(net: nn.Module, sample: Float[Tensor, "batch *in"]) -> None:
     """Rescale every linear layer so that its outputs on a sample have a mean square of one.
 
-    Layers are taken in the order in which the network calls them, each with those before it set
-    right; biases are scaled with the weights.
-    One forward pass.
-
-    Args:
-        net: Changed in place; has ``nn.Linear`` layers, each called once in a forward pass.
-        sample: Inputs like those it will see.
+    One forward pass: each layer, called once in it, is set right after those before it; biases are
+    scaled with the weights.
 
     Raises:
         ValueError: If a layer gives zeros alone or numbers that are not finite, or is not called.
 
     Source:
-        Mishkin and Matas 2016, All you need is a good init (arXiv:1511.06422), for the idea of
-        measuring layer by layer; without its orthogonal beginning. Note [no variance is stable]
-        says why it is needed here.
+        Mishkin and Matas 2016, All you need is a good init (arXiv:1511.06422), without its
+        orthogonal beginning. Note [no variance is stable] says why it is needed here.
     """
     done: set[nn.Module] = set()
 

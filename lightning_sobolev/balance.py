@@ -19,9 +19,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
+from lightning_sobolev._checks import require
 from lightning_sobolev.spec import SobolevTerm
 
 
@@ -51,12 +51,9 @@ class Balanced:
     memory: float = 0.9
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.ratio < math.inf:
-            raise ValueError(f"ratio must be a finite number > 0, got {self.ratio}")
-        if self.every_n_steps < 1:
-            raise ValueError(f"every_n_steps must be at least 1, got {self.every_n_steps}")
-        if not 0.0 <= self.memory < 1.0:
-            raise ValueError(f"memory must be in [0, 1), got {self.memory}")
+        require(0.0 < self.ratio < math.inf, "ratio", "a finite number > 0", self.ratio)
+        require(self.every_n_steps >= 1, "every_n_steps", "at least 1", self.every_n_steps)
+        require(0.0 <= self.memory < 1.0, "memory", "in [0, 1)", self.memory)
 
     def at(self, step: int) -> float:
         """Return ``ratio``, the weight of a term that was not measured yet."""
@@ -83,9 +80,6 @@ class RunningBalance:
 
         ``parameters`` are asked only where a term is measured; ``sum_over_processes`` lets all
         processes use one weight.
-
-        Returns:
-            Weights by term.
         """
         weights = {}
         for term in spec:
@@ -95,8 +89,10 @@ class RunningBalance:
             # every_n_steps of the term itself multiplies what it weighs.
             share = weights[term.key] / term.weight.ratio
             if term.key not in self.state or step % term.weight.every_n_steps == 0:
+                trained = [p for p in parameters() if p.requires_grad]
                 pair = (value_loss, share * terms[term.key])
-                norms = sum_over_processes(_gradient_squares(pair, parameters())).sqrt()
+                squares = torch.stack([_gradient_square(loss, trained) for loss in pair])
+                norms = sum_over_processes(squares).sqrt()
                 self._move(term.key, term.weight, *norms.tolist())
             weights[term.key] = share * self.state.get(term.key, term.weight.ratio)
         return weights
@@ -107,13 +103,6 @@ class RunningBalance:
         found = balanced.ratio * value / derivative
         before = self.state.get(key, found)
         self.state[key] = balanced.memory * before + (1.0 - balanced.memory) * found
-
-
-def _gradient_squares(
-    losses: Sequence[Tensor], parameters: Iterable[Tensor]
-) -> Float[Tensor, " losses"]:
-    trained = [parameter for parameter in parameters if parameter.requires_grad]
-    return torch.stack([_gradient_square(loss, trained) for loss in losses])
 
 
 def _gradient_square(loss: Tensor, parameters: list[Tensor]) -> Tensor:

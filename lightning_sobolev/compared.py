@@ -16,16 +16,14 @@ from lightning_sobolev.spec import SobolevTerm
 
 @dataclass(frozen=True, slots=True)
 class Matched:
-    """One term before reduction.
+    """One term before reduction, by projection and row; ``distance`` also by element where asked.
 
     Args:
-        distance: Discrepancy between student and target; of every element by itself where each has
-            its own scale.
+        distance: Discrepancy between student and target.
         reference: Discrepancy between zero and the target; None where no scale is taken.
-        known: Which (projection, row) pairs have any known target entry; None for all of them.
+        known: Which pairs have any known target entry; None for all of them.
         vanishes: Whether the student's side of an order-2 term is exactly zero everywhere.
-        skipped: Rows that were left out because the target is not finite there; None where such
-            rows are an error.
+        skipped: Rows left out as the target is not finite; None where such rows are an error.
         total: Sum of what is known of the target: not finite where a number is not.
     """
 

@@ -51,14 +51,7 @@ class Draws:
     def tangents(
         self, index: int, term: SobolevTerm, x: Tensor, target: Jet | None = None
     ) -> Tensor:
-        """Return ``[proj, batch, *in]`` for term number ``index``, within the term's band.
-
-        A target's own directions come first.
-
-        Raises:
-            ValueError: If the term has a band, and the input no axes of space or the target
-                directions of its own.
-        """
+        """Return ``[proj, batch, *in]`` for term number ``index``; a target's own come first."""
         if (own := self._own(term, target)) is not None:
             if term.band is not None:
                 raise ValueError(

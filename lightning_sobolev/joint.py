@@ -1,4 +1,4 @@
-r"""Value, derivatives and terms in one function that ``torch.compile`` takes whole.
+"""Value, derivatives and terms in one function that ``torch.compile`` takes whole.
 
 A compiled network cannot be differentiated twice from outside. What is compiled is therefore the
 whole of it: the student's forward, its projected derivatives through ``torch.func``, the frozen
@@ -6,12 +6,8 @@ teacher's, and the distances of every term; one ordinary backward pass remains o
 
 Note [forward mode by transposition]
     Columns J v are taken as the transpose of the pullback, :class:`FuncJet` without ``tangents``.
-    The row that is pulled back on the way is not needed for the result and the compiler drops it:
-    what remains is the linearised forward pass. ``torch.func.jvp`` itself is refused by inductor
-    for parameters without tangents, and by fake tensors for norms.
-
-Note [norms]
-    :class:`FuncJet` says which norms must be written out where columns are trained on.
+    The compiler drops the row that is pulled back on the way. ``torch.func.jvp`` itself is refused
+    by inductor for parameters without tangents, and by fake tensors for norms.
 """
 
 from collections.abc import Callable, Mapping
@@ -49,14 +45,11 @@ def value_and_matched(
     allows_unknown: bool = False,
     non_finite: Literal["raise", "skip"] = "raise",
 ) -> Joint:
-    """Evaluate a student and compare it with its teacher.
+    """Return a student's value and its distances from its teacher, with a graph.
 
-    One forward pass of the student and, for each projection, the passes of
-    :class:`~lightning_sobolev.functional.derivatives.FuncJet`; the same for a teacher that is
-    given as a function. Assumes row independence. Looks at no number and draws none.
-
-    Returns:
-        The value and the distances, differentiable in the student's parameters.
+    One forward pass of the student and, for each projection, the passes of a :class:`FuncJet`; the
+    same for a teacher that is given as a function. Assumes row independence, and norms written out
+    where columns are trained on. Looks at no number and draws none.
     """
     jet = FuncJet(student, x, has_aux=True)
     teacher = None if isinstance(targets, Mapping) else FuncJet(targets, x.detach())

@@ -24,10 +24,7 @@ from lightning_sobolev.functional.projections import generator_for
 
 
 class Table(Dataset[dict[str, Tensor]]):
-    """Columns of equal length in memory; indexing with many rows gives a batch.
-
-    Args:
-        columns: Name to tensor ``[rows, ...]``.
+    """Columns ``[rows, ...]`` of equal length in memory; indexing with many rows gives a batch.
 
     Raises:
         ValueError: If there is no column, or the columns differ in length.
@@ -50,9 +47,8 @@ class Table(Dataset[dict[str, Tensor]]):
 class Batches(DistributedSampler[Any]):
     """What both orders share: row numbers of whole batches, and this process's part of them.
 
-    Every process has equally many batches and no share is empty, so that no process runs out
-    before the others. A ``DistributedSampler`` because Lightning then leaves it in its place under
-    several processes and tells it the epoch.
+    Every process has equally many batches and no share is empty, so that none runs out before the
+    others. Lightning leaves a ``DistributedSampler`` in its place, and tells it the epoch.
     """
 
     start: int
@@ -93,9 +89,8 @@ class Batches(DistributedSampler[Any]):
 class ShuffledBatches(Batches):
     """Full batches that are cut from shuffled passes over all rows.
 
-    What is left of a pass after its last full batch is dropped. An epoch is a number of steps and
-    not one pass: with twenty rows a pass may be a single step, and runs on different numbers of
-    rows are compared at equal numbers of steps.
+    What is left of a pass after its last full batch is dropped. An epoch is a number of steps, not
+    one pass, so that runs on different numbers of rows are compared at equal numbers of steps.
 
     Args:
         num_rows: Rows to draw from.
@@ -148,12 +143,7 @@ class ShuffledBatches(Batches):
 class OrderedBatches(Batches):
     """Every row once an epoch, in order; for validation and test.
 
-    Args:
-        num_rows: Rows to go through.
-        batch_size: Rows of a batch over all processes. The last batch has what is left; what is too
-            little for all processes joins the batch before it.
-        rank: Number of this process.
-        world_size: Number of processes.
+    The last batch has what is left; what is too little for all processes joins the one before it.
 
     Raises:
         ValueError: If there are fewer rows, or a smaller batch, than processes.
@@ -182,10 +172,9 @@ class ResumableLoader(DataLoader[Any]):
     Args:
         dataset: Indexed with the row numbers of a whole batch.
         batches: Yields the row numbers.
-        trainer: Who trains. What comes next then follows from how many batches were trained on, so
-            that a batch whose step was broken off is given again, and neither short epochs nor
-            loaders that are made anew change the order. Without it every batch that was given
-            counts.
+        trainer: Who trains. What comes next then follows from how many batches were trained on: a
+            batch whose step was broken off is given again, and neither short epochs nor new loaders
+            change the order. Without it every batch that was given counts.
     """
 
     def __init__(

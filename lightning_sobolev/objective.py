@@ -45,18 +45,10 @@ def match(
     tangents: Tensor | None = None,
     allows_unknown: bool = False,
 ) -> Matched:
-    """Compare one projected derivative of two jets.
+    """Return distances of one projected derivative of two jets, by projection and row.
 
-    Args:
-        term: What is compared and by which discrepancy.
-        student: Jet that carries a graph to the student's parameters.
-        target: Jet of the teacher.
-        cotangents: ``[proj, batch, *out]`` where the term needs them.
-        tangents: ``[proj, batch, *in]`` where the term needs them.
-        allows_unknown: Whether NaN in the target masks the entry instead of being an error.
-
-    Returns:
-        Distances that still have their projection and batch axes.
+    ``cotangents`` and ``tangents`` are given where the term needs them; with ``allows_unknown`` NaN
+    in the target masks an entry instead of being an error.
 
     Raises:
         ValueError: If the shapes of student and target differ, or the target is not finite.
@@ -103,17 +95,11 @@ def reduced(
     sum_over_processes: Callable[[Tensor], Tensor] = lambda total: total,
     read: Reader = at_once,
 ) -> Float[Tensor, ""]:
-    """Reduce a matched term to the unweighted scalar, divided by its running scale.
+    """Return a matched term as its unweighted mean, divided by its running scale.
 
-    Args:
-        term: The term; its ``normalize`` says whether a scale is used.
-        matched: Distances with their axes.
-        scales: Running state, changed in place.
-        sum_over_processes: Sums a small vector over processes, so that all use one scale.
-        read: When the size of the target is looked at; where not everything is known, at once.
-
-    Returns:
-        The mean over known (projection, row) pairs; zero when there is none.
+    The mean is over known (projection, row) pairs, zero when there is none. ``sum_over_processes``
+    sums a small vector, so that all processes use one scale, which is changed in place; ``read``
+    says when the size of the target is looked at.
 
     Raises:
         ValueError: If the target is too large to be a scale.
@@ -175,11 +161,7 @@ def projected(
 
 
 def answer(
-    term: SobolevTerm,
-    student: Jet,
-    target: Jet,
-    cotangents: Tensor | None,
-    tangents: Tensor | None,
+    term: SobolevTerm, student: Jet, target: Jet, cotangents: Tensor | None, tangents: Tensor | None
 ) -> Float[Tensor, "proj batch ..."]:
     """Ask the teacher for what a term compares, in the shape of the student's output."""
     # A network that gives [batch] may teach one that gives [batch, 1].

@@ -29,11 +29,7 @@ def is_free(device: torch.device) -> bool:
 
 @dataclass(slots=True)
 class Readings:
-    """Reads at once where that is free; elsewhere copies the number and reads it one step later.
-
-    Args:
-        waiting: Numbers on their way to the host, and who is to be told.
-    """
+    """Reads at once where that is free; elsewhere copies the number and reads it a step later."""
 
     waiting: list[tuple[Tensor, torch.cuda.Event | None, Judge]] = field(default_factory=list)
 

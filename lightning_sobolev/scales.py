@@ -9,12 +9,7 @@ from torch import Tensor
 
 @dataclass(slots=True)
 class RunningScales:
-    """Running mean of each term's reference: plain at first, exponential after ``memory`` batches.
-
-    Args:
-        memory: Batches after which old ones begin to fade.
-        state: Mean and number of batches seen, by term.
-    """
+    """Running mean of each term's reference: plain at first, exponential after ``memory``."""
 
     memory: int = 100
     state: dict[str, tuple[Tensor, int]] = field(default_factory=dict)

@@ -34,15 +34,6 @@ class _Ramp:
 
         A term whose weight is zero is not evaluated: with ``share=0.5`` and ``end=0`` the second
         half of the training costs what it costs without the term.
-
-        Args:
-            share: Above 0; 1 for all steps.
-            steps: Of the training.
-            start: The weight at the first step.
-            end: The weight from then on.
-
-        Raises:
-            ValueError: If an argument is out of range.
         """
         require(share > 0.0, "share", "positive", share)
         return cls(start, end, max(1, round(share * steps)))

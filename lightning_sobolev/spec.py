@@ -20,23 +20,9 @@ from lightning_sobolev.functional.covariance import Covariance
 from lightning_sobolev.functional.discrepancies import DISCREPANCIES
 from lightning_sobolev.functional.fisher import FISHER
 from lightning_sobolev.functional.projections import PROJECTIONS
-from lightning_sobolev.schedules import (
-    Cosine,
-    Linear,
-    Schedule,
-    Step,
-    is_weight,
-)
+from lightning_sobolev.schedules import Cosine, Linear, Schedule, Step, is_weight
 
-__all__ = [
-    "OUTPUT_MAPS",
-    "Cosine",
-    "Linear",
-    "Schedule",
-    "SobolevSpec",
-    "SobolevTerm",
-    "Step",
-]
+__all__ = ["OUTPUT_MAPS", "Cosine", "Linear", "Schedule", "SobolevSpec", "SobolevTerm", "Step"]
 
 OUTPUT_MAPS: dict[str, Callable[[Tensor], Tensor]] = {
     "identity": lambda y: y,
@@ -138,11 +124,7 @@ class SobolevTerm:
         return self.order == 2 or (self.order == 1 and self.side == "tangent")
 
     def weight_at(self, step: int) -> float:
-        """Return the weight at a global step; 0 where ``every_n_steps`` leaves the term out.
-
-        Raises:
-            ValueError: If a schedule answers with something else than a finite number >= 0.
-        """
+        """Return the weight at a global step; 0 where ``every_n_steps`` leaves the term out."""
         given = self.weight
         weight = given if isinstance(given, int | float) else given.at(step)
         require(is_weight(weight), f"weight of {self.key} at step {step}", "finite, >= 0", weight)

@@ -7,6 +7,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from lightning_sobolev._types import Points, Values
+
+Rows = Float[Tensor, "batch *rest"]
+
 
 class Standardizer(nn.Module):
     r"""The affine change of units that gives data zero mean and unit deviation in every element.
@@ -48,13 +52,6 @@ class Standardizer(nn.Module):
 
         An element that never changes keeps its scale: there is nothing to divide by.
 
-        Args:
-            x: Inputs.
-            y: Values.
-
-        Returns:
-            The units, in the type of ``x`` and ``y``.
-
         Raises:
             ValueError: If there are no rows, or not as many of both, or they are not finite.
         """
@@ -71,15 +68,11 @@ class Standardizer(nn.Module):
         units.y_mean, units.y_std = _statistics(y)
         return units
 
-    def inputs(
-        self, x: Float[Tensor, "batch *in"], *, undo: bool = False
-    ) -> Float[Tensor, "batch *in"]:
+    def inputs(self, x: Points, *, undo: bool = False) -> Points:
         """Change the units of inputs."""
         return _affine(x, self.x_mean, self.x_std, undo)
 
-    def targets(
-        self, y: Float[Tensor, "batch *out"], *, undo: bool = False
-    ) -> Float[Tensor, "batch *out"]:
+    def targets(self, y: Values, *, undo: bool = False) -> Values:
         """Change the units of values."""
         mean, std = self.y_mean, self.y_std
         # A network that ends in [batch, 1] may stand for a value that is [batch].
@@ -100,26 +93,17 @@ class Standardizer(nn.Module):
         std = self.y_std if _ends_with(jv, self.y_std.shape) else self.y_std.reshape(())
         return _affine(jv, torch.zeros_like(std), std, undo)
 
-    def jacobian(
-        self, jacobian: Float[Tensor, "batch *rest"], *, undo: bool = False
-    ) -> Float[Tensor, "batch *rest"]:
-        """Change the units of first derivatives.
+    def jacobian(self, jacobian: Rows, *, undo: bool = False) -> Rows:
+        """Return first derivatives ``[batch, *out, *in]`` in the other units.
 
-        Args:
-            jacobian: ``[batch, *out, *in]``; ``*out`` may be missing for a single output.
-            undo: Whether to go back to the user's units.
-
-        Returns:
-            The same array in the other units.
+        ``*out`` may be missing for a single output.
 
         Raises:
             ValueError: If the shape is another one.
         """
         return self._derivative(jacobian, 1, "jacobian", undo)
 
-    def hessian(
-        self, hessian: Float[Tensor, "batch *rest"], *, undo: bool = False
-    ) -> Float[Tensor, "batch *rest"]:
+    def hessian(self, hessian: Rows, *, undo: bool = False) -> Rows:
         """Change the units of second derivatives ``[batch, *out, *in, *in]``, as of first ones."""
         return self._derivative(hessian, 2, "hessian", undo)
 
@@ -173,9 +157,7 @@ class Standardized(nn.Module):
         """Let ``forward`` take and give standardized units, or the user's; copies follow."""
         self._switch.is_on = to_standard_units
 
-    def forward(
-        self, x: Float[Tensor, "batch *in"], *args: Any, **kwargs: Any
-    ) -> Float[Tensor, "batch *out"]:
+    def forward(self, x: Points, *args: Any, **kwargs: Any) -> Values:
         """Evaluate the network in the units that are switched on."""
         if self._switch.is_on:
             answer: Tensor = self.network(x, *args, **kwargs)

@@ -1,14 +1,13 @@
 r"""Attacks along the gradient of the cross-entropy with respect to the image."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from lightning_sobolev._checks import require
+from lightning_sobolev.adversarial.fisher import Classifier, Images, Labels
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,35 +60,21 @@ class GradientAttack:
 
     @classmethod
     def fgsm(cls, radius: float, **settings: int | tuple[float, float]) -> "GradientAttack":
-        """Return the attack in one step of full size from the image itself.
-
-        Args:
-            radius: Largest change of a pixel.
-            settings: ``draws`` and ``bounds``.
-
-        Returns:
-            The attack.
-        """
+        """Return the attack in one step of full size from the image itself."""
         return cls(radius=radius, steps=1, step_size=radius, random_start=False, **settings)  # type: ignore[arg-type]
 
     def __call__(
         self,
-        model: Callable[[Tensor], Float[Tensor, "batch classes"]],
-        images: Float[Tensor, "batch *pixels"],
-        labels: Int[Tensor, " batch"],
+        model: Classifier,
+        images: Images,
+        labels: Labels,
         *,
         generator: torch.Generator | None = None,
-    ) -> Float[Tensor, "batch *pixels"]:
-        """Return an adversarial image for each image.
+    ) -> Images:
+        """Return an adversarial image for each image, no farther than ``radius`` from it.
 
-        Args:
-            model: Gives the logits of a batch.
-            images: Images within ``bounds``.
-            labels: Classes whose probability is to fall.
-            generator: Source of the random start, on the CPU.
-
-        Returns:
-            Images no farther than ``radius`` from the given ones.
+        ``model`` gives logits, of which those of ``labels`` are to fall; ``generator``, on the CPU,
+        draws the random start.
 
         Raises:
             ValueError: If an image lies outside ``bounds`` or the labels do not fit.
@@ -111,9 +96,7 @@ class GradientAttack:
             attacked = torch.clamp(attacked + step * ascent.sign(), floor, ceiling)
         return attacked
 
-    def _ascent(
-        self, model: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor
-    ) -> Float[Tensor, "batch *pixels"]:
+    def _ascent(self, model: Classifier, images: Tensor, labels: Tensor) -> Images:
         with torch.enable_grad():
             leaf = images.detach().requires_grad_()
             # A sum: every image is attacked by itself.

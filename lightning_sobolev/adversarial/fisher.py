@@ -12,6 +12,7 @@ of unit length in G.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,10 @@ from torch import Tensor
 
 from lightning_sobolev._types import BatchFn
 from lightning_sobolev.functional.derivatives import tape_jet
+
+Images = Float[Tensor, "batch *pixels"]
+Labels = Int[Tensor, " batch"]
+Classifier = Callable[[Tensor], Float[Tensor, "batch classes"]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,25 +52,22 @@ class ClassGradients:
         return gram
 
     def image_influence(
-        self, targets: Int[Tensor, " batch"], *, threshold: float | None = None
+        self, targets: Labels, *, threshold: float | None = None
     ) -> Float[Tensor, " batch"]:
         r"""Return the influence of all pixels together on the log-probability of a class.
 
         .. math:: \mathrm{FI} = \frac{1}{P_t} e_t^\top \Pi e_t ,
 
-        where :math:`\Pi` projects onto the row space of A. Since :math:`A \sqrt{P} = 0`, its rank
-        is at most ``classes - 1``, and where it is that, FI is :math:`1 / P_t - 1`: the measure
-        then says what the probability says and no more. What differs from this is a matter of
-        the singular values of A that are cut off.
+        where :math:`\Pi` projects onto the row space of A; 0 if no singular value is left. Since
+        :math:`A \sqrt{P} = 0`, its rank is at most ``classes - 1``, and where it is that, FI is
+        :math:`1 / P_t - 1` and says no more than the probability. What differs from this is a
+        matter of the singular values of A that are cut off.
 
         Args:
             targets: The class t of every image.
             threshold: Singular values of A up to this one count as zero. None keeps what the
                 precision of the gradients can tell from zero; 1e-3 is what the authors' code cuts,
                 which makes images that the network is sure of count less.
-
-        Returns:
-            The influences; 0 where no singular value is left.
 
         Raises:
             ValueError: If the targets do not fit or ``threshold`` is negative.
@@ -88,20 +90,14 @@ class ClassGradients:
         share: Tensor = (kept * parts.square()).sum(-1)
         return (share / self.log_probs.double()[rows, targets].exp()).to(self.log_probs.dtype)
 
-    def pixel_influence(self, targets: Int[Tensor, " batch"]) -> Float[Tensor, "batch *pixels"]:
-        r"""Return the influence of every single pixel on the log-probability of a class.
+    def pixel_influence(self, targets: Labels) -> Images:
+        r"""Return the influence of every pixel by itself on the log-probability of a class.
 
         .. math:: \mathrm{FI}_p = \frac{(\partial_p \log P_t)^2}{\sum_k (\partial_p P_k)^2 / P_k}
 
         lies between 0 and the image's influence. It compares what a pixel does to one class with
         what it does to all of them; how much it does is not in it, so a pixel of hardly any effect
         may have a large influence.
-
-        Args:
-            targets: The class t of every image.
-
-        Returns:
-            The influences; 0 for a pixel that moves no probability.
 
         Raises:
             ValueError: If the targets do not fit.
@@ -119,11 +115,8 @@ class ClassGradients:
         return influence.to(self.gradients.dtype)
 
     def _beside_null(self, targets: Tensor) -> Float[Tensor, "batch classes"]:
-        """Return e_t without its part along the square roots of P, which A maps to zero.
-
-        Where P_t is nearly 1 that part is nearly all of e_t, and eigenvectors would be too coarse
-        to take it away.
-        """
+        """Return e_t without its part along the square roots of P, which A maps to zero."""
+        # Where P_t is nearly 1 that part is nearly all: eigenvectors are too coarse for it.
         log_probs, index = self.log_probs.double(), targets[:, None]
         roots = (log_probs / 2).exp()
         others = log_probs.exp().scatter(1, index, 0.0).sum(1, keepdim=True)
@@ -146,18 +139,11 @@ class ClassGradients:
             raise ValueError(f"targets must lie in 0 to {classes - 1}, got {got}")
 
 
-def class_gradients(model: BatchFn, images: Float[Tensor, "batch *pixels"]) -> ClassGradients:
-    """Differentiate the log-probabilities of every class.
+def class_gradients(model: BatchFn, images: Images) -> ClassGradients:
+    """Return log-probabilities of every class and their gradients, without a graph.
 
     One forward pass and one backward pass per class. Assumes that rows are independent: a network
     with batch norm must be in eval mode.
-
-    Args:
-        model: Gives the logits of a batch.
-        images: The images.
-
-    Returns:
-        Log-probabilities and gradients, without a graph.
 
     Raises:
         ValueError: If ``model`` is no classifier: what it returns is not ``[batch, classes]`` with

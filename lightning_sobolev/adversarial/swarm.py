@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lightning_sobolev._checks import require
-from lightning_sobolev.adversarial.fisher import class_gradients
+from lightning_sobolev.adversarial.fisher import Classifier, Images, Labels, class_gradients
 
 # Of the wanted class against the size of the change, in 255ths of a pixel's range (the authors').
 _CLASS_WEIGHT = 1e7
@@ -87,14 +87,17 @@ class ParticleSwarm:
     @torch.no_grad()
     def __call__(
         self,
-        model: Callable[[Tensor], Float[Tensor, "batch classes"]],
-        images: Float[Tensor, "batch *pixels"],
-        targets: Int[Tensor, " batch"],
+        model: Classifier,
+        images: Images,
+        targets: Labels,
         *,
-        scores: Float[Tensor, "batch *pixels"] | None = None,
+        scores: Images | None = None,
         generator: torch.Generator | None = None,
-    ) -> Float[Tensor, "batch *pixels"]:
+    ) -> Images:
         """Return the best image that each swarm has found.
+
+        It is no farther than ``radius`` from the given one, in ``num_pixels`` pixels; whether the
+        target was reached is for the caller to see.
 
         Args:
             model: Gives the logits of a batch.
@@ -102,10 +105,6 @@ class ParticleSwarm:
             targets: The class that every image is to be taken for.
             scores: Another measure than the pixel influence; pixels of large scores are changed.
             generator: Source of randomness, on the CPU.
-
-        Returns:
-            Images no farther than ``radius`` from the given ones, in ``num_pixels`` pixels each;
-            whether the target was reached is for the caller to see.
 
         Raises:
             ValueError: If an image lies outside ``bounds``, or targets, scores or number of pixels
@@ -117,28 +116,20 @@ class ParticleSwarm:
         flat = images.flatten(1)
         chosen = self._chosen(model, images, targets, scores)
         start = flat.gather(1, chosen)
-        swarm = _Swarm(
-            floor=((start - self.radius).clamp_min(low) - start)[:, None],
-            ceiling=((start + self.radius).clamp_max(high) - start)[:, None],
-            settings=self,
-            generator=generator,
-        )
+        floor = ((start - self.radius).clamp_min(low) - start)[:, None]
+        ceiling = ((start + self.radius).clamp_max(high) - start)[:, None]
 
         def fitness(change: Tensor) -> Tensor:
             tried = _changed(flat, chosen, change).reshape(-1, *images.shape[1:])
             probs = torch.softmax(model(tried), -1).reshape(*change.shape[:2], -1)
             return self._fitness(probs, change, targets)
 
-        best = swarm.search(fitness)
+        best = self._search(fitness, floor, ceiling, generator)
         # Rounding of start + change must not leave the bounds.
         return _changed(flat, chosen, best).reshape(images.shape).clamp(low, high)
 
     def _chosen(
-        self,
-        model: Callable[[Tensor], Tensor],
-        images: Tensor,
-        targets: Tensor,
-        scores: Tensor | None,
+        self, model: Classifier, images: Tensor, targets: Tensor, scores: Tensor | None
     ) -> Int[Tensor, "batch chosen"]:
         available = images[0].numel() if len(images) else 0
         count = available if self.num_pixels is None else self.num_pixels
@@ -153,7 +144,7 @@ class ParticleSwarm:
         self,
         probs: Float[Tensor, "batch particles classes"],
         change: Float[Tensor, "batch particles chosen"],
-        targets: Int[Tensor, " batch"],
+        targets: Labels,
     ) -> Float[Tensor, "batch particles"]:
         index = targets[:, None, None].expand(-1, probs.shape[1], 1)
         target = probs.gather(2, index).squeeze(2)
@@ -162,40 +153,35 @@ class ParticleSwarm:
             return _CLASS_WEIGHT * (target - self.wanted).abs() + size
         return _CLASS_WEIGHT * (probs.amax(-1) - target) + 255 * size
 
+    def _search(
+        self,
+        fitness: Callable[[Tensor], Tensor],
+        floor: Float[Tensor, "batch 1 chosen"],
+        ceiling: Float[Tensor, "batch 1 chosen"],
+        generator: torch.Generator | None,
+    ) -> Float[Tensor, "batch 1 chosen"]:
+        shape = (len(floor), self.particles, floor.shape[2])
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Swarm:
-    """The search itself; ``floor`` and ``ceiling`` of the change are ``[batch, 1, chosen]``."""
+        def draw() -> Tensor:
+            return torch.rand(shape, generator=generator, dtype=floor.dtype).to(floor.device)
 
-    floor: Tensor
-    ceiling: Tensor
-    settings: ParticleSwarm
-    generator: torch.Generator | None
-
-    def search(self, fitness: Callable[[Tensor], Tensor]) -> Float[Tensor, "batch 1 chosen"]:
-        settings, width = self.settings, self.ceiling - self.floor
-        limit = settings.max_speed * width
-        place = self.floor + self._draw() * width
-        speed = (2 * self._draw() - 1) * limit
+        width = ceiling - floor
+        limit = self.max_speed * width
+        place = floor + draw() * width
+        speed = (2 * draw() - 1) * limit
         own, own_fitness = place, fitness(place)
-        for _ in range(settings.iterations):
+        for _ in range(self.iterations):
             speed = (
-                settings.inertia * speed
-                + settings.own * self._draw() * (own - place)
-                + settings.shared * self._draw() * (_best(own, own_fitness) - place)
+                self.inertia * speed
+                + self.own * draw() * (own - place)
+                + self.shared * draw() * (_best(own, own_fitness) - place)
             ).clamp(-limit, limit)
-            place, speed = reflected(place + speed, speed, self.floor, self.ceiling)
+            place, speed = reflected(place + speed, speed, floor, ceiling)
             found = fitness(place)
             better = found < own_fitness
             own = torch.where(better[..., None], place, own)
             own_fitness = torch.where(better, found, own_fitness)
         return _best(own, own_fitness)
-
-    def _draw(self) -> Tensor:
-        batch, _, chosen = self.floor.shape
-        shape = (batch, self.settings.particles, chosen)
-        drawn = torch.rand(shape, generator=self.generator, dtype=self.floor.dtype)
-        return drawn.to(self.floor.device)
 
 
 def _best(places: Tensor, fitness: Tensor) -> Float[Tensor, "batch 1 chosen"]:

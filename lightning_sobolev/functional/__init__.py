@@ -31,12 +31,7 @@ from lightning_sobolev.functional.estimates import (
 from lightning_sobolev.functional.fisher import fisher
 from lightning_sobolev.functional.mixed import mixed_derivatives
 from lightning_sobolev.functional.norms import TimeSpaceNorm
-from lightning_sobolev.functional.projections import (
-    PROJECTIONS,
-    counter_draw,
-    draw,
-    generator_for,
-)
+from lightning_sobolev.functional.projections import PROJECTIONS, counter_draw, draw, generator_for
 from lightning_sobolev.functional.quadrature import Quadrature, gauss_legendre, monte_carlo
 
 __all__ = [

@@ -14,15 +14,7 @@ from torch import Tensor
 
 
 def check_rate(rate: object, name: str = "rate") -> None:
-    """Refuse what is not a percentage that leaves something.
-
-    Args:
-        rate: What was given.
-        name: What to call it.
-
-    Raises:
-        ValueError: If it is not a number in [0, 100).
-    """
+    """Refuse what is not a percentage in [0, 100), which leaves something."""
     is_number = isinstance(rate, int | float) and not isinstance(rate, bool)
     if not is_number or not 0.0 <= rate < 100.0:  # type: ignore[operator]
         raise ValueError(f"{name} must be in [0, 100), in percent of the spectrum, got {rate!r}")
@@ -30,13 +22,6 @@ def check_rate(rate: object, name: str = "rate") -> None:
 
 def kept(sizes: Sequence[int], rate: float) -> tuple[int, ...]:
     r"""Return how many of the frequencies 0, 1, ... of every axis are kept, at least one.
-
-    Args:
-        sizes: Points of every axis.
-        rate: Percentage that is cut.
-
-    Returns:
-        For an axis with N points a number from 1 to :math:`\lfloor N/2 \rfloor + 1`.
 
     Source:
         Dziedzic et al. 2019, Band-limited Training and Inference for Convolutional Neural Networks
@@ -55,19 +40,9 @@ def kept(sizes: Sequence[int], rate: float) -> tuple[int, ...]:
 def kept_by_energy(x: Float[Tensor, "*signals"], energy: float, num_axes: int) -> tuple[int, ...]:
     r"""Return the smallest block of low frequencies that holds a share of the energy of ``x``.
 
-    The blocks that are compared grow by one frequency of the longest axis; other axes keep the same
-    share of theirs. One answer is for all signals in ``x`` together: it looks at the numbers, and
-    it couples the rows of a batch.
-
-    Costs a Fourier transform.
-
-    Args:
-        x: Signals.
-        energy: Percentage of the sum of squares that must be kept.
-        num_axes: How many of the last axes are space.
-
-    Returns:
-        Counts as :func:`kept` gives them.
+    ``energy`` is a percentage. The blocks that are compared grow by one frequency of the longest
+    axis; other axes keep the same share of theirs. One answer is for all signals in ``x`` together:
+    it looks at the numbers, and couples the rows of a batch. Costs a Fourier transform.
 
     Raises:
         ValueError: If ``energy`` is not in (0, 100].
@@ -102,18 +77,11 @@ def kept_by_energy(x: Float[Tensor, "*signals"], energy: float, num_axes: int) -
 def cut_spectrum(
     x: Float[Tensor, "*signals"], counts: Sequence[int]
 ) -> Complex[Tensor, "*spectra"]:
-    """Return the lowest frequencies of the last axes of ``x``, as a smaller tensor.
+    """Return the lowest frequencies of the last axes of ``x``, not normalised, as a smaller tensor.
 
     The last axis holds ``counts[-1]`` frequencies from 0 on; every other one those from 0 on and
-    then their negatives, ``2 * count - 1`` in all, or every one where the count says so. An axis is
-    transformed after the later ones were cut.
-
-    Args:
-        x: Real numbers.
-        counts: Kept frequencies of every transformed axis, as :func:`kept` gives them.
-
-    Returns:
-        The cut spectrum, not normalised.
+    then their negatives, ``2 * count - 1`` in all, or every one where the count (of :func:`kept`)
+    says so. An axis is transformed after the later ones were cut.
     """
     # A view would keep the whole spectrum in memory.
     spectrum: Tensor = torch.fft.rfft(x)[..., : counts[-1]].contiguous()
@@ -133,15 +101,7 @@ def cut_spectrum(
 def filled_signal(
     spectrum: Complex[Tensor, "*spectra"], sizes: Sequence[int]
 ) -> Float[Tensor, "*signals"]:
-    """Return the signal whose spectrum was cut: the missing frequencies are zero.
-
-    Args:
-        spectrum: What :func:`cut_spectrum` returned, or a product of such.
-        sizes: Points of every axis of the signal.
-
-    Returns:
-        Real numbers.
-    """
+    """Return the signal whose spectrum was cut: the missing frequencies are zero."""
     for axis, size in zip(range(-len(sizes), -1), sizes, strict=False):
         missing = size - spectrum.shape[axis]
         if missing:
@@ -156,19 +116,11 @@ def filled_signal(
 
 
 def low_pass(x: Float[Tensor, "*signals"], rate: float, num_axes: int) -> Float[Tensor, "*signals"]:
-    r"""Keep the lowest frequencies of the last axes: the orthogonal projection on them.
+    r"""Return the lowest frequencies of the last axes: the orthogonal projection on them.
 
-    The map P is linear, :math:`P^\top = P = P^2`, and its trace is the number of kept directions.
-
-    Costs a Fourier transform and its inverse.
-
-    Args:
-        x: Signals; in half precision they are filtered in float32.
-        rate: Percentage of the spectrum that is cut; 0 returns ``x``.
-        num_axes: How many of the last axes are space.
-
-    Returns:
-        The filtered signals, of the same shape and type.
+    Of the last ``num_axes`` axes ``rate`` percent of the spectrum are cut; shape and type stay, and
+    half precision is filtered in float32. The map P is linear, :math:`P^\top = P = P^2`, and its
+    trace is the number of kept directions. Costs a Fourier transform and its inverse.
 
     Raises:
         ValueError: If the rate is out of range or ``x`` has too few axes.
@@ -188,19 +140,7 @@ def low_pass(x: Float[Tensor, "*signals"], rate: float, num_axes: int) -> Float[
 
 
 def space_axes(row: Sequence[int], rate: float, name: str) -> int:
-    """Return how many axes of one input are space: all but the channels, which come first.
-
-    Args:
-        row: Shape of one input.
-        rate: What was asked for.
-        name: Whose input it is, for the error.
-
-    Returns:
-        Their number.
-
-    Raises:
-        ValueError: If there is none.
-    """
+    """Return how many axes of one input are space: all but the channels, which come first."""
     if len(row) < 2:
         raise ValueError(
             f"band of {name} must be None for inputs without axes of space, as in "

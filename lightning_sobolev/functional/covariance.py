@@ -47,18 +47,11 @@ class Covariance:
 
     @classmethod
     def of(cls, rows: Float[Tensor, "rows *rest"], *, rank: int) -> "Covariance":
-        r"""Estimate the covariance of data, and so that of differences of two data points, halved.
+        r"""Return the covariance of data, and so that of differences of two data points, halved.
 
         F holds the ``rank`` leading principal components and d what they leave of each element's
         variance: the diagonal of :math:`\Sigma` is that of the sample covariance, and the whole is
         the sample covariance if ``rank`` is its rank. Cost: a singular value decomposition.
-
-        Args:
-            rows: The data.
-            rank: Number of components.
-
-        Returns:
-            The covariance.
 
         Raises:
             ValueError: If there are fewer than two rows or ``rank`` is out of range.
@@ -83,17 +76,7 @@ class Covariance:
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> Float[Tensor, "proj batch *rest"]:
-        """Draw directions for every row of a batch, on the generator's device; then they move.
-
-        Args:
-            shape: ``[batch, *rest]``.
-            num_projections: Directions for each row.
-            generator: Source of randomness.
-            dtype: Type of the result; that of ``diagonal`` if None.
-            device: Device of the result; the generator's if None.
-
-        Returns:
-            The directions.
+        """Return directions for every row of a batch, drawn on the generator's device.
 
         Raises:
             ValueError: If ``rest`` is not the shape of ``diagonal``.

@@ -3,7 +3,9 @@ r"""The one place that differentiates; longer than other files, so that it stays
 Two engines give the same numbers. ``"tape"`` records a forward pass and walks it backwards with
 ``torch.autograd.grad``; it can reuse a forward that somebody else ran (:class:`TapeJet`).
 ``"func"`` evaluates value and derivative together through ``torch.func`` (:class:`FuncJet`); it is
-the one that ``torch.compile`` accepts and the one with a forward mode.
+the one that ``torch.compile`` accepts and the one with a forward mode. Functions take ``fn``, which
+may write into its argument, and points ``x``, which need not require grad; their results are
+differentiable in the parameters of ``fn``.
 
 Note [row independence]
     Row b of ``fn(x)`` must depend on row b of ``x`` alone. Then one pass over the batch gives the
@@ -29,7 +31,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lightning_sobolev._types import BatchFn, Jet
+from lightning_sobolev._types import BatchFn, InRows, Jet, OutRows, Points, Values
 
 Engine = Literal["func", "tape"]
 
@@ -38,12 +40,10 @@ class TapeJet:
     """The jet of a forward pass that is already on autograd's tape.
 
     Nothing is evaluated again, so a dropout mask is that of the recorded forward. ``vjp`` and
-    ``hvp`` cost one and two backward passes per projection. ``jvp`` is the transpose of ``vjp``:
-    the pulled-back row is linear in its cotangent, so its own vjp in the cotangent is J v; that is
-    one backward pass once and one more per projection. Usable under ``no_grad`` and
-    ``inference_mode``.
-
-    Assumes row independence and, for ``jvp`` and ``hvp``, no fused norms (notes above).
+    ``hvp`` cost one and two backward passes per projection. ``jvp`` is the transpose of ``vjp``,
+    which is linear in its cotangent: one backward pass once and one more per projection. Usable
+    under ``no_grad`` and ``inference_mode``. Assumes row independence and, for ``jvp`` and ``hvp``,
+    no fused norms (notes above).
 
     Args:
         y: The recorded output.
@@ -54,13 +54,7 @@ class TapeJet:
         ValueError: If ``x`` does not require grad or ``y`` was not computed from it.
     """
 
-    def __init__(
-        self,
-        y: Float[Tensor, "batch *out"],
-        x: Float[Tensor, "batch *in"],
-        *,
-        create_graph: bool = True,
-    ) -> None:
+    def __init__(self, y: Values, x: Points, *, create_graph: bool = True) -> None:
         if not x.requires_grad:
             raise ValueError("x must require grad before the forward pass, got one that does not")
         if not y.requires_grad:
@@ -69,17 +63,17 @@ class TapeJet:
         self._transposed: tuple[Tensor, Tensor] | None = None
 
     @property
-    def value(self) -> Float[Tensor, "batch *out"]:
+    def value(self) -> Values:
         """The recorded output, cut off from the graph if the derivatives are."""
         return self._y if self._create_graph else self._y.detach()
 
-    def vjp(self, cotangents: Float[Tensor, "proj batch *out"]) -> Float[Tensor, "proj batch *in"]:
+    def vjp(self, cotangents: OutRows) -> InRows:
         r"""Pull cotangents back: row :math:`(p, b)` is :math:`u_{pb}^\top J(x_b)`."""
         _check_shape("cotangents", cotangents, self._y)
         with _recording():
             return _stacked([self._pull(_usable(u), self._create_graph) for u in cotangents])
 
-    def jvp(self, tangents: Float[Tensor, "proj batch *in"]) -> Float[Tensor, "proj batch *out"]:
+    def jvp(self, tangents: InRows) -> OutRows:
         r"""Push tangents forward: row :math:`(p, b)` is :math:`J(x_b) v_{pb}`."""
         _check_shape("tangents", tangents, self._x)
         with _recording():
@@ -89,23 +83,9 @@ class TapeJet:
             dummy, row = self._transposed
             return _stacked([self._grad(row, dummy, _usable(v)) for v in tangents])
 
-    def hvp(
-        self,
-        cotangents: Float[Tensor, "proj batch *out"],
-        tangents: Float[Tensor, "proj batch *in"],
-    ) -> Float[Tensor, "proj batch *in"]:
-        r"""Apply the Hessian of :math:`\langle u_{pb}, f \rangle` at :math:`x_b` to :math:`v_{pb}`.
-
-        Args:
-            cotangents: Directions in output space.
-            tangents: Directions in input space, one for each cotangent.
-
-        Returns:
-            The products; zero where the function is linear in its input.
-        """
-        _check_shape("cotangents", cotangents, self._y)
-        _check_shape("tangents", tangents, self._x)
-        _check_pairs(cotangents, tangents)
+    def hvp(self, cotangents: OutRows, tangents: InRows) -> InRows:
+        r"""Return the Hessian of :math:`\langle u_{pb}, f \rangle` at :math:`x_b` times v."""
+        _check_pairs(cotangents, self._y, tangents, self._x)
         with _recording():
             rows = []
             for u, v in zip(cotangents, tangents, strict=True):
@@ -114,13 +94,9 @@ class TapeJet:
             return _stacked(rows)
 
     def _pull(self, cotangent: Tensor, create_graph: bool) -> Tensor:
+        y, x = self._y, self._x
         (row,) = torch.autograd.grad(
-            self._y,
-            self._x,
-            cotangent,
-            retain_graph=True,
-            create_graph=create_graph,
-            allow_unused=True,
+            y, x, cotangent, retain_graph=True, create_graph=create_graph, allow_unused=True
         )
         # y may depend on parameters alone and so require grad without depending on x
         if row is None:
@@ -131,12 +107,7 @@ class TapeJet:
         if not row.requires_grad:
             return torch.zeros_like(wrt)
         (product,) = torch.autograd.grad(
-            row,
-            wrt,
-            weight,
-            retain_graph=True,
-            create_graph=self._create_graph,
-            allow_unused=True,
+            row, wrt, weight, retain_graph=True, create_graph=self._create_graph, allow_unused=True
         )
         return torch.zeros_like(wrt) if product is None else product
 
@@ -144,19 +115,16 @@ class TapeJet:
 class FuncJet:
     """The jet of a function through ``torch.func``.
 
-    Without ``tangents`` one forward pass gives the value and the pullback; ``vjp`` and ``jvp``
-    (as the transpose of the pullback) then reuse it. With ``tangents`` value and ``jvp`` come
-    together from one pass of forward mode, all projections in one ``vmap`` that draws the same
-    random numbers for each. What was not prepared at construction evaluates ``fn`` anew, ``hvp``
-    once per projection; a stochastic ``fn`` then draws anew, so give such a one to a
-    :class:`TapeJet`.
-
-    Assumes row independence and, for ``jvp`` and ``hvp``, no fused norms (notes above). An output
-    that does not depend on ``x`` has derivative zero here.
+    Without ``tangents`` one forward pass gives the value and the pullback, which ``vjp`` and its
+    transpose ``jvp`` reuse. With ``tangents`` value and ``jvp`` come together from one pass of
+    forward mode, all projections in one ``vmap`` that draws the same random numbers for each. What
+    was not prepared at construction evaluates ``fn`` anew, ``hvp`` once per projection; give a
+    stochastic ``fn`` to a :class:`TapeJet`. Assumes row independence and, for ``jvp`` and ``hvp``,
+    no fused norms (notes above). An output that does not depend on ``x`` has derivative zero.
 
     Args:
         fn: The function; it may write into its argument but not into tensors that it closes over.
-        x: Points of evaluation. Need not require grad.
+        x: Points of evaluation.
         tangents: Directions of forward mode, known in advance.
         has_aux: Whether ``fn`` returns ``(output, aux)``, ``aux`` a tree of tensors.
     """
@@ -166,9 +134,9 @@ class FuncJet:
     def __init__(
         self,
         fn: Callable[[Tensor], Any],
-        x: Float[Tensor, "batch *in"],
+        x: Points,
         *,
-        tangents: Float[Tensor, "proj batch *in"] | None = None,
+        tangents: InRows | None = None,
         has_aux: bool = False,
     ) -> None:
         self._fn, self._x, self._has_aux, self._tangents = fn, x, has_aux, tangents
@@ -181,18 +149,18 @@ class FuncJet:
             self._y, self._columns, self.aux = self._jvp(tangents)
 
     @property
-    def value(self) -> Float[Tensor, "batch *out"]:
+    def value(self) -> Values:
         """The function's value."""
         return self._y
 
-    def vjp(self, cotangents: Float[Tensor, "proj batch *out"]) -> Float[Tensor, "proj batch *in"]:
+    def vjp(self, cotangents: OutRows) -> InRows:
         r"""Pull cotangents back: row :math:`(p, b)` is :math:`u_{pb}^\top J(x_b)`."""
         _check_shape("cotangents", cotangents, self._y)
         if self._pullback is None:
             _, self._pullback, _ = self._vjp()
         return _stacked([self._pullback(u)[0] for u in cotangents])
 
-    def jvp(self, tangents: Float[Tensor, "proj batch *in"]) -> Float[Tensor, "proj batch *out"]:
+    def jvp(self, tangents: InRows) -> OutRows:
         r"""Push tangents forward: row :math:`(p, b)` is :math:`J(x_b) v_{pb}`."""
         _check_shape("tangents", tangents, self._x)
         if self._tangents is tangents:
@@ -203,25 +171,12 @@ class FuncJet:
         push = torch.func.vjp(lambda u: pullback(u)[0], torch.zeros_like(self._y))[1]
         return _stacked([push(v)[0] for v in tangents])
 
-    def hvp(
-        self,
-        cotangents: Float[Tensor, "proj batch *out"],
-        tangents: Float[Tensor, "proj batch *in"],
-    ) -> Float[Tensor, "proj batch *in"]:
-        r"""Apply the Hessian of :math:`\langle u_{pb}, f \rangle` at :math:`x_b` to :math:`v_{pb}`.
+    def hvp(self, cotangents: OutRows, tangents: InRows) -> InRows:
+        r"""Return the Hessian of :math:`\langle u_{pb}, f \rangle` at :math:`x_b` times v.
 
         Reverse over reverse, which ``torch.compile`` accepts; forward over reverse it does not.
-
-        Args:
-            cotangents: Directions in output space.
-            tangents: Directions in input space, one for each cotangent.
-
-        Returns:
-            The products; zero where the function is linear in its input.
         """
-        _check_shape("cotangents", cotangents, self._y)
-        _check_shape("tangents", tangents, self._x)
-        _check_pairs(cotangents, tangents)
+        _check_pairs(cotangents, self._y, tangents, self._x)
         rows = []
         for u, v in zip(cotangents, tangents, strict=True):
             pull_row = torch.func.vjp(lambda x, u=u: self._vjp(x)[1](u)[0], self._x)[1]
@@ -250,19 +205,12 @@ class FuncJet:
         return result if self._has_aux else (*result, None)
 
 
-def tape_jet(fn: BatchFn, x: Float[Tensor, "batch *in"], *, create_graph: bool = False) -> TapeJet:
-    """Record ``fn`` at a detached copy of ``x`` and return its jet.
+def tape_jet(fn: BatchFn, x: Points, *, create_graph: bool = False) -> TapeJet:
+    """Return the jet of ``fn``, recorded at a detached copy of ``x``.
 
     One forward pass. Works under ``no_grad`` and ``inference_mode`` (inside validate, test and
-    predict) too; tensors that ``fn`` closes over must then be ordinary ones, as parameters are.
-
-    Args:
-        fn: The function; it may write into its argument.
-        x: Points of evaluation. Need not require grad; no gradient ever reaches it.
-        create_graph: Whether the derivatives may be part of a loss.
-
-    Returns:
-        The jet at ``x``.
+    predict) too; tensors that ``fn`` closes over must then be ordinary ones, as parameters are. No
+    gradient ever reaches ``x``; with ``create_graph`` the derivatives may be part of a loss.
     """
     with _recording():
         leaf = (x.clone() if x.is_inference() else x.detach()).requires_grad_()
@@ -271,29 +219,13 @@ def tape_jet(fn: BatchFn, x: Float[Tensor, "batch *in"], *, create_graph: bool =
 
 
 def value_and_vjp(
-    fn: BatchFn,
-    x: Float[Tensor, "batch *in"],
-    cotangents: Float[Tensor, "proj batch *out"],
-    *,
-    engine: Engine = "func",
-) -> tuple[Float[Tensor, "batch *out"], Float[Tensor, "proj batch *in"]]:
-    r"""Evaluate ``fn`` and pull cotangents back to its input.
+    fn: BatchFn, x: Points, cotangents: OutRows, *, engine: Engine = "func"
+) -> tuple[Values, InRows]:
+    r"""Return values of ``fn`` and cotangents pulled back to its input.
 
     Row :math:`(p, b)` of the second result is :math:`u_{pb}^\top J(x_b)`. One forward pass and one
-    backward pass per projection. Assumes row independence (note above).
-
-    Args:
-        fn: The function; it may write into its argument.
-        x: Points of evaluation. Need not require grad.
-        cotangents: Directions in output space; the scaled identity gives the full Jacobian.
-        engine: ``"func"`` or ``"tape"``.
-
-    Returns:
-        The values and the projected Jacobians, both differentiable in the parameters of ``fn``.
-
-    Source:
-        Czarnecki, Osindero, Jaderberg, Swirszcz and Pascanu 2017, Sobolev Training for Neural
-        Networks (arXiv:1706.04859): projections on random vectors in place of the Jacobian.
+    backward pass per projection. Assumes row independence (note above). Projections on random
+    vectors take the Jacobian's place in Czarnecki et al. 2017 (arXiv:1706.04859).
 
     Example:
         >>> x = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
@@ -306,27 +238,14 @@ def value_and_vjp(
 
 
 def value_and_jvp(
-    fn: BatchFn,
-    x: Float[Tensor, "batch *in"],
-    tangents: Float[Tensor, "proj batch *in"],
-    *,
-    engine: Engine = "func",
-) -> tuple[Float[Tensor, "batch *out"], Float[Tensor, "proj batch *out"]]:
-    r"""Evaluate ``fn`` and push tangents forward to its output.
+    fn: BatchFn, x: Points, tangents: InRows, *, engine: Engine = "func"
+) -> tuple[Values, OutRows]:
+    r"""Return values of ``fn`` and tangents pushed forward to its output.
 
     Column :math:`(p, b)` of the second result is :math:`J(x_b) v_{pb}`. ``"func"`` runs forward
     mode, one pass for value and columns; ``"tape"`` transposes the vjp: one forward pass, one
     backward pass and one more per projection. Assumes row independence, and no fused norms where
     the columns are trained on (notes above).
-
-    Args:
-        fn: The function; it may write into its argument.
-        x: Points of evaluation. Need not require grad.
-        tangents: Directions in input space.
-        engine: ``"func"`` or ``"tape"``.
-
-    Returns:
-        The values and the columns, both differentiable in the parameters of ``fn``.
 
     Example:
         >>> x = torch.tensor([[1.0, 2.0]])
@@ -339,28 +258,13 @@ def value_and_jvp(
 
 
 def hvp(
-    fn: BatchFn,
-    x: Float[Tensor, "batch *in"],
-    cotangents: Float[Tensor, "proj batch *out"],
-    tangents: Float[Tensor, "proj batch *in"],
-    *,
-    engine: Engine = "func",
-) -> Float[Tensor, "proj batch *in"]:
-    r"""Multiply Hessians with tangents.
+    fn: BatchFn, x: Points, cotangents: OutRows, tangents: InRows, *, engine: Engine = "func"
+) -> InRows:
+    r"""Return products of Hessians with tangents, differentiable in the parameters of ``fn``.
 
     Row :math:`(p, b)` is :math:`\nabla^2_x \langle u_{pb}, f \rangle (x_b) \, v_{pb}`, by reverse
     over reverse mode: two backward passes per projection. Zero for piecewise linear functions.
     Assumes row independence, and no fused norms where the result is trained on (notes above).
-
-    Args:
-        fn: The function; it may write into its argument.
-        x: Points of evaluation. Need not require grad.
-        cotangents: Directions in output space: which combination of outputs is differentiated.
-        tangents: Directions in input space, one for each cotangent.
-        engine: ``"func"`` or ``"tape"``.
-
-    Returns:
-        The products, differentiable in the parameters of ``fn``.
 
     Example:
         >>> x = torch.tensor([[1.0, 2.0]])
@@ -370,60 +274,35 @@ def hvp(
     return _jet(fn, x, engine).hvp(cotangents, tangents)
 
 
-def jacobian(
-    fn: BatchFn, x: Float[Tensor, "batch *in"], *, engine: Engine = "func"
-) -> Float[Tensor, "batch ..."]:
-    """Return the full Jacobian of every row: one backward pass per element of the output.
+def jacobian(fn: BatchFn, x: Points, *, engine: Engine = "func") -> Float[Tensor, "batch ..."]:
+    """Return the full Jacobian ``[batch, *out, *in]`` of every row.
 
-    Assumes row independence (note above).
-
-    Args:
-        fn: The function; it may write into its argument.
-        x: Points of evaluation. Need not require grad.
-        engine: ``"func"`` or ``"tape"``.
-
-    Returns:
-        The Jacobians ``[batch, *out, *in]``, differentiable in the parameters of ``fn``.
+    One backward pass per element of the output. Assumes row independence (note above).
     """
     jet = _jet(fn, x, engine)
-    rows = jet.vjp(_identity(jet.value))  # [out, batch, *in]
+    rows = jet.vjp(basis_of(jet.value))  # [out, batch, *in]
     return rows.movedim(0, 1).reshape(*jet.value.shape, *x.shape[1:])
 
 
-def hessian(
-    fn: BatchFn, x: Float[Tensor, "batch *in"], *, engine: Engine = "func"
-) -> Float[Tensor, "batch ..."]:
-    """Return the full Hessian of every row and output.
+def hessian(fn: BatchFn, x: Points, *, engine: Engine = "func") -> Float[Tensor, "batch ..."]:
+    """Return the full Hessian ``[batch, *out, *in, *in]`` of every row.
 
     Two backward passes per pair of an output element and an input element. Assumes row
     independence, and no fused norms where the result is trained on (notes above).
-
-    Args:
-        fn: The function; it may write into its argument.
-        x: Points of evaluation. Need not require grad.
-        engine: ``"func"`` or ``"tape"``.
-
-    Returns:
-        The Hessians ``[batch, *out, *in, *in]``, differentiable in the parameters of ``fn``.
     """
     jet = _jet(fn, x, engine)
-    cotangents, tangents = _identity(jet.value), _identity(x)
-    pairs = jet.hvp(
-        cotangents.repeat_interleave(len(tangents), 0),
-        tangents.repeat(len(cotangents), *[1] * x.dim()),
-    )  # [out * in, batch, *in]
+    cotangents, tangents = basis_of(jet.value), basis_of(x)
+    each = tangents.repeat(len(cotangents), *[1] * x.dim())
+    pairs = jet.hvp(cotangents.repeat_interleave(len(tangents), 0), each)  # [out * in, batch, *in]
     return pairs.movedim(0, 1).reshape(*jet.value.shape, *x.shape[1:], *x.shape[1:])
 
 
 class RecordedScalar:
     """A scalar function on the tape, whose derivatives can be differentiated again and again.
 
-    Where nothing depends on the input any more (a linear function, the second derivative of ReLU)
-    the gradient is zero. Works under ``no_grad`` and ``inference_mode``.
-
-    Args:
-        fn: Maps ``[batch, axes]`` to ``[batch]``; it may write into its argument.
-        x: Points of evaluation. Need not require grad; no gradient ever reaches it.
+    ``fn`` maps ``[batch, axes]`` to ``[batch]``. Where nothing depends on the input any more (a
+    linear function, the second derivative of ReLU) the gradient is zero. Works under ``no_grad``
+    and ``inference_mode``.
 
     Raises:
         ValueError: If ``fn`` gives anything else than one number for a row.
@@ -437,14 +316,7 @@ class RecordedScalar:
             raise ValueError(f"fn must return [batch] = {[len(x)]}, got {list(self.value.shape)}")
 
     def gradient(self, y: Float[Tensor, " batch"]) -> tuple[Float[Tensor, " batch"], ...]:
-        """Differentiate the value, or what an earlier gradient holds: one backward pass.
-
-        Args:
-            y: Row b depends on row b of the input alone.
-
-        Returns:
-            The derivative along every axis of the input.
-        """
+        """Return the derivatives of the value, or of an earlier one, along every axis."""
         with _recording():
             row = None
             if y.requires_grad:
@@ -489,8 +361,9 @@ def _usable(direction: Tensor) -> Tensor:
     return direction.clone() if direction.is_inference() else direction
 
 
-def _identity(like: Tensor) -> Tensor:
-    size = like[0].numel()
+def basis_of(like: Tensor) -> Float[Tensor, "size batch *rest"]:
+    """Return every basis direction of a row, for every row."""
+    size = like.shape[1:].numel()
     eye = torch.eye(size, dtype=like.dtype, device=like.device)
     return eye.reshape(size, 1, *like.shape[1:]).expand(size, *like.shape)
 
@@ -501,7 +374,9 @@ def _check_shape(name: str, directions: Tensor, like: Tensor) -> None:
         raise ValueError(f"{name} must have shape [{expected}], got {list(directions.shape)}")
 
 
-def _check_pairs(cotangents: Tensor, tangents: Tensor) -> None:
+def _check_pairs(cotangents: Tensor, y: Tensor, tangents: Tensor, x: Tensor) -> None:
+    _check_shape("cotangents", cotangents, y)
+    _check_shape("tangents", tangents, x)
     if len(cotangents) != len(tangents):
         raise ValueError(
             "cotangents and tangents must come in pairs: expected the same number of projections, "

@@ -11,6 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+Rows = Float[Tensor, "proj batch *d"]
+LogProbs = Float[Tensor, "batch classes"]
+
 Discrepancy = Callable[[Tensor, Tensor], Tensor]
 """Maps two ``[proj, batch, *d]`` to ``[proj, batch]``."""
 
@@ -18,37 +21,21 @@ PolicyLoss = Callable[[Tensor, Tensor], Tensor]
 """Maps log-probabilities ``[batch, classes]`` of student and teacher to ``[batch]``."""
 
 
-def squared(
-    student: Float[Tensor, "proj batch *d"], target: Float[Tensor, "proj batch *d"]
-) -> Float[Tensor, "proj batch"]:
+def squared(student: Rows, target: Rows) -> Float[Tensor, "proj batch"]:
     r"""Return :math:`\sum_i (s_i - t_i)^2`."""
     return _sum(_difference(student, target).square())
 
 
-def l1(
-    student: Float[Tensor, "proj batch *d"], target: Float[Tensor, "proj batch *d"]
-) -> Float[Tensor, "proj batch"]:
+def l1(student: Rows, target: Rows) -> Float[Tensor, "proj batch"]:
     r"""Return :math:`\sum_i |s_i - t_i|`; its gradient is 0 where the two agree."""
     return _sum(_difference(student, target).abs())
 
 
-def huber(
-    student: Float[Tensor, "proj batch *d"],
-    target: Float[Tensor, "proj batch *d"],
-    *,
-    delta: float = 1.0,
-) -> Float[Tensor, "proj batch"]:
-    r"""Return the sum of Huber's function of :math:`e_i = s_i - t_i`.
+def huber(student: Rows, target: Rows, *, delta: float = 1.0) -> Float[Tensor, "proj batch"]:
+    r"""Return the sum of Huber's function of :math:`e_i = s_i - t_i` for every row.
 
-    It is :math:`e^2 / 2` up to :math:`|e| = \delta` and :math:`\delta (|e| - \delta / 2)` beyond.
-
-    Args:
-        student: The student's rows.
-        target: The target's rows.
-        delta: Where the square ends, in units of the rows; positive.
-
-    Returns:
-        The distance of every row.
+    It is :math:`e^2 / 2` up to :math:`|e| = \delta`, which is in units of the rows, and
+    :math:`\delta (|e| - \delta / 2)` beyond.
 
     Raises:
         ValueError: If ``delta`` is not positive.
@@ -64,41 +51,33 @@ def huber(
     return _sum(inner * (error - inner / 2))
 
 
-def cosine(
-    student: Float[Tensor, "proj batch *d"], target: Float[Tensor, "proj batch *d"]
-) -> Float[Tensor, "proj batch"]:
+def cosine(student: Rows, target: Rows) -> Float[Tensor, "proj batch"]:
     r"""Return :math:`1 - \cos(s, t)`: direction alone is compared.
 
     A zero vector has no direction: it is at distance 1 from every other and 0 from another zero,
     with gradient 0. A vector counts as zero if no element exceeds the root of the smallest normal
     number of its type (1e-19 in float32), so the gradient is finite everywhere.
     """
-    _check_shapes(student, target)
+    check_shapes(student, target)
     student_unit, student_is_zero = _unit(student)
     target_unit, target_is_zero = _unit(target)
     distance = 1 - (student_unit * target_unit).sum(-1)
     return distance.masked_fill(student_is_zero & target_is_zero, 0.0)
 
 
-def kl(
-    student_log_probs: Float[Tensor, "batch classes"],
-    teacher_log_probs: Float[Tensor, "batch classes"],
-) -> Float[Tensor, " batch"]:
+def kl(student_log_probs: LogProbs, teacher_log_probs: LogProbs) -> Float[Tensor, " batch"]:
     r"""Return the divergence :math:`\sum_a p_a (\log p_a - \log q_a)` of student q from teacher p.
 
     Classes that the teacher gives probability 0 add nothing, whatever the student says of them.
     """
-    _check_shapes(student_log_probs, teacher_log_probs)
+    check_shapes(student_log_probs, teacher_log_probs)
     probs = teacher_log_probs.exp()
     # -inf - x times 0 would be NaN
     excess = torch.where(probs > 0, teacher_log_probs - student_log_probs, 0.0)
     return (probs * excess).sum(-1)
 
 
-def reverse_kl(
-    student_log_probs: Float[Tensor, "batch classes"],
-    teacher_log_probs: Float[Tensor, "batch classes"],
-) -> Float[Tensor, " batch"]:
+def reverse_kl(student_log_probs: LogProbs, teacher_log_probs: LogProbs) -> Float[Tensor, " batch"]:
     r"""Return the divergence :math:`\sum_a q_a (\log q_a - \log p_a)` of teacher p from student q.
 
     Infinite where the student gives a class some probability that the teacher gives none.
@@ -107,14 +86,13 @@ def reverse_kl(
 
 
 def cross_entropy(
-    student_log_probs: Float[Tensor, "batch classes"],
-    teacher_log_probs: Float[Tensor, "batch classes"],
+    student_log_probs: LogProbs, teacher_log_probs: LogProbs
 ) -> Float[Tensor, " batch"]:
     r"""Return :math:`-\sum_a p_a \log q_a`: the divergence :func:`kl` plus the teacher's entropy.
 
     Its gradient in the student is that of :func:`kl`; at the teacher it is the entropy, not 0.
     """
-    _check_shapes(student_log_probs, teacher_log_probs)
+    check_shapes(student_log_probs, teacher_log_probs)
     probs = teacher_log_probs.exp()
     # -inf times 0 would be NaN
     return -(probs * torch.where(probs > 0, student_log_probs, 0.0)).sum(-1)
@@ -133,16 +111,17 @@ POLICY_LOSSES: Mapping[str, PolicyLoss] = {
 }
 
 
-def _check_shapes(student: Tensor, target: Tensor) -> None:
+def check_shapes(student: Tensor, target: Tensor, target_name: str = "target") -> None:
+    """Refuse shapes that differ: they would broadcast to something else than was meant."""
     if student.shape != target.shape:
         raise ValueError(
-            "student and target must have the same shape, "
+            f"student and {target_name} must have the same shape, "
             f"got {list(student.shape)} and {list(target.shape)}"
         )
 
 
 def _difference(student: Tensor, target: Tensor) -> Tensor:
-    _check_shapes(student, target)
+    check_shapes(student, target)
     return student - target
 
 

@@ -8,6 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lightning_sobolev._checks import require
+from lightning_sobolev.functional.derivatives import basis_of
+
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
@@ -58,10 +61,9 @@ def central_differences(
         ValueError: If ``noise`` is not in (0, 1), ``scale`` not positive, or a shape wrong.
     """
     noise = torch.finfo(x.dtype).eps if noise is None else noise
-    if not 0.0 < noise < 1.0:
-        raise ValueError(f"noise must be in (0, 1), got {noise}")
+    require(0.0 < noise < 1.0, "noise", "in (0, 1)", noise)
     x = x.detach()
-    directions = _every_input(x) if tangents is None else tangents.to(x)
+    directions = basis_of(x) if tangents is None else tangents.to(x)
     if directions.shape[1:] != x.shape:
         raise ValueError(
             f"tangents must have shape [proj, {', '.join(map(str, x.shape))}], "
@@ -71,7 +73,10 @@ def central_differences(
     pairs = [_along(fn, x, v, lengths, noise) for v in directions]
     derivative, error = (torch.stack(parts) for parts in zip(*pairs, strict=True))
     if tangents is None:
-        derivative, error = (_as_jacobian(each, x) for each in (derivative, error))
+        derivative, error = (
+            each.movedim(0, -1).reshape(*each.shape[1:], *x.shape[1:])
+            for each in (derivative, error)
+        )
     return Estimate(derivative, error, 4 * len(directions) * len(x))
 
 
@@ -91,21 +96,10 @@ def _along(
     return near, (near - far).abs() / 3 + rounding
 
 
-def _every_input(x: Tensor) -> Float[Tensor, "size batch *in"]:
-    size = x.shape[1:].numel()
-    eye = torch.eye(size, dtype=x.dtype, device=x.device)
-    return eye.reshape(size, 1, *x.shape[1:]).expand(size, *x.shape)
-
-
-def _as_jacobian(columns: Float[Tensor, "size batch *out"], x: Tensor) -> Tensor:
-    return columns.movedim(0, -1).reshape(*columns.shape[1:], *x.shape[1:])
-
-
 def _lengths(x: Tensor, scale: Tensor | float | None) -> Tensor:
     if scale is not None:
         given = torch.as_tensor(scale, dtype=x.dtype, device=x.device)
-        if not bool((given > 0).all()):
-            raise ValueError(f"scale must be positive, got {scale}")
+        require(bool((given > 0).all()), "scale", "positive", scale)
         return given.expand(x.shape[1:])
     deviation, largest = x.std(0, correction=0), x.abs().amax(0)
     varies = deviation > 8 * torch.finfo(x.dtype).eps * largest
@@ -148,8 +142,7 @@ def neighbor_derivatives(
         Kissel and Diepold 2019, Sobolev Training with Approximated Derivatives for Black-Box
         Function Regression with Neural Networks (degree 1, four neighbours in two dimensions).
     """
-    if degree not in (1, 2):
-        raise ValueError(f"degree must be 1 or 2, got {degree}")
+    require(degree in (1, 2), "degree", "1 or 2", degree)
     dim = x.shape[1:].numel()
     unknowns = dim if degree == 1 else dim + dim * (dim + 1) // 2
     count = 2 * unknowns if num_neighbors is None else num_neighbors
@@ -162,14 +155,11 @@ def neighbor_derivatives(
     spread = flat.std(0, correction=0)
     spread = torch.where(spread > 0, spread, 1.0)
     points, values = flat / spread, y.detach().reshape(len(y), -1).double()
-    parts = [_fit_around(points, values, rows, count, degree) for rows in _chunks(len(x), chunk)]
+    chunks = [slice(start, start + chunk) for start in range(0, len(x), chunk)]
+    parts = [_fit_around(points, values, rows, count, degree) for rows in chunks]
     shape = (len(x), *y.shape[1:], *x.shape[1:])
     slopes, errors = (torch.cat(each) / spread for each in zip(*parts, strict=True))
     return Estimate(slopes.reshape(shape).to(y), errors.reshape(shape).to(y), 0)
-
-
-def _chunks(size: int, chunk: int) -> list[slice]:
-    return [slice(start, start + chunk) for start in range(0, size, chunk)]
 
 
 def _fit_around(

@@ -12,7 +12,7 @@ FISHER = "fisher"
 def fisher(
     log_probs: Float[Tensor, "batch *out"], *, num_projections: int, generator: torch.Generator
 ) -> Float[Tensor, "proj batch *out"]:
-    r"""Draw cotangents of log-probabilities whose covariance is the distribution itself.
+    r"""Return cotangents of log-probabilities whose covariance is the distribution itself.
 
     With w from :func:`draw`'s sphere, :math:`u_c = \sqrt{p_c}\, w_c` has
     :math:`E[u u^\top] = \mathrm{diag}(p)`, so that for the Jacobian J of
@@ -23,14 +23,6 @@ def fisher(
     the trace of the Fisher information of the distribution, pulled back to the input: an action
     counts as much as it is taken. A one-hot action drawn from p has the same covariance and more
     variance.
-
-    Args:
-        log_probs: The distribution, normalised over the last axis.
-        num_projections: Directions for each row.
-        generator: Source of randomness.
-
-    Returns:
-        The directions.
 
     Source:
         Amari 1998, Natural Gradient Works Efficiently in Learning (the metric); the estimator is

@@ -27,8 +27,6 @@ from lightning_sobolev.functional.quadrature import Box, Quadrature, gauss_legen
 Derivatives = Mapping[Index, Tensor]
 """Index (order in time, orders in space) to ``[time, space]``."""
 
-_HIGHEST = 2
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TimeSpaceNorm:
@@ -68,7 +66,7 @@ class TimeSpaceNorm:
     def __post_init__(self) -> None:
         for name in ("time_order", "space_order"):
             order = getattr(self, name)
-            if order not in range(_HIGHEST + 1) or isinstance(order, bool):
+            if order not in range(3) or isinstance(order, bool):
                 raise ValueError(f"{name} must be 0, 1 or 2, got {order!r}")
         for name in ("time_exponent", "space_exponent"):
             exponent = getattr(self, name)
@@ -80,13 +78,7 @@ class TimeSpaceNorm:
             raise ValueError(f"total_order must be a whole number >= 0 or None, got {total!r}")
 
     def indices(self, dim: int = 1) -> tuple[Index, ...]:
-        """Return the derivatives that the norm needs.
-
-        Args:
-            dim: Axes of space.
-
-        Returns:
-            Orders in time and along every axis of space.
+        """Return the derivatives that the norm needs: orders in time and along each axis of space.
 
         Raises:
             ValueError: If there is no space.
@@ -107,10 +99,6 @@ class TimeSpaceNorm:
     ) -> Float[Tensor, "order time"]:
         r"""Return :math:`|\partial_t^j u(t_i)|_X` for every order j and time i.
 
-        Args:
-            derivatives: At the points of the quadrature; more than those needed may be there.
-            quadrature: Where they were taken.
-
         Raises:
             ValueError: If a derivative is missing or has another shape than the quadrature.
         """
@@ -129,25 +117,17 @@ class TimeSpaceNorm:
 
         With a random quadrature the result is biased where p and q differ, by about one over the
         number of places; a maximum over points is a lower bound of the supremum.
-
-        Args:
-            derivatives: At the points of the quadrature; more than those needed may be there.
-            quadrature: Where they were taken.
         """
         slices = self.slice_norms(derivatives, quadrature)
         weights = quadrature.time_weights.to(slices).repeat(len(slices))
         return _lp(slices.flatten(), weights, self.time_exponent)
 
     def standard_error(self, derivatives: Derivatives, quadrature: Quadrature) -> Float[Tensor, ""]:
-        r"""Return the standard error of the norm on a random quadrature.
+        r"""Return the standard error of the norm on a random quadrature of two times or more.
 
         With :math:`G_i = \sum_j |\partial_t^j u(t_i)|_X^p` the norm is :math:`(|I| \bar G)^{1/p}`;
         to first order its error is that of the mean times :math:`|I|\,|u|^{1 - p} / p`. Draws of
         space are part of the scatter of the rows. The bias for p != q is not.
-
-        Args:
-            derivatives: At the points of the quadrature.
-            quadrature: What :func:`monte_carlo` drew, two times or more.
 
         Raises:
             ValueError: If rows are not independent draws, there is one alone, or p is infinite.
@@ -174,41 +154,28 @@ class TimeSpaceNorm:
         The square, not the p-th power: it has one scale for all exponents, infinite ones as well,
         and for p = q = 2 it is the usual mean of squares.
 
-        Args:
-            student: Derivatives that carry a graph to the student's parameters.
-            target: Those of the target.
-            quadrature: Where both were taken.
-
         Raises:
             ValueError: If the target is zero.
         """
         size = self(target, quadrature)
         if not (found := float(size.detach())) > 0.0:
             raise ValueError(f"target must have a positive norm, got {found}")
-        return (self(_difference(student, target), quadrature) / size).square()
+        # An index that one of the two lacks is reported by who needs it.
+        error = {index: student[index] - target[index] for index in student if index in target}
+        return (self(error, quadrature) / size).square()
 
     def distance(
         self, student: BatchFn, target: BatchFn, box: Box, nodes: int | Sequence[int] = 16
     ) -> Float[Tensor, ""]:
         """Return the norm of the difference of two functions on a Gauss-Legendre grid.
 
-        Differentiable in the parameters of both. Costs what ``mixed_derivatives`` does.
-
-        Args:
-            student: Maps ``[batch, axes]`` to ``[batch]``, time first.
-            target: The other function.
-            box: ``(low, high)`` of every axis, time first.
-            nodes: Points of an axis.
+        Both map ``[batch, axes]`` to ``[batch]``, time first; the result is differentiable in the
+        parameters of both. Costs what ``mixed_derivatives`` does.
         """
         grid = gauss_legendre(box, nodes, dtype=torch.get_default_dtype())
         indices = self.indices(len(box) - 1)
         found = mixed_derivatives(lambda x: student(x) - target(x), grid.points, indices)
         return self(found, grid)
-
-
-def _difference(student: Derivatives, target: Derivatives) -> dict[Index, Tensor]:
-    """Subtract; an index that one of the two lacks is reported by who needs it."""
-    return {index: student[index] - target[index] for index in student if index in target}
 
 
 def _looked_up(derivatives: Derivatives, index: Index, shape: torch.Size) -> Tensor:

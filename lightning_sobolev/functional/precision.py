@@ -17,13 +17,7 @@ def inner_autocast(device_type: str, precision: InnerPrecision) -> torch.autocas
     """Return the context in which a network is called for its derivative.
 
     What is called inside remembers the type of every operation, so that backward passes through it
-    need no context of their own. Tensors in float64 stay what they are.
-
-    Args:
-        device_type: Where the network is.
-        precision: All but ``"bf16-mixed"`` switch autocast off, whatever surrounds the call.
-
-    Returns:
-        The context manager.
+    need no context of their own. All but ``"bf16-mixed"`` switch autocast off. Tensors in float64
+    stay what they are.
     """
     return torch.autocast(device_type, dtype=torch.bfloat16, enabled=precision == "bf16-mixed")

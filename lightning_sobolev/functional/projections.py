@@ -2,8 +2,8 @@ r"""Random and basis directions: which part of a Jacobian is compared.
 
 Every kind has the same scale: over the draw, the mean over projections of
 :math:`|u_p^\top J|^2` has expectation :math:`|J|_F^2`, because :math:`E[u u^\top] = I`. A weight
-therefore means the same for each kind, for each number of projections and for each batch size. A
-unit vector on the sphere in C dimensions alone would give :math:`|J|_F^2 / C`.
+therefore means the same for each kind, number of projections and batch size. A unit vector on the
+sphere in C dimensions alone would give :math:`|J|_F^2 / C`.
 """
 
 import math
@@ -27,7 +27,7 @@ def draw(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
 ) -> Float[Tensor, "proj batch *rest"]:
-    r"""Draw directions for every row of a batch.
+    r"""Return directions for every row of a batch.
 
     With C the number of elements of a row:
 
@@ -48,9 +48,6 @@ def draw(
         generator: Source of randomness.
         dtype: Type of the result; the default type if ``None``.
         device: Device of the result; the generator's if ``None``.
-
-    Returns:
-        The directions.
 
     Raises:
         ValueError: If ``kind`` is unknown, ``shape`` has no batch axis, or ``num_projections`` is
@@ -78,7 +75,9 @@ def draw(
     if kind == "basis":
         flat = _draw_basis(count if num_projections else None, batch, size, generator).to(drawn)
     elif kind == "rademacher" or (kind == "sphere" and size == 1):
-        flat = _draw_signs((count, batch, size), generator).to(drawn)
+        shape = (count, batch, size)
+        bits = torch.randint(0, 2, shape, generator=generator, device=generator.device)
+        flat = bits.mul_(2).sub_(1).to(drawn)
     else:
         flat = torch.randn(
             count, batch, size, generator=generator, device=generator.device, dtype=drawn
@@ -96,24 +95,13 @@ def counter_draw(
     draw: int,
     dtype: torch.dtype | None = None,
 ) -> Float[Tensor, "batch *rest"]:
-    r"""Draw one direction for each sample as a pure function of (seed, sample index, draw).
+    """Return a direction for each sample, a pure function of (seed, sample index, draw).
 
     The row of a sample is the same whatever batch it is in, whatever came before and whichever
     process asks, so that a stored projection of a teacher's derivative can be matched later. Kinds
     and scale are those of :func:`draw`; ``"basis"`` picks one direction, uniformly. Bits come from
     a counter-based hash (exact on every device), normals from them by Box and Muller in float64 on
-    the device of ``sample_index``.
-
-    Args:
-        kind: One of :data:`PROJECTIONS`.
-        sample_index: What identifies each sample: an integer in the data set.
-        rest_shape: Shape of one row.
-        seed: Seed of the whole run.
-        draw: Number of the draw, for instance the epoch.
-        dtype: Type of the result; the default type if ``None``.
-
-    Returns:
-        The directions.
+    the device of ``sample_index``, which holds integers of the data set.
 
     Raises:
         ValueError: If ``kind`` is unknown or ``sample_index`` is not a vector of integers.
@@ -149,14 +137,7 @@ def counter_draw(
 
 
 def generator_for(*words: int) -> torch.Generator:
-    """Return a CPU generator whose seed is a hash of ``words``, their order and their number.
-
-    Args:
-        words: What identifies the draw, e.g. seed, rank, counter, position of the term.
-
-    Returns:
-        A new generator.
-    """
+    """Return a CPU generator whose seed is a hash of ``words``, their order and their number."""
     return torch.Generator().manual_seed(hash_words(*words))
 
 
@@ -192,24 +173,18 @@ def _draw_basis(count: int | None, batch: int, size: int, generator: torch.Gener
     return flat.scatter_(2, chosen[..., None], math.sqrt(size))
 
 
-def _draw_signs(shape: Sequence[int], generator: torch.Generator) -> Tensor:
-    bits = torch.randint(0, 2, tuple(shape), generator=generator, device=generator.device)
-    return bits.mul_(2).sub_(1)
-
-
 def _on_sphere(normals: Tensor) -> Tensor:
     norms = normals.square().sum(-1, keepdim=True).sqrt()
     # a vector of zeros stays one instead of becoming NaN
     return normals / norms.clamp_min(torch.finfo(norms.dtype).tiny) * math.sqrt(normals.shape[-1])
 
 
-def _bits(keys: Int[Tensor, "batch 1"], counters: Int[Tensor, " count"]) -> Tensor:
-    """Return 53 random bits for each key and counter."""
-    return shifted(_words(keys, counters), 11)
-
-
 def _words(keys: Int[Tensor, "batch 1"], counters: Int[Tensor, " count"]) -> Tensor:
     return mix(keys + counters * signed(GOLDEN))
+
+
+def _bits(keys: Int[Tensor, "batch 1"], counters: Int[Tensor, " count"]) -> Tensor:
+    return shifted(_words(keys, counters), 11)  # 53 of them
 
 
 def _signs(keys: Int[Tensor, "batch 1"], size: int) -> Float[Tensor, "batch size"]:

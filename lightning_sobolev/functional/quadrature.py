@@ -74,9 +74,6 @@ def gauss_legendre(
         panels: Equal parts of an axis; likewise.
         dtype: Floating-point type of points and weights.
 
-    Returns:
-        The quadrature.
-
     Raises:
         ValueError: If the box is not one, or a count is below one.
 
@@ -112,19 +109,9 @@ def monte_carlo(
     generator: torch.Generator,
     dtype: torch.dtype = torch.float64,
 ) -> Quadrature:
-    """Draw times uniformly, and at each of them points of space of its own, uniformly too.
+    """Return times drawn uniformly, and at each of them points of space of its own.
 
     Rows are then independent: :meth:`TimeSpaceNorm.standard_error` rests on that.
-
-    Args:
-        box: ``(low, high)`` of every axis, time first.
-        times: Draws of the time.
-        places: Draws of the point at each time.
-        generator: Where the randomness comes from.
-        dtype: Floating-point type of points and weights.
-
-    Returns:
-        The quadrature.
 
     Raises:
         ValueError: If the box is not one, or a count is below one.
@@ -146,14 +133,7 @@ def monte_carlo(
 
 
 def check_box(box: Box) -> None:
-    """Refuse what is no box of time and space.
-
-    Args:
-        box: ``(low, high)`` of every axis, time first.
-
-    Raises:
-        ValueError: If there are fewer than two axes, or an axis has no length.
-    """
+    """Refuse what is no box of time and one axis of space or more, each ``(low, high)``."""
     pairs = [tuple(side) for side in box]
     fits = len(pairs) >= 2 and all(len(side) == 2 and side[0] < side[1] for side in pairs)
     if not fits:

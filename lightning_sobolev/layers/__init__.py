@@ -1,10 +1,6 @@
 """Layers that change what a network computes, and functions that put them into a network."""
 
-from lightning_sobolev.layers.band_limits import (
-    BandLimitedConv1d,
-    BandLimitedConv2d,
-    band_limit,
-)
+from lightning_sobolev.layers.band_limits import BandLimitedConv1d, BandLimitedConv2d, band_limit
 from lightning_sobolev.layers.noise import (
     NoiseInjection,
     inject_noise,

@@ -55,17 +55,7 @@ class _BandLimited:
 
 
 class BandLimitedConv1d(_BandLimited, nn.Conv1d):
-    """``nn.Conv1d`` on a cut spectrum; see :class:`BandLimitedConv2d`.
-
-    Args:
-        args: As of ``nn.Conv1d``.
-        rate: Percentage of the spectrum that is cut.
-        energy: Percentage of the input's energy that is kept, in place of a rate.
-        kwargs: As of ``nn.Conv1d``.
-
-    Raises:
-        ValueError: If a percentage is out of range, or both are given.
-    """
+    """``nn.Conv1d`` on a cut spectrum; with the arguments of :class:`BandLimitedConv2d`."""
 
 
 class BandLimitedConv2d(_BandLimited, nn.Conv2d):
@@ -108,19 +98,16 @@ _PLAIN = {limited: plain for plain, limited in _LIMITED.items()}
 
 
 def band_limit(module: _Module, rate: float = 0.0, *, energy: float | None = None) -> _Module:
-    """Band-limit every convolution of a network, in place; rate 0 gives torch's own ones back.
+    """Return the network with every convolution band-limited in place; rate 0 undoes it.
 
     A layer changes its class and nothing else: it stays the same object, with its name, parameters
     and hooks, so that optimizers, checkpoints and shared layers go on as before. A network that is
-    band-limited already gets the new rate. The rate is a setting and is not in a state dict.
+    band-limited already gets the new rate, which is a setting and not in a state dict.
 
     Args:
         module: A network, or one convolution.
         rate: Percentage of the spectrum that is cut, the same in every layer.
         energy: Percentage of each layer's input energy that is kept, in place of a rate.
-
-    Returns:
-        The module that was given.
 
     Raises:
         ValueError: If a percentage is out of range, the module has no convolution, or one of

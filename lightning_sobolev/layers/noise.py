@@ -7,6 +7,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from lightning_sobolev._checks import require
+
 PLACES = ("weight", "input", "output")
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _START = 0.25  # of the noise's deviation, in deviations of what it is added to (the sources')
@@ -55,8 +57,7 @@ class NoiseInjection(nn.Module):
         like: Tensor | None = None,
     ) -> None:
         super().__init__()
-        if rank < 0:
-            raise ValueError(f"rank must be at least 0, got {rank}")
+        require(rank >= 0, "rank", "at least 0", rank)
         made: dict[str, Any] = {} if like is None else {"dtype": like.dtype, "device": like.device}
         self.at_evaluation = at_evaluation
         self.alpha = nn.Parameter(torch.full(shape, _START, **made))
@@ -105,17 +106,17 @@ def inject_noise(
     at_evaluation: bool = True,
     example: Tensor | None = None,
 ) -> nn.Module:
-    """Put a :class:`NoiseInjection` into every linear and convolutional layer, in place.
+    """Return the module with a :class:`NoiseInjection` in every linear and convolutional layer.
 
     Weights become parametrizations of torch (``layer.parametrizations.weight[0]``), with one draw
     for each forward pass that all rows share. Inputs and outputs get a forward hook and a submodule
     (``layer.input_noise``, ``layer.output_noise``), with a draw for each row: their scale is the
     deviation over ``example``, measured once, so that rows stay independent of each other.
 
-    A checkpoint is read by a network into which the same noise was put; ``deepcopy`` works, but
-    with noise on its weights a network cannot be pickled whole, as none with parametrizations can.
-    Build optimizers afterwards. To treat layers differently, call it on parts of the network. Cost:
-    a draw as large as the weights or activations, and ``rank + 1`` times that in parameters.
+    The module is changed in place; build optimizers afterwards. A checkpoint is read by a network
+    into which the same noise was put; with noise on its weights a network cannot be pickled whole.
+    To treat layers differently, call it on parts of the network. Cost: a draw as large as the
+    weights or activations, and ``rank + 1`` times that in parameters.
 
     Args:
         module: A network, or a single layer.
@@ -124,9 +125,6 @@ def inject_noise(
         color: False leaves them out: white noise.
         at_evaluation: Whether noise is added in evaluation mode, until switched otherwise.
         example: For inputs and outputs: a batch that tells sizes and scales, in evaluation mode.
-
-    Returns:
-        The module itself.
 
     Raises:
         ValueError: If an argument is out of range, ``example`` is missing or needless or does not
@@ -138,10 +136,8 @@ def inject_noise(
         >>> bool((net(x) == net(x)).all())
         False
     """
-    if where not in PLACES:
-        raise ValueError(f"where must be one of {PLACES}, got {where!r}")
-    if color and rank < 1:
-        raise ValueError(f"rank must be at least 1 for colored noise, got {rank}")
+    require(where in PLACES, "where", f"one of {PLACES}", where)
+    require(not color or rank >= 1, "rank", "at least 1 for colored noise", rank)
     if (example is None) != (where == "weight"):
         expected = "a batch for inputs and outputs, None for weights"
         raise ValueError(f"example must be {expected}, got {type(example).__name__} for {where!r}")

@@ -12,12 +12,7 @@ from torchmetrics import Metric
 
 
 class SumMetric(Metric):
-    """A metric whose states are sums, so that it adds up over batches and processes.
-
-    Args:
-        names: Names of the sums.
-        **kwargs: What ``torchmetrics.Metric`` takes.
-    """
+    """A metric whose states are sums, so that it adds up over batches and processes."""
 
     is_differentiable = False
     higher_is_better = False
@@ -45,12 +40,3 @@ class MeanMetric(SumMetric):
     def compute(self) -> Tensor:
         """Return the mean."""
         return self.total / self.count
-
-
-def check_shapes(student: Tensor, target: Tensor, target_name: str) -> None:
-    """Refuse shapes that differ: they would broadcast to something else than was meant."""
-    if student.shape != target.shape:
-        raise ValueError(
-            f"student and {target_name} must have the same shape, "
-            f"got {list(student.shape)} and {list(target.shape)}"
-        )

@@ -6,8 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lightning_sobolev.functional.discrepancies import cosine
-from lightning_sobolev.metrics._sums import MeanMetric, SumMetric, check_shapes
+from lightning_sobolev._types import InRows
+from lightning_sobolev.functional.discrepancies import check_shapes, cosine
+from lightning_sobolev.metrics._sums import MeanMetric, SumMetric
 
 
 class DerivativeNMSE(SumMetric):
@@ -18,9 +19,6 @@ class DerivativeNMSE(SumMetric):
     over all projections, rows and elements seen. 1 is the score of a derivative of zero. With all
     basis projections the ratio is exact, with random ones an estimate of it. NaN entries of the
     target are not known and are left out.
-
-    Args:
-        **kwargs: What ``torchmetrics.Metric`` takes.
 
     Example:
         >>> metric = DerivativeNMSE()
@@ -35,11 +33,7 @@ class DerivativeNMSE(SumMetric):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__("error", "energy", **kwargs)
 
-    def update(
-        self,
-        student_rows: Float[Tensor, "proj batch *in"],
-        target_rows: Float[Tensor, "proj batch *in"],
-    ) -> None:
+    def update(self, student_rows: InRows, target_rows: InRows) -> None:
         """Take in projected derivatives of one batch, both with the same projections."""
         check_shapes(student_rows, target_rows, "target_rows")
         known = ~target_rows.isnan()
@@ -61,9 +55,6 @@ class DerivativeCosine(MeanMetric):
     Where both are zero it counts as 1, where one is as 0. Entries at which the target is NaN are
     not known and are left out; rows without a known entry are not counted.
 
-    Args:
-        **kwargs: What ``torchmetrics.Metric`` takes.
-
     Example:
         >>> metric = DerivativeCosine()
         >>> metric.update(torch.tensor([[[1.0, 0.0]]]), torch.tensor([[[0.0, 2.0]]]))
@@ -73,11 +64,7 @@ class DerivativeCosine(MeanMetric):
 
     higher_is_better = True
 
-    def update(
-        self,
-        student_rows: Float[Tensor, "proj batch *in"],
-        target_rows: Float[Tensor, "proj batch *in"],
-    ) -> None:
+    def update(self, student_rows: InRows, target_rows: InRows) -> None:
         """Take in projected derivatives of one batch, both with the same projections."""
         check_shapes(student_rows, target_rows, "target_rows")
         known = ~target_rows.isnan()

@@ -7,15 +7,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lightning_sobolev.functional.discrepancies import kl
-from lightning_sobolev.metrics._sums import MeanMetric, check_shapes
+from lightning_sobolev.functional.discrepancies import check_shapes, kl
+from lightning_sobolev.metrics._sums import MeanMetric
+
+LogProbs = Float[Tensor, "batch actions"]
 
 
 class PolicyKL(MeanMetric):
     """Mean over rows of the divergence KL(teacher || student), in nats.
-
-    Args:
-        **kwargs: What ``torchmetrics.Metric`` takes.
 
     Example:
         >>> metric = PolicyKL()
@@ -25,11 +24,7 @@ class PolicyKL(MeanMetric):
         tensor(0., dtype=torch.float64)
     """
 
-    def update(
-        self,
-        student_log_probs: Float[Tensor, "batch actions"],
-        teacher_log_probs: Float[Tensor, "batch actions"],
-    ) -> None:
+    def update(self, student_log_probs: LogProbs, teacher_log_probs: LogProbs) -> None:
         """Take in log-probabilities of one batch."""
         check_shapes(student_log_probs, teacher_log_probs, "teacher_log_probs")
         divergence = kl(student_log_probs.double(), teacher_log_probs.double())
@@ -64,11 +59,7 @@ class ActionDisagreement(MeanMetric):
             raise ValueError(f"merge must hold each action once, none negative, got {groups}")
         self._representatives = {action: group[0] for group in groups for action in group}
 
-    def update(
-        self,
-        student_log_probs: Float[Tensor, "batch actions"],
-        teacher_log_probs: Float[Tensor, "batch actions"],
-    ) -> None:
+    def update(self, student_log_probs: LogProbs, teacher_log_probs: LogProbs) -> None:
         """Take in log-probabilities, or logits, of one batch."""
         check_shapes(student_log_probs, teacher_log_probs, "teacher_log_probs")
         num_actions = student_log_probs.shape[-1]

@@ -6,7 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lightning_sobolev.metrics._sums import SumMetric, check_shapes
+from lightning_sobolev._types import Values
+from lightning_sobolev.functional.discrepancies import check_shapes
+from lightning_sobolev.metrics._sums import SumMetric
 
 
 class ValueNMSE(SumMetric):
@@ -16,9 +18,6 @@ class ValueNMSE(SumMetric):
 
     over all rows and outputs seen, with one mean :math:`\bar t` for all outputs. 1 is the score of
     the best constant. NaN entries of the target are not known and are left out.
-
-    Args:
-        **kwargs: What ``torchmetrics.Metric`` takes.
 
     Example:
         >>> metric = ValueNMSE()
@@ -35,9 +34,7 @@ class ValueNMSE(SumMetric):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__("error", "total", "total_squares", "count", **kwargs)
 
-    def update(
-        self, student: Float[Tensor, "batch *out"], target: Float[Tensor, "batch *out"]
-    ) -> None:
+    def update(self, student: Values, target: Values) -> None:
         """Take in values of one batch."""
         check_shapes(student, target, "target")
         known = ~target.isnan()

@@ -95,15 +95,10 @@ def _has_submodule(module: nn.Module, name: str) -> bool:
 
 
 def check_weights(spec: SobolevSpec, *, sharded: bool, compiled: bool, searches: bool) -> None:
-    """Refuse weights that cannot be measured.
-
-    Balancing takes gradients of which no process has the whole (sharded), two backward passes
-    through a graph that gives its buffers away in one (compiled), and would change the function
-    that a line search compares within one step.
-
-    Raises:
-        ValueError: If a weight is to be balanced where one of these holds.
-    """
+    """Refuse weights that cannot be measured."""
+    # Balancing takes gradients of which no process has the whole (sharded), two backward passes
+    # through a graph that gives its buffers away in one (compiled), and would change the function
+    # that a line search compares within one step.
     obstacles = {
         "parameters are sharded over processes": sharded,
         "the student is compiled": compiled,
@@ -124,13 +119,7 @@ def searches_lines(trainer: Trainer) -> bool:
 
 
 def check_optimizers(trainer: Trainer, module: LightningModule) -> None:
-    """Refuse L-BFGS under manual optimization.
-
-    The term would enter a step once, and every later evaluation be of another function.
-
-    Raises:
-        ValueError: If it is so.
-    """
+    """Refuse L-BFGS under manual optimization, where later evaluations would miss the term."""
     if searches_lines(trainer) and not module.automatic_optimization:
         raise ValueError(
             "automatic_optimization must be True with torch.optim.LBFGS, got False: under manual "

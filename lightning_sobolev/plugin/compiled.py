@@ -35,14 +35,7 @@ Said = Mapping[int, Tensor] | None
 
 @dataclass(frozen=True)
 class Asked:
-    """What one call of the student is asked for.
-
-    Args:
-        indices: Numbers of the terms.
-        again: Whether the call is the derivative's own.
-        draws: Random choices of the step.
-        batch: For teachers that read it.
-    """
+    """What one call of the student is asked for; ``again`` if it is the derivative's own."""
 
     indices: tuple[int, ...]
     again: bool
@@ -166,11 +159,7 @@ def _evaluation(
     teacher = policy.teacher if isinstance(policy.teacher, NetworkTeacher) else None
 
     def evaluate(
-        x: Tensor,
-        inputs: Inputs,
-        place: Place,
-        directions: Mapping[int, Directions],
-        said: Said,
+        x: Tensor, inputs: Inputs, place: Place, directions: Mapping[int, Directions], said: Said
     ) -> Joint:
         def student(point: Tensor) -> tuple[Tensor, Any]:
             filled = place.fill(inputs, point)

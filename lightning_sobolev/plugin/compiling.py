@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from types import FunctionType
 from typing import Any, Literal
@@ -64,10 +64,7 @@ class GivenUp(Exception):
 
 
 class CompiledFunction:
-    """Compiles when first called, compares with the eager function, counts its graphs.
-
-    Nested is a call where compiled code is told to run eager.
-    """
+    """Compiles when first called, compares with the eager function, counts its graphs."""
 
     def __init__(
         self,
@@ -99,7 +96,10 @@ class CompiledFunction:
     def _call(self, compiled: Callable[..., Joint], arguments: tuple[Any, ...]) -> Joint:
         before = counters["stats"]["unique_graphs"]
         try:
-            with _compiling(self._nested):
+            # DDP's optimiser would cut the graph at its buckets, in the middle of a derivative.
+            whole = torch._dynamo.config.patch(optimize_ddp=False)
+            stance = torch.compiler.set_stance("default") if self._nested else nullcontext()
+            with whole, stance:
                 return compiled(*arguments)
         except torch.OutOfMemoryError:
             raise
@@ -187,14 +187,4 @@ def _gradient(joint: Joint, module: nn.Module) -> Tensor:
 def same_random_numbers(device: torch.device) -> Iterator[None]:
     """Put the global generators back where they were."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        yield
-
-
-@contextmanager
-def _compiling(nested: bool) -> Iterator[None]:
-    with ExitStack() as stack:
-        # DDP's optimiser would cut the graph at its buckets, in the middle of a derivative.
-        stack.enter_context(torch._dynamo.config.patch(optimize_ddp=False))
-        if nested:
-            stack.enter_context(torch.compiler.set_stance("default"))
         yield

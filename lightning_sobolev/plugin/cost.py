@@ -1,8 +1,7 @@
 """What the chosen matching costs on the user's own student: measured, not promised.
 
-Forward and backward pass of a copy of the observed module run once as they are and once with the
-terms, on the first batch, behind the step and outside its remedies: fused kernels that the terms
-do without count for the plain side.
+A copy of the observed module runs as it is and with the terms, on the first batch, behind the step
+and outside its remedies: fused kernels that the terms do without count for the plain side.
 """
 
 import copy

@@ -100,8 +100,7 @@ class _Curvature:
 
     def value(self) -> Tensor:
         """Evaluate g; always from the same buffers and random numbers."""
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            torch.default_generator.manual_seed(0)  # the copy is on the CPU: no other is touched
+        with torch.no_grad():
             for name, buffer in self._module.named_buffers():
                 buffer.copy_(self._buffers[name])
         with _same_random_numbers():
@@ -150,10 +149,7 @@ class _Curvature:
         return self._directions[index]
 
     def disagreement(self, *, plain: bool = False) -> float:
-        """Return the largest relative deviation from central differences, each at its best step.
-
-        A plain look is at the value, with no derivative in it: what disagrees there was written so.
-        """
+        """Return the largest relative deviation from central differences; plain: of the value."""
         self._plain = plain
         parameters = self._parameters
         value = self.value()
@@ -205,7 +201,7 @@ class _Curvature:
 @contextmanager
 def _same_random_numbers() -> Iterator[None]:
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
-        torch.default_generator.manual_seed(0)
+        torch.default_generator.manual_seed(0)  # the copy is on the CPU: no other is touched
         yield
 
 

@@ -14,10 +14,8 @@ class KeepGenerators(Callback):
 
     Lightning saves none of them, so a resumed run draws other dropout masks than an uninterrupted
     one. The projections of a :class:`~lightning_sobolev.SobolevCallback` need no help: they are a
-    function of seed, rank and counter. Each process gets its own generators back, if there are as
-    many as there were.
-
-    What runs in the loader's worker processes has generators of its own, which nobody can save.
+    function of seed, rank and counter. Each process gets its own back, if there are as many as
+    there were. Worker processes of a loader have their own, which nobody can save.
     """
 
     def __init__(self) -> None:

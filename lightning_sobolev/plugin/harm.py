@@ -7,7 +7,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
-from lightning_sobolev.plugin import log_keys
+from lightning_sobolev.plugin.step_log import key
 from lightning_sobolev.plugin.twin import Silent, Twin
 
 
@@ -20,10 +20,9 @@ class HarmCheck(Callback):
     over the last third of the validations is above ``threshold``, a warning says so when the
     training ends.
 
-    It costs one plain step in every step, and one evaluation of both at every validation. It sees
-    what the validation data show, at this seed: with few validation rows and a small
-    difference it may be wrong either way, and it knows nothing of places without validation data.
-    The page on known derivatives says what it and cheaper signs detected.
+    It costs one plain step in every step, and one evaluation of both at every validation. With few
+    validation rows and a small difference it may be wrong either way, and it knows nothing of
+    places without validation data (docs/known-derivatives.md).
 
     Assumes automatic optimisation with one optimizer, on one device, and a training step that gives
     the loss of any batch it is handed.
@@ -97,7 +96,7 @@ class HarmCheck(Callback):
         if trainer.sanity_checking or not (own > 0.0 and other > 0.0):
             return
         self.ratios.append(own / other)
-        pl_module.log(log_keys.harm_ratio("val"), self.ratios[-1])
+        pl_module.log(key("val", "harm_ratio"), self.ratios[-1])
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -25,10 +25,7 @@ from lightning_sobolev.spec import SobolevTerm
 
 
 class StepPart:
-    """Implements :class:`lightning_sobolev.plugin.step.Part`.
-
-    ``finish`` evaluates what was observed, logs, and returns the weighted sum.
-    """
+    """One callback's part in one step; ``finish`` evaluates, logs, and returns the weighted sum."""
 
     def __init__(
         self,
@@ -76,10 +73,7 @@ class StepPart:
 
 @dataclass(frozen=True, slots=True)
 class _Question:
-    """What one term asks about one observed call, and the teacher's answer.
-
-    ``student`` is None where a compiled function has compared already.
-    """
+    """What a term asks about one call, and the answer; no ``student`` if it is compared already."""
 
     seen: Observation
     student: Jet | None = None
@@ -136,11 +130,8 @@ def _asked(
 
 
 def attached(observations: list[Observation]) -> Tensor:
-    """Return a zero whose graph reaches every observed output.
-
-    The last bias has no part in any derivative; without a path to it DDP never finishes its
-    reduction, and leaves the ranks with different weights before it says so.
-    """
+    """Return a zero whose graph reaches every observed output: DDP must finish its reduction."""
+    # The last bias has no part in any derivative; without a path to it ranks drift apart.
     # The sum over no rows is zero even where an output is infinite, as masked logits are.
     nothing = [seen.y[:0].float().sum() for seen in observations]
     return nothing[0] if len(nothing) == 1 else torch.stack(nothing).sum()

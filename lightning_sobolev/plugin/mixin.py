@@ -36,11 +36,7 @@ class SobolevMixin:
             )
 
     def configure_sobolev(self) -> SobolevCallback:
-        """Return the callback that this module brings to its trainer; override this.
-
-        Raises:
-            TypeError: If the class does not override it.
-        """
+        """Return the callback that this module brings to its trainer; override this."""
         raise TypeError(f"{type(self).__name__} must define configure_sobolev()")
 
     def configure_callbacks(self) -> Sequence[Callback]:
@@ -50,11 +46,7 @@ class SobolevMixin:
         return [*others, self.configure_sobolev()]
 
     def on_fit_start(self) -> None:
-        """Check that no override of ``configure_callbacks`` lost the callback.
-
-        Raises:
-            ValueError: If the trainer has no Sobolev callback.
-        """
+        """Check that no override of ``configure_callbacks`` lost the callback."""
         super().on_fit_start()  # type: ignore[misc]
         callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
         if not any(isinstance(callback, SobolevCallback) for callback in callbacks):

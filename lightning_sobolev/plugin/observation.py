@@ -11,22 +11,15 @@ from lightning_sobolev._types import BatchFn, Jet
 from lightning_sobolev.compared import Matched
 from lightning_sobolev.functional.derivatives import FuncJet, TapeJet
 from lightning_sobolev.plugin.precision import mapped, runs_in_half, widened
-from lightning_sobolev.plugin.select import Inputs, Place, Wrt, select_output
+from lightning_sobolev.plugin.select import Forward, Inputs, Place, Wrt, select_output
 
 
 @dataclass(frozen=True)
 class Probe:
     """What to observe of a call and how to differentiate it.
 
-    Args:
-        wrt: Path of the input: position, name or key path, or several; None for the first float
-            tensor.
-        output: Path of the output; None for the first float tensor.
-        on: Output map.
-        engine: ``"tape"`` or ``"func"``.
-        tangents: For forward mode: draws the tangents once the input is known.
-        precise: Whether a call in half precision is to be looked at, not differentiated.
-        compiled: Calls the module by a compiled function that evaluates terms, too.
+    ``tangents`` draws those of forward mode once the input is known. ``precise`` says that a call
+    in half precision is to be looked at, not differentiated.
     """
 
     wrt: Wrt
@@ -46,17 +39,9 @@ CompiledCall = Callable[[nn.Module, Inputs, Place, Tensor, Probe], "tuple[Observ
 class Observation:
     """One observed call: of what, with what, and its jet.
 
-    Args:
-        module: The module that was called.
-        inputs: What it was called with.
-        place: Where in ``inputs`` the observed input stands.
-        probe: How it was observed.
-        x: The point of evaluation.
-        y: The matched output, before the output map.
-        tangents: The directions that were pushed through the forward itself, if any.
-        pushed: The jet of the func engine, which exists as soon as the call is over.
-        coarse: Whether the call ran in half precision and a precise one is wanted.
-        matched: Terms that the call evaluated itself, by number.
+    ``y`` is the matched output before the output map, ``pushed`` the jet of the func engine, which
+    exists as soon as the call is over. ``coarse`` says that the call ran in half precision and a
+    precise one is wanted; ``matched`` are terms that the call evaluated itself, by number.
     """
 
     module: nn.Module
@@ -90,31 +75,20 @@ class Observation:
         filled = self.place.fill(_paths.map_tensors(self.inputs, cast), point)
         return network(*filled["args"], **filled["kwargs"])
 
-    def again(
-        self, rows: Tensor | None, forward: Callable[..., Any], probe: Probe
-    ) -> "Observation":
+    def again(self, rows: Tensor | None, forward: Forward, probe: Probe) -> "Observation":
         """Evaluate the module once more, in at least float32."""
         x, inputs = self.x, self.inputs
         if rows is not None:
             x, inputs = x[rows], _paths.take_rows(inputs, rows, self.size)
         x, probe = widened(self.module, x), replace(probe, precise=False)
         # x[rows] of our own leaf would hang the second graph below the first one.
-        point = x if self._is_intermediate else x.detach().requires_grad_()
+        point = x if x.grad_fn is not None else x.detach().requires_grad_()
         seen, _ = observed_call(self.module, forward, inputs, self.place, point, probe)
         return seen
 
-    @property
-    def _is_intermediate(self) -> bool:
-        return self.x.grad_fn is not None
-
 
 def observed_call(
-    module: nn.Module,
-    forward: Callable[..., Any],
-    inputs: Inputs,
-    place: Place,
-    x: Tensor,
-    probe: Probe,
+    module: nn.Module, forward: Forward, inputs: Inputs, place: Place, x: Tensor, probe: Probe
 ) -> tuple[Observation, Any]:
     """Call ``forward`` with ``x``, a leaf that requires grad or an intermediate, in its place."""
 

@@ -14,21 +14,17 @@ import torch
 from torch import nn
 
 from lightning_sobolev.plugin.observation import Observation, Probe, observed_call
-from lightning_sobolev.plugin.select import Inputs, locate, select_output
+from lightning_sobolev.plugin.select import Forward, Inputs, locate, select_output
 from lightning_sobolev.plugin.shadow import Passing, Shadow
 
 Call = Literal["first", "all"] | int
 
 
 class Observer:
-    """Watches the calls that one training step makes.
+    """Watches the calls that one training step makes of one module.
 
-    Args:
-        root: The LightningModule.
-        target: Name of the submodule to watch; None for the module itself or, if the step never
-            calls that, the one child with parameters that it calls.
-        probe: What to observe.
-        call: Which call counts when there are several.
+    Without a ``target`` that is the module itself or, if the step never calls it, the one child
+    with parameters that it calls.
     """
 
     def __init__(self, root: nn.Module, target: str | None, probe: Probe, call: Call) -> None:
@@ -104,13 +100,11 @@ class Observer:
         )
 
     def _wanted(self, number: int) -> bool:
-        if self._call == "all" or (isinstance(self._call, int) and self._call < 0):
-            return True
-        return number == (0 if self._call == "first" else self._call)
+        if isinstance(self._call, int):
+            return self._call < 0 or number == self._call
+        return self._call == "all" or number == 0
 
-    def _observed(
-        self, name: str, module: nn.Module, forward: Callable[..., Any]
-    ) -> Callable[..., Any]:
+    def _observed(self, name: str, module: nn.Module, forward: Forward) -> Forward:
         def observed(*args: Any, **kwargs: Any) -> Any:
             # A call without gradients is somebody's bookkeeping; a nested one is part of an outer.
             if self._busy:

@@ -7,11 +7,7 @@ _FINDERS = ("LearningRateFinder", "BatchSizeFinder")
 
 
 def ahead_of_finders(trainer: Trainer, callback: Callback) -> None:
-    """Let ``callback`` begin before those that search for a setting by training.
-
-    Lightning puts them first; they would search with the plain loss, and find a learning rate and
-    a batch size that do not fit the one that is trained.
-    """
+    """Let ``callback`` begin before those that search for a setting, else by the plain loss."""
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     others = [other for other in callbacks if other is not callback]
     places = [n for n, other in enumerate(others) if type(other).__name__ in _FINDERS]

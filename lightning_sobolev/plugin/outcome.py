@@ -10,8 +10,8 @@ from torch import Tensor
 
 from lightning_sobolev.balance import Balanced
 from lightning_sobolev.compared import Matched
-from lightning_sobolev.plugin import log_keys
 from lightning_sobolev.plugin.observation import Observation
+from lightning_sobolev.plugin.step_log import key as log_key
 from lightning_sobolev.plugin.step_log import log_step
 from lightning_sobolev.readings import Reader, at_once
 from lightning_sobolev.spec import SobolevSpec
@@ -19,14 +19,10 @@ from lightning_sobolev.spec import SobolevSpec
 
 @dataclass
 class Outcome:
-    """The terms of one step.
+    """The terms of one step, unweighted, and what else is known of them; all by key.
 
-    Args:
-        terms: Unweighted scalars by key.
-        unknown: Rows without any known target entry, by key; only for teachers that allow them.
-        skipped: Rows whose target is not finite, by key; only where they may be left out.
-        sighted: Whether anything at all is known for a term, by key; not where everything is.
-        flat: Whether the student had no second derivative at all, by key of an order-2 term.
+    ``unknown`` and ``skipped`` count rows; ``sighted`` says whether anything at all is known of the
+    target, ``flat`` whether the student had no second derivative at all.
     """
 
     terms: dict[str, Tensor] = field(default_factory=dict)
@@ -59,11 +55,11 @@ class Reporter:
     def log(self, module: LightningModule, outcome: Outcome, size: int) -> None:
         """Log the terms and counts of one step, and warn where a term teaches nothing."""
         for key, value in outcome.terms.items():
-            log_step(module, log_keys.term("train", key), value.detach(), size)
+            log_step(module, log_key("train", key), value.detach(), size)
         for key, rows in outcome.unknown.items():
-            module.log(log_keys.unknown_rows("train", key), rows.float(), batch_size=size)
+            module.log(log_key("train", f"{key}_unknown_rows"), rows.float(), batch_size=size)
         for key, count in outcome.skipped.items():
-            name = log_keys.skipped_rows("train", key)
+            name = log_key("train", f"{key}_skipped_rows")
             module.log(name, count.float(), batch_size=size)
             self._warn_if(
                 count,
@@ -85,24 +81,13 @@ class Reporter:
         """Log the weights that nobody set."""
         for term in spec.terms:
             if isinstance(term.weight, Balanced):
-                weight = weights[term.key]
-                module.log(log_keys.weight("train", term.key), weight, batch_size=size)
+                name = log_key("train", f"{term.key}_weight")
+                module.log(name, weights[term.key], batch_size=size)
 
     def check_finite(
-        self,
-        outcome: Outcome,
-        seen: list[Observation],
-        trainer: Trainer | None,
-        evaluation: int,
+        self, outcome: Outcome, seen: list[Observation], trainer: Trainer | None, evaluation: int
     ) -> None:
-        """Refuse terms that are not numbers.
-
-        Before they reach the weights, on a CPU; one step later where a look at a number would
-        make the device wait.
-
-        Raises:
-            FloatingPointError: If a term is NaN or Inf; the text names the term and the culprit.
-        """
+        """Refuse terms that are NaN or Inf; on a CPU before they reach the weights."""
         # The targets are finite: they were checked when they came.
         outputs = [observation.y.detach() for observation in seen]
         step = 0 if trainer is None else trainer.global_step

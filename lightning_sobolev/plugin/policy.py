@@ -13,26 +13,10 @@ from lightning_sobolev.spec import SobolevSpec
 
 @dataclass(frozen=True)
 class Policy:
-    """What a callback was told, resolved for one module.
+    """What a callback was told, and what was found of its module and trainer.
 
-    Args:
-        teacher: Answers at the observed inputs.
-        spec: The terms.
-        module: Name of the observed submodule, or None.
-        wrt: Path of the input, or several.
-        output: Path of the output.
-        call: Which call counts.
-        engine: ``"tape"`` or ``"func"``.
-        batch_norm: ``"eval"`` evaluates the derivative in a second forward with batch norms in
-            eval mode.
-        compiled: Whether something in the step is compiled.
-        inner_precision: In which precision the derivative is taken; see ``InnerPrecision``.
-        mixed_step: Whether the step itself runs in that precision already.
-        half: Whether the trainer's steps run in half precision.
-        non_finite: What happens to rows whose target is NaN or Inf.
-        recurrent: Whether the module has recurrent layers.
-        sharded: Whether parts of the module are sharded over processes.
-        compile: How the observed call is compiled; None for not at all.
+    ``compiled`` says that the user compiled something in the step, ``compile`` how the observed
+    call is; ``mixed_step`` that the step itself runs in ``inner_precision`` already.
     """
 
     teacher: Teacher

@@ -39,10 +39,9 @@ def widened(module: nn.Module, tree: Any) -> Any:
 
 
 def in_single(module: nn.Module) -> Callable[..., Any]:
-    """Return a call of the module in at least float32, see Note [half precision].
+    """Return a call of the module in at least float32 outside autocast, see Note [half precision].
 
-    Its parameters stay as they are; sharded ones cannot be copied and are used in their own
-    precision. To be used outside autocast.
+    Sharded parameters cannot be copied and are used in their own precision.
     """
     state = half_state(module) if _is_whole(module) else {}
     # Once: the gradients of several calls are summed before they are rounded.

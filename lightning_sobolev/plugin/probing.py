@@ -1,6 +1,5 @@
 """How a call of the student is observed, and how it is made once more."""
 
-from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,6 +10,7 @@ from lightning_sobolev.plugin.observation import CompiledCall, Probe
 from lightning_sobolev.plugin.policy import Policy
 from lightning_sobolev.plugin.precision import in_single
 from lightning_sobolev.plugin.protect import batch_norm_aside
+from lightning_sobolev.plugin.select import Forward
 
 
 def make_probe(
@@ -31,7 +31,7 @@ def make_probe(
     return Probe(policy.wrt, policy.output, on, engine, tangents, precise, compiled)
 
 
-def make_forward(module: nn.Module, policy: Policy) -> Callable[..., Any]:
+def make_forward(module: nn.Module, policy: Policy) -> Forward:
     """Return a call of the student for the derivative alone, in at least float32.
 
     Enters eval mode anew each time: the func engine may call once more later.

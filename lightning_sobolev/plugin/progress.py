@@ -13,8 +13,8 @@ from lightning_sobolev.objective import RunningScales
 class Progress:
     """The number of draws so far and the running scales; a step that is broken off leaves none.
 
-    A closure that is called several times in one step, as a line search calls it, evaluates one
-    function: every evaluation of a batch begins where the first one began.
+    A closure that a line search calls several times in one step evaluates one function: every
+    evaluation of a batch begins where the first one began.
     """
 
     def __init__(self) -> None:
@@ -49,8 +49,7 @@ class Progress:
     def finished(self, trainer: Trainer | None) -> dict[str, Any]:
         """Return the state behind the last finished step, also where one is under way.
 
-        A checkpoint that is written inside a step, as Lightning does when Slurm asks for it, is
-        gone on from by repeating that step. Outside of a fit there is no trainer.
+        A checkpoint written inside a step, as for Slurm, is gone on from by repeating that step.
         """
         under_way = trainer is not None and self._is_under_way(trainer)
         return self._before if under_way and self._before is not None else self.state_dict()

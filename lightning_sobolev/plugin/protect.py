@@ -21,14 +21,10 @@ from torch.overrides import TorchFunctionMode
 
 @contextmanager
 def protected(*, exact_norms: bool, compiled: bool, recurrent: bool) -> Iterator[None]:
-    """Run what is inside on operations that can be differentiated twice.
-
-    Norms are written out for tangents and at order 2. What is compiled runs eager: aot_autograd has
-    no double backward.
-    """
+    """Run what is inside on operations that can be differentiated twice."""
     with ExitStack() as stack:
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        if compiled:
+        if compiled:  # aot_autograd has no double backward
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         if recurrent:
             stack.enter_context(torch.backends.cudnn.flags(enabled=False))
@@ -218,11 +214,7 @@ def sharded_parts(module: nn.Module) -> list[FSDPModule]:
 
 @contextmanager
 def kept_gathered(module: nn.Module, *, to_the_end: bool = False) -> Iterator[None]:
-    """Keep FSDP2 parameters gathered through a backward pass.
-
-    Without this the inner pass reshards what the outer one needs ("setStorage ... out of bounds";
-    ``reshard_after_forward=False`` does not help), and the outer pass what other forwards need.
-    """
+    """Keep FSDP2 parameters gathered through a backward pass: the outer one needs them, too."""
     for part in sharded_parts(module):
         part.set_reshard_after_backward(False, recurse=False)
     try:

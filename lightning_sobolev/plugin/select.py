@@ -14,6 +14,9 @@ from lightning_sobolev import _paths
 Inputs = dict[str, Any]
 """``{"args": tuple, "kwargs": dict}`` of one call."""
 
+Forward = Callable[..., Any]
+"""Calls the observed module."""
+
 Wrt = str | int | Sequence[str | int] | None
 """Which input is differentiated; of several, one or more."""
 
@@ -66,20 +69,17 @@ def parse_wrt(wrt: Any) -> str | int | tuple[str | int, ...] | None:
     return several[0] if len(several) == 1 else several
 
 
-def locate(wrt: Wrt, forward: Callable[..., Any], inputs: Inputs) -> Place:
-    """Find the input with respect to which is differentiated.
+def locate(wrt: Wrt, forward: Forward, inputs: Inputs) -> Place:
+    """Return where the input stands with respect to which is differentiated.
 
-    ``wrt`` is None for the first floating-point tensor; a position; the name of a parameter of
-    ``forward``, or a key of its first argument; or a key path that begins so; or several.
-
-    Returns:
-        The place of one or more floating-point tensors in ``inputs``.
+    ``wrt`` is a position, the name of a parameter of ``forward`` or a key of its first argument, or
+    a path that begins so; or several; or None for the first floating-point tensor.
     """
     several = (wrt,) if wrt is None or isinstance(wrt, str | int) else wrt
     return Place(tuple(_locate_one(one, forward, inputs) for one in several))
 
 
-def _locate_one(wrt: str | int | None, forward: Callable[..., Any], inputs: Inputs) -> _paths.Path:
+def _locate_one(wrt: str | int | None, forward: Forward, inputs: Inputs) -> _paths.Path:
     path = () if wrt is None else _resolve(wrt, forward, inputs)
     chosen = _paths.get(inputs, path, f"wrt={wrt!r}")
     inner = _paths.first_float(chosen)
@@ -112,7 +112,7 @@ def select_output(result: Any, output: str | int | None) -> Tensor:
     return chosen
 
 
-def _resolve(wrt: str | int, forward: Callable[..., Any], inputs: Inputs) -> _paths.Path:
+def _resolve(wrt: str | int, forward: Forward, inputs: Inputs) -> _paths.Path:
     head, *rest = _paths.parse(wrt)
     if isinstance(head, int):
         return ("args", head, *rest)

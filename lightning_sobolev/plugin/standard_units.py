@@ -53,14 +53,8 @@ class StandardUnits(Callback):
         pushed: Where = None,
     ) -> None:
         super().__init__()
-        named = {
-            "inputs": x,
-            "targets": y,
-            "jacobian": jacobian,
-            "hessian": hessian,
-            "tangents": tangents,
-            "pushed": pushed,
-        }
+        named = {"inputs": x, "targets": y, "jacobian": jacobian, "hessian": hessian}
+        named |= {"tangents": tangents, "pushed": pushed}
         self._paths = {k: _paths.parse(path) for k, path in named.items() if path is not None}
         if not self._paths:
             raise ValueError("StandardUnits needs a key path for x, y or a derivative, got none")
@@ -75,15 +69,16 @@ class StandardUnits(Callback):
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._enter(trainer, pl_module)
+        if self._network is not None:  # validation within fit
+            return
+        _check_teachers(trainer)
+        self._network = _only_one(pl_module)
+        self._network.switch(to_standard_units=True)
+        self._owner = _owner(trainer, pl_module)
+        self._earlier = vars(self._owner).get(_HOOK)
+        vars(self._owner)[_HOOK] = Shadow(self._owner, _HOOK, self._after(self._owner))
 
-    @override
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._enter(trainer, pl_module)
-
-    @override
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._enter(trainer, pl_module)
+    on_validation_start = on_test_start = on_fit_start
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -94,16 +89,6 @@ class StandardUnits(Callback):
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         self._leave()
-
-    def _enter(self, trainer: Trainer, module: LightningModule) -> None:
-        if self._network is not None:  # validation within fit
-            return
-        _check_teachers(trainer)
-        self._network = _only_one(module)
-        self._network.switch(to_standard_units=True)
-        self._owner = _owner(trainer, module)
-        self._earlier = vars(self._owner).get(_HOOK)
-        vars(self._owner)[_HOOK] = Shadow(self._owner, _HOOK, self._after(self._owner))
 
     def _after(self, owner: Any) -> Any:
         original = getattr(owner, _HOOK)

@@ -1,71 +1,34 @@
-"""Shadows of a LightningModule's methods while fit runs.
+"""Shadows of a LightningModule's methods while fit runs: one set for all its callbacks."""
 
-One :class:`ObservedStep` per module serves all callbacks; the last one to leave restores the
-module.
-"""
-
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, nullcontext
 from types import MethodType
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
-from torch.autograd.graph import Node
 
-from lightning_sobolev.plugin import log_keys
+from lightning_sobolev.plugin.matching import StepPart
 from lightning_sobolev.plugin.protect import explained, kept_gathered, sharded_parts
 from lightning_sobolev.plugin.shadow import Passing, Shadow
-from lightning_sobolev.plugin.step_log import log_step
+from lightning_sobolev.plugin.step_log import key, log_step
+
+if TYPE_CHECKING:
+    from lightning_sobolev.plugin.callback import SobolevCallback
 
 _SHADOWED = ("training_step", "manual_backward", "backward")
-
-
-class Part(Protocol):
-    """One callback's part in one training step."""
-
-    @property
-    def captured(self) -> bool:
-        """Whether anything has been observed so far."""
-        ...
-
-    @property
-    def observed(self) -> list[tuple[Tensor, Tensor]]:
-        """(x, y) of the observations that count."""
-        ...
-
-    def watching(self) -> AbstractContextManager[None]:
-        """Surround the user's step."""
-        ...
-
-    def loss(self, batch: Any, value_loss: Tensor) -> Tensor:
-        """Return the weighted sum of the terms beside the given loss; logs each of them."""
-        ...
-
-
-class Matcher(Protocol):
-    """A callback that takes part in training steps."""
-
-    @property
-    def term_keys(self) -> list[str]:
-        """Names under which its terms are logged."""
-        ...
-
-    def begin(self, module: LightningModule, batch: Any) -> Part:
-        """Begin its part in one step."""
-        ...
 
 
 class ObservedStep:
     """Runs the user's step under observation and adds what the callbacks return."""
 
     def __init__(self, module: LightningModule) -> None:
-        self.matchers: list[Matcher] = []
+        self.matchers: list[SobolevCallback] = []
         self._module = module
         self._earlier = {name: vars(module).get(name) for name in _SHADOWED}
         self._step: Callable[..., Any] = self._original("training_step")
-        self._pending: list[Part] = []
+        self._pending: list[StepPart] = []
         self._used: set[int] = set()
         self._totals: list[Tensor] = []
         self._batch: Any = None
@@ -100,7 +63,9 @@ class ObservedStep:
                     stack.enter_context(part.watching())
                 output = self._with_terms(self._step(*args, **kwargs))
                 if self._totals:
-                    self._log_total(self._pending[0].observed[0][0].shape[0])
+                    size = self._pending[0].observed[0][0].shape[0]
+                    total = torch.stack(self._totals).sum()
+                    log_step(self._module, key("train", "total"), total, size)
                 return output
         finally:
             self._pending, self._batch = [], None
@@ -116,10 +81,7 @@ class ObservedStep:
         self._original("manual_backward")(loss, *args, **kwargs)
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        """Leave out the gradient with respect to the observed input: nobody reads it.
-
-        On convolutional students this is 14 to 28 % of a step (measured).
-        """
+        """Leave out the gradient in the observed input: nobody reads it, and it is up to 28 %."""
         leaves, self._leaves = self._leaves, []
         # By name: pytorch_lightning has a LightningModule of its own.
         overridden = type(self._module).backward.__qualname__ != "LightningModule.backward"
@@ -149,16 +111,12 @@ class ObservedStep:
             loss = loss + self._loss_of(part, value_loss)
         return {**output, "loss": loss} if isinstance(output, Mapping) else loss
 
-    def _loss_of(self, part: Part, value_loss: Tensor) -> Tensor:
+    def _loss_of(self, part: StepPart, value_loss: Tensor) -> Tensor:
         self._used.add(id(part))
         value = part.loss(self._batch, value_loss)
         self._totals.append(value.detach())
         self._leaves += [x for x, _ in part.observed if x.is_leaf]
         return value
-
-    def _log_total(self, size: int) -> None:
-        total = torch.stack(self._totals).sum()
-        log_step(self._module, log_keys.total("train"), total, size)
 
     def _find_batch(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if "dataloader_iter" in kwargs or (args and hasattr(args[0], "__next__")):
@@ -172,7 +130,7 @@ class ObservedStep:
         return MethodType(getattr(type(self._module), name), self._module)
 
 
-def install(module: LightningModule, matcher: Matcher) -> None:
+def install(module: LightningModule, matcher: "SobolevCallback") -> None:
     """Let ``matcher`` take part in the module's training steps."""
     held = vars(module).get("_sobolev_step")
     step = held.held if held is not None else None
@@ -189,7 +147,7 @@ def install(module: LightningModule, matcher: Matcher) -> None:
     step.matchers.append(matcher)
 
 
-def uninstall(module: LightningModule, matcher: Matcher) -> None:
+def uninstall(module: LightningModule, matcher: "SobolevCallback") -> None:
     """Take ``matcher`` out; restore the module when it was the last one."""
     held = vars(module).get("_sobolev_step")
     step = held.held if held is not None else None
@@ -200,21 +158,17 @@ def uninstall(module: LightningModule, matcher: Matcher) -> None:
         step.restore()
 
 
-def _nodes(start: Iterable[Node | None]) -> Iterable[Node]:
-    stack = [node for node in start if node is not None]
-    seen = set(stack)
-    while stack:
-        node = stack.pop()
-        yield node
-        for child, _ in node.next_functions:
-            if child is not None and child not in seen:
-                seen.add(child)
-                stack.append(child)
-
-
 def _reaches(loss: Tensor, outputs: list[Tensor]) -> bool:
     wanted = {y.grad_fn for y in outputs if y.grad_fn is not None}
-    return any(node in wanted for node in _nodes([loss.grad_fn]))
+    stack, seen = [loss.grad_fn], {loss.grad_fn}
+    while stack:
+        node = stack.pop()
+        if node in wanted:
+            return True
+        new = {child for child, _ in node.next_functions} - seen if node is not None else set()
+        seen |= new
+        stack += new
+    return False
 
 
 def _leaf_variables(loss: Tensor) -> list[Tensor]:

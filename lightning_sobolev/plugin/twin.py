@@ -3,7 +3,6 @@
 import copy
 import inspect
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ class Silent:
         self.module = copy.deepcopy(module)
         self.module._trainer = trainer
         for name in ("log", "log_dict"):
-            vars(self.module)[name] = _nothing
+            vars(self.module)[name] = lambda *_, **__: None
         self._trainer = trainer
         parameters = inspect.signature(self.module.training_step).parameters
         self._takes_index = "batch_idx" in parameters or len(parameters) > 1
@@ -28,10 +27,7 @@ class Silent:
         """Return the module's own loss on a batch; None where the step skips it."""
         arguments = (batch, batch_idx) if self._takes_index else (batch,)
         plugin = self._trainer.precision_plugin
-        context: AbstractContextManager[Any] = (
-            plugin.train_step_context() if hasattr(plugin, "train_step_context") else nullcontext()
-        )
-        with context:
+        with plugin.train_step_context():
             output = self.module.training_step(*arguments)
         loss = output.get("loss") if isinstance(output, Mapping) else output
         return loss if isinstance(loss, Tensor) else None
@@ -81,10 +77,6 @@ class Twin(Silent):
             torch.nn.utils.clip_grad_value_(parameters, float(most))
         else:
             torch.nn.utils.clip_grad_norm_(parameters, float(most))
-
-
-def _nothing(*args: Any, **kwargs: Any) -> None:
-    del args, kwargs
 
 
 def _only_optimizer(configured: Any) -> Optimizer:

@@ -6,13 +6,7 @@ for another function, whose slope saturates.
 
 from lightning_sobolev.activations import ReCU, ReQU, scale_by_sample
 from lightning_sobolev.recu.approximation import approximate, num_weights
-from lightning_sobolev.recu.exact import (
-    identity,
-    monomial,
-    partition_of_unity,
-    product,
-    square,
-)
+from lightning_sobolev.recu.exact import identity, monomial, partition_of_unity, product, square
 
 __all__ = [
     "ReCU",

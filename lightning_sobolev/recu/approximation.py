@@ -38,7 +38,8 @@ def approximate(fn: BatchFn, box: Box, cells: int, *, degree: int = 1) -> nn.Seq
     """Return a ReCU network that approximates a function of time and one axis of space.
 
     The note above has its rate. Weights: about ``(cells + 3)^2 (88 + 32 (degree + 1)(degree + 2))``
-    that are not zero; they are stored with the zeros, ``(cells + 3)^3`` numbers and more.
+    that are not zero; they are stored with the zeros, ``(cells + 3)^3`` numbers and more. In
+    float64, ``[batch, 2] -> [batch, 1]``, for points of the box.
 
     Args:
         fn: Maps ``[batch, 2]`` to ``[batch]``, in torch operations; it is differentiated ``degree``
@@ -46,9 +47,6 @@ def approximate(fn: BatchFn, box: Box, cells: int, *, degree: int = 1) -> nn.Seq
         box: ``(low, high)`` of time and of space.
         cells: Equal parts of each axis.
         degree: Of the local Taylor polynomials, 0 to 3.
-
-    Returns:
-        A float64 network ``[batch, 2] -> [batch, 1]``, for points of the box.
 
     Raises:
         ValueError: If the box has other than two axes, or a number is out of its range.

@@ -115,13 +115,6 @@ def monomial(exponents: Sequence[int], scale: float = 1.0) -> nn.Sequential:
     A balanced tree of products: :math:`\lceil \log_2 n \rceil` hidden layers and O(n) weights that
     are not zero, for total degree n.
 
-    Args:
-        exponents: n_i; their sum is at least 1.
-        scale: About the largest input, note [rounding].
-
-    Returns:
-        The network.
-
     Raises:
         ValueError: If an exponent is negative, or all are zero.
     """
@@ -142,11 +135,7 @@ def monomial(exponents: Sequence[int], scale: float = 1.0) -> nn.Sequential:
 
 
 def splines(low: float, high: float, cells: int) -> Block:
-    """Return the ``cells + 3`` splines that do not vanish on an interval, as one hidden layer.
-
-    Raises:
-        ValueError: If the interval has no length or there is no cell.
-    """
+    """Return the ``cells + 3`` splines that do not vanish on an interval, as one hidden layer."""
     if not low < high:
         raise ValueError(f"high must be above low, got {high} and {low}")
     if cells < 1:
@@ -166,14 +155,6 @@ def partition_of_unity(low: float, high: float, cells: int) -> nn.Sequential:
     Output i is a cubic B-spline around ``low + (i - 1) * width``, zero two widths away from there.
     That zero is a sum of cubes that cancel: within the interval it is off by about
     :math:`\epsilon\,\text{cells}^3`.
-
-    Args:
-        low: Beginning of the interval on which the sum is one.
-        high: Its end.
-        cells: Equal parts of the interval.
-
-    Returns:
-        The network, in float64.
 
     Example:
         >>> net = partition_of_unity(0.0, 1.0, 4)

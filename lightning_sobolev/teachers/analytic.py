@@ -4,10 +4,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
-from lightning_sobolev._types import BatchFn, Jet
+from lightning_sobolev._types import BatchFn, Jet, Points
 from lightning_sobolev.functional.derivatives import tape_jet
 from lightning_sobolev.spec import OUTPUT_MAPS
 from lightning_sobolev.teachers.tabulated import TabulatedJet
@@ -43,7 +42,7 @@ class AnalyticTeacher:
         self._gradient = gradient
         self._hessian = hessian
 
-    def at(self, x: Float[Tensor, "batch *in"], on: BatchFn, batch: Any = None) -> Jet:
+    def at(self, x: Points, on: BatchFn, batch: Any = None) -> Jet:
         """Return the closed form's jet at ``x``."""
         del batch
         if self._gradient is None:

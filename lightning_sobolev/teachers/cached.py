@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lightning_sobolev import _paths
-from lightning_sobolev._types import BatchFn
+from lightning_sobolev._types import BatchFn, InRows, OutRows, Points, Values
 from lightning_sobolev.functional._hashing import hash_words
 from lightning_sobolev.spec import OUTPUT_MAPS, SobolevTerm
 from lightning_sobolev.teachers.caching import marks, stored_direction
@@ -31,7 +31,7 @@ class CachedJet:
         self._draws: list[int] = []
 
     @property
-    def value(self) -> Float[Tensor, "batch *out"]:
+    def value(self) -> Values:
         """The stored value."""
         return self._tensor(self._records["value"])
 
@@ -49,19 +49,15 @@ class CachedJet:
             self._given, self._counter = torch.stack(directions).to(self._x), counter
         return self._given
 
-    def vjp(self, cotangents: Float[Tensor, "proj batch *out"]) -> Float[Tensor, "proj batch *in"]:
+    def vjp(self, cotangents: OutRows) -> InRows:
         """Return the stored rows of cotangents that :meth:`drawn` gave."""
         return self._answer("cotangent", cotangents)
 
-    def jvp(self, tangents: Float[Tensor, "proj batch *in"]) -> Float[Tensor, "proj batch *out"]:
+    def jvp(self, tangents: InRows) -> OutRows:
         """Return the stored columns of tangents that :meth:`drawn` gave."""
         return self._answer("tangent", tangents)
 
-    def hvp(
-        self,
-        cotangents: Float[Tensor, "proj batch *out"],
-        tangents: Float[Tensor, "proj batch *in"],
-    ) -> Float[Tensor, "proj batch *in"]:
+    def hvp(self, cotangents: OutRows, tangents: InRows) -> InRows:
         """Refuse: second derivatives are not stored."""
         del cotangents, tangents
         raise ValueError("a cached teacher has first derivatives only, got a term of order 2")
@@ -84,7 +80,9 @@ class CachedJet:
         return count
 
     def _answer(self, side: str, directions: Tensor) -> Tensor:
-        if side != self._settings.side or directions.data_ptr() != self._at():
+        # Whoever asks may have given the directions another shape, but not other numbers.
+        known = -1 if self._given is None else self._given.data_ptr()
+        if side != self._settings.side or directions.data_ptr() != known:
             raise ValueError(
                 f"a cached teacher knows its own {self._settings.side}s alone, got other directions"
             )
@@ -94,10 +92,6 @@ class CachedJet:
             for draw in self._draws
         ]
         return self._tensor(np.stack(found))
-
-    def _at(self) -> int:
-        # Whoever asks may have given the directions another shape, but not other numbers.
-        return -1 if self._given is None else self._given.data_ptr()
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self._x)
@@ -153,7 +147,7 @@ class CachedTeacher:
         count = -(-self.num_samples // self.settings.shard_size)
         self._shards = [open_shard(self.folder, n, verify=False) for n in range(count)]
 
-    def at(self, x: Float[Tensor, "batch *in"], on: BatchFn, batch: Any = None) -> CachedJet:
+    def at(self, x: Points, on: BatchFn, batch: Any = None) -> CachedJet:
         """Return what was stored of the samples in ``batch``."""
         if on is not OUTPUT_MAPS[self.settings.on]:
             raise ValueError(f"on must be {self.settings.on!r}, as in the cache, got another map")

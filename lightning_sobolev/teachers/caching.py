@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -10,19 +11,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lightning_sobolev._types import Teacher
+from lightning_sobolev._types import Points, Teacher
 from lightning_sobolev.functional.projections import counter_draw
 from lightning_sobolev.spec import OUTPUT_MAPS
 from lightning_sobolev.teachers.network import NetworkTeacher
-from lightning_sobolev.teachers.stored import (
-    CacheSettings,
-    claim,
-    header,
-    is_written,
-    write_shard,
-)
+from lightning_sobolev.teachers.stored import CacheSettings, claim, is_written, write_shard
 
-Inputs = Callable[[Int[Tensor, " batch"]], Float[Tensor, "batch *in"]]
+Inputs = Callable[[Int[Tensor, " batch"]], Points]
 """From numbers of samples to the inputs that the student's observed module gets for them."""
 
 
@@ -69,14 +64,9 @@ def cache_answers(
     settings, folder = settings or CacheSettings(), Path(folder)
     x = inputs(torch.arange(min(2, num_samples)))
     out_shape = tuple(teacher.at(x, OUTPUT_MAPS[settings.on]).value.shape[1:])
-    content = header(
-        settings,
-        teacher=label or _identity(teacher),
-        num_samples=num_samples,
-        in_shape=tuple(x.shape[1:]),
-        out_shape=out_shape,
-    )
-    claim(folder, content)
+    content = {"teacher": label or _identity(teacher), "num_samples": num_samples}
+    shapes = {"in_shape": list(x.shape[1:]), "out_shape": list(out_shape)}
+    claim(folder, content | shapes | asdict(settings))  # all that decides a byte
     record = settings.record(tuple(x.shape[1:]), out_shape)
     shards = range(-(-num_samples // settings.shard_size))
     for number in shards[rank::world_size]:
@@ -93,7 +83,7 @@ def cache_answers(
     return folder
 
 
-def marks(x: Float[Tensor, "batch *in"], seed: int) -> Float[Tensor, " batch"]:
+def marks(x: Points, seed: int) -> Float[Tensor, " batch"]:
     """Return the rows' scalar product with fixed signs: it tells inputs apart on any device."""
     size = x[0].numel()
     signs = counter_draw(

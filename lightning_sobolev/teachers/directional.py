@@ -3,39 +3,27 @@
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from lightning_sobolev import _paths
-from lightning_sobolev._types import BatchFn, Jet
+from lightning_sobolev._types import BatchFn, InRows, Jet, OutRows, Points, Values
 from lightning_sobolev.teachers.tabulated import lookup
 
 
 class PushedJet:
-    """A jet that is known along its own tangents; they take the place of drawn ones.
+    """A jet known along its own tangents (NaN: not even there), in the place of drawn ones."""
 
-    Args:
-        tangents: Directions.
-        pushed: Derivatives along them; NaN where they are not known.
-        value: The value, for order-0 terms.
-    """
-
-    def __init__(
-        self,
-        tangents: Float[Tensor, "proj batch *in"],
-        pushed: Float[Tensor, "proj batch *out"],
-        value: Tensor | None = None,
-    ) -> None:
+    def __init__(self, tangents: InRows, pushed: OutRows, value: Tensor | None = None) -> None:
         self._tangents, self._pushed, self._value = tangents, pushed, value
 
     @property
-    def value(self) -> Float[Tensor, "batch *out"]:
+    def value(self) -> Values:
         """The tabulated value."""
         if self._value is None:
             raise ValueError("an order-0 term needs value=..., but the batch gives none")
         return self._value
 
-    def drawn(self, term: Any, counter: int) -> Float[Tensor, "proj batch *in"]:
+    def drawn(self, term: Any, counter: int) -> InRows:
         """Return the tangents, for every step the same."""
         del counter
         if term.order != 1 or term.side != "tangent":
@@ -45,7 +33,7 @@ class PushedJet:
             )
         return self._tangents
 
-    def jvp(self, tangents: Float[Tensor, "proj batch *in"]) -> Float[Tensor, "proj batch *out"]:
+    def jvp(self, tangents: InRows) -> OutRows:
         """Return the stored derivatives; the tangents are those of :meth:`drawn`."""
         del tangents
         return self._pushed
@@ -84,7 +72,7 @@ class DirectionalTeacher:
         paths = {"tangents": tangents, "pushed": pushed, "value": value}
         self._paths = {k: None if p is None else _paths.parse(p) for k, p in paths.items()}
 
-    def at(self, x: Float[Tensor, "batch *in"], on: BatchFn, batch: Any = None) -> Jet:
+    def at(self, x: Points, on: BatchFn, batch: Any = None) -> Jet:
         """Return the jet stored in ``batch``."""
         del on
         if batch is None:

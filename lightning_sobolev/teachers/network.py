@@ -4,11 +4,10 @@ from collections.abc import Callable
 from typing import Any, Literal, Self
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from lightning_sobolev import _paths
-from lightning_sobolev._types import BatchFn, Jet
+from lightning_sobolev._types import BatchFn, Jet, Points
 from lightning_sobolev.functional.derivatives import tape_jet
 
 
@@ -59,7 +58,7 @@ class NetworkTeacher:
 
     def at(
         self,
-        x: Float[Tensor, "batch *in"],
+        x: Points,
         on: BatchFn,
         batch: Any = None,
         call: Callable[[nn.Module, Tensor], Any] | None = None,
@@ -93,14 +92,9 @@ class NetworkTeacher:
 
     def _select(self, output: Any) -> Tensor:
         path = self._output if self._output is not None else _paths.first_float(output)
-        if path is None:
-            raise ValueError(
-                "the teacher's output must hold a floating-point tensor, got "
-                f"{_paths.describe(output)}"
-            )
-        selected = _paths.get(output, path, "the teacher's output")
-        if not isinstance(selected, Tensor):
-            raise ValueError(
-                f"the teacher's output must be a tensor, got {_paths.describe(selected)}"
-            )
+        name = "the teacher's output"
+        selected = output if path is None else _paths.get(output, path, name)
+        if path is None or not isinstance(selected, Tensor):
+            expected = "hold a floating-point tensor" if path is None else "be a tensor"
+            raise ValueError(f"{name} must {expected}, got {_paths.describe(selected)}")
         return selected

@@ -8,12 +8,13 @@ A cache is a folder of
 """
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from lightning_sobolev._checks import require
 from lightning_sobolev._files import sha256_of, whole, write_json
 from lightning_sobolev.functional.projections import PROJECTIONS
 
@@ -51,27 +52,17 @@ class CacheSettings:
         choices = {"side": ("cotangent", "tangent"), "projection": PROJECTIONS}
         choices |= {"on": ("identity", "log_softmax", "softmax"), "dtype": ("float32", "float16")}
         for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
+            require(getattr(self, name) in allowed, name, f"one of {allowed}", getattr(self, name))
         for name in ("num_draws", "shard_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+            require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
 
     def record(self, in_shape: tuple[int, ...], out_shape: tuple[int, ...]) -> np.dtype:
         """Return the type of one sample's record."""
         projected = in_shape if self.side == "cotangent" else out_shape
-        return np.dtype(
-            [
-                ("value", "<f4", out_shape),
-                (
-                    "derivative",
-                    "<f2" if self.dtype == "float16" else "<f4",
-                    (self.num_draws, *projected),
-                ),
-                ("scale", "<f4", (self.num_draws,)),
-                ("mark", "<f8"),
-            ]
-        )
+        kind = "<f2" if self.dtype == "float16" else "<f4"
+        derivative = ("derivative", kind, (self.num_draws, *projected))
+        scale = ("scale", "<f4", (self.num_draws,))
+        return np.dtype([("value", "<f4", out_shape), derivative, scale, ("mark", "<f8")])
 
 
 def shard_name(number: int) -> str:
@@ -114,7 +105,7 @@ def claim(folder: Path, content: dict[str, Any]) -> None:
                 f"{', '.join(differing)}: choose another folder or delete this one"
             )
         return
-    write_json(folder / CACHE_FILE, content)
+    write_json(folder / CACHE_FILE, {"format": FORMAT_VERSION, **content})
 
 
 def read_header(folder: Path) -> dict[str, Any]:
@@ -126,17 +117,3 @@ def read_header(folder: Path) -> dict[str, Any]:
     if content.get("format") != FORMAT_VERSION:
         raise ValueError(f"{path} must have format {FORMAT_VERSION}, got {content.get('format')}")
     return content
-
-
-def header(
-    settings: CacheSettings,
-    *,
-    teacher: str,
-    num_samples: int,
-    in_shape: tuple[int, ...],
-    out_shape: tuple[int, ...],
-) -> dict[str, Any]:
-    """Gather what decides every byte of a cache."""
-    shapes = {"in_shape": list(in_shape), "out_shape": list(out_shape)}
-    common = {"format": FORMAT_VERSION, "teacher": teacher, "num_samples": num_samples}
-    return {**common, **shapes, **asdict(settings)}

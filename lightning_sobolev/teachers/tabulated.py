@@ -8,11 +8,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lightning_sobolev import _paths
-from lightning_sobolev._types import BatchFn, Jet
+from lightning_sobolev._types import BatchFn, InRows, Jet, OutRows, Points, Values
 
 
 class TabulatedJet:
-    r"""A jet whose value, Jacobian and Hessian are given as arrays.
+    """A jet whose value, Jacobian and Hessian are given as arrays, or None.
 
     Projections are contractions: no network is evaluated. An entry that is NaN makes every
     projection it enters with a factor other than zero NaN, so a target with unknown entries keeps
@@ -20,9 +20,9 @@ class TabulatedJet:
 
     Args:
         in_shape: Shape of one input point, ``*in``.
-        value: ``[batch, *out]`` or None.
-        jacobian: ``[batch, *out, *in]`` (``*out`` may be missing for a scalar output) or None.
-        hessian: ``[batch, *out, *in, *in]`` or None.
+        value: ``[batch, *out]``.
+        jacobian: ``[batch, *out, *in]`` (``*out`` may be missing for a scalar output).
+        hessian: ``[batch, *out, *in, *in]``.
         source: What to call the arrays in error messages.
     """
 
@@ -42,18 +42,18 @@ class TabulatedJet:
         self._source = source
 
     @property
-    def value(self) -> Float[Tensor, "batch *out"]:
+    def value(self) -> Values:
         """The tabulated value."""
         return self._require(self._value, "value", "an order-0 term")
 
-    def vjp(self, cotangents: Float[Tensor, "proj batch *out"]) -> Float[Tensor, "proj batch *in"]:
+    def vjp(self, cotangents: OutRows) -> InRows:
         """Contract the cotangents with the Jacobian's output axes."""
         jacobian = self._require(self._jacobian, "jacobian", "an order-1 term")
         flat = self._flat(jacobian, "jacobian", cotangents.shape[2:].numel(), 1)
         rows = _contract("bcd,pbc->pbd", flat, _flat_rows(cotangents))
         return rows.reshape(*rows.shape[:2], *self._in_shape)
 
-    def jvp(self, tangents: Float[Tensor, "proj batch *in"]) -> Float[Tensor, "proj batch *out"]:
+    def jvp(self, tangents: InRows) -> OutRows:
         """Contract the tangents with the Jacobian's input axes."""
         jacobian = self._require(self._jacobian, "jacobian", "an order-1 term")
         out_shape = jacobian.shape[1 : jacobian.ndim - len(self._in_shape)]
@@ -61,11 +61,7 @@ class TabulatedJet:
         columns = _contract("bcd,pbd->pbc", flat, _flat_rows(tangents))
         return columns.reshape(*columns.shape[:2], *out_shape)
 
-    def hvp(
-        self,
-        cotangents: Float[Tensor, "proj batch *out"],
-        tangents: Float[Tensor, "proj batch *in"],
-    ) -> Float[Tensor, "proj batch *in"]:
+    def hvp(self, cotangents: OutRows, tangents: InRows) -> InRows:
         """Contract the Hessian with a cotangent and a tangent."""
         hessian = self._require(self._hessian, "hessian", "an order-2 term")
         flat = self._flat(hessian, "hessian", cotangents.shape[2:].numel(), 2)
@@ -145,7 +141,7 @@ class BatchTeacher:
             )
         self._paths = {k: None if p is None else _paths.parse(p) for k, p in paths.items()}
 
-    def at(self, x: Float[Tensor, "batch *in"], on: BatchFn, batch: Any = None) -> Jet:
+    def at(self, x: Points, on: BatchFn, batch: Any = None) -> Jet:
         """Return the jet stored in ``batch``."""
         del on
         if batch is None:
