@@ -47,7 +47,7 @@ def test_finance_weighs_every_derivative_like_the_value(composed):
 def test_price_errors_need_a_basket(composed):
     prices = "+callbacks.prices={_target_:lightning_sobolev.experiments.finance.prices.PriceErrors}"
     cfg = composed("+experiment=regression", "scale=smoke", "steps=2", prices)
-    with pytest.raises(ValueError, match="on a BasketDataModule, got RegressionModule on"):
+    with pytest.raises(ValueError, match="must be a BasketDataModule, got 'LandscapeDataModule'"):
         run(cfg)
 
 

@@ -44,16 +44,14 @@ class BandProfile(pl.Callback):
         self.rows, self.figure = rows, figure
         self._batches: list[tuple[Tensor, Tensor]] = []
 
-    def on_test_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_test_epoch_start(self, *_: Any) -> None:
         """Forget an earlier test."""
-        del trainer, pl_module
         self._batches = []
 
     def on_test_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, *_: Any
+        self, _trainer: pl.Trainer, _module: pl.LightningModule, _outputs: Any, batch: Any, *_: Any
     ) -> None:
         """Keep the first batches."""
-        del trainer, pl_module, outputs
         if sum(len(y) for _, y in self._batches) < self.rows:
             self._batches.append((batch["x"], batch["y"]))
 

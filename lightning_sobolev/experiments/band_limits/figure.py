@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_sobolev._files import whole
+from lightning_sobolev.experiments.common import figures
 from lightning_sobolev.functional.band_limits import low_pass
 
 
@@ -18,9 +18,7 @@ def save_profile(
     title: str,
 ) -> None:
     """Draw an input at every rate, above the accuracies over rate and noise."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(1.6 * len(by_rate), 5.2), layout="constrained")
+    figure = figures.blank(1.6 * len(by_rate), 5.2)
     parts: Any = figure.subfigures(2, 1, height_ratios=[1, 1.6])
     above, below = parts
     above.suptitle(f"{title}; one input as a test at each rate shows it")
@@ -39,5 +37,4 @@ def save_profile(
     right.set(xlabel="noise (standard deviations of the data)")
     for axes in (left, right):
         axes.grid(alpha=0.3)
-    with whole(path) as writing:
-        figure.savefig(writing, dpi=120, format="png")
+    figures.save(figure, path)

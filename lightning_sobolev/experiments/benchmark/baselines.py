@@ -7,8 +7,8 @@ import resource
 import signal
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from importlib import import_module
 from itertools import product
@@ -35,16 +35,13 @@ from lightning_sobolev.loading import ResumableLoader, ShuffledBatches, Table
 log = logging.getLogger(__name__)
 
 Columns = dict[str, Tensor]
-Record = dict[Any, Any]
 Predict = Callable[[Tensor], Tensor]
 """Maps ``[points, dim]`` to ``[points]``."""
 Fit = Callable[[Columns, int, float], Predict]
 """From points, a seed, and processor seconds of a training that has no end of its own."""
 
-NUM_TEST_POINTS = 2000
 ADAM_STEPS = 3000
 _MANY = 1000  # from here on one seed is enough
-_GIB = 2**30
 
 
 @dataclass(frozen=True)
@@ -65,40 +62,35 @@ class Cell:
         """
         data = LandscapeDataModule(
             self.function, self.points, dim=self.dim, seed=self.seed,
-            num_test_points=NUM_TEST_POINTS, dtype=torch.float64,
+            num_test_points=2000, dtype=torch.float64,
         )  # fmt: skip
         return data.train_points.columns, data.test_points().columns
 
 
-def _jenn(table: Columns, seed: int, budget: float) -> Predict:
+Cells = dict[Cell, Mapping[Any, Any]]
+OUTCOME = ("limit_seconds", "outcome", "rmse", "fit_seconds", "predict_seconds")
+COLUMNS = [*(field.name for field in fields(Cell)), *OUTCOME]
+
+
+def _jenn(table: Columns, seed: int, _budget: float) -> Predict:
     """Fit JENN's network of 12 x 12 tanh units, with its own settings; SMT's GENN is the same."""
-    del budget
     x, y, dydx = (table[name].numpy() for name in ("x", "y", "dydx"))
     network = _package("jenn").NeuralNet([x.shape[1], 12, 12, 1])
     network.fit(x.T, y[None], dydx.T[None], random_state=seed)
     return lambda at: torch.from_numpy(np.asarray(network.predict(at.numpy().T))[0])
 
 
-def _kriging(table: Columns, seed: int, budget: float) -> Predict:
-    """Fit ordinary kriging, with its own settings, to the values."""
-    del budget
-    return _trained(_package("smt.surrogate_models").KRG(print_global=False, seed=seed), table)
-
-
-def _gradient_kriging(table: Columns, seed: int, budget: float) -> Predict:
-    """Fit gradient-enhanced kriging with partial least squares: two components, one extra point."""
-    del budget
-    x = table["x"].numpy()
-    settings = {"xlimits": np.stack([x.min(0), x.max(0)], 1), "n_comp": min(2, x.shape[1])}
-    gekpls = _package("smt.surrogate_models").GEKPLS
-    model = gekpls(print_global=False, seed=seed, extra_points=1, **settings)
-    for index in range(x.shape[1]):
-        model.set_training_derivatives(x, table["dydx"][:, index].numpy()[:, None], index)
-    return _trained(model, table)
-
-
-def _trained(model: Any, table: Columns) -> Predict:
-    model.set_training_values(table["x"].numpy(), table["y"].numpy()[:, None])
+def _kriging(table: Columns, seed: int, _budget: float, *, gradients: bool = False) -> Predict:
+    """Fit kriging; with gradients by partial least squares: two components, one extra point."""
+    x, y, dydx = (table[name].numpy() for name in ("x", "y", "dydx"))
+    smt = _package("smt.surrogate_models")
+    settings: dict[str, Any] = {"print_global": False, "seed": seed}
+    if gradients:
+        settings |= {"xlimits": np.stack([x.min(0), x.max(0)], 1), "n_comp": min(2, x.shape[1])}
+    model = smt.GEKPLS(extra_points=1, **settings) if gradients else smt.KRG(**settings)
+    for index in range(x.shape[1] if gradients else 0):
+        model.set_training_derivatives(x, dydx[:, index][:, None], index)
+    model.set_training_values(x, y[:, None])
     model.train()
     return lambda at: torch.from_numpy(model.predict_values(at.numpy())[:, 0])
 
@@ -108,16 +100,6 @@ def _package(module: str) -> Any:
         return import_module(module)
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(f"{error}: install the extra 'bench'") from error
-
-
-class _StopAfter(pl.Callback):
-    """Stops at a step's end; Lightning's Timer goes by the wall clock, which others move."""
-
-    def __init__(self, seconds: float) -> None:
-        self._end = time.thread_time() + seconds
-
-    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        trainer.should_stop = time.thread_time() >= self._end
 
 
 def _network(
@@ -130,15 +112,25 @@ def _network(
     rows = Table({name: table[name].to(dtype) for name in names})
     steps, batch = (ADAM_STEPS, 128) if adam else (10**6, len(rows))
     net = mlp(rows.columns["x"].shape[1], width=64, activation="sine" if sine else "tanh").to(dtype)
+    callbacks: list[pl.Callback] = []
+    # A line search needs the same function at every evaluation: every direction, none drawn.
+    projection: dict[str, Any] = {} if adam else {"projection": "basis", "num_projections": None}
     if adam:
         schedule = partial(CosineAnnealingLR, T_max=steps)
         module = RegressionModule(net, partial(torch.optim.Adam, lr=3e-3, fused=True), schedule)
     else:
         module = RegressionModule(net, line_search)
-    callbacks: list[pl.Callback] = [] if adam else [_StopAfter(budget)]
+        end = time.thread_time() + budget  # Lightning's Timer goes by the clock on the wall
+
+        def stop(trainer: pl.Trainer, *_: Any) -> None:
+            trainer.should_stop = time.thread_time() >= end
+
+        callbacks = [pl.callbacks.LambdaCallback(on_train_batch_end=stop)]
     if order > 0:
+        weighed = zip(range(1, order + 1), (1.0, 0.1), strict=False)
+        terms = [SobolevTerm(order=n, weight=weight, **projection) for n, weight in weighed]
         teacher = BatchTeacher(jacobian="dydx", hessian="hessian" if order == 2 else None)
-        callbacks += [SobolevCallback(teacher, _spec(order, exact=not adam), module="net")]
+        callbacks += [SobolevCallback(teacher, SobolevSpec(terms=terms), module="net")]
     trainer = pl.Trainer(
         accelerator="cpu", max_steps=steps, callbacks=callbacks, logger=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
@@ -147,19 +139,10 @@ def _network(
     return torch.no_grad()(lambda x: module.eval().net(x.to(dtype)).double())
 
 
-def _spec(order: int, *, exact: bool) -> SobolevSpec:
-    # A line search needs the same function at every evaluation: every direction, none drawn.
-    projection: dict[str, Any] = {"projection": "basis", "num_projections": None} if exact else {}
-    weights = {1: 1.0, 2: 0.1}
-    return SobolevSpec(
-        terms=[SobolevTerm(order=n, weight=weights[n], **projection) for n in range(1, order + 1)]
-    )
-
-
 METHODS: dict[str, Fit] = {
     "jenn": _jenn,
     "krg": _kriging,
-    "gekpls": _gradient_kriging,
+    "gekpls": partial(_kriging, gradients=True),
     "values": partial(_network, order=0),
     "order1": partial(_network, order=1),
     "order1_sine": partial(_network, order=1, sine=True),
@@ -211,54 +194,37 @@ def _child(sender: Connection, cell: Cell, budget: float, seconds: float, gib: f
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    resource.setrlimit(resource.RLIMIT_AS, (int(gib * _GIB),) * 2)
+    resource.setrlimit(resource.RLIMIT_AS, (int(gib * 2**30),) * 2)
     # The soft limit ends the process by a signal that the parent can tell from others.
     end = int(time.process_time() + seconds) + 1
     resource.setrlimit(resource.RLIMIT_CPU, (end, end + 5))
     try:
         sender.send({"outcome": "fitted", **measure(cell, budget)})
-    except (MemoryError, RuntimeError) as error:
-        short = isinstance(error, MemoryError) or "memory" in str(error)
-        sender.send({"outcome": "memory" if short else "failed", "error": str(error)})
     except Exception as error:
-        sender.send({"outcome": "failed", "error": f"{type(error).__name__}: {error}"})
-
-
-COLUMNS = (
-    "function", "dim", "points", "method", "seed", "limit_seconds", "outcome", "rmse",
-    "fit_seconds", "predict_seconds",
-)  # fmt: skip
+        full = isinstance(error, RuntimeError) and "memory" in str(error)
+        outcome = "memory" if full or isinstance(error, MemoryError) else "failed"
+        sender.send({"outcome": outcome, "error": f"{type(error).__name__}: {error}"})
 
 
 def run_baselines(cfg: DictConfig) -> Path:
-    """Measure every cell of the configuration; write ``peers.csv`` after each, then ``peers.md``.
-
-    Args:
-        cfg: See ``conf/study/baselines.yaml``.
-
-    Returns:
-        The table.
-
-    Raises:
-        ValueError: If a method has no such name.
-    """
+    """Measure every cell of the configuration; write ``peers.csv`` after each, and ``peers.md``."""
     if unknown := set(cfg.methods) - set(METHODS):
         raise ValueError(f"methods must be among {list(METHODS)}, got {sorted(unknown)}")
     path = Path(cfg.out) / "peers.csv"
-    records: list[Record] = []
+    done: Cells = {}
     if path.is_file() and not cfg.fresh:
-        records = pd.read_csv(path).to_dict("records")
+        for record in pd.read_csv(path).to_dict("records"):
+            done[Cell(**{field.name: record[field.name] for field in fields(Cell)})] = record
     for cell in _cells(cfg):
-        known = asdict(cell)
-        if _matching(records, **known):
+        if cell in done:
             continue
-        budget, found = _budget(records, cell, cfg.budget_seconds), {"outcome": "not tried"}
-        if budget is not None and not _failed_before(records, cell):
+        budget, found = _budget(done, cell, cfg.budget_seconds), {"outcome": "not tried"}
+        if budget is not None and not _failed_before(done, cell):
             found = measure_apart(cell, budget, seconds=cfg.limit_seconds, gib=cfg.limit_gib)
         log.info("%s: %s", cell, found)
-        records.append({**known, "limit_seconds": cfg.limit_seconds, **found})
+        done[cell] = {**asdict(cell), "limit_seconds": cfg.limit_seconds, **found}
         with whole(path) as writing:
-            frame = pd.DataFrame(records, columns=COLUMNS)
+            frame = pd.DataFrame(list(done.values()), columns=COLUMNS)
             frame.to_csv(writing, index=False, float_format="%.6g")
     return write_table(path.with_suffix(".md"), pd.read_csv(path), cfg)
 
@@ -271,48 +237,48 @@ def _cells(cfg: DictConfig) -> Iterator[Cell]:
             yield Cell(function, dim, points, method, seed)
 
 
-def _matching(records: list[Record], **wanted: Any) -> list[Record]:
-    return [r for r in records if all(r[key] == value for key, value in wanted.items())]
-
-
-def _budget(records: list[Record], cell: Cell, seconds: float) -> float | None:
+def _budget(done: Cells, cell: Cell, seconds: float) -> float | None:
     """Return the processor time of a training; None where it shall be JENN's, who has none."""
     if not cell.method.endswith("_jenn_time"):
         return seconds
-    for record in _matching(records, **{**asdict(cell), "method": "jenn", "outcome": "fitted"}):
-        return float(record["fit_seconds"])
-    return None
+    jenn = done.get(replace(cell, method="jenn"), {"outcome": "not tried"})
+    return float(jenn["fit_seconds"]) if jenn["outcome"] == "fitted" else None
 
 
-def _failed_before(records: list[Record], cell: Cell) -> bool:
-    same = _matching(records, function=cell.function, dim=cell.dim, method=cell.method)
-    return any(r["points"] < cell.points and r["outcome"] != "fitted" for r in same)
+def _failed_before(done: Cells, cell: Cell) -> bool:
+    def same(other: Cell) -> bool:
+        return replace(other, points=cell.points, seed=cell.seed) == cell
+
+    failed = (other for other, record in done.items() if record["outcome"] != "fitted")
+    return any(other.points < cell.points and same(other) for other in failed)
+
+
+_INTRO = """# peers
+
+Test RMSE in standard deviations of the function over the test points (1: their mean), mean ± \
+standard error over seeds, and in brackets processor seconds of the fit on one core; made by \
+`scripts/benchmark.py study=baselines`. Limits: {0.limit_seconds:g} s and {0.limit_gib:g} GiB a \
+fit. L-BFGS ends after {0.budget_seconds:g} s; `order1_jenn_time` after JENN's own time. Not \
+tried: the method, or JENN for its time, did not finish with as many points or fewer; empty: not \
+measured.
+"""
+_PREDICTING = """## Predicting 2,000 points
+
+Processor milliseconds, mean over functions, numbers of inputs and seeds.
+"""
 
 
 def write_table(path: Path, frame: pd.DataFrame, cfg: Any) -> Path:
     """Write one table a function: the error and, in brackets, the seconds of the fit."""
     methods = list(frame["method"].unique())
-    parts = [
-        "# peers",
-        "Test RMSE in standard deviations of the function over the test points (1: their mean), "
-        "mean ± standard error over seeds, and in brackets processor seconds of the fit on one "
-        "core; made by `scripts/benchmark.py study=baselines`. "
-        f"Limits: {cfg.limit_seconds:g} s and {cfg.limit_gib:g} GiB a fit. "
-        f"L-BFGS ends after {cfg.budget_seconds:g} s; `order1_jenn_time` after JENN's own time. "
-        "Not tried: the method, or JENN for its time, did not finish with as many points or fewer; "
-        "empty: not measured.",
-    ]
+    parts = [_INTRO.format(cfg)]
     for function, own in frame.groupby("function", sort=False):
-        shown = own.groupby(["dim", "points", "method"])[list(COLUMNS)].apply(_shown)
+        shown = own.groupby(["dim", "points", "method"])[list(OUTCOME)].apply(_shown)
         shown = shown.unstack(fill_value="").reindex(columns=methods)
-        parts += [f"## {function}", _markdown(shown)]
+        parts += [f"## {function}\n", _markdown(shown)]
     predictions = frame.groupby(["method", "points"])["predict_seconds"].mean().unstack()
-    parts += [
-        f"## Predicting {NUM_TEST_POINTS:,} points",
-        "Processor milliseconds, mean over functions, numbers of inputs and seeds.",
-        _markdown(predictions.loc[methods].mul(1000).map("{:.3g}".format).replace("nan", "")),
-    ]
-    write_text(path, "\n\n".join(parts) + "\n")
+    shown = predictions.loc[methods].mul(1000).map("{:.3g}".format).replace("nan", "")
+    write_text(path, "\n".join([*parts, _PREDICTING, _markdown(shown)]))
     return path
 
 
@@ -328,5 +294,4 @@ def _shown(cell: pd.DataFrame) -> str:
 
 
 def _markdown(frame: pd.DataFrame) -> str:
-    text: str = frame.reset_index().to_markdown(index=False, disable_numparse=True)
-    return text
+    return str(frame.reset_index().to_markdown(index=False, disable_numparse=True)) + "\n"

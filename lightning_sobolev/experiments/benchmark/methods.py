@@ -22,7 +22,7 @@ from lightning_sobolev.teachers import CachedTeacher, CacheSettings, NetworkTeac
 
 Net = Callable[[Tensor], Tensor]
 Batch = dict[str, Tensor]
-Step = Callable[[Net, Net, Batch, Tensor | None], Tensor]
+Step = Callable[[Net, Net, Batch, Tensor], Tensor]
 """From student, teacher (output maps applied), batch and drawn directions to the loss."""
 
 
@@ -32,11 +32,7 @@ class _Student(pl.LightningModule):
     def __init__(self, workload: Workload) -> None:
         super().__init__()
         self.net, teacher = workload.networks()
-        self._teacher = [teacher]  # in a list, so that it is no submodule
-
-    @property
-    def teacher(self) -> nn.Module:
-        return self._teacher[0]
+        self.teachers = [teacher]  # in a list, so that it is no submodule
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         del batch_idx
@@ -51,27 +47,25 @@ class _ByHand(_Student):
     """Takes a step written by hand; compiled, all of it but the backward pass is one function."""
 
     def __init__(
-        self,
-        workload: Workload,
-        step: Step,
-        *,
-        directed: bool = True,
-        only_parameters: bool = False,
-        compiled: bool = False,
+        self, workload: Workload, step: Step, *, only_parameters: bool, compiled: bool
     ) -> None:
         super().__init__(workload)
-        self._directed, self._only_parameters = directed, only_parameters
-        net, teacher, on = self.net, self.teacher, OUTPUT_MAPS[workload.on]
+        self._directed, self._only_parameters = step in _DIRECTED, only_parameters
+        net, teacher, on = self.net, self.teachers[0], OUTPUT_MAPS[workload.on]
 
-        def whole(batch: Batch, u: Tensor | None) -> Tensor:
+        def whole(batch: Batch, u: Tensor) -> Tensor:
             return step(lambda x: on(net(x)), lambda x: on(teacher(x)), batch, u)
 
         self._whole = torch.compile(whole, fullgraph=True, dynamic=False) if compiled else whole
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         del batch_idx
+        u = y = batch["y"]
+        if self._directed:
+            generator = torch.Generator().manual_seed(0)
+            u = draw("sphere", y.shape, num_projections=1, generator=generator, dtype=y.dtype)[0]
         with sdpa_kernel(SDPBackend.MATH):  # the kernel that has a second derivative
-            return self._whole(batch, _directions(batch["y"]) if self._directed else None)
+            return self._whole(batch, u.to(y.device))
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         if self._only_parameters:  # else in the input too, which nobody reads
@@ -79,25 +73,17 @@ class _ByHand(_Student):
         super().backward(loss, *args, **kwargs)
 
 
-def _directions(y: Tensor) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
-    u = draw("sphere", y.shape, num_projections=1, generator=generator, dtype=y.dtype)
-    return u[0].to(y.device)
-
-
 def _squared(student: Float[Tensor, "batch ..."], target: Float[Tensor, "batch ..."]) -> Tensor:
     return (student - target).square().flatten(1).sum(1).mean()
 
 
-def plain(net: Net, teacher: Net, batch: Batch, u: None = None) -> Tensor:
+def plain(net: Net, _teacher: Net, batch: Batch, _u: Tensor) -> Tensor:
     """Fit values that are in the batch."""
-    del teacher, u
     return _squared(net(batch["x"]), batch["y"])
 
 
-def distillation(net: Net, teacher: Net, batch: Batch, u: None = None) -> Tensor:
+def distillation(net: Net, teacher: Net, batch: Batch, _u: Tensor) -> Tensor:
     """Fit values that the teacher is asked for."""
-    del u
     with torch.no_grad():
         target = teacher(batch["x"])
     return _squared(net(batch["x"]), target)
@@ -135,27 +121,22 @@ def by_vjp(net: Net, teacher: Net, batch: Batch, u: Tensor) -> Tensor:
     return _squared(y, target) + _squared(row, target_row)
 
 
-def over_outputs(net: Net, teacher: Net, batch: Batch, u: None = None) -> Tensor:
+def over_outputs(net: Net, teacher: Net, batch: Batch, _u: Tensor) -> Tensor:
     """The whole Jacobian, one backward pass an output."""
-    del u
     x = batch["x"].detach().requires_grad_()
     y, target = net(x), teacher(x)
 
     def jacobian(output: Tensor, keep: bool) -> Tensor:
         columns = output.flatten(1).sum(0)
-        rows = [
-            torch.autograd.grad(column, x, retain_graph=True, create_graph=keep)[0]
-            for column in columns
-        ]
-        return torch.stack(rows, 1)
+        options: dict[str, Any] = {"retain_graph": True, "create_graph": keep}
+        return torch.stack([torch.autograd.grad(one, x, **options)[0] for one in columns], 1)
 
     target_rows = jacobian(target, keep=False)
     return _squared(y, target.detach()) + _squared(jacobian(y, keep=True), target_rows)
 
 
-def by_jacrev(net: Net, teacher: Net, batch: Batch, u: None = None) -> Tensor:
+def by_jacrev(net: Net, teacher: Net, batch: Batch, _u: Tensor) -> Tensor:
     """The whole Jacobian, by torch's transform of a transform."""
-    del u
 
     def value_and_jacobian(fn: Net) -> tuple[Tensor, Tensor]:
         def twice(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -171,99 +152,85 @@ def by_jacrev(net: Net, teacher: Net, batch: Batch, u: None = None) -> Tensor:
     return _squared(y, target) + _squared(rows, target_rows)
 
 
-Built = tuple[_Student, list[pl.Callback]]
+_DIRECTED = (as_usual, at_best, by_vjp)
+Built = tuple[pl.LightningModule, list[pl.Callback]]
 
 
-def _by_hand(step: Callable[..., Tensor], **options: bool) -> Callable[..., Built]:
+def _by_hand(
+    step: Step, *, only_parameters: bool = False, compiled: bool = False
+) -> Callable[[Workload, Path], Built]:
+    options = {"only_parameters": only_parameters, "compiled": compiled}
     return lambda workload, _: (_ByHand(workload, step, **options), [])
 
 
-def _callback(workload: Workload, folder: Path, *, rows: float = 1.0, **options: Any) -> Built:
-    del folder
+def _callback(
+    workload: Workload, _folder: Path, *, rows: float = 1.0, keep: bool = True, **options: Any
+) -> Built:
     student = _Student(workload)
     spec = _spec(workload, SobolevTerm(rows=rows, normalize="none"))
-    return student, [SobolevCallback(student.teacher, spec, module="net", doctor=False, **options)]
+    if not keep:
+        student.net = _Checkpointed(student.net)
+    matching = SobolevCallback(student.teachers[0], spec, module="net", doctor=False, **options)
+    return student, [matching]
 
 
 def _spec(workload: Workload, derivative: SobolevTerm) -> SobolevSpec:
     return SobolevSpec(terms=[SobolevTerm(order=0, normalize="none"), derivative], on=workload.on)
 
 
-class _Checkpointed(nn.Module):
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
+class _Checkpointed(nn.Sequential):
     def forward(self, x: Float[Tensor, "batch *in"]) -> Float[Tensor, "batch *out"]:
-        y: Tensor = checkpoint(self.network, x, use_reentrant=False)
+        y: Tensor = checkpoint(self[0], x, use_reentrant=False)
         return y
-
-
-def _checkpointed(workload: Workload, folder: Path) -> Built:
-    student, callbacks = _callback(workload, folder, engine="tape")
-    student.net = _Checkpointed(student.net)
-    return student, callbacks
 
 
 def _cached(workload: Workload, folder: Path, *, side: Literal["cotangent", "tangent"]) -> Built:
     student, x = _Student(workload), workload.batch()["x"]
     projection = "rademacher" if side == "tangent" else "sphere"
     settings = CacheSettings(side=side, projection=projection, on=workload.on, num_draws=2)
-    place = folder / f"{workload.name}-{side}"
-    cache_answers(NetworkTeacher(student.teacher), lambda i: x[i], len(x), place, settings)
+    place, teacher = folder / f"{workload.name}-{side}", NetworkTeacher(student.teachers[0])
+    cache_answers(teacher, lambda i: x[i], len(x), place, settings)
     spec = _spec(workload, SobolevTerm(side=side, projection=projection, normalize="none"))
     engine: Literal["func", "tape"] = "func" if side == "tangent" else "tape"
-    callback = SobolevCallback(
-        CachedTeacher(place), spec, module="net", engine=engine, doctor=False
-    )
-    return student, [callback]
+    cached = CachedTeacher(place)
+    return student, [SobolevCallback(cached, spec, module="net", engine=engine, doctor=False)]
 
 
 @dataclass(frozen=True)
 class Method:
-    """One way of training.
+    """One way of training."""
 
-    Args:
-        title: What tables call it.
-        objective: What it computes, which decides the arithmetic limit that it is compared with.
-        build: From a workload, and a folder for files, to a module and its callbacks.
-        counted_as: Whose operations it does, where they cannot be counted: in compiled code.
-    """
-
-    title: str
-    objective: Literal["plain", "distillation", "derivative", "rows", "cached"]
-    build: Callable[[Workload, Path], Built]
-    counted_as: str | None = None
+    title: str  # what tables call it
+    build: Callable[[Workload, Path], Built]  # from a workload, and a folder for files
+    # what it computes, which decides the arithmetic limit that it is compared with
+    objective: Literal["plain", "distillation", "derivative", "rows", "cached"] = "derivative"
+    counted_as: str | None = None  # whose operations it does: in compiled code none is counted
 
 
-_valued = partial(_by_hand, directed=False)
+_best = partial(_by_hand, only_parameters=True)
 METHODS = {
-    "plain": Method("plain training", "plain", _valued(plain)),
-    "distillation": Method("plain distillation", "distillation", _valued(distillation)),
-    "as_usual": Method("by hand, as usual", "derivative", _by_hand(as_usual)),
-    "at_best": Method(
-        "by hand, at its best", "derivative", _by_hand(at_best, only_parameters=True)
-    ),
-    "over_outputs": Method(
-        "loop over outputs", "derivative", _valued(over_outputs, only_parameters=True)
-    ),
-    "by_jacrev": Method("vmap(jacrev)", "derivative", _valued(by_jacrev, only_parameters=True)),
-    "tape": Method("callback, tape", "derivative", partial(_callback, engine="tape")),
-    "func": Method("callback, func", "derivative", partial(_callback, engine="func")),
+    "plain": Method("plain training", _by_hand(plain), "plain"),
+    "distillation": Method("plain distillation", _by_hand(distillation), "distillation"),
+    "as_usual": Method("by hand, as usual", _by_hand(as_usual)),
+    "at_best": Method("by hand, at its best", _best(at_best)),
+    "over_outputs": Method("loop over outputs", _best(over_outputs)),
+    "by_jacrev": Method("vmap(jacrev)", _best(by_jacrev)),
+    "tape": Method("callback, tape", partial(_callback, engine="tape")),
+    "func": Method("callback, func", partial(_callback, engine="func")),
     "plain_compiled": Method(
-        "plain training, compiled", "plain", _valued(plain, compiled=True), "plain"
+        "plain training, compiled", _by_hand(plain, compiled=True), "plain", counted_as="plain"
     ),
     "at_best_compiled": Method(
-        "by hand, compiled", "derivative", _by_hand(by_vjp, compiled=True), "at_best"
+        "by hand, compiled", _by_hand(by_vjp, compiled=True), counted_as="at_best"
     ),
     "compiled": Method(
-        "callback, compiled", "derivative", partial(_callback, compile=True), "at_best"
+        "callback, compiled", partial(_callback, compile=True), counted_as="at_best"
     ),
-    "checkpointed": Method("callback, checkpointed student", "derivative", _checkpointed),
-    "rows": Method("callback, rows=0.25", "rows", partial(_callback, rows=0.25)),
-    "bf16": Method(
-        "callback, bf16 inner pass", "derivative", partial(_callback, inner_precision="bf16-mixed")
+    "checkpointed": Method(
+        "callback, checkpointed student", partial(_callback, keep=False, engine="tape")
     ),
-    "cached_vjp": Method("cached teacher, rows", "cached", partial(_cached, side="cotangent")),
-    "cached_jvp": Method("cached teacher, columns", "cached", partial(_cached, side="tangent")),
+    "rows": Method("callback, rows=0.25", partial(_callback, rows=0.25), "rows"),
+    "bf16": Method("callback, bf16 inner pass", partial(_callback, inner_precision="bf16-mixed")),
+    "cached_vjp": Method("cached teacher, rows", partial(_cached, side="cotangent"), "cached"),
+    "cached_jvp": Method("cached teacher, columns", partial(_cached, side="tangent"), "cached"),
 }

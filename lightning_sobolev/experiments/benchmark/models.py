@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -15,15 +16,7 @@ from lightning_sobolev.spec import OUTPUT_MAPS
 
 @dataclass(frozen=True)
 class Workload:
-    """A student, a teacher of the same form, and a batch.
-
-    Args:
-        network: Name in tables.
-        make: Builds one network.
-        in_shape: Shape of one input.
-        batch_size: Rows of a batch.
-        on: Output map that is matched.
-    """
+    """A student, a teacher of the same form, and a batch; ``on`` is the output map to match."""
 
     network: str
     make: Callable[[], nn.Module]
@@ -55,15 +48,14 @@ class Workload:
 class _Block(nn.Module):
     def __init__(self, channels: int, out: int, stride: int) -> None:
         super().__init__()
-        self.first = nn.Conv2d(channels, out, 3, stride, padding=1, bias=False)
-        self.first_norm = nn.BatchNorm2d(out)
-        self.second = nn.Conv2d(out, out, 3, padding=1, bias=False)
-        self.second_norm = nn.BatchNorm2d(out)
-        self.past = nn.Conv2d(channels, out, 1, stride, bias=False)
+        conv = partial(nn.Conv2d, bias=False)
+        first, norm = conv(channels, out, 3, stride, padding=1), nn.BatchNorm2d(out)
+        second, last = conv(out, out, 3, padding=1), nn.BatchNorm2d(out)
+        self.inner = nn.Sequential(first, norm, nn.ReLU(), second, last)
+        self.past = conv(channels, out, 1, stride)
 
     def forward(self, x: Float[Tensor, "batch c h w"]) -> Float[Tensor, "batch d i j"]:
-        inner = functional.relu(self.first_norm(self.first(x)))
-        return functional.relu(self.second_norm(self.second(inner)) + self.past(x))
+        return functional.relu(self.inner(x) + self.past(x))
 
 
 def resnet() -> nn.Module:

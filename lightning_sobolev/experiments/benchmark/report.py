@@ -2,17 +2,19 @@
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from lightning_sobolev._files import whole, write_json, write_text
+from lightning_sobolev._files import write_json, write_text
 from lightning_sobolev.experiments.benchmark.methods import METHODS
 from lightning_sobolev.experiments.benchmark.models import WORKLOADS
 from lightning_sobolev.experiments.benchmark.timing import REFERENCES, Row, measure
+from lightning_sobolev.experiments.common import figures
 
 log = logging.getLogger(__name__)
 
@@ -28,10 +30,11 @@ plain distillation's time is not in the operations that are counted.
 """
 _HEAD = (
     "| method | ms a step | to plain | to distillation | to best by hand | to the limit | "
-    "peak MB | GFLOP |"
+    "peak MB | GFLOP |\n" + "|---" * 8 + "|"
 )
 _BY_HAND = ("plain", "distillation", "as_usual", "at_best", "over_outputs", "by_jacrev")
 _CLOCKS = {"cpu": "seconds of processor time", "wall": "seconds on the clock"}
+_SETTINGS = ("accelerator", "clock", "rounds", "seconds", "threads")
 
 
 def run_speed(cfg: DictConfig) -> Path:
@@ -39,24 +42,17 @@ def run_speed(cfg: DictConfig) -> Path:
 
     ``speed.json`` is written after each workload; a second call measures what is missing or was
     measured with other settings.
-
-    Args:
-        cfg: See ``conf/study/speed.yaml``.
-
-    Returns:
-        The table.
-
-    Raises:
-        ValueError: If a workload or a method has no such name.
     """
     path = Path(cfg.out) / "speed.json"
     torch.set_num_threads(cfg.threads)
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     plan = _plan(cfg)
     rows: list[Row] = []
     if path.is_file() and not cfg.fresh:
         rows = json.loads(path.read_text(encoding="utf-8"))
     for name, methods in plan.items():
-        settings = _settings(cfg, methods)
+        settings = {key: cfg[key] for key in _SETTINGS}
+        settings |= {"methods": methods, "torch": torch.__version__}
         if any(_workload(row) == name and row["settings"] == settings for row in rows):
             log.info("%s is measured already", name)
             continue
@@ -64,8 +60,8 @@ def run_speed(cfg: DictConfig) -> Path:
         measured = [{**row, "settings": settings} for row in measure(WORKLOADS[name], methods, cfg)]
         rows = [row for row in rows if _workload(row) != name] + measured
         write_json(path, rows)
-    for name, own in _by_workload(rows):
-        _save_chart(path.with_name(f"speed_{name}.png"), name, own)
+    for name, own in groupby(rows, _workload):
+        _save_chart(path.with_name(f"speed_{name}.png"), name, list(own))
     return write_table(path.with_suffix(".md"), rows)
 
 
@@ -82,29 +78,20 @@ def _plan(cfg: DictConfig) -> dict[str, list[str]]:
     return plan
 
 
-def _settings(cfg: DictConfig, methods: Sequence[str]) -> Row:
-    keys = ("accelerator", "clock", "rounds", "seconds", "threads")
-    return {**{key: cfg[key] for key in keys}, "methods": list(methods), "torch": torch.__version__}
-
-
 def _workload(row: Row) -> str:
     return f"{row['network']}-{row['batch']}"
-
-
-def _by_workload(rows: Sequence[Row]) -> Iterator[tuple[str, list[Row]]]:
-    for name in dict.fromkeys(map(_workload, rows)):
-        yield name, [row for row in rows if _workload(row) == name]
 
 
 def write_table(path: Path, rows: Sequence[Row]) -> Path:
     """Write all rows as Markdown, whole or not at all."""
     lines = [_INTRO]
-    for name, own in _by_workload(rows):
+    for name, group in groupby(rows, _workload):
+        own = list(group)
         settings: dict[str, Any] = own[0].get("settings", {})
         clock = _CLOCKS.get(settings.get("clock", ""), "seconds")
         threads, version = settings.get("threads"), settings.get("torch")
         where = f"Device {own[0]['device']}, {threads} thread(s) of torch {version}, {clock}."
-        lines += [f"## {name}", "", where, "", _HEAD, "|" + "---|" * 8]
+        lines += [f"## {name}", "", where, "", _HEAD]
         lines += [_line(row) for row in own if "refused" not in row]
         lines += [""]
         lines += [f"- {_title(r)}: not possible ({r['refused']})" for r in own if "refused" in r]
@@ -118,21 +105,17 @@ def _title(row: Row) -> str:
 
 
 def _line(row: Row) -> str:
-    def ratio(to: str) -> str:
+    cells = [_title(row), f"{1e3 * row['median_seconds']:.3g}"]
+    for to in ("plain", "distillation", "best_by_hand", "limit"):
         low, high = row[f"ratio_to_{to}_quartiles"]
-        return f"{row[f'ratio_to_{to}']:.2f} ({low:.2f} to {high:.2f})"
-
-    ratios = map(ratio, ("plain", "distillation", "best_by_hand", "limit"))
-    cells = [_title(row), f"{1e3 * row['median_seconds']:.3g}", *ratios]
+        cells += [f"{row[f'ratio_to_{to}']:.2f} ({low:.2f} to {high:.2f})"]
     cells += [f"{row['peak_bytes'] / 1e6:.3g}", f"{row['flops'] / 1e9:.3g}"]
     return "| " + " | ".join(cells) + " |"
 
 
 def _save_chart(path: Path, name: str, rows: Sequence[Row]) -> None:
-    from matplotlib.figure import Figure
-
     own = [row for row in rows if "refused" not in row]
-    figure = Figure(figsize=(7.0, 0.4 * len(own) + 1.2), layout="constrained")
+    figure = figures.blank(7.0, 0.4 * len(own) + 1.2)
     axes = figure.subplots()
     ratios = [row["ratio_to_distillation"] for row in own]
     colors = ["C0" if row["method"] in _BY_HAND else "C2" for row in own]
@@ -141,5 +124,4 @@ def _save_chart(path: Path, name: str, rows: Sequence[Row]) -> None:
     axes.invert_yaxis()
     axes.set(xlabel="time of a step, plain distillation = 1", title=name)
     axes.margins(x=0.12)
-    with whole(path) as writing:
-        figure.savefig(writing, dpi=110, format="png")
+    figures.save(figure, path)

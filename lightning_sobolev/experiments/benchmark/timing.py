@@ -1,23 +1,10 @@
-r"""Time, memory and operations of training steps inside a real Trainer, one way after the other.
+"""Time, memory and operations of training steps inside a real Trainer, one way after the other."""
 
-The fewest operations: write F for those of one forward pass through all layers that multiply
-matrices and f for those of the first (last) one. A backward pass computes gradients in weights (F)
-and in inputs (F, or :math:`F - f_1` if nobody asks for the network's own). With a second backward
-pass through :math:`u^\top J` the student needs, beside the plain step's :math:`3F - f_1`,
-
-- F for :math:`u^\top J` itself,
-- F for its gradient in the weights and F for that in the cotangents of the layers, less
-  :math:`f_{last}` if the output map is linear, whose cotangent is then the constant u,
-
-and the teacher needs 2F. The whole is :math:`8F - f_1` where plain distillation is
-:math:`4F - f_1`.
-"""
-
-import logging
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from itertools import accumulate, pairwise
+from operator import itemgetter
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
@@ -41,9 +28,8 @@ _WARM_UP = 1  # steps at the beginning of every turn that are not counted
 class StepTimes(pl.Callback):
     """Seconds from the start of each step to the start of the next, all of Lightning included.
 
-    Args:
-        clock: ``wall``, or ``cpu`` for the time that processors worked for this process: with one
-            thread the same on an idle machine, and hardly moved by what others run beside it.
+    The clock is ``wall``, or ``cpu`` for the time that processors worked for this process: with one
+    thread the same on an idle machine, and hardly moved by what others run beside it.
     """
 
     def __init__(self, clock: str = "wall") -> None:
@@ -53,14 +39,12 @@ class StepTimes(pl.Callback):
     @property
     def seconds(self) -> list[float]:
         """What was measured after warming up."""
-        pairs = zip(self._starts, self._starts[1:], strict=False)
-        return [after - before for before, after in pairs][_WARM_UP:]
+        return [after - before for before, after in pairwise(self._starts)][_WARM_UP:]
 
     def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+        self, _trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any
     ) -> None:
         """Look at the clock, once the device is done."""
-        del trainer, batch, batch_idx
         if pl_module.device.type == "cuda":
             torch.cuda.synchronize(pl_module.device)
         self._starts.append(self._clock())
@@ -79,15 +63,10 @@ class Contestant:
     def fit(self, steps: int, *callbacks: pl.Callback) -> None:
         """Make some steps on the same batch, watched by further callbacks."""
         trainer = pl.Trainer(
-            accelerator=self._accelerator,
-            devices=1,
-            max_epochs=1,
-            callbacks=[*self._callbacks, *callbacks],
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
+            accelerator=self._accelerator, devices=1, max_epochs=1, logger=False,
+            callbacks=[*self._callbacks, *callbacks], enable_checkpointing=False,
+            enable_progress_bar=False, enable_model_summary=False,
+        )  # fmt: skip
         same: Any = [self._batch] * steps
         trainer.fit(self.module, DataLoader(same, batch_size=None))
 
@@ -115,29 +94,21 @@ class Contestant:
     def peak_bytes(self) -> int:
         """Return the most that a step allocates beyond what is held between steps."""
         if self._accelerator != "cpu":
-            return self._cuda_peak()
+            self.fit(2)
+            before = torch.cuda.memory_allocated()
+            torch.cuda.reset_peak_memory_stats()
+            self.fit(2)
+            return int(torch.cuda.max_memory_allocated() - before)
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
             self.fit(1)
         assert profiler.profiler is not None
         events = profiler.profiler.kineto_results.events()
         changes = [(e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"]
-        held = peak = 0
-        for _, change in sorted(changes, key=lambda pair: pair[0]):
-            held += change
-            peak = max(peak, held)
-        return int(peak)
-
-    def _cuda_peak(self) -> int:
-        self.fit(2)
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        self.fit(2)
-        return int(torch.cuda.max_memory_allocated() - before)
+        changes.sort(key=itemgetter(0))
+        return int(max(accumulate(change for _, change in changes)))
 
 
 class _NoModules(ModuleTracker):
-    """Says that everything happens outside of modules."""
-
     def __enter__(self) -> "_NoModules":
         self.parents = {"Global"}
         return self
@@ -149,10 +120,7 @@ class _NoModules(ModuleTracker):
 def alternate(
     contestants: Mapping[str, Contestant], *, rounds: int, seconds: float
 ) -> dict[str, list[float]]:
-    """Return the median time of a step in every round; a turn lasts about ``seconds``.
-
-    All take turns, so that whatever else the machine does meets them alike.
-    """
+    """Return median times of a step in rounds, in which all take turns of about ``seconds``."""
     steps = {
         name: max(1, min(200, round(seconds / contestant.seconds(1)) - _WARM_UP))
         for name, contestant in contestants.items()
@@ -167,7 +135,7 @@ def alternate(
 def measure(workload: Workload, methods: Sequence[str], cfg: Any) -> list[Row]:
     """Return a row for each method, also for one that cannot train this network."""
     where = {"accelerator": cfg.accelerator, "clock": cfg.clock}
-    with tempfile.TemporaryDirectory() as folder, _quiet():
+    with tempfile.TemporaryDirectory() as folder:
         ready, refused = {}, {}
         for name in methods:
             try:
@@ -222,15 +190,3 @@ def limits(
         "rows": distillation + rows * (derivative - distillation),
         "cached": derivative - 2 * teacher,
     }
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the trainers from announcing themselves."""
-    logger = logging.getLogger("lightning.pytorch")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)

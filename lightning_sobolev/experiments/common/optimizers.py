@@ -8,6 +8,8 @@ from torch import nn
 from torch.optim import LBFGS, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from lightning_sobolev._checks import require
+
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 """Makes an optimizer of parameters, as ``functools.partial(torch.optim.Adam, lr=1e-3)`` does."""
 SchedulerFactory = Callable[[Optimizer], LRScheduler]
@@ -42,10 +44,8 @@ def line_search(
         Nocedal and Wright 2006, Numerical Optimization, algorithms 7.4 and 7.5 (L-BFGS), 3.5 and
         3.6 (line search).
     """
-    if lr <= 0:
-        raise ValueError(f"lr must be positive, got {lr}")
-    if iterations < 1:
-        raise ValueError(f"iterations must be at least 1, got {iterations}")
+    require(lr > 0, "lr", "positive", lr)
+    require(iterations >= 1, "iterations", "at least 1", iterations)
     if torch.distributed.is_initialized() and (world := torch.distributed.get_world_size()) > 1:
         raise ValueError(
             "optimizer=lbfgs needs one process: each would search by the loss of its own rows, and "
@@ -53,11 +53,6 @@ def line_search(
         )
     # torch's own tolerances (1e-7, 1e-9) end a step long before such fits have converged.
     return LBFGS(
-        parameters,
-        lr=lr,
-        max_iter=iterations,
-        history_size=50,
-        tolerance_grad=0.0,
-        tolerance_change=1e-12,
-        line_search_fn="strong_wolfe",
-    )
+        parameters, lr=lr, max_iter=iterations, history_size=50, tolerance_grad=0.0,
+        tolerance_change=1e-12, line_search_fn="strong_wolfe",
+    )  # fmt: skip

@@ -7,6 +7,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
+from lightning_sobolev._checks import require
 from lightning_sobolev.loading import OrderedBatches, ResumableLoader, ShuffledBatches, Table
 
 
@@ -15,7 +16,7 @@ class TableDataModule(pl.LightningDataModule):
 
     Args:
         batch_size: Points of a training batch; all of them when there are fewer.
-        steps_per_epoch: Batches that count as one epoch.
+        steps_per_epoch: Batches that count as one epoch; None: one pass.
         seed: Seed of the points and of their order. None takes one from the system.
         dtype: Floating-point type of the batches; torch's default when None.
 
@@ -23,18 +24,20 @@ class TableDataModule(pl.LightningDataModule):
         ValueError: If a count is too small.
     """
 
+    rows_at_once = 1024  # of validation and test
+
     def __init__(
         self,
         *,
         batch_size: int,
-        steps_per_epoch: int,
+        steps_per_epoch: int | None,
         seed: int | None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        check_counts(1, batch_size=batch_size, steps_per_epoch=steps_per_epoch)
-        self.batch_size = batch_size
-        self.steps_per_epoch = steps_per_epoch
+        steps = 1 if steps_per_epoch is None else steps_per_epoch
+        check_counts(1, batch_size=batch_size, steps_per_epoch=steps)
+        self.batch_size, self.steps_per_epoch = batch_size, steps_per_epoch
         self.seed = torch.Generator().seed() if seed is None else seed
         self.dtype = torch.get_default_dtype() if dtype is None else dtype
 
@@ -47,7 +50,7 @@ class TableDataModule(pl.LightningDataModule):
         """Return what is tested on."""
 
     def train_dataloader(self) -> ResumableLoader:
-        """Return ``steps_per_epoch`` shuffled batches."""
+        """Return an epoch of shuffled batches."""
         table = self.training_points()
         batches = ShuffledBatches(
             len(table), self.batch_size, self.steps_per_epoch, seed=self.seed, **self._share()
@@ -58,9 +61,10 @@ class TableDataModule(pl.LightningDataModule):
         """Return every test point once."""
         return self.ordered(self.test_points())
 
-    def ordered(self, table: Table, batch_size: int = 1024) -> ResumableLoader:
+    def ordered(self, table: Table) -> ResumableLoader:
         """Return every row of a table once."""
-        return ResumableLoader(table, OrderedBatches(len(table), batch_size, **self._share()))
+        batches = OrderedBatches(len(table), self.rows_at_once, **self._share())
+        return ResumableLoader(table, batches)
 
     def table(self, columns: Mapping[str, Tensor]) -> Table:
         """Return columns in the floating-point type of the batches."""
@@ -75,5 +79,4 @@ class TableDataModule(pl.LightningDataModule):
 def check_counts(least: int, **counts: int) -> None:
     """Refuse counts that are too small."""
     for name, count in counts.items():
-        if count < least:
-            raise ValueError(f"{name} must be at least {least}, got {count}")
+        require(count >= least, name, f"at least {least}", count)

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lightning_sobolev._checks import require
 from lightning_sobolev.experiments.finance.pricing import bachelier_call, black_scholes_call
 
 Model = Literal["bachelier", "black_scholes"]
@@ -34,9 +35,6 @@ class BasketCall:
         strike: What the basket may be bought for.
         horizon: Years from today to the states.
         expiry: Years from today to the payoff.
-
-    Raises:
-        ValueError: If the model is unknown or the times are not in order.
     """
 
     model: Model
@@ -48,18 +46,15 @@ class BasketCall:
     expiry: float = 2.0
 
     def __post_init__(self) -> None:
-        if self.model not in ("bachelier", "black_scholes"):
-            raise ValueError(f"model must be bachelier or black_scholes, got {self.model!r}")
-        if not 0 < self.horizon < self.expiry:
-            raise ValueError(
-                f"horizon must be between 0 and expiry={self.expiry}, got {self.horizon}"
-            )
+        known = self.model in ("bachelier", "black_scholes")
+        require(known, "model", "bachelier or black_scholes", self.model)
+        ordered = 0 < self.horizon < self.expiry
+        require(ordered, "horizon", f"between 0 and expiry={self.expiry}", self.horizon)
 
     @classmethod
     def drawn(cls, model: Model, assets: int, *, seed: int = 0) -> Self:
         """Return a basket with random shares, volatilities (10 to 30 %) and correlations."""
-        if assets < 1:
-            raise ValueError(f"assets must be at least 1, got {assets}")
+        require(assets >= 1, "assets", "at least 1", assets)
         generator = torch.Generator().manual_seed(seed)
         uniform = torch.rand(2, assets, generator=generator, dtype=torch.float64)
         loadings = torch.randn(assets, 2 * assets, generator=generator, dtype=torch.float64)
@@ -110,12 +105,12 @@ class BasketCall:
         if self.model == "bachelier":
             loads = TODAY * (self.weights * self.volatilities) @ self.factor
             value, slope = bachelier_call(basket, self.strike, float(loads.norm()) * time**0.5)
-            return value, slope[:, None] * self.weights
-        if len(self.weights) == 1:
+        elif len(self.weights) == 1:
             spread = float(self.volatilities) * time**0.5
             value, slope = black_scholes_call(basket, self.strike, spread)
-            return value, slope[:, None] * self.weights
-        return self._integrated(states, time, paths)
+        else:
+            return self._integrated(states, time, paths)
+        return value, slope[:, None] * self.weights
 
     def _moved(self, start: Tensor, noise: Tensor, time: float) -> Tensor:
         moves: Tensor = self.volatilities * time**0.5 * (noise @ self.factor.T)

@@ -52,12 +52,8 @@ class BasketDataModule(TableDataModule):
         super().__init__(
             batch_size=batch_size, steps_per_epoch=steps_per_epoch, seed=seed, dtype=dtype
         )
-        check_counts(
-            2,
-            num_samples=num_samples,
-            num_test_points=num_test_points,
-            num_validation_points=num_validation_points,
-        )
+        check_counts(2, num_samples=num_samples, num_test_points=num_test_points)
+        check_counts(2, num_validation_points=num_validation_points)
         self.call = BasketCall.drawn(model, assets, seed=market_seed)
         self.num_test_points, self.num_validation_points = num_test_points, num_validation_points
         generator = torch.Generator().manual_seed(self.seed)

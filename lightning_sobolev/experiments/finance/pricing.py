@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lightning_sobolev._checks import require
+
 Call = tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]  # values and deltas
 
 
@@ -23,7 +25,7 @@ def bachelier_call(price: Float[Tensor, " batch"], strike: float, spread: float)
     .. math:: C = (P - K) \Phi(d) + s\, \varphi(d), \quad \partial_P C = \Phi(d), \quad
         d = (P - K) / s.
     """
-    _check_positive("spread", spread)
+    require(spread > 0, "spread", "positive", spread)
     d = (price - strike) / spread
     cumulative = torch.special.ndtr(d)
     density = torch.exp(-0.5 * d.square()) / math.sqrt(2 * math.pi)
@@ -36,13 +38,8 @@ def black_scholes_call(price: Float[Tensor, " batch"], strike: float, spread: fl
     .. math:: C = P \Phi(d_1) - K \Phi(d_1 - s), \quad \partial_P C = \Phi(d_1), \quad
         d_1 = \ln(P / K) / s + s / 2.
     """
-    _check_positive("strike", strike)
-    _check_positive("spread", spread)
+    require(strike > 0, "strike", "positive", strike)
+    require(spread > 0, "spread", "positive", spread)
     d = (price / strike).log() / spread + 0.5 * spread
     delta = torch.special.ndtr(d)
     return price * delta - strike * torch.special.ndtr(d - spread), delta
-
-
-def _check_positive(name: str, value: float) -> None:
-    if not value > 0:
-        raise ValueError(f"{name} must be positive, got {value}")

@@ -80,7 +80,7 @@ class ForcesDataModule(TableDataModule):
 
     def val_dataloader(self) -> ResumableLoader:
         """Return every validation frame once."""
-        return self.ordered(self.validation_points(), 256)
+        return self.ordered(self.validation_points())
 
     def energy_statistics(self) -> tuple[float, float]:
         """Return mean and standard deviation of the training energies, in eV."""
@@ -89,6 +89,6 @@ class ForcesDataModule(TableDataModule):
 
     def _frames(self, trajectory: int) -> Table:
         length = self._lengths[trajectory]
-        frames = stored_frames(self.root, self.system, length, seed=trajectory)
-        columns = {"positions": frames.positions, "energy": frames.energy}
-        return Table({**columns, "gradient": -frames.forces})
+        columns = stored_frames(self.root, self.system, length, seed=trajectory)
+        forces = columns.pop("forces")
+        return Table({**columns, "gradient": -forces})

@@ -11,12 +11,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lightning_sobolev._files import whole
-from lightning_sobolev.experiments.forces.systems import Frames, atomic_system, simulate
+from lightning_sobolev.experiments.forces.systems import atomic_system, simulate
 
 log = logging.getLogger(__name__)
 
 
-def stored_frames(root: Path, name: str, num_frames: int, *, seed: int) -> Frames:
+def stored_frames(root: Path, name: str, num_frames: int, *, seed: int) -> dict[str, Tensor]:
     """Read the frames of one trajectory; simulate and store them if they are not there."""
     system = atomic_system(name)
     facts = {**asdict(system), "build": name, "num_frames": num_frames, "seed": seed}
@@ -24,7 +24,7 @@ def stored_frames(root: Path, name: str, num_frames: int, *, seed: int) -> Frame
     path = root / f"{name}_{num_frames}_{seed}.safetensors"
     if not path.is_file():
         log.info("simulating %d frames of %s: %s", num_frames, name, path)
-        columns = asdict(simulate(system, num_frames, seed=seed))
+        columns = simulate(system, num_frames, seed=seed)
         with whole(path) as writing:
             save_file(columns, writing, {"settings": settings, "sha256": _digest(columns)})
     try:
@@ -38,7 +38,7 @@ def stored_frames(root: Path, name: str, num_frames: int, *, seed: int) -> Frame
             raise ValueError(
                 f"{path} must have the {fact} {expected}, got {found.get(fact)}: delete it"
             )
-    return Frames(**columns)
+    return columns
 
 
 def _digest(columns: dict[str, Tensor]) -> str:

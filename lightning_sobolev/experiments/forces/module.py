@@ -4,28 +4,24 @@ Forces are minus the derivative with respect to the positions, the network's inp
 ``SobolevCallback`` teaches them from outside.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import lightning.pytorch as pl
 import torch
-from jaxtyping import Float
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 from torchmetrics import MeanAbsoluteError
 
-from lightning_sobolev.experiments.common.optimizers import (
-    OptimizerFactory,
-    SchedulerFactory,
-    configured,
-)
+from lightning_sobolev._checks import require
+from lightning_sobolev.experiments.common.module import NetModule
+from lightning_sobolev.experiments.common.optimizers import OptimizerFactory, SchedulerFactory
 from lightning_sobolev.experiments.forces.data import ForcesDataModule
 from lightning_sobolev.experiments.forces.schnet import SchNet
 from lightning_sobolev.functional.derivatives import tape_jet
 from lightning_sobolev.plugin import SobolevCallback
 
 
-class ForceFieldModule(pl.LightningModule):
+class ForceFieldModule(NetModule):
     """Squared energy error in units of the training energies' standard deviation.
 
     Logs ``train/loss``; ``val/`` and ``test/energy_mae`` (eV) and ``force_mae`` (eV/Å, mean over
@@ -43,6 +39,8 @@ class ForceFieldModule(pl.LightningModule):
         ValueError: If the weight is negative, or zero where no ``SobolevCallback`` teaches forces.
     """
 
+    net: SchNet
+
     def __init__(
         self,
         net: SchNet,
@@ -51,11 +49,9 @@ class ForceFieldModule(pl.LightningModule):
         *,
         energy_weight: float = 1.0,
     ) -> None:
-        super().__init__()
-        if not energy_weight >= 0:
-            raise ValueError(f"energy_weight must be at least 0, got {energy_weight}")
-        self.net, self.energy_weight = net, energy_weight
-        self.optimizer, self.scheduler = optimizer, scheduler
+        super().__init__(net, optimizer, scheduler)
+        require(energy_weight >= 0, "energy_weight", "at least 0", energy_weight)
+        self.energy_weight = energy_weight
         names = [f"{stage}_{of}_mae" for stage in ("val", "test") for of in ("energy", "force")]
         self.errors = nn.ModuleDict({name: MeanAbsoluteError() for name in names})
 
@@ -72,28 +68,24 @@ class ForceFieldModule(pl.LightningModule):
         self.net.shift.fill_(mean)
         self.net.scale.fill_(deviation)
 
-    def forward(self, positions: Float[Tensor, "batch atoms 3"]) -> Float[Tensor, " batch"]:
-        """Return energies in eV."""
-        energies: Tensor = self.net(positions)
-        return energies
-
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Return the squared error of the energies."""
         del batch_idx
         energy = self.net(batch["positions"])
         loss = mse_loss(energy / self.net.scale, batch["energy"] / self.net.scale)
-        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if (self.global_step + 1) % every == 0:
-            self.log("train/loss", loss, batch_size=len(energy))
+        self.log_loss(loss, len(energy))
         return self.energy_weight * loss
 
+    @torch.no_grad()
     def on_validation_start(self) -> None:
         """Set the constant of the energy where nothing taught it."""
-        self._align()
+        if self.energy_weight == 0:
+            columns = self._data().training_points().columns
+            positions = columns["positions"].to(self.device)
+            energies = torch.cat([self.net(part) for part in torch.split(positions, 256)])
+            self.net.shift += (columns["energy"].to(self.device) - energies).mean()
 
-    def on_test_start(self) -> None:
-        """Set the constant of the energy where nothing taught it."""
-        self._align()
+    on_test_start = on_validation_start
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Compare energies and forces."""
@@ -105,33 +97,17 @@ class ForceFieldModule(pl.LightningModule):
         del batch_idx
         self._compare("test", batch)
 
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Return the optimizer and its schedule."""
-        return configured(self.net.parameters(), self.optimizer, self.scheduler)
-
     def _compare(self, stage: str, batch: dict[str, Tensor]) -> None:
         jet = tape_jet(self.net, batch["positions"])
         gradient = jet.vjp(torch.ones_like(jet.value)[None])[0]
-        for name, ours, theirs in (
-            ("energy_mae", jet.value, batch["energy"]),
-            ("force_mae", gradient, batch["gradient"]),  # the sign of both is the same
-        ):
+        pairs = {"energy_mae": (jet.value, "energy"), "force_mae": (gradient, "gradient")}
+        for name, (ours, key) in pairs.items():
             error: Any = self.errors[f"{stage}_{name}"]
-            error.update(ours.detach().contiguous(), theirs)
-            self.log(f"{stage}/{name}", error, batch_size=len(theirs))
-
-    @torch.no_grad()
-    def _align(self) -> None:
-        if self.energy_weight == 0:
-            columns = self._data().training_points().columns
-            positions = columns["positions"].to(self.device)
-            energies = torch.cat([self.net(part) for part in torch.split(positions, 256)])
-            self.net.shift += (columns["energy"].to(self.device) - energies).mean()
+            error.update(ours.detach().contiguous(), batch[key])
+            self.log(f"{stage}/{name}", error, batch_size=len(batch[key]))
 
     def _data(self) -> ForcesDataModule:
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        if not isinstance(data, ForcesDataModule):
-            raise ValueError(
-                f"ForceFieldModule needs a ForcesDataModule, got {type(data).__name__}"
-            )
-        return data
+        right = isinstance(data, ForcesDataModule)
+        require(right, "data of ForceFieldModule", "a ForcesDataModule", type(data).__name__)
+        return cast(ForcesDataModule, data)

@@ -1,7 +1,6 @@
 """Energies of one system of atoms by continuous-filter convolutions."""
 
 import math
-from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
@@ -10,23 +9,18 @@ from torch import Tensor, nn
 from lightning_sobolev.experiments.forces.systems import atomic_system
 
 
-class Interaction(nn.Module):
-    """Adds to every atom's features a message from every other atom.
+def _two_layers(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(inputs, hidden), nn.SiLU(), nn.Linear(hidden, outputs))
 
-    Args:
-        features: Features of an atom.
-        radial: Features of a distance.
-    """
+
+class Interaction(nn.Module):
+    """Adds to every atom's features a message from every other atom."""
 
     def __init__(self, features: int, radial: int) -> None:
         super().__init__()
-        self.filters = nn.Sequential(
-            nn.Linear(radial, features), nn.SiLU(), nn.Linear(features, features)
-        )
+        self.filters = _two_layers(radial, features, features)
         self.incoming = nn.Linear(features, features, bias=False)
-        self.outgoing = nn.Sequential(
-            nn.Linear(features, features), nn.SiLU(), nn.Linear(features, features)
-        )
+        self.outgoing = _two_layers(features, features, features)
 
     def forward(
         self,
@@ -86,11 +80,11 @@ class SchNet(nn.Module):
         self.interactions = nn.ModuleList(
             Interaction(features, radial) for _ in range(interactions)
         )
-        self.readout = nn.Sequential(
-            nn.Linear(features, features), nn.SiLU(), nn.Linear(features, 1)
-        )
+        self.readout = _two_layers(features, features, 1)
         self.register_buffer("kinds", torch.tensor([kinds.index(number) for number in numbers]))
-        self.register_buffer("others", _others(len(numbers)), persistent=False)
+        # for every atom the numbers of all the others: no distance is zero
+        others = [[j for j in range(len(numbers)) if j != i] for i in range(len(numbers))]
+        self.register_buffer("others", torch.tensor(others), persistent=False)
         self.register_buffer("centers", torch.linspace(0.5, cutoff, radial), persistent=False)
         self.register_buffer("shift", torch.zeros(()))
         self.register_buffer("scale", torch.ones(()))
@@ -107,9 +101,3 @@ class SchNet(nn.Module):
             atoms = interaction(atoms, waves, envelope, self.others)
         energy: Tensor = self.shift + self.scale * self.readout(atoms).sum((1, 2))
         return energy
-
-
-def _others(count: int) -> Tensor:
-    """Return for every atom the numbers of all the others: no distance is zero."""
-    rows: Sequence[list[int]] = [[j for j in range(count) if j != i] for i in range(count)]
-    return torch.tensor(rows)

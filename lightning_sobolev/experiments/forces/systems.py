@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 MORSE = {"depth": 0.35, "distance": 2.55, "steepness": 5.0}
@@ -21,32 +20,14 @@ _BURN_IN = 200
 
 @dataclass(frozen=True, slots=True)
 class AtomicSystem:
-    """What is simulated and how.
+    """What is simulated and how."""
 
-    Args:
-        numbers: Atomic number of every atom.
-        build: Returns ASE's atoms with a calculator.
-        temperature: In K.
-        time_step: In fs.
-        every: Steps from one frame to the next.
-        parameters: Of the calculator; frames that were made with others are not used.
-    """
-
-    numbers: tuple[int, ...]
-    build: Callable[[], Any]
-    temperature: float
-    time_step: float
-    every: int = 10
-    parameters: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Frames:
-    """Configurations of one system in Å, with their energies in eV and forces in eV/Å."""
-
-    positions: Float[Tensor, "frames atoms 3"]
-    energy: Float[Tensor, " frames"]
-    forces: Float[Tensor, "frames atoms 3"]
+    numbers: tuple[int, ...]  # atomic number of every atom
+    build: Callable[[], Any]  # returns ASE's atoms with a calculator
+    temperature: float  # K
+    time_step: float  # fs
+    every: int = 10  # steps from one frame to the next
+    parameters: str = ""  # of the calculator; frames that were made with others are not used
 
 
 def _needed(module: str, package: str) -> Any:
@@ -65,15 +46,11 @@ def _copper() -> Any:
 
 
 def _morse() -> Any:
-    atoms = _copper()
+    atoms, names = _copper(), {"depth": "epsilon", "distance": "r0", "steepness": "rho0"}
+    settings = {names[key]: value for key, value in MORSE.items()}
     # Cut off where no pair of the cluster comes: the sum over all pairs is exact.
-    atoms.calc = _needed("ase.calculators.morse", "ase").MorsePotential(
-        epsilon=MORSE["depth"],
-        r0=MORSE["distance"],
-        rho0=MORSE["steepness"],
-        rcut1=20.0,
-        rcut2=21.0,
-    )
+    morse = _needed("ase.calculators.morse", "ase").MorsePotential
+    atoms.calc = morse(rcut1=20.0, rcut2=21.0, **settings)
     return atoms
 
 
@@ -98,8 +75,8 @@ def atomic_system(name: str) -> AtomicSystem:
     return SYSTEMS[name]
 
 
-def simulate(system: AtomicSystem, num_frames: int, *, seed: int) -> Frames:
-    """Run Langevin dynamics and keep a frame now and then."""
+def simulate(system: AtomicSystem, num_frames: int, *, seed: int) -> dict[str, Tensor]:
+    """Run Langevin dynamics; return ``positions``, ``energy`` and ``forces`` now and then."""
     if num_frames < 1:
         raise ValueError(f"num_frames must be at least 1, got {num_frames}")
     units, langevin = _needed("ase.units", "ase"), _needed("ase.md.langevin", "ase")
@@ -108,17 +85,13 @@ def simulate(system: AtomicSystem, num_frames: int, *, seed: int) -> Frames:
     spread = np.sqrt(atoms.get_masses() * units.kB * system.temperature)
     atoms.set_momenta(random.standard_normal((len(atoms), 3)) * spread[:, None])
     dynamics = langevin.Langevin(
-        atoms,
-        system.time_step * units.fs,
-        temperature_K=system.temperature,
-        friction=0.02 / units.fs,
-        fixcm=False,
-        rng=random,
-    )
+        atoms, system.time_step * units.fs, temperature_K=system.temperature,
+        friction=0.02 / units.fs, fixcm=False, rng=random,
+    )  # fmt: skip
     dynamics.run(_BURN_IN)
     kept: list[tuple[np.ndarray, float, np.ndarray]] = []
     for _ in range(num_frames):
         dynamics.run(system.every)
         kept.append((atoms.get_positions(), atoms.get_potential_energy(), atoms.get_forces()))
-    columns = (np.stack(column) for column in zip(*kept, strict=True))
-    return Frames(*(torch.from_numpy(column).double() for column in columns))
+    columns = (torch.from_numpy(np.stack(column)).double() for column in zip(*kept, strict=True))
+    return dict(zip(("positions", "energy", "forces"), columns, strict=True))

@@ -41,16 +41,10 @@ def atari_frames(
     num_test: int = 5_000,
     seed: int = 0,
 ) -> ImageSet:
-    """Read the set; record it first where it is not (about two minutes, extra ``atari``).
-
-    Raises:
-        ValueError: If a count is no multiple of ten, or the set is not there and may or can not be
-            recorded, or is damaged.
-    """
+    """Read the set; record it first where it is not (about two minutes, extra ``atari``)."""
+    games = len(GAMES)
     for name, count in (("num_train", num_train), ("num_test", num_test)):
-        require(
-            count > 0 and count % len(GAMES) == 0, name, f"a multiple of {len(GAMES)} games", count
-        )
+        require(count > 0 and count % games == 0, name, f"a multiple of {games} games", count)
     folder = Path(root) if root is not None else cache_folder()
     path = folder / f"atari-frames-{num_train}-{num_test}-seed-{seed}.npz"
     if not path.is_file():
@@ -59,7 +53,7 @@ def atari_frames(
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{path}.lock"):
             if not path.is_file():  # another process may have been quicker
-                _record(path, [num_train // len(GAMES), num_test // len(GAMES)], seed)
+                _record(path, [num_train // games, num_test // games], seed)
     try:
         # a zip file: it has a checksum of every array
         with path.open("rb") as file, np.load(file) as stored:
@@ -73,7 +67,6 @@ def atari_frames(
 
 
 def _record(path: Path, counts: list[int], seed: int) -> None:
-    """Play every game, and store the images whole or not at all."""
     parts = []
     for label, game in enumerate(GAMES):
         log.info("recording %s (%d of %d)", game, label + 1, len(GAMES))
@@ -88,8 +81,7 @@ def _record(path: Path, counts: list[int], seed: int) -> None:
 
 def _images(game: str, counts: list[int], generator: torch.Generator) -> Sequence[Tensor]:
     """Return noisy pieces of a game's frames; no episode is in two of the parts."""
-    episodes = _episodes(game, generator)
-    kept: list[Tensor] = []
+    episodes, kept = _episodes(game, generator), []
     for count in counts:
         found: list[Tensor] = []
         while len(found) < count:
@@ -134,11 +126,8 @@ def _piece(
     frame: UInt8[np.ndarray, "210 160 3"], generator: torch.Generator
 ) -> UInt8[Tensor, "3 32 32"]:
     """Cut a square out at a random place, in whole numbers: the same on all machines."""
-    size = _SIDE * _SHRINK
-    top, left = (
-        int(torch.randint(0, side - size + 1, (1,), generator=generator))
-        for side in frame.shape[:2]
-    )
+    size, sides = _SIDE * _SHRINK, frame.shape[:2]
+    top, left = (int(torch.randint(side - size + 1, (1,), generator=generator)) for side in sides)
     square = torch.from_numpy(frame[top : top + size, left : left + size]).to(torch.int64)
     blocks = square.reshape(_SIDE, _SHRINK, _SIDE, _SHRINK, 3).sum(dim=(1, 3)) // _SHRINK**2
     return blocks.movedim(-1, 0).to(torch.uint8)

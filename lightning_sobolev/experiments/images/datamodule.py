@@ -3,25 +3,23 @@
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import lightning.pytorch as pl
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from lightning_sobolev._checks import require
+from lightning_sobolev.experiments.common.tables import TableDataModule, check_counts
 from lightning_sobolev.experiments.images.atari_frames import atari_frames
 from lightning_sobolev.experiments.images.fashion_mnist import fashion_mnist
 from lightning_sobolev.experiments.images.image_set import ImageSet, Labeled
 from lightning_sobolev.experiments.images.networks import Standardize
 from lightning_sobolev.functional.projections import generator_for
-from lightning_sobolev.loading import OrderedBatches, ResumableLoader, ShuffledBatches, Table
+from lightning_sobolev.loading import ResumableLoader, Table
 
 IMAGES: Mapping[str, Callable[..., ImageSet]] = {
     "fashion_mnist": fashion_mnist,
     "atari_frames": atari_frames,
 }
-_SPLIT = 1
-_EVALUATED_AT_ONCE = 500
 
 
 class ImageTable(Table):
@@ -36,7 +34,7 @@ class ImageTable(Table):
         return {**batch, "x": self.standardize(batch["x"].to(torch.float32) / 255)}
 
 
-class ImageDataModule(pl.LightningDataModule):
+class ImageDataModule(TableDataModule):
     """Fashion-MNIST or Atari frames with a validation split.
 
     A batch is ``{"x": [batch, channels, height, width], "y": [batch]}``; an epoch is one pass over
@@ -57,6 +55,8 @@ class ImageDataModule(pl.LightningDataModule):
         ValueError: If a count is out of range or the set is unknown.
     """
 
+    rows_at_once = 500
+
     def __init__(
         self,
         images: str = "fashion_mnist",
@@ -69,15 +69,14 @@ class ImageDataModule(pl.LightningDataModule):
         standardize: bool = True,
         seed: int | None = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(batch_size=batch_size, steps_per_epoch=None, seed=seed)
         require(images in IMAGES, "images", f"one of {tuple(IMAGES)}", images)
-        require(batch_size >= 1, "batch_size", "at least 1", batch_size)
-        require(num_validation >= 1, "num_validation", "at least 1", num_validation)
-        require(num_train is None or num_train >= 1, "num_train", "at least 1 or None", num_train)
+        check_counts(
+            1, num_validation=num_validation, num_train=1 if num_train is None else num_train
+        )
         self.images, self.root, self.download = images, root, download
-        self.batch_size, self.num_validation, self.num_train = batch_size, num_validation, num_train
+        self.num_validation, self.num_train = num_validation, num_train
         self.standardize = standardize
-        self.seed = torch.Generator().seed() if seed is None else seed
         self.tables: dict[str, ImageTable] = {}
         self.classes: tuple[str, ...] = ()
 
@@ -92,7 +91,7 @@ class ImageDataModule(pl.LightningDataModule):
             return
         found = IMAGES[self.images](self.root, download=self.download)
         images, labels = found.train
-        order = torch.randperm(len(labels), generator=generator_for(_SPLIT))
+        order = torch.randperm(len(labels), generator=generator_for(1))
         if len(order) - self.num_validation < (self.num_train or 1):
             raise ValueError(
                 f"num_validation and num_train must leave room for each other in {len(order)} "
@@ -104,36 +103,22 @@ class ImageDataModule(pl.LightningDataModule):
         mean, std = pixels.mean(1)[:, None, None], pixels.std(1)[:, None, None]
         if not self.standardize:
             mean, std = torch.zeros_like(mean), torch.ones_like(std)
-        parts = {
-            "train": Labeled(images[train], labels[train]),
-            "val": Labeled(images[validation], labels[validation]),
-            "test": found.test,
+        parts = {"train": train, "val": validation}
+        labeled = {stage: Labeled(images[rows], labels[rows]) for stage, rows in parts.items()}
+        self.tables = {
+            stage: ImageTable(part, Standardize(mean, std))
+            for stage, part in {**labeled, "test": found.test}.items()
         }
-        standardize = Standardize(mean, std)
-        self.tables = {stage: ImageTable(part, standardize) for stage, part in parts.items()}
         self.classes = found.classes
 
-    def train_dataloader(self) -> ResumableLoader:
-        """Return one shuffled pass over the training images."""
-        table = self.tables["train"]
-        share = self._share()
-        batches = ShuffledBatches(len(table), self.batch_size, None, seed=self.seed, **share)
-        return ResumableLoader(table, batches, self.trainer)
+    def training_points(self) -> Table:
+        """Return the training images."""
+        return self.tables["train"]
+
+    def test_points(self) -> Table:
+        """Return the test images."""
+        return self.tables["test"]
 
     def val_dataloader(self) -> ResumableLoader:
         """Return every validation image once."""
-        return self._ordered("val")
-
-    def test_dataloader(self) -> ResumableLoader:
-        """Return every test image once."""
-        return self._ordered("test")
-
-    def _ordered(self, stage: str) -> ResumableLoader:
-        table = self.tables[stage]
-        batches = OrderedBatches(len(table), _EVALUATED_AT_ONCE, **self._share())
-        return ResumableLoader(table, batches)
-
-    def _share(self) -> dict[str, int]:
-        if self.trainer is None:
-            return {}
-        return {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
+        return self.ordered(self.tables["val"])

@@ -5,18 +5,12 @@ Nothing in it knows of derivative matching; a ``SobolevCallback`` adds that from
 
 from pathlib import Path
 
-import lightning.pytorch as pl
-from jaxtyping import Float
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torchmetrics.classification import MulticlassAccuracy
 
-from lightning_sobolev.experiments.common.optimizers import (
-    OptimizerFactory,
-    SchedulerFactory,
-    configured,
-)
+from lightning_sobolev.experiments.common.module import NetModule
+from lightning_sobolev.experiments.common.optimizers import OptimizerFactory, SchedulerFactory
 from lightning_sobolev.experiments.run.stored import load_module
 from lightning_sobolev.functional.discrepancies import kl
 from lightning_sobolev.spec import OUTPUT_MAPS
@@ -25,7 +19,7 @@ from lightning_sobolev.teachers import NetworkTeacher
 _log_softmax = OUTPUT_MAPS["log_softmax"]
 
 
-class ClassificationModule(pl.LightningModule):
+class ClassificationModule(NetModule):
     r"""Cross-entropy with the labels, or :math:`\mathrm{KL}(\text{teacher} \,\|\, \text{student})`.
 
     A batch is ``{"x": [batch, *pixels], "y": [batch]}``. Logs ``train/loss``, ``val/accuracy`` and
@@ -48,16 +42,10 @@ class ClassificationModule(pl.LightningModule):
         num_classes: int = 10,
         teacher: NetworkTeacher | None = None,
     ) -> None:
-        super().__init__()
-        self.net, self.teacher = net, teacher
-        self.optimizer, self.scheduler = optimizer, scheduler
+        super().__init__(net, optimizer, scheduler)
+        self.teacher = teacher
         self.val_accuracy = MulticlassAccuracy(num_classes, average="micro")
         self.test_accuracy = MulticlassAccuracy(num_classes, average="micro")
-
-    def forward(self, x: Float[Tensor, "batch *pixels"]) -> Float[Tensor, "batch classes"]:
-        """Return the logits."""
-        logits: Tensor = self.net(x)
-        return logits
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Return the batch's mean loss."""
@@ -87,10 +75,6 @@ class ClassificationModule(pl.LightningModule):
         """Bring the teacher to the student's device: it is no submodule, so nothing else does."""
         if self.teacher is not None:
             self.teacher.to(self.device)
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Return the optimizer and its schedule."""
-        return configured(self.net.parameters(), self.optimizer, self.scheduler)
 
 
 def stored_classifier(folder: str | Path) -> NetworkTeacher:

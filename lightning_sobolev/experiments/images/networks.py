@@ -11,9 +11,8 @@ def image_cnn(
 ) -> nn.Sequential:
     """Return four blocks: a convolution of patches, two of 3 by 3, and a pooled linear layer.
 
-    Patches are four by four pixels, the third convolution and the pooling halve the map: the linear
-    layer sees two by two places of an image of 28 by 28. It does little with what it gets when the
-    blocks below have learned nothing, so it matters whether they do.
+    The linear layer sees two by two places of an image of 28 by 28. It does little with what it
+    gets when the blocks below have learned nothing, so it matters whether they do.
     """
     side = math.ceil(size // 4 / 2) // 2
     return nn.Sequential(
@@ -31,36 +30,24 @@ def pooled_cnn(
     if axes not in (1, 2):
         raise ValueError(f"axes must be 1 or 2, got {axes}")
     conv, pool = (nn.Conv1d, nn.MaxPool1d) if axes == 1 else (nn.Conv2d, nn.MaxPool2d)
-    return nn.Sequential(
-        conv(in_channels, width, 5, padding=2),
-        nn.ReLU(),
-        pool(2),
-        conv(width, 2 * width, 5, padding=2),
-        nn.ReLU(),
-        pool(2),
-        nn.Flatten(),
-        nn.Linear(2 * width * (size // 4) ** axes, num_classes),
-    )
+    first = [conv(in_channels, width, 5, padding=2), nn.ReLU(), pool(2)]
+    second = [conv(width, 2 * width, 5, padding=2), nn.ReLU(), pool(2)]
+    last = nn.Linear(2 * width * (size // 4) ** axes, num_classes)
+    return nn.Sequential(*first, *second, nn.Flatten(), last)
+
+
+def _normed(before: int, after: int, stride: int) -> tuple[nn.Module, nn.Module]:
+    conv = nn.Conv2d(before, after, 3, stride=stride, padding=1, bias=False)
+    return conv, nn.BatchNorm2d(after)
 
 
 class Residual(nn.Module):
-    """Two convolutions with batch norm around which the input is carried.
-
-    Args:
-        before: Channels that come in.
-        after: Channels that go out.
-        stride: Of the first convolution.
-    """
+    """Two convolutions with batch norm around which the input is carried."""
 
     def __init__(self, before: int, after: int, stride: int) -> None:
         super().__init__()
-        self.main = nn.Sequential(
-            nn.Conv2d(before, after, 3, stride=stride, padding=1, bias=False),
-            nn.BatchNorm2d(after),
-            nn.ReLU(),
-            nn.Conv2d(after, after, 3, padding=1, bias=False),
-            nn.BatchNorm2d(after),
-        )
+        first, second = _normed(before, after, stride), _normed(after, after, 1)
+        self.main = nn.Sequential(*first, nn.ReLU(), *second)
         self.carried: nn.Module = nn.Identity()
         if stride != 1 or before != after:
             self.carried = nn.Conv2d(before, after, 1, stride=stride, bias=False)
@@ -76,11 +63,7 @@ class Residual(nn.Module):
 
 def image_resnet(in_channels: int = 1, num_classes: int = 10, *, width: int = 8) -> nn.Sequential:
     """Return a first convolution, two residual blocks and a last one with the classifier."""
-    first = nn.Sequential(
-        nn.Conv2d(in_channels, width, 3, stride=2, padding=1, bias=False),
-        nn.BatchNorm2d(width),
-        nn.ReLU(),
-    )
+    first = nn.Sequential(*_normed(in_channels, width, 2), nn.ReLU())
     pooled = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4 * width, num_classes)]
     return nn.Sequential(
         first,

@@ -57,12 +57,8 @@ def _generated() -> dict[str, Table]:
     with isolate_rng():  # the package seeds the generators of the whole process
         made, other = make_dataset(), make_dataset(others)
     sets = {"train": (made, ""), "test": (made, "_test"), "val": (other, "")}
-    return {
-        stage: Table(
-            {
-                "x": torch.from_numpy(found[f"x{end}"]).float()[:, None],
-                "y": torch.from_numpy(found[f"y{end}"]).long(),
-            }
-        )
-        for stage, (found, end) in sets.items()
-    }
+    tables = {}
+    for stage, (found, end) in sets.items():
+        x, y = (torch.from_numpy(found[f"{name}{end}"]) for name in "xy")
+        tables[stage] = Table({"x": x.float()[:, None], "y": y.long()})
+    return tables

@@ -3,21 +3,16 @@
 from collections.abc import Mapping
 from typing import Literal
 
-import lightning.pytorch as pl
 import torch
-from jaxtyping import Float, Int
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from jaxtyping import Int
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torchmetrics.functional.classification import multiclass_accuracy
 
 from lightning_sobolev._checks import require
 from lightning_sobolev.adversarial import GradientAttack
-from lightning_sobolev.experiments.common.optimizers import (
-    OptimizerFactory,
-    SchedulerFactory,
-    configured,
-)
+from lightning_sobolev.experiments.common.module import NetModule
+from lightning_sobolev.experiments.common.optimizers import OptimizerFactory, SchedulerFactory
 from lightning_sobolev.layers import (
     NoiseInjection,
     inject_noise,
@@ -29,7 +24,7 @@ NOISES = ("none", "white", "colored")
 _TEST_STEPS = 20
 
 
-class AdversarialModule(pl.LightningModule):
+class AdversarialModule(NetModule):
     r"""Half the cross-entropy of attacked images and half that of clean ones.
 
     A batch is ``{"x": [batch, *pixels], "y": int64 [batch]}`` with pixels in [0, 1]. The attack of
@@ -75,10 +70,10 @@ class AdversarialModule(pl.LightningModule):
         penalty: float = 1e-3,
         draws: int = 10,
     ) -> None:
-        super().__init__()
+        super().__init__(net, optimizer, scheduler)
         require(noise in NOISES, "noise", f"one of {NOISES}", noise)
         require(penalty >= 0, "penalty", "at least 0", penalty)
-        self.net, self.noisy = net, noise != "none"
+        self.noisy = noise != "none"
         self.attack = GradientAttack(radius=radius)
         strong = GradientAttack(radius=radius, steps=_TEST_STEPS)
         self.attacks = {"fgsm": GradientAttack.fgsm(radius), "pgd": strong}
@@ -88,12 +83,6 @@ class AdversarialModule(pl.LightningModule):
             self.attacks["expected_pgd"] = expected
         self.defended, self.penalty = defended, penalty
         self.draws = draws if self.noisy else 1
-        self.optimizer, self.scheduler = optimizer, scheduler
-
-    def forward(self, x: Float[Tensor, "batch *pixels"]) -> Float[Tensor, "batch classes"]:
-        """Return the logits."""
-        logits: Tensor = self.net(x)
-        return logits
 
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
         """Return the loss."""
@@ -145,10 +134,6 @@ class AdversarialModule(pl.LightningModule):
         logits = torch.cat([self(x) for _ in range(self.draws)])
         classes = logits.shape[-1]
         return multiclass_accuracy(logits, y.repeat(self.draws), classes, average="micro")
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Return the optimizer and its schedule."""
-        return configured(self.parameters(), self.optimizer, self.scheduler)
 
 
 def level_and_color(module: nn.Module) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from lightning_sobolev._checks import require
 from lightning_sobolev.experiments.common.tables import TableDataModule
 from lightning_sobolev.experiments.pde.solutions import SOLUTIONS
 from lightning_sobolev.functional.mixed import Index, mixed_derivatives
@@ -53,10 +54,9 @@ class PDEDataModule(TableDataModule):
         super().__init__(
             batch_size=batch_size, steps_per_epoch=steps_per_epoch, seed=seed, dtype=dtype
         )
-        if problem not in SOLUTIONS:
-            raise ValueError(f"problem must be one of {tuple(SOLUTIONS)}, got {problem!r}")
-        if rule not in ("monte_carlo", "gauss_legendre"):
-            raise ValueError(f"rule must be 'monte_carlo' or 'gauss_legendre', got {rule!r}")
+        require(problem in SOLUTIONS, "problem", f"one of {tuple(SOLUTIONS)}", problem)
+        known = rule in ("monte_carlo", "gauss_legendre")
+        require(known, "rule", "'monte_carlo' or 'gauss_legendre'", rule)
         self.solution = SOLUTIONS[problem]()
         self.num_test_nodes = num_test_nodes
         if rule == "monte_carlo":

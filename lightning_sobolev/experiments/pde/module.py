@@ -2,17 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 
-import lightning.pytorch as pl
 import torch
 from jaxtyping import Float
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from lightning_sobolev.experiments.common.optimizers import (
-    OptimizerFactory,
-    SchedulerFactory,
-    configured,
-)
+from lightning_sobolev.experiments.common.module import NetModule
+from lightning_sobolev.experiments.common.optimizers import OptimizerFactory, SchedulerFactory
 from lightning_sobolev.experiments.pde.data import derivatives_of, quadrature_of
 from lightning_sobolev.functional.mixed import Index, mixed_derivatives
 from lightning_sobolev.functional.norms import TimeSpaceNorm
@@ -20,7 +15,7 @@ from lightning_sobolev.functional.quadrature import check_box
 from lightning_sobolev.metrics import TimeSpaceError
 
 
-class PDEModule(pl.LightningModule):
+class PDEModule(NetModule):
     """The squared relative error in one norm, on batches of ``PDEDataModule``.
 
     Logs ``train/loss`` every ``log_every_n_steps``, and at test time ``test/NAME`` for every test
@@ -53,10 +48,9 @@ class PDEModule(pl.LightningModule):
         test_norms: Mapping[str, TimeSpaceNorm],
         box: Sequence[Sequence[float]] = ((0.0, 1.0), (0.0, 1.0)),
     ) -> None:
-        super().__init__()
+        super().__init__(net, optimizer, scheduler)
         check_box(box)
-        self.net, self.norm = net, norm
-        self.optimizer, self.scheduler = optimizer, scheduler
+        self.norm = norm
         low, high = torch.tensor([list(side) for side in box]).T
         self.register_buffer("center", (low + high) / 2)
         # The standard deviation of a uniform distribution.
@@ -76,9 +70,7 @@ class PDEModule(pl.LightningModule):
         quadrature, target = quadrature_of(batch), derivatives_of(batch)
         indices = self.norm.indices(quadrature.points.shape[-1] - 1)
         loss = self.norm.loss(self._derivatives(batch, indices), target, quadrature)
-        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if (self.global_step + 1) % every == 0:
-            self.log("train/loss", loss, batch_size=len(batch["points"]))
+        self.log_loss(loss, len(batch["points"]))
         return loss
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
@@ -94,7 +86,3 @@ class PDEModule(pl.LightningModule):
         self, batch: Mapping[str, Tensor], indices: Sequence[Index]
     ) -> dict[Index, Tensor]:
         return mixed_derivatives(self, batch["points"], indices)
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Return the optimizer and its schedule."""
-        return configured(self.net.parameters(), self.optimizer, self.scheduler)

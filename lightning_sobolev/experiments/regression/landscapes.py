@@ -25,20 +25,12 @@ from lightning_sobolev.experiments.regression import _rugged as rugged
 
 @dataclass(frozen=True, slots=True)
 class Landscape:
-    """A test function with its exact derivatives.
-
-    Args:
-        name: Its key in :data:`LANDSCAPES`.
-        formulas: Maps points to values, gradients and Hessians.
-        domain: Lowest and highest value of each input in two dimensions.
-        dim: The number of inputs it is defined for; ``None`` for any from ``least_dim`` on.
-        least_dim: The smallest number of inputs.
-    """
+    """A test function with its exact derivatives."""
 
     name: str
     formulas: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
-    domain: tuple[tuple[float, float], tuple[float, float]]
-    dim: int | None = None
+    domain: tuple[tuple[float, float], tuple[float, float]]  # of each input in two dimensions
+    dim: int | None = None  # None: any from ``least_dim`` on
     least_dim: int = 1
 
     def bounds(self, dim: int = 2) -> tuple[tuple[float, float], ...]:

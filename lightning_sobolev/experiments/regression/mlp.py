@@ -6,6 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from lightning_sobolev._checks import require
 from lightning_sobolev.activations import ReCU, ReQU, Sine, scale_by_sample
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
@@ -30,27 +31,19 @@ def mlp(
 ) -> nn.Sequential:
     """Return a fully connected network ``[batch, in_features] -> [batch, *out]``.
 
-    Args:
-        in_features: Inputs.
-        out_features: Outputs; None means one output without an axis of its own, ``[batch]``.
-        width: Units of a hidden layer.
-        depth: Hidden layers.
-        activation: One of ``ACTIVATIONS``. ReLU has no second derivative to train. Networks of
-            recu and requ begin with unit mean squares in every layer, on standard normal inputs.
-        frequency: Of a sine, in every layer, which then begins as in the source. High frequencies
-            bend between points that are far apart: 30, the source's, is for dense pixels.
+    Without ``out_features`` it has one output without an axis of its own, ``[batch]``. ReLU has no
+    second derivative to train. Networks of recu and requ begin with unit mean squares in every
+    layer, on standard normal inputs, those of sines as in the source; high frequencies bend between
+    points that are far apart: 30, the source's, is for dense pixels.
 
     Source:
         Sitzmann et al. 2020, Implicit neural representations with periodic activation functions
         (arXiv:2006.09661), section 3.2, for the first weights of a network of sines.
     """
-    if not frequency > 0:
-        raise ValueError(f"frequency must be positive, got {frequency}")
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"activation must be one of {tuple(ACTIVATIONS)}, got {activation!r}")
+    require(frequency > 0, "frequency", "positive", frequency)
+    require(activation in ACTIVATIONS, "activation", f"one of {tuple(ACTIVATIONS)}", activation)
     for name, size in (("in_features", in_features), ("width", width), ("depth", depth)):
-        if size < 1:
-            raise ValueError(f"{name} must be at least 1, got {size}")
+        require(size >= 1, name, "at least 1", size)
     layers: list[nn.Module] = []
     for index in range(depth):
         layers += [nn.Linear(in_features if index == 0 else width, width)]

@@ -4,36 +4,27 @@ import io
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import lightning.pytorch as pl
 import numpy as np
 import torch
 from jaxtyping import Float
+from matplotlib.axes import Axes
+from torch import nn
 
+from lightning_sobolev._checks import require
 from lightning_sobolev._files import whole
+from lightning_sobolev.experiments.common import figures
 from lightning_sobolev.experiments.regression.data import LandscapeDataModule
-from lightning_sobolev.experiments.regression.module import RegressionModule
 from lightning_sobolev.functional.derivatives import tape_jet
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 FIT = "fit.npz"
 
 
 @dataclass(frozen=True, slots=True)
 class Surface:
-    """A fit of a function of two inputs, on a square grid, in the function's own units.
-
-    Args:
-        x: Grid points.
-        value: The function there.
-        gradient: Its gradient.
-        fit: The network's value.
-        fit_gradient: The network's gradient.
-        train_x: Where the function was known.
-    """
+    """A function and a fit of it, known at ``train_x``, on a square grid, in its own units."""
 
     x: Float[np.ndarray, "side side 2"]
     value: Float[np.ndarray, "side side"]
@@ -59,27 +50,18 @@ class Surface:
             np.savez_compressed(file, **{k: v.astype(np.float32) for k, v in arrays.items()})
 
 
-def surface_of(module: RegressionModule, data: LandscapeDataModule, side: int = 41) -> Surface:
+def surface_of(net: nn.Module, data: LandscapeDataModule) -> Surface:
     """Evaluate function and network on a grid over the domain."""
-    if len(data.low) != 2:
-        raise ValueError(f"a surface needs two inputs, got dim={len(data.low)}")
-    axes = [
-        torch.linspace(*ends, side, dtype=torch.float64)
-        for ends in zip(data.low.tolist(), data.high.tolist(), strict=True)
-    ]
-    x = torch.cartesian_prod(*axes)
+    units, pairs = data.units, zip(data.low.tolist(), data.high.tolist(), strict=True)
+    x = torch.cartesian_prod(*(torch.linspace(*pair, 41, dtype=torch.float64) for pair in pairs))
     value, gradient, _ = data.landscape.derivatives(x)
-    jet = tape_jet(module.net, data.units.inputs(x).to(next(module.parameters())))
-    slopes = jet.vjp(torch.ones_like(jet.value)[None])[0]
-    known = data.units.inputs(data.training_points().columns["x"].double(), undo=True)
-    return Surface(
-        x=x.reshape(side, side, 2).numpy(),
-        value=value.reshape(side, side).numpy(),
-        gradient=gradient.reshape(side, side, 2).numpy(),
-        fit=data.units.targets(jet.value.detach().cpu(), undo=True).reshape(side, side).numpy(),
-        fit_gradient=data.units.jacobian(slopes.cpu(), undo=True).reshape(side, side, 2).numpy(),
-        train_x=known.numpy(),
-    )
+    jet = tape_jet(net, units.inputs(x).to(next(net.parameters())))
+    fit = units.targets(jet.value.detach().cpu(), undo=True)
+    slopes = units.jacobian(jet.vjp(torch.ones_like(jet.value)[None])[0].cpu(), undo=True)
+    known = units.inputs(data.training_points().columns["x"].double(), undo=True)
+    columns = (x, value, gradient, fit, slopes)
+    grids = [column.reshape(41, 41, *column.shape[1:]).numpy() for column in columns]
+    return Surface(*[*grids, known.numpy()])
 
 
 class SaveSurface(pl.Callback):
@@ -97,15 +79,12 @@ class SaveSurface(pl.Callback):
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Store and draw."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        if not isinstance(pl_module, RegressionModule) or not isinstance(data, LandscapeDataModule):
-            raise ValueError(
-                "SaveSurface needs a RegressionModule on a LandscapeDataModule, got "
-                f"{type(pl_module).__name__} on {type(data).__name__}"
-            )
+        right = isinstance(data, LandscapeDataModule)
+        require(right, "data of SaveSurface", "a LandscapeDataModule", type(data).__name__)
         if len(data.low) != 2:
             return
         folder = Path(trainer.default_root_dir)
-        surface = surface_of(pl_module, data)
+        surface = surface_of(pl_module.get_submodule("net"), data)
         surface.save(folder / FIT)
         if self.picture:
             title = f"{data.landscape.name}, {len(surface.train_x)} points"
@@ -114,12 +93,10 @@ class SaveSurface(pl.Callback):
 
 def draw_surfaces(fits: Mapping[str, Surface], path: Path, *, title: str) -> None:
     """Draw the true surface and some fits of it side by side, with arrows along the gradients."""
-    from matplotlib.figure import Figure
-
     first = next(iter(fits.values()))
     panels = [("true", first.value, first.gradient)]
     panels += [(name, fit.fit, fit.fit_gradient) for name, fit in fits.items()]
-    figure = Figure(figsize=(3.4 * len(panels) + 0.8, 3.6), layout="constrained")
+    figure = figures.blank(3.4 * len(panels) + 0.8, 3.6)
     row = figure.subplots(1, len(panels), sharex=True, sharey=True)
     levels = np.linspace(first.value.min(), first.value.max(), 24)
     longest = np.linalg.norm(first.gradient, axis=-1).max()
@@ -131,16 +108,15 @@ def draw_surfaces(fits: Mapping[str, Surface], path: Path, *, title: str) -> Non
     row[0].set_ylabel("$x_2$")
     figure.colorbar(drawn, ax=row, label="value", format="%.3g")
     figure.suptitle(f"{title} (red: training points; arrows: gradients)", fontsize="medium")
-    with whole(path) as writing:
-        figure.savefig(writing, dpi=120, format="png")
+    figures.save(figure, path)
 
 
 def _draw_arrows(
-    axes: "Axes", x: Float[np.ndarray, "side side 2"], gradient: Float[np.ndarray, "side side 2"]
+    axes: Axes, x: Float[np.ndarray, "side side 2"], gradient: Float[np.ndarray, "side side 2"]
 ) -> None:
     every = (slice(2, None, 4), slice(2, None, 4))
     # Square roots of the lengths: gradients of these functions span orders of magnitude.
     length = np.linalg.norm(gradient[every], axis=-1, keepdims=True)
-    shown = gradient[every] / np.sqrt(np.maximum(length, 1e-12))
-    places, arrows = np.moveaxis(x[every], -1, 0), np.moveaxis(shown, -1, 0)
-    axes.quiver(*places, *arrows, color="white", scale=16, width=0.004)
+    arrows = gradient[every] / np.sqrt(np.maximum(length, 1e-12))
+    columns = (*np.moveaxis(x[every], -1, 0), *np.moveaxis(arrows, -1, 0))
+    axes.quiver(*columns, color="white", scale=16, width=0.004)

@@ -18,29 +18,20 @@ from lightning_sobolev.experiments.sensitivity.attacks import PGD_STEPS, Example
 from lightning_sobolev.functional.projections import generator_for
 from lightning_sobolev.loading import ResumableLoader, ShuffledBatches, Table
 
-_BATCH, _LR = 128, 1e-3
 _NUM_ATTACKED_BY_PGD = 250
 
 
-def trained_on(model: nn.Module, images: Labeled, *, steps: int, seed: int) -> nn.Module:
+def trained_on(model: nn.Module, images: Labeled, steps: int, *, seed: int) -> nn.Module:
     """Return a copy whose training went on, with Adam and a rate that falls to zero."""
-    module = ClassificationModule(
-        copy.deepcopy(model).requires_grad_(True).train(),
-        partial(Adam, lr=_LR),
-        partial(CosineAnnealingLR, T_max=steps),
-    )
+    net = copy.deepcopy(model).requires_grad_(True).train()
+    schedule = partial(CosineAnnealingLR, T_max=steps)
+    module = ClassificationModule(net, partial(Adam, lr=1e-3), schedule)
     table = Table({"x": images.images, "y": images.labels})
-    batches = ShuffledBatches(len(table), _BATCH, steps, seed=seed)
+    batches = ShuffledBatches(len(table), 128, steps, seed=seed)
     trainer = pl.Trainer(
-        accelerator="cpu",
-        devices=1,
-        max_steps=steps,
-        limit_val_batches=0,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+        accelerator="cpu", devices=1, max_steps=steps, limit_val_batches=0, logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
     loader = ResumableLoader(table, batches)
     with torch.enable_grad():
         trainer.fit(module, loader, loader)  # no batch validates, but none at all is warned of
@@ -78,14 +69,9 @@ def examined(
 ) -> dict[str, float]:
     """Measure accuracies, against fresh attacks on this very network too.
 
-    Args:
-        model: Gives logits of pixels.
-        test: Test images.
-        earlier: Adversarial images that were made for the network before its training went on.
-        swarm: Attacks the first ``num_attacked`` test images that are classified correctly; its
-            accuracy counts the others as well.
-        num_attacked: How many.
-        seed: Of everything random.
+    ``earlier`` holds adversarial images that were made for the network before its training went on.
+    The swarm attacks the first images that are classified correctly; its accuracy counts the others
+    as well.
     """
     x, labels = test.images[:_NUM_ATTACKED_BY_PGD], test.labels[:_NUM_ATTACKED_BY_PGD]
     pgd = GradientAttack(radius=swarm.radius, steps=PGD_STEPS)

@@ -1,10 +1,10 @@
 """Attacks beside each other: what they reach, how far they go and what they cost."""
 
 import logging
-import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
@@ -82,17 +82,12 @@ def attacks(
     x, radius, passes = examples.images, swarm.radius, swarm.evaluations
 
     def by_gradient(name: str, attack: GradientAttack) -> Attack:
-        def run() -> Tensor:
-            return attack(model, x, examples.labels, generator=generator_for(seed))
-
-        return Attack(name, 2 * attack.steps, run)
+        run = partial(attack, model, x, examples.labels)
+        return Attack(name, 2 * attack.steps, lambda: run(generator=generator_for(seed)))
 
     def by_swarm(name: str, swarm: ParticleSwarm, scores: Tensor, choosing: int) -> Attack:
-        def run() -> Tensor:
-            generator = generator_for(seed)
-            return swarm(model, x, examples.targets, scores=scores, generator=generator)
-
-        return Attack(name, passes + choosing, run)
+        run = partial(swarm, model, x, examples.targets, scores=scores)
+        return Attack(name, passes + choosing, lambda: run(generator=generator_for(seed)))
 
     yield by_gradient("fgsm", GradientAttack.fgsm(radius))
     yield by_gradient("pgd", GradientAttack(radius=radius, steps=PGD_STEPS))
@@ -143,8 +138,8 @@ def measured(model: nn.Module, examples: Examples, attack: Attack) -> tuple[dict
         "attack": attack.name,
         "passes": attack.passes,
         "success": float(fooled.float().mean()),
-        "mean_change": 255 * float(change.mean()) if len(change) else math.nan,
-        "changed_pixels": float((change > 1e-6).sum(1).float().mean()) if len(change) else math.nan,
+        "mean_change": 255 * float(change.mean()),  # NaN without a success
+        "changed_pixels": float((change > 1e-6).sum(1).float().mean()),
         "seconds": seconds / len(examples),
     }
     return row, attacked

@@ -2,19 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from lightning_sobolev._files import whole
+from lightning_sobolev.experiments.common import figures
 from lightning_sobolev.experiments.sensitivity.attacks import Examples
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 _SHOWN = 8
-_EDGE = 1e-20
 
 
 class _Row(NamedTuple):
@@ -28,27 +24,24 @@ class _Row(NamedTuple):
 
 def draw_influence(influences: Mapping[str, Examples], threshold: float, path: Path) -> None:
     """Draw the image influence with and without a threshold over the odds against the class."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8.8, 4.2), layout="constrained")
+    figure = figures.blank(8.8, 4.2)
     grid = figure.subplots(1, len(influences), squeeze=False, sharey=True)[0]
     for axes, (name, seen) in zip(grid, influences.items(), strict=True):
-        odds = seen.odds().clamp_min(_EDGE)
         # open circles round dots: neither hides the other
         for label, limit, style in (
             ("every singular value", None, {"markersize": 7, "fillstyle": "none", "alpha": 0.4}),
             (f"singular values above {threshold:g}", threshold, {"markersize": 2}),
         ):
-            influence = seen.gradients.image_influence(seen.labels, threshold=limit)
+            influence = seen.gradients.image_influence(seen.labels, threshold=limit).double()
             # zero has no place on a logarithmic axis: it is drawn at the lower edge
-            shown = influence.double().clamp_min(_EDGE)
+            odds, shown = seen.odds().clamp_min(1e-20), influence.clamp_min(1e-20)
             axes.plot(odds, shown, "o", label=label, **style)
         axes.set(xscale="log", yscale="log", title=f"{name} network")
         axes.set_xlabel("odds against the image's class, 1 / P - 1")
         axes.grid(alpha=0.3)
     grid[0].set_ylabel("influence of the image (0 at the lower edge)")
     grid[0].legend(fontsize="small")
-    _save(figure, path)
+    figures.save(figure, path)
 
 
 def draw_vulnerable(examples: Examples, classes: Sequence[str], path: Path) -> None:
@@ -79,12 +72,10 @@ def draw_adversarial(
     shown = examples[:_SHOWN]
     rows = [_Row("image", shown.images)]
     for name in ("pgd", "swarm", "swarm_influence"):
-        change = (made[name][:_SHOWN] - shown.images).mean(1)
-        title = name.replace("_", "\n")
-        rows += [
-            _Row(title, made[name][:_SHOWN]),
-            _Row("change", 255 * change, "levels of 255", True),
-        ]
+        attacked = made[name][:_SHOWN]
+        change = 255 * (attacked - shown.images).mean(1)
+        rows += [_Row(name.replace("_", "\n"), attacked)]
+        rows += [_Row("change", change, "levels of 255", signed=True)]
     with torch.no_grad():
         taken = model(made["swarm"][:_SHOWN]).argmax(-1)
     titles = [
@@ -95,10 +86,8 @@ def draw_adversarial(
 
 
 def _draw_rows(rows: Sequence[_Row], titles: Sequence[str], path: Path) -> None:
-    from matplotlib.figure import Figure
-
     count = len(titles)
-    figure = Figure(figsize=(1.3 * count + 2.0, 1.35 * len(rows) + 0.6), layout="constrained")
+    figure = figures.blank(1.3 * count + 2.0, 1.35 * len(rows) + 0.6)
     grid = figure.subplots(len(rows), count, squeeze=False)
     for line, row in zip(grid, rows, strict=True):
         most = 1.0 if row.unit is None else float(row.images.abs().max())
@@ -112,9 +101,4 @@ def _draw_rows(rows: Sequence[_Row], titles: Sequence[str], path: Path) -> None:
             figure.colorbar(drawn, ax=line.tolist(), label=row.unit, pad=0.01)
     for axes, title in zip(grid[0], titles, strict=True):
         axes.set_title(title, fontsize="small")
-    _save(figure, path)
-
-
-def _save(figure: "Figure", path: Path) -> None:
-    with whole(path) as writing:
-        figure.savefig(writing, dpi=120, format="png")
+    figures.save(figure, path)

@@ -11,28 +11,18 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from lightning_sobolev._checks import require
 from lightning_sobolev._files import whole
 from lightning_sobolev.adversarial import ParticleSwarm
 from lightning_sobolev.experiments.images.datamodule import ImageDataModule
 from lightning_sobolev.experiments.images.image_set import Labeled
-from lightning_sobolev.experiments.images.module import ClassificationModule
-from lightning_sobolev.experiments.sensitivity.adversarial_training import (
-    errors,
-    examined,
-    successes,
-    trained_on,
-)
+from lightning_sobolev.experiments.sensitivity import adversarial_training as training
+from lightning_sobolev.experiments.sensitivity import figures
 from lightning_sobolev.experiments.sensitivity.attacks import Examples, attacks, measured
-from lightning_sobolev.experiments.sensitivity.figures import (
-    draw_adversarial,
-    draw_influence,
-    draw_vulnerable,
-)
 from lightning_sobolev.functional.projections import generator_for
 
 AUTHORS_THRESHOLD = 1e-3
 _NUM_INFLUENCES = 2000
-_SHARPER = 4.0
 
 
 class AttackStudy(pl.Callback):
@@ -72,13 +62,10 @@ class AttackStudy(pl.Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Look at the run before any work is done."""
-        del stage
+        del pl_module, stage
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        if not isinstance(pl_module, ClassificationModule) or not isinstance(data, ImageDataModule):
-            raise ValueError(
-                "AttackStudy needs a ClassificationModule on an ImageDataModule, got "
-                f"{type(pl_module).__name__} on {type(data).__name__}"
-            )
+        right = isinstance(data, ImageDataModule)
+        require(right, "data of AttackStudy", "an ImageDataModule", type(data).__name__)
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Do the study and log ``influence/`` numbers."""
@@ -89,20 +76,21 @@ class AttackStudy(pl.Callback):
         model.eval().requires_grad_(False).cpu()
         train, test = (_pixels(data, stage) for stage in ("train", "test"))
         with torch.enable_grad():
-            seen = Examples.of(model, *_first(test, _NUM_INFLUENCES))
+            seen = Examples.of(model, *(part[:_NUM_INFLUENCES] for part in test))
             vulnerable = seen.most_vulnerable(self.num_attacked)
             rows, made = self._attacked(model, seen, vulnerable)
             _write(folder / "attacks.csv", rows)
-            earlier = errors(model, made["swarm"], vulnerable.labels)
+            earlier = training.errors(model, made["swarm"], vulnerable.labels)
             _write(folder / "defences.csv", self._trained(model, train, test, earlier))
             influences = influences_of(model, seen)
         for name, examples in influences.items():
             numbers = influence_numbers(examples)
             pl_module.log_dict({f"influence/{name}_{key}": n for key, n in numbers.items()})
         if self.figures:
-            draw_influence(influences, AUTHORS_THRESHOLD, folder / "influence.png")
-            draw_vulnerable(vulnerable, data.classes, folder / "vulnerable.png")
-            draw_adversarial(model, vulnerable, made, data.classes, folder / "adversarial.png")
+            figures.draw_influence(influences, AUTHORS_THRESHOLD, folder / "influence.png")
+            figures.draw_vulnerable(vulnerable, data.classes, folder / "vulnerable.png")
+            path = folder / "adversarial.png"
+            figures.draw_adversarial(model, vulnerable, made, data.classes, path)
 
     def _attacked(
         self, model: nn.Module, seen: Examples, vulnerable: Examples
@@ -111,9 +99,9 @@ class AttackStudy(pl.Callback):
         drawn = torch.randperm(len(seen), generator=generator_for(self.seed))
         kinds = {"ordinary": seen[drawn[: self.num_attacked]], "vulnerable": vulnerable}
         rows, made = [], {}
-        plan = partial(attacks, swarm=self.swarm, num_pixels=self.num_pixels, seed=self.seed)
         for kind, examples in kinds.items():
-            for attack in plan(model, examples):
+            plan = attacks(model, examples, self.swarm, num_pixels=self.num_pixels, seed=self.seed)
+            for attack in plan:
                 row, made[attack.name] = measured(model, examples, attack)
                 rows.append({"images": kind, **row})
         return rows, made
@@ -122,17 +110,17 @@ class AttackStudy(pl.Callback):
         self, model: nn.Module, train: Labeled, test: Labeled, earlier: Labeled
     ) -> list[dict[str, Any]]:
         """Return a row for the network as it is and one for every set that joins its training."""
-        seen = Examples.of(model, *_first(train, 10 * self.num_adversarial))
+        seen = Examples.of(model, *(part[: 10 * self.num_adversarial] for part in train))
         vulnerable = seen.most_vulnerable(self.num_adversarial)
-        none = Labeled(train.images[:0], train.labels[:0])
-        added = {"originals": none, **successes(model, vulnerable, self.swarm, seed=self.seed)}
-        examine = partial(examined, test=test, earlier=earlier, swarm=self.swarm)
+        made = training.successes(model, vulnerable, self.swarm, seed=self.seed)
+        examine = partial(training.examined, test=test, earlier=earlier, swarm=self.swarm)
         examine = partial(examine, num_attacked=self.num_attacked, seed=self.seed)
         rows: list[dict[str, Any]] = [{"defence": "before", "added": 0, **examine(model)}]
-        for name, more in added.items():
-            joined = Labeled(*(torch.cat(parts) for parts in zip(train, more, strict=True)))
-            trained = trained_on(model, joined, steps=self.adversarial_steps, seed=self.seed)
-            rows.append({"defence": name, "added": len(more.labels), **examine(trained)})
+        none = Labeled(train.images[:0], train.labels[:0])
+        for name, added in {"originals": none, **made}.items():
+            joined = Labeled(*map(torch.cat, zip(train, added, strict=True)))
+            trained = training.trained_on(model, joined, self.adversarial_steps, seed=self.seed)
+            rows.append({"defence": name, "added": len(added.labels), **examine(trained)})
         return rows
 
 
@@ -144,15 +132,12 @@ def influences_of(model: nn.Module, seen: Examples) -> dict[str, Examples]:
     images, labels = seen.images.double(), seen.labels
     return {
         "plain": Examples.of(precise, images, labels),
-        "sharpened": Examples.of(lambda x: _SHARPER * precise(x), images, labels),
+        "sharpened": Examples.of(lambda x: 4.0 * precise(x), images, labels),
     }
 
 
 def influence_numbers(seen: Examples) -> dict[str, float]:
-    """Return the share of images whose influence is within 1 % of the odds against their class.
-
-    And the shares of those where the authors' threshold makes it smaller by more, or zero.
-    """
+    """Return shares of images: influence within 1 % of the odds; cut by the threshold; cut to 0."""
     influence = seen.gradients.image_influence(seen.labels)
     cut = seen.gradients.image_influence(seen.labels, threshold=AUTHORS_THRESHOLD)
     odds = seen.odds()
@@ -167,10 +152,6 @@ def influence_numbers(seen: Examples) -> dict[str, float]:
 def _write(path: Path, rows: list[dict[str, Any]]) -> None:
     with whole(path) as writing:
         pd.DataFrame(rows).to_csv(writing, index=False, float_format="%.6g", na_rep="nan")
-
-
-def _first(images: Labeled, count: int) -> tuple[Tensor, Tensor]:
-    return images.images[:count], images.labels[:count]
 
 
 def _pixels(data: ImageDataModule, stage: str) -> Labeled:

@@ -21,20 +21,12 @@ from lightning_sobolev.experiments.benchmark.baselines import (
 from lightning_sobolev.experiments.run.conf import config_folder
 
 SMALL = Cell("styblinski_tang", dim=2, points=20, method="krg", seed=0)
-BIG = Cell("rosenbrock", dim=10, points=1000, method="krg", seed=0)
 
 
 def settings(tmp_path, *overrides):
     few = ["functions=[booth]", "dims=[2]", "points=[20,100]", "methods=[jenn,order1_jenn_time]"]
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
         return compose("benchmark", ["study=baselines", *few, f"out={tmp_path}", *overrides])
-
-
-def test_points_are_in_standard_units_and_the_same_for_every_method():
-    (table, test), (again, _) = SMALL.tables(), replace(SMALL, method="jenn").tables()
-    assert_close(table["x"], again["x"])
-    assert_close(table["y"].std(correction=0), torch.ones((), dtype=torch.float64))
-    assert len(test["x"]) == 2000
 
 
 def test_the_error_is_in_standard_deviations_of_the_function(monkeypatch):
@@ -63,9 +55,10 @@ def stumble(*_):
 @pytest.mark.slow
 def test_limits_of_time_and_memory_hold():
     pytest.importorskip("smt")
+    big = Cell("rosenbrock", dim=10, points=1000, method="krg", seed=0)
     assert measure_apart(SMALL, 1, seconds=60, gib=8)["outcome"] == "fitted"
-    assert measure_apart(BIG, 1, seconds=1, gib=8) == {"outcome": "time"}
-    assert measure_apart(BIG, 1, seconds=60, gib=0.1)["outcome"] in ("memory", "failed")
+    assert measure_apart(big, 1, seconds=1, gib=8) == {"outcome": "time"}
+    assert measure_apart(big, 1, seconds=60, gib=0.1)["outcome"] in ("memory", "failed")
 
 
 @pytest.mark.parametrize(("method", "outcome"), [(swell, "memory"), (stumble, "failed")])
@@ -80,9 +73,7 @@ def test_a_child_says_why_it_has_no_numbers(method, outcome, monkeypatch):
 
 
 def fake(calls, outcome="fitted"):
-    def measured(cell, budget, *, seconds, gib):
-        assert seconds > 0
-        assert gib > 0
+    def measured(cell, budget, **_):
         calls.append((cell.points, cell.method, budget))
         numbers = {"rmse": 0.5, "fit_seconds": 0.25, "predict_seconds": 0.01}
         return {"outcome": outcome, **(numbers if outcome == "fitted" else {})}

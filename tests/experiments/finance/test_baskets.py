@@ -60,15 +60,9 @@ def test_assets_that_move_as_one_are_one(generator):
     expected, slope = black_scholes_call(states @ call.weights, call.strike, 0.25)
     assert_close(price, expected, rtol=1e-3, atol=1e-3)
     assert_close(delta, slope[:, None] * call.weights, rtol=5e-3, atol=1e-4)
-
-
-def test_one_asset_is_priced_in_closed_form():
-    call = BasketCall.drawn("black_scholes", 1)
-    states = call.states(5, torch.Generator().manual_seed(0))
-    price, delta = call.prices(states)
-    expected, slope = black_scholes_call(states[:, 0], 110.0, float(call.volatilities))
-    assert_close(price, expected)
-    assert_close(delta[:, 0], slope)
+    alone = BasketCall.drawn("black_scholes", 1)
+    expected, slope = black_scholes_call(states[:, 0], 110.0, float(alone.volatilities))
+    assert_close(alone.prices(states[:, :1]), (expected, slope[:, None]))
 
 
 def test_a_market_is_checked():
@@ -78,6 +72,8 @@ def test_a_market_is_checked():
         BasketCall.drawn("bachelier", 0)
     with pytest.raises(ValueError, match=r"horizon must be between 0 and expiry=2\.0, got 3\.0"):
         replace(BasketCall.drawn("bachelier", 2), horizon=3.0)
+    with pytest.raises(ValueError, match="num_samples must be at least 2, got 1"):
+        data(num_samples=1)
 
 
 def data(**changes):
@@ -107,9 +103,3 @@ def test_only_training_states_depend_on_the_seed():
     assert not torch.equal(one.training_points().columns["x"], other.training_points().columns["x"])
     validation = states(one, one.validation_points())
     assert not torch.isclose(states(one, one.test_points())[0], validation[0]).all()
-
-
-@pytest.mark.parametrize("name", ["num_samples", "num_test_points", "num_validation_points"])
-def test_counts_are_checked(name):
-    with pytest.raises(ValueError, match=f"{name} must be at least 2, got 1"):
-        data(**{name: 1})

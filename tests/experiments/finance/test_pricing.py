@@ -17,15 +17,18 @@ def expected_payoff(prices, strike, moved):
     return torch.trapezoid(payoffs * density, z, dim=1)
 
 
-def test_bachelier_is_the_expected_payoff():
-    value, _ = bachelier_call(PRICES, 100.0, 15.0)
-    assert_close(value, expected_payoff(PRICES, 100.0, lambda p, z: p + 15 * z), rtol=1e-7, atol=0)
-
-
-def test_black_scholes_is_the_expected_payoff():
-    value, _ = black_scholes_call(PRICES, 100.0, 0.3)
-    found = expected_payoff(PRICES, 100.0, lambda p, z: p * torch.exp(0.3 * z - 0.045))
-    assert_close(value, found, rtol=1e-7, atol=0)
+@pytest.mark.parametrize(
+    ("formula", "spread", "moved"),
+    [
+        (bachelier_call, 15.0, lambda p, z: p + 15 * z),
+        (black_scholes_call, 0.3, lambda p, z: p * torch.exp(0.3 * z - 0.045)),
+    ],
+)
+def test_prices_are_the_expected_payoff(formula, spread, moved):
+    value, _ = formula(PRICES, 100.0, spread)
+    assert_close(value, expected_payoff(PRICES, 100.0, moved), rtol=1e-7, atol=0)
+    with pytest.raises(ValueError, match=r"spread must be positive, got 0"):
+        formula(PRICES, 100.0, 0.0)
 
 
 def test_black_scholes_of_the_textbook():
@@ -41,14 +44,3 @@ def test_delta_is_the_derivative_of_the_value(formula):
     value, delta = formula(x, 100.0, 0.4)
     (gradient,) = torch.autograd.grad(value.sum(), x)
     assert_close(delta.detach(), gradient)
-
-
-@pytest.mark.parametrize("formula", [bachelier_call, black_scholes_call])
-def test_a_spread_must_be_positive(formula):
-    with pytest.raises(ValueError, match=r"spread must be positive, got 0"):
-        formula(PRICES, 100.0, 0.0)
-
-
-def test_a_strike_must_be_positive():
-    with pytest.raises(ValueError, match=r"strike must be positive, got -1"):
-        black_scholes_call(PRICES, -1.0, 0.2)

@@ -34,21 +34,21 @@ def test_forces_are_minus_the_slope_of_the_energy(name):
     for atom, axis in ((0, 1), (5, 2)):
         energies = []
         for step in (1e-4, -1e-4):
-            positions = frames.positions[0].clone()
+            positions = frames["positions"][0].clone()
             positions[atom, axis] += step
             atoms.set_positions(positions.numpy())
             energies.append(atoms.get_potential_energy())
         slope = (energies[0] - energies[1]) / 2e-4
-        assert_close(float(frames.forces[0, atom, axis]), -slope, rtol=1e-4, atol=1e-5)
+        assert_close(float(frames["forces"][0, atom, axis]), -slope, rtol=1e-4, atol=1e-5)
 
 
 def test_the_morse_potential_is_ases():
     frames = simulate(atomic_system("morse13"), 3, seed=1)
-    positions = frames.positions.requires_grad_()
+    positions = frames["positions"].requires_grad_()
     energy = MorseCluster()(positions)
     (gradient,) = torch.autograd.grad(energy.sum(), positions)
-    assert_close(energy.detach(), frames.energy, rtol=1e-10, atol=1e-10)
-    assert_close(-gradient, frames.forces, rtol=1e-9, atol=1e-9)
+    assert_close(energy.detach(), frames["energy"], rtol=1e-10, atol=1e-10)
+    assert_close(-gradient, frames["forces"], rtol=1e-9, atol=1e-9)
 
 
 def test_frames_are_simulated_once_and_stored_whole(tmp_path, monkeypatch):
@@ -63,7 +63,7 @@ def test_frames_are_simulated_once_and_stored_whole(tmp_path, monkeypatch):
     first = stored_frames(tmp_path, "morse13", 2, seed=0)
     monkeypatch.setattr(frame_files, "simulate", broken)
     again = stored_frames(tmp_path, "morse13", 2, seed=0)
-    assert torch.equal(first.forces, again.forces)
+    assert torch.equal(first["forces"], again["forces"])
     assert [path.name for path in tmp_path.iterdir()] == ["morse13_2_0.safetensors"]
 
 
@@ -104,7 +104,7 @@ def test_one_seed_draws_training_frames_another_moves_the_atoms(tmp_path):
     assert torch.equal(drawn(0), drawn(0))
     assert not torch.equal(drawn(0), drawn(1))
     system = atomic_system("morse13")
-    first, again, other = (simulate(system, 2, seed=seed).positions for seed in (0, 0, 1))
+    first, again, other = (simulate(system, 2, seed=seed)["positions"] for seed in (0, 0, 1))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 

@@ -28,11 +28,13 @@ def test_the_set_is_recorded_once_and_read_back(recorded, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_same_seed_records_the_same(recorded, tmp_path):
+def test_the_same_seed_records_the_same_and_another_has_a_file_of_its_own(recorded, tmp_path):
     root, _ = recorded
-    atari_frames(tmp_path, **SMALL)
-    ours, theirs = (next(folder.glob("*.npz")).read_bytes() for folder in (tmp_path, root))
-    assert ours == theirs
+    for seed in (0, 1):
+        atari_frames(tmp_path, seed=seed, **SMALL)
+    ours, other = sorted(path.read_bytes() for path in tmp_path.glob("*.npz"))
+    assert next(root.glob("*.npz")).read_bytes() in (ours, other)
+    assert ours != other
 
 
 def test_test_images_come_from_other_episodes(monkeypatch):
@@ -84,7 +86,7 @@ def test_what_broke_off_leaves_nothing_to_read(tmp_path, monkeypatch):
     assert len(atari_frames(tmp_path, **SMALL).train.images) == 60
 
 
-@pytest.mark.parametrize("place", [0, 5_000, -5_000, -10])
+@pytest.mark.parametrize("place", [0, 5_000, -10])
 @pytest.mark.usefixtures("blank")
 def test_a_damaged_file_is_refused(place, tmp_path):
     atari_frames(tmp_path, **SMALL)
@@ -94,13 +96,6 @@ def test_a_damaged_file_is_refused(place, tmp_path):
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"\.npz must be whole, got .*: delete it"):
         atari_frames(tmp_path, **SMALL)
-
-
-@pytest.mark.usefixtures("blank")
-def test_other_settings_are_another_file(tmp_path):
-    for seed in (0, 1):
-        atari_frames(tmp_path, seed=seed, **SMALL)
-    assert len(list(tmp_path.glob("*.npz"))) == 2
 
 
 def test_nothing_is_recorded_when_that_is_off(tmp_path):

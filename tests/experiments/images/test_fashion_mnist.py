@@ -10,11 +10,7 @@ import pytest
 import torch
 
 from lightning_sobolev.experiments.images import fashion_mnist as module
-from lightning_sobolev.experiments.images.fashion_mnist import (
-    DEBIAN,
-    NAMES,
-    fashion_mnist,
-)
+from lightning_sobolev.experiments.images.fashion_mnist import DEBIAN, NAMES, fashion_mnist
 
 
 def idx(array):
@@ -69,9 +65,7 @@ def test_files_are_read_where_they_are(place, clothes, tmp_path, monkeypatch):
 
 @pytest.mark.skipif(not DEBIAN.is_dir(), reason="dataset-fashion-mnist is not installed")
 def test_the_published_images_where_a_package_put_them():
-    train, test, _ = fashion_mnist(DEBIAN, download=False)
-    assert train.images.shape == (60000, 1, 28, 28)
-    assert test.labels.bincount().tolist() == [1000] * 10
+    assert fashion_mnist(DEBIAN, download=False).test.labels.bincount().tolist() == [1000] * 10
 
 
 def test_one_error_names_all_three_places(clothes, tmp_path, monkeypatch):
@@ -87,7 +81,6 @@ def test_one_error_names_all_three_places(clothes, tmp_path, monkeypatch):
     ("damage", "message"),
     [
         (lambda _: gzip.compress(b"something"), "must be the published file of Fashion-MNIST"),
-        (lambda packed: packed[:-9], "must be a readable file"),
         (lambda packed: packed[:40] + b"~~~~" + packed[44:], "must be a readable file"),
     ],
 )
@@ -124,13 +117,10 @@ def test_files_are_downloaded_once(server, tmp_path):
     assert len(fashion_mnist(tmp_path / "near").test.images) == 7
 
 
-def test_a_missing_file_is_named(server, tmp_path):
+def test_missing_files_and_other_bytes_than_the_published_ones_are_not_kept(server, tmp_path):
     (server / NAMES[1]).unlink()
     with pytest.raises(ValueError, match=r"Fashion-MNIST must be found.*HTTPError: 404"):
-        fashion_mnist(tmp_path / "near")
-
-
-def test_other_bytes_than_the_published_ones_are_not_kept(server, tmp_path):
+        fashion_mnist(tmp_path / "far")
     (server / NAMES[0]).write_bytes(b"something else")
     with pytest.raises(ValueError, match="SHA256 hash of downloaded file"):
         fashion_mnist(tmp_path / "near")

@@ -13,12 +13,7 @@ from lightning_sobolev.experiments.common.optimizers import line_search
 from lightning_sobolev.experiments.regression.data import LandscapeDataModule
 from lightning_sobolev.experiments.regression.mlp import mlp
 from lightning_sobolev.experiments.regression.module import RegressionModule
-from lightning_sobolev.experiments.regression.surface import (
-    FIT,
-    SaveSurface,
-    Surface,
-    draw_surfaces,
-)
+from lightning_sobolev.experiments.regression.surface import FIT, SaveSurface, Surface
 from tests.plugin._trainers import trainer
 
 EXACT = SobolevSpec(terms=[SobolevTerm(projection="basis", num_projections=None)])
@@ -64,12 +59,9 @@ def test_the_stored_surface_is_the_network_in_the_functions_units(tmp_path):
     assert (tmp_path / "surface.png").stat().st_size > 10_000
 
 
-def test_a_damaged_surface_is_named_and_a_broken_off_one_leaves_nothing(tmp_path, monkeypatch):
-    arrays = {"x": np.zeros((3, 3, 2)), "gradient": np.ones((3, 3, 2)), "train_x": np.eye(2)}
-    flat = {"value": np.arange(9.0).reshape(3, 3), "fit": np.zeros((3, 3))}
-    surface = Surface(**arrays, **flat, fit_gradient=np.zeros((3, 3, 2)))
+def test_a_damaged_surface_is_named(tmp_path):
     path = tmp_path / FIT
-    surface.save(path)
+    Surface(*(np.arange(18.0).reshape(3, 3, 2) for _ in range(6))).save(path)
     whole = path.read_bytes()
     middle = len(whole) // 3
     for damaged in (b"", b"text", whole[:middle], whole[:middle] + b"\0" * 9 + whole[middle + 9 :]):
@@ -80,21 +72,11 @@ def test_a_damaged_surface_is_named_and_a_broken_off_one_leaves_nothing(tmp_path
     with pytest.raises(ValueError, match=f"{FIT} must hold the surface of a run"):
         Surface.load(path)
 
-    def broken(_, path, **__):
-        path.write_bytes(b"half")
-        raise OSError(28, "disk full")
-
-    path.unlink()
-    monkeypatch.setattr("matplotlib.figure.Figure.savefig", broken)
-    with pytest.raises(OSError, match="disk full"):
-        draw_surfaces({"fit": surface}, tmp_path / "surface.png", title="")
-    assert list(tmp_path.iterdir()) == []
-
 
 def test_a_surface_needs_a_regression_on_a_landscape(tmp_path):
     module = RegressionModule(mlp(4), line_search)
     other = SimpleNamespace(datamodule=None, default_root_dir=tmp_path)
-    with pytest.raises(ValueError, match=r"on a LandscapeDataModule, got .* on NoneType"):
+    with pytest.raises(ValueError, match="must be a LandscapeDataModule, got 'NoneType'"):
         SaveSurface().on_test_end(other, module)
     other.datamodule = LandscapeDataModule("ackley", 4, dim=4)
     SaveSurface().on_test_end(other, module)  # no surface of four inputs: left out

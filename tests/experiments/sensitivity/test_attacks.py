@@ -1,8 +1,8 @@
 """Attacks, adversarial training and their numbers on networks whose answers are known."""
 
 import math
+from types import SimpleNamespace
 
-import lightning.pytorch as L
 import pytest
 import torch
 from torch import nn
@@ -10,7 +10,6 @@ from torch import nn
 from lightning_sobolev.adversarial import ParticleSwarm
 from lightning_sobolev.experiments.images.image_set import Labeled
 from lightning_sobolev.experiments.images.module import stored_classifier
-from lightning_sobolev.experiments.images.networks import Standardize
 from lightning_sobolev.experiments.sensitivity.adversarial_training import (
     accuracy,
     examined,
@@ -23,7 +22,6 @@ from lightning_sobolev.experiments.sensitivity.study import (
     influence_numbers,
     influences_of,
 )
-from tests.plugin._trainers import as_loader, trainer
 
 
 @pytest.fixture
@@ -160,22 +158,10 @@ def test_accuracies_are_of_the_images_they_are_named_for(model, images):
     assert nothing != nothing
 
 
-def test_pixels_are_standardized_once(images):
-    network = nn.Sequential(
-        Standardize(torch.full((1, 1, 1), 0.3), torch.full((1, 1, 1), 0.2)), nn.Flatten()
-    )
-    torch.testing.assert_close(network(images), ((images - 0.3) / 0.2).flatten(1))
-
-
-class Other(L.LightningModule):
-    def test_step(self, batch, batch_idx):
-        pass
-
-
 def test_what_is_not_there_is_named(tmp_path):
     with pytest.raises(ValueError, match="folder must be that of a run"):
         stored_classifier(tmp_path)
     with pytest.raises(ValueError, match="particles must be at least 1, got 0"):
         AttackStudy(swarm={"particles": 0})
-    with pytest.raises(ValueError, match="AttackStudy needs a ClassificationModule"):
-        trainer(AttackStudy()).test(Other(), as_loader([]), verbose=False)
+    with pytest.raises(ValueError, match="data of AttackStudy must be an ImageDataModule"):
+        AttackStudy().setup(SimpleNamespace(datamodule=None), None, "test")

@@ -1,0 +1,18 @@
+"""Figures that are written whole or not at all."""
+
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from lightning_sobolev._files import whole
+
+
+def blank(width: float, height: float) -> Figure:
+    """Return a figure of some inches, whose parts find their places themselves."""
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a PNG file."""
+    with whole(path) as writing:
+        figure.savefig(writing, dpi=120, format="png")
