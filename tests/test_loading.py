@@ -7,12 +7,7 @@ from lightning.pytorch.callbacks import Callback
 from torch.testing import assert_close
 from torch.utils.data import TensorDataset
 
-from lightning_sobolev.loading import (
-    OrderedBatches,
-    ResumableLoader,
-    ShuffledBatches,
-    Table,
-)
+from lightning_sobolev.loading import OrderedBatches, ResumableLoader, ShuffledBatches, Table
 from tests.plugin._trainers import QUIET
 
 STEPS = 4

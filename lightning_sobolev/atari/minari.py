@@ -47,11 +47,7 @@ def _load_minari() -> Any:
 
 
 def export_minari(
-    recording: Recording,
-    dataset_id: str,
-    *,
-    stacked: bool = False,
-    **about: Any,
+    recording: Recording, dataset_id: str, *, stacked: bool = False, **about: Any
 ) -> Path:
     """Write a recording as a local Minari data set, one episode for each of its episodes.
 

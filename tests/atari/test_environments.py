@@ -121,8 +121,7 @@ def test_actions_are_counted_without_a_game(game, full):
 
 
 @pytest.mark.parametrize(
-    ("game", "hint"),
-    [("pongg", "pong"), ("SpaceInvaders", "space_invaders"), ("!", "one of 1")],
+    ("game", "hint"), [("pongg", "pong"), ("SpaceInvaders", "space_invaders"), ("!", "one of 1")]
 )
 def test_unknown_game_is_refused_with_close_matches(game, hint):
     assert {"pong", "breakout", "ms_pacman"} <= set(games())
@@ -131,8 +130,7 @@ def test_unknown_game_is_refused_with_close_matches(game, hint):
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "least"),
-    [("num_envs", 0, 1), ("noop_max", -1, 0), ("stack_num", 2.5, 1)],
+    ("name", "value", "least"), [("num_envs", 0, 1), ("noop_max", -1, 0), ("stack_num", 2.5, 1)]
 )
 def test_numbers_out_of_range_are_refused(name, value, least):
     with pytest.raises(ValueError, match=f"{name} must be a whole number >= {least}, got {value}"):

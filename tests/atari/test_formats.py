@@ -9,13 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch.testing import assert_close
 
-from lightning_sobolev.atari import (
-    AtariSettings,
-    ForeignAgent,
-    NatureCNN,
-    load_agent,
-    save_agent,
-)
+from lightning_sobolev.atari import AtariSettings, ForeignAgent, NatureCNN, load_agent, save_agent
 from lightning_sobolev.functional.derivatives import value_and_vjp
 from tests.atari._foreign import CleanRLDQN, CleanRLPPO, sb3_model, seeded
 

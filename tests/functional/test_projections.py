@@ -4,12 +4,7 @@ from torch.testing import assert_close
 
 from lightning_sobolev.functional._hashing import GOLDEN, mix, shifted, signed
 from lightning_sobolev.functional.fisher import fisher
-from lightning_sobolev.functional.projections import (
-    PROJECTIONS,
-    counter_draw,
-    draw,
-    generator_for,
-)
+from lightning_sobolev.functional.projections import PROJECTIONS, counter_draw, draw, generator_for
 from tests import _laws
 
 REST = {"scalar": (), "one": (1,), "vector": (5,), "image": (2, 3)}

@@ -84,10 +84,7 @@ class Sharded(Shared):
     def configure_model(self):
         if self.trainer.world_size == 1:
             return
-        options = {
-            "mesh": self.device_mesh["data_parallel"],
-            "reshard_after_forward": self.reshard,
-        }
+        options = {"mesh": self.device_mesh["data_parallel"], "reshard_after_forward": self.reshard}
         for layer in self.net if self.by_layer else ():
             if isinstance(layer, nn.Linear):
                 fully_shard(layer, **options)

@@ -5,11 +5,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from lightning_sobolev import (
-    CompileSettings,
-    SobolevCallback,
-    SobolevTerm,
-)
+from lightning_sobolev import CompileSettings, SobolevCallback, SobolevTerm
 from tests.plugin._loops import by_hand, taught
 from tests.plugin._students import ManualRegressor, Regressor, SilentSelf, mlp
 from tests.plugin._trainers import as_loader, fit, points, weights

@@ -3,12 +3,7 @@
 import pytest
 import torch
 
-from lightning_sobolev import (
-    AnalyticTeacher,
-    BatchTeacher,
-    SobolevCallback,
-    SobolevSpec,
-)
+from lightning_sobolev import AnalyticTeacher, BatchTeacher, SobolevCallback, SobolevSpec
 from tests.plugin._loops import refuses
 from tests.plugin._students import Regressor, mlp
 

@@ -9,13 +9,7 @@ from lightning_sobolev import TimeSpaceNorm
 from lightning_sobolev.activations import ReCU
 from lightning_sobolev.functional import gauss_legendre, mixed_derivatives
 from lightning_sobolev.recu.approximation import approximate, num_weights
-from lightning_sobolev.recu.exact import (
-    identity,
-    monomial,
-    partition_of_unity,
-    product,
-    square,
-)
+from lightning_sobolev.recu.exact import identity, monomial, partition_of_unity, product, square
 
 pytestmark = pytest.mark.usefixtures("float64")
 EPSILON = torch.finfo(torch.float64).eps

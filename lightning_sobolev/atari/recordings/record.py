@@ -20,11 +20,7 @@ from torch import nn
 
 from lightning_sobolev._files import locked
 from lightning_sobolev._progress import Advance, progress_bar
-from lightning_sobolev.atari.environments import (
-    AtariSettings,
-    Environments,
-    check_num_actions,
-)
+from lightning_sobolev.atari.environments import AtariSettings, Environments, check_num_actions
 from lightning_sobolev.atari.policy import Behavior, decide, log_probabilities
 from lightning_sobolev.atari.recordings import format as stored
 from lightning_sobolev.atari.recordings.dataset import SplitSizes, split_by_episode

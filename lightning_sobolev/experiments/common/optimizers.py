@@ -25,10 +25,7 @@ def configured(
     built = optimizer(parameters)
     if scheduler is None:
         return built
-    return {
-        "optimizer": built,
-        "lr_scheduler": {"scheduler": scheduler(built), "interval": "step"},
-    }
+    return {"optimizer": built, "lr_scheduler": {"scheduler": scheduler(built), "interval": "step"}}
 
 
 def line_search(

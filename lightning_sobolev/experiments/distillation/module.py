@@ -24,12 +24,7 @@ from lightning_sobolev.experiments.run.sharding import shard
 from lightning_sobolev.functional.derivatives import tape_jet
 from lightning_sobolev.functional.discrepancies import POLICY_LOSSES
 from lightning_sobolev.functional.projections import draw
-from lightning_sobolev.metrics import (
-    ActionDisagreement,
-    DerivativeCosine,
-    DerivativeNMSE,
-    PolicyKL,
-)
+from lightning_sobolev.metrics import ActionDisagreement, DerivativeCosine, DerivativeNMSE, PolicyKL
 from lightning_sobolev.teachers import NetworkTeacher
 
 

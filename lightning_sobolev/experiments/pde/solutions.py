@@ -70,9 +70,7 @@ def burgers(viscosity: float = 0.1, sharpness: float = 1.2) -> Solution:
         return 2 * viscosity * math.pi * fading * torch.sin(math.pi * x[:, 1]) / phi
 
     return Solution(
-        value,
-        ((0.0, 1.0), (0.0, 1.0)),
-        lambda u: u[1, 0] + u[0, 0] * u[0, 1] - viscosity * u[0, 2],
+        value, ((0.0, 1.0), (0.0, 1.0)), lambda u: u[1, 0] + u[0, 0] * u[0, 1] - viscosity * u[0, 2]
     )
 
 

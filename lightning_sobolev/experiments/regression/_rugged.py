@@ -40,9 +40,7 @@ def eggholder(x: Tensor) -> Formulas:
     value = -w * first - u * second
     gradient = vector(-0.5 * w * a - second - u * b, -first - w * a + u * b)
     hessian = matrix(
-        -0.25 * w * aa - 2 * b - u * bb,
-        -0.5 * (a + w * aa) + b + u * bb,
-        -2 * a - w * aa - u * bb,
+        -0.25 * w * aa - 2 * b - u * bb, -0.5 * (a + w * aa) + b + u * bb, -2 * a - w * aa - u * bb
     )
     return value, gradient, hessian
 

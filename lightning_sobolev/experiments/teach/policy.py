@@ -22,12 +22,7 @@ _POSITIVE = ("n_steps", "n_epochs", "batch_size", "learning_rate", "clip_range")
 
 
 def build_learner(
-    ppo: Mapping[str, Any],
-    env: VecEnv,
-    seed: int,
-    *,
-    device: str = "auto",
-    precision: str = "auto",
+    ppo: Mapping[str, Any], env: VecEnv, seed: int, *, device: str = "auto", precision: str = "auto"
 ) -> PPO:
     """Return a silent learner at its first step; seeds the generators of the process.
 

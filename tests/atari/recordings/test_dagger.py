@@ -202,11 +202,7 @@ def test_what_cannot_be_trained_in_rounds_is_refused(build, tmp_path, dagger, ma
     student = Student()
     with pytest.raises(ValueError, match=message):
         fit(
-            build(fraction=0.1),
-            tmp_path,
-            DAgger(3, **dagger),
-            student=student,
-            max_steps=max_steps,
+            build(fraction=0.1), tmp_path, DAgger(3, **dagger), student=student, max_steps=max_steps
         )
     assert student.seen == []
 

@@ -15,13 +15,7 @@ import torch
 from ale_py.vector_env import AtariVectorEnv
 
 from lightning_sobolev import _files
-from lightning_sobolev.atari import (
-    AtariSettings,
-    Behavior,
-    Recording,
-    log_probabilities,
-    record,
-)
+from lightning_sobolev.atari import AtariSettings, Behavior, Recording, log_probabilities, record
 from lightning_sobolev.atari.environments import Environments
 from lightning_sobolev.atari.recordings import format as stored
 from lightning_sobolev.atari.recordings import record as recording_module
@@ -249,6 +243,19 @@ def test_a_folder_of_other_things_is_never_deleted(copied, settings, teacher, wi
 
 
 @pytest.mark.skipif(os.name == "nt", reason="folders are not made read-only this way")
+def test_neighbors_that_recording_did_not_make_stay(tmp_path, settings, teacher):
+    """What people name a folder that they put aside: pong.old, and names that writers like."""
+    kept = [tmp_path / f"pong.{ending}" for ending in ("old", "partial", "writing", "tmp")]
+    for folder in kept:
+        folder.mkdir()
+        (folder / "mine.txt").write_text("mine")
+    for num_states in (20, 60):
+        record(tmp_path / "pong", settings, teacher, num_states=num_states)
+    other = dataclasses.replace(settings, sticky=True)
+    record(tmp_path / "pong", other, teacher, num_states=20)
+    assert [(folder / "mine.txt").read_text() for folder in kept] == ["mine"] * 4
+
+
 def test_a_finished_recording_is_used_without_writing(copied, settings, teacher, monkeypatch):
     def refused(*_, timeout=None):  # noqa: ARG001
         raise PermissionError(errno.EACCES, "Permission denied")

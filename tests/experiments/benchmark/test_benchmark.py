@@ -46,11 +46,7 @@ def by_formula(layers, *, linear_output):
     forward, first = sum(layers), layers[0]
     plain = 3 * forward - first
     twice = 3 * forward - (layers[-1] if linear_output else 0)
-    return {
-        "plain": plain,
-        "distillation": plain + forward,
-        "at_best": plain + 2 * forward + twice,
-    }
+    return {"plain": plain, "distillation": plain + forward, "at_best": plain + 2 * forward + twice}
 
 
 def contestant(name, workload=SMALL, folder=None):

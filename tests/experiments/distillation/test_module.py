@@ -97,8 +97,7 @@ def test_training_lowers_the_divergence(loss):
 
 
 @pytest.mark.parametrize(
-    ("changes", "first", "second"),
-    [({}, 1, 0), ({"loss": "reverse_kl"}, 0, 1)],
+    ("changes", "first", "second"), [({}, 1, 0), ({"loss": "reverse_kl"}, 0, 1)]
 )
 def test_the_loss_is_the_divergence_from_teacher_to_student_or_back(
     changes, first, second, monkeypatch

@@ -5,12 +5,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from lightning_sobolev import (
-    BatchTeacher,
-    SobolevCallback,
-    SobolevSpec,
-    SobolevTerm,
-)
+from lightning_sobolev import BatchTeacher, SobolevCallback, SobolevSpec, SobolevTerm
 from lightning_sobolev.experiments.forces import data as forces_data
 from lightning_sobolev.experiments.forces.data import ForcesDataModule
 from lightning_sobolev.experiments.forces.module import ForceFieldModule

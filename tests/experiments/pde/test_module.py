@@ -4,11 +4,7 @@ from torch.testing import assert_close
 
 from lightning_sobolev import TimeSpaceNorm
 from lightning_sobolev.experiments.common.optimizers import line_search
-from lightning_sobolev.experiments.pde.data import (
-    PDEDataModule,
-    derivatives_of,
-    quadrature_of,
-)
+from lightning_sobolev.experiments.pde.data import PDEDataModule, derivatives_of, quadrature_of
 from lightning_sobolev.experiments.pde.module import PDEModule
 from lightning_sobolev.experiments.regression.mlp import mlp
 from lightning_sobolev.functional import mixed_derivatives
