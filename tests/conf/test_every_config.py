@@ -140,7 +140,7 @@ def test_actions_are_those_of_the_game(game, tmp_path):
     cfg = composed([f"+experiment=distill_{game}"], tmp_path)
     environments = Environments(instantiate(cfg.env.settings), seed=0, num_threads=1)
     names = environments.action_meanings
-    assert instantiate(cfg.model).num_actions == len(names)
+    assert instantiate(cfg.model).policy.num_actions == len(names)
     assert instantiate(cfg.teacher).network.num_actions == len(names)
     merged = [{names[action] for action in group} for group in cfg.env.same_actions]
     pong = [{"NOOP", "FIRE"}, {"RIGHT", "RIGHTFIRE"}, {"LEFT", "LEFTFIRE"}]

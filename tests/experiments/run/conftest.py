@@ -16,6 +16,8 @@ def as_a_user_runs_it():
         for name in ("utilities.rank_zero", "trainer.connectors.checkpoint_connector")
     ]
     filters = [list(logger.filters) for logger in noisy]
+    # Lightning ignores Ctrl-C for good behind one that it handled.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     torch.set_default_dtype(torch.float32)
     with warnings.catch_warnings():
         yield
