@@ -26,6 +26,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from lightning_sobolev import BatchTeacher, SobolevCallback, SobolevSpec, SobolevTerm
 from lightning_sobolev._files import whole, write_text
+from lightning_sobolev.experiments.common.module import QUIET
 from lightning_sobolev.experiments.common.optimizers import line_search
 from lightning_sobolev.experiments.regression.data import LandscapeDataModule
 from lightning_sobolev.experiments.regression.mlp import mlp
@@ -131,10 +132,7 @@ def _network(
         terms = [SobolevTerm(order=n, weight=weight, **projection) for n, weight in weighed]
         teacher = BatchTeacher(jacobian="dydx", hessian="hessian" if order == 2 else None)
         callbacks += [SobolevCallback(teacher, SobolevSpec(terms=terms), module="net")]
-    trainer = pl.Trainer(
-        accelerator="cpu", max_steps=steps, callbacks=callbacks, logger=False,
-        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-    )  # fmt: skip
+    trainer = pl.Trainer(accelerator="cpu", max_steps=steps, callbacks=callbacks, **QUIET)
     trainer.fit(module, ResumableLoader(rows, ShuffledBatches(len(rows), batch, steps, seed=seed)))
     return torch.no_grad()(lambda x: module.eval().net(x.to(dtype)).double())
 

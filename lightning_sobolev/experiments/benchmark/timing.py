@@ -18,6 +18,7 @@ from torch.utils.module_tracker import ModuleTracker
 
 from lightning_sobolev.experiments.benchmark.methods import METHODS, Built
 from lightning_sobolev.experiments.benchmark.models import Workload
+from lightning_sobolev.experiments.common.module import QUIET
 
 Row = dict[str, Any]
 REFERENCES = ("plain", "distillation", "at_best")
@@ -62,11 +63,8 @@ class Contestant:
 
     def fit(self, steps: int, *callbacks: pl.Callback) -> None:
         """Make some steps on the same batch, watched by further callbacks."""
-        trainer = pl.Trainer(
-            accelerator=self._accelerator, devices=1, max_epochs=1, logger=False,
-            callbacks=[*self._callbacks, *callbacks], enable_checkpointing=False,
-            enable_progress_bar=False, enable_model_summary=False,
-        )  # fmt: skip
+        used, where = [*self._callbacks, *callbacks], self._accelerator
+        trainer = pl.Trainer(accelerator=where, devices=1, max_epochs=1, callbacks=used, **QUIET)
         same: Any = [self._batch] * steps
         trainer.fit(self.module, DataLoader(same, batch_size=None))
 

@@ -12,7 +12,8 @@ def blank(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Write a PNG file."""
+def save(figure: Figure, path: Path) -> Path:
+    """Write a figure; the path ends in the format."""
     with whole(path) as writing:
-        figure.savefig(writing, dpi=120, format="png")
+        figure.savefig(writing, dpi=120, format=path.suffix.removeprefix("."))
+    return path

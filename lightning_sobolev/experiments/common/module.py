@@ -1,5 +1,7 @@
 """What modules of one network share."""
 
+from typing import Any
+
 import lightning.pytorch as pl
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
@@ -9,6 +11,10 @@ from lightning_sobolev.experiments.common.optimizers import (
     SchedulerFactory,
     configured,
 )
+
+QUIET: dict[str, Any] = {"logger": False, "enable_checkpointing": False}
+QUIET |= {"enable_progress_bar": False, "enable_model_summary": False}
+"""Of a trainer that says and leaves nothing."""
 
 
 class NetModule(pl.LightningModule):

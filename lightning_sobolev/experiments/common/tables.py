@@ -19,16 +19,12 @@ class TableDataModule(pl.LightningDataModule):
         steps_per_epoch: Batches that count as one epoch; None: one pass.
         seed: Seed of the points and of their order. None takes one from the system.
         dtype: Floating-point type of the batches; torch's default when None.
-
-    Raises:
-        ValueError: If a count is too small.
     """
 
     rows_at_once = 1024  # of validation and test
 
     def __init__(
         self,
-        *,
         batch_size: int,
         steps_per_epoch: int | None,
         seed: int | None,

@@ -38,7 +38,7 @@ from lightning_sobolev.functional.derivatives import TapeJet
 from lightning_sobolev.objective import RunningScales, weighted_sum
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True)
 class Stage:
     """A section and the model of the cut above it. Adds gradients to parameters, moves none.
 
@@ -129,14 +129,7 @@ def build_stages(
     require(len(models) == needed, "models", f"{needed} for this kind and cuts", len(models))
     above = [*models, *[None] * (len(sections) - needed)]
     return [
-        Stage(
-            section=section,
-            model=model,
-            kind=kind,
-            matching=matching,
-            is_lowest=number == 0,
-            is_highest=number == len(sections) - 1,
-        )
+        Stage(section, model, kind, matching, number == 0, number == len(sections) - 1)
         for number, (section, model) in enumerate(zip(sections, above, strict=True))
     ]
 

@@ -90,7 +90,6 @@ class AtariVecEnv(VecEnv):
         """Refuse likewise."""
         self.set_attr(method_name)
 
-    def env_is_wrapped(self, wrapper_class: type, indices: Any = None) -> list[bool]:
+    def env_is_wrapped(self, _: type, indices: Any = None) -> list[bool]:
         """Say that no game is wrapped."""
-        del wrapper_class
         return [False for _ in self._get_indices(indices)]

@@ -150,14 +150,12 @@ class Interval(Callback):
     def __init__(self, end: int) -> None:
         self.end = end
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_fit_start(self, trainer: pl.Trainer, *_: Any) -> None:
         """Note the rates; the optimizers are built and nothing is restored yet."""
-        del pl_module
         self._rates = [[_first_rate(g) for g in opt.param_groups] for opt in trainer.optimizers]
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
         """Put them back, in the optimizers and in what their schedules remember."""
-        del pl_module
         for optimizer, rates in zip(trainer.optimizers, self._rates, strict=True):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] *= rate / _first_rate(group)

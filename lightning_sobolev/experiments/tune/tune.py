@@ -186,12 +186,9 @@ def first_configs(cfg: DictConfig) -> list[dict[str, float]]:
 
 
 class _Progress(tune.Callback):
-    def on_trial_result(
-        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any
-    ) -> None:
-        del iteration, trials, trial
-        text = "step %d, member %d: %.4g"
-        log.info(text, result["end"], result[MEMBER], result[SCORE])
+    def on_trial_result(self, *_: Any, **info: Any) -> None:
+        result = info["result"]
+        log.info("step %d, member %d: %.4g", result["end"], result[MEMBER], result[SCORE])
 
 
 def _test(cfg: DictConfig, checkpoint: Path) -> dict[str, float]:
