@@ -18,13 +18,7 @@ QUIET |= {"enable_progress_bar": False, "enable_model_summary": False}
 
 
 class NetModule(pl.LightningModule):
-    """A network with its optimizer.
-
-    Args:
-        net: The network.
-        optimizer: Makes the optimizer of its parameters.
-        scheduler: Makes the schedule of the learning rate.
-    """
+    """A network with its optimizer."""
 
     def __init__(
         self, net: nn.Module, optimizer: OptimizerFactory, scheduler: SchedulerFactory | None = None

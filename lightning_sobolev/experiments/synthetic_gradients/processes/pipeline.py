@@ -44,11 +44,8 @@ def run_pipeline(
     With a kind whose gradient is the true one this is the locked pipeline to compare with: every
     stage waits for the gradient of a batch before it takes the next.
 
-    Args:
-        stages: The stages, the lowest first; have the trained parameters at the end.
-        batches: ``{"x": ..., "y": ...}``; iterated anew when it ends. Goes to another process, so
-            it and the ``pipeline`` must be picklable.
-        pipeline: How the stages work beside each other, and what trains them.
+    The stages, the lowest first, have the trained parameters at the end. ``batches`` are iterated
+    anew when they end; they and the ``pipeline`` go to other processes and must be picklable.
     """
     method = "spawn" if sys.platform == "win32" else "forkserver"
     if method == "forkserver":  # what every stage would import by itself is imported once

@@ -43,7 +43,6 @@ def run_processes(cfg: DictConfig) -> Path:
 
 
 def _measure(cfg: DictConfig, seed: int, delay: float, way: str) -> dict[str, Any]:
-    """Train once; return the line of the table."""
     kind = cfg.ways[way].kind
     same = {"kind": kind, "seed": seed, "run_dir": cfg.out, "data.num_train": cfg.num_train}
     same |= {"+experiment": "synthetic_gradients", "steps": cfg.steps, "cuts": cfg.cuts}
