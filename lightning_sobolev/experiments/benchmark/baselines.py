@@ -244,11 +244,9 @@ def _budget(done: Cells, cell: Cell, seconds: float) -> float | None:
 
 
 def _failed_before(done: Cells, cell: Cell) -> bool:
-    def same(other: Cell) -> bool:
-        return replace(other, points=cell.points, seed=cell.seed) == cell
-
-    failed = (other for other, record in done.items() if record["outcome"] != "fitted")
-    return any(other.points < cell.points and same(other) for other in failed)
+    failed = [other for other, record in done.items() if record["outcome"] != "fitted"]
+    smaller = [other for other in failed if other.points < cell.points]
+    return any(replace(other, points=cell.points, seed=cell.seed) == cell for other in smaller)
 
 
 _INTRO = """# peers

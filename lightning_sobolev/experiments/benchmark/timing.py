@@ -42,9 +42,7 @@ class StepTimes(pl.Callback):
         """What was measured after warming up."""
         return [after - before for before, after in pairwise(self._starts)][_WARM_UP:]
 
-    def on_train_batch_start(
-        self, _trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any
-    ) -> None:
+    def on_train_batch_start(self, _: pl.Trainer, pl_module: pl.LightningModule, *__: Any) -> None:
         """Look at the clock, once the device is done."""
         if pl_module.device.type == "cuda":
             torch.cuda.synchronize(pl_module.device)

@@ -144,9 +144,7 @@ def tabulate(runs: Sequence[Run], by: Sequence[str] = ()) -> pd.DataFrame:
         raise ValueError(f"--by must name settings of the runs, got {', '.join(sorted(missing))}")
     scores = {str(run.setting("score.metric")).replace("val/", "test/") for run in runs}
     numbers = pd.DataFrame([run.metrics for run in runs]).drop(columns=[*ENDS], errors="ignore")
-    first = sorted(
-        numbers, key=lambda key: (key not in scores, key[:5] != "test/", "seconds" not in key)
-    )
+    first = sorted(numbers, key=lambda k: (k not in scores, k[:5] != "test/", "seconds" not in k))
     if has_game:
         settings["model"] = settings["model"].replace(_STUDENTS)
     names = {**_NAMES, "model": "student" if has_game else "network"}

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -34,6 +34,7 @@ from lightning_sobolev.experiments.synthetic_gradients.matching import (
     Matching,
     compare,
 )
+from lightning_sobolev.experiments.synthetic_gradients.models import Labels
 from lightning_sobolev.functional.derivatives import TapeJet
 from lightning_sobolev.objective import RunningScales, weighted_sum
 
@@ -70,7 +71,7 @@ class Stage:
         return self._output.detach()
 
     def predict(
-        self, h: Float[Tensor, "batch *out"], y: Int[Tensor, " batch"], *, create_graph: bool
+        self, h: Float[Tensor, "batch *out"], y: Labels, *, create_graph: bool
     ) -> LossGradient:
         """Ask the model for the synthetic gradient at an activation, which never gets a gradient.
 
@@ -85,9 +86,7 @@ class Stage:
         jet = TapeJet(value, leaf, create_graph=create_graph and self.kind.matches_derivative)
         return LossGradient(jet.vjp(torch.ones_like(value)[None])[0], value)
 
-    def backward(
-        self, at_output: LossGradient | None, y: Int[Tensor, " batch"]
-    ) -> LossGradient | None:
+    def backward(self, at_output: LossGradient | None, y: Labels) -> LossGradient | None:
         """Add the gradients of the section's last forward pass.
 
         Returns loss and gradient at its input: what the model below should have predicted; None at
@@ -142,9 +141,7 @@ class Step(NamedTuple):
     terms: dict[int, dict[str, Tensor]]
 
 
-def take_step(
-    stages: Sequence[Stage], x: Float[Tensor, "batch *in"], y: Int[Tensor, " batch"]
-) -> Step:
+def take_step(stages: Sequence[Stage], x: Float[Tensor, "batch *in"], y: Labels) -> Step:
     """Add the gradients of one batch to the parameters of sections and models.
 
     All predictions are made with the parameters as they are: whoever calls this moves them later.

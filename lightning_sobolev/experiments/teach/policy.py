@@ -44,14 +44,12 @@ def build_learner(
     where = get_device(device)
     # the learner says which share of the steps remains
     falling = {name: partial(mul, ppo[name]) for name in ("learning_rate", "clip_range")}
-    policy = {
+    body = {
         "features_extractor_class": NatureFeatures,
         "features_extractor_kwargs": {"autocast": uses_bfloat16(precision, where)},
         "net_arch": [],
     }
-    return PPO(
-        "CnnPolicy", env, **{**ppo, **falling}, policy_kwargs=policy, seed=seed, device=where
-    )
+    return PPO("CnnPolicy", env, **{**ppo, **falling}, policy_kwargs=body, seed=seed, device=where)
 
 
 def uses_bfloat16(precision: str, device: torch.device) -> bool:
