@@ -29,8 +29,7 @@ _WARM_UP = 1  # steps at the beginning of every turn that are not counted
 class StepTimes(pl.Callback):
     """Seconds from the start of each step to the start of the next, all of Lightning included.
 
-    The clock is ``wall``, or ``cpu`` for the time that processors worked for this process: with one
-    thread the same on an idle machine, and hardly moved by what others run beside it.
+    The clock is ``wall``, or ``cpu``, which is hardly moved by what others run beside it.
     """
 
     def __init__(self, clock: str = "wall") -> None:

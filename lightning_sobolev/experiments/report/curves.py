@@ -16,9 +16,8 @@ _NUMBERED = re.compile(r"\w+_\d+/")  # cut_1/
 def save_curves(folder: Path) -> Path | None:
     """Draw what was logged over steps into ``curves.png``, a panel for each unit.
 
-    The loss shares one with the weighted sum of the derivative terms, the terms share another;
-    metrics that differ in a number alone (``val/cut_1/value_nmse``) share theirs. None where
-    nothing was logged; a damaged file is a ValueError.
+    Metrics that differ in a number alone (``val/cut_1/value_nmse``) share one, the loss shares that
+    of the weighted sum of the derivative terms. None where nothing was logged.
     """
     if not (folder / CURVES).is_file():
         return None

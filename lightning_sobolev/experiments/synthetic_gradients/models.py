@@ -1,9 +1,8 @@
 r"""What stands at a cut and answers for everything above it.
 
-A loss model is :math:`m(h, y) = \ell(p(h), y)`: a small network predicts the class and the log-loss
-:math:`\ell` of the whole network is applied; the synthetic gradient is its derivative in h. A
-gradient model answers with a gradient right away. Both begin with a last layer of zeros, so the
-first messages are zero and nothing below moves before the model has learned something.
+A loss model is :math:`m(h, y) = \ell(p(h), y)`: a small network predicts the class, of which the
+log-loss is taken; the synthetic gradient is its derivative in h. A gradient model answers with a
+gradient right away. Both begin with zeros: nothing below moves before a model has learned.
 
 Source: Czarnecki et al. 2017, Sobolev Training for Neural Networks (arXiv:1706.04859), section on
 synthetic gradients.

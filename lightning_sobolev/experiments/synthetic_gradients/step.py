@@ -73,11 +73,7 @@ class Stage:
     def predict(
         self, h: Float[Tensor, "batch *out"], y: Labels, *, create_graph: bool
     ) -> LossGradient:
-        """Ask the model for the synthetic gradient at an activation, which never gets a gradient.
-
-        One forward pass and, for a loss model, one backward pass. With ``create_graph`` the model
-        can be taught by what it predicts here.
-        """
+        """Ask the model for a synthetic gradient; with ``create_graph`` it can be taught by it."""
         assert self.model is not None
         if self.kind.model == "gradient":
             return LossGradient(self.model(h.detach(), y))
@@ -87,10 +83,9 @@ class Stage:
         return LossGradient(jet.vjp(torch.ones_like(value)[None])[0], value)
 
     def backward(self, at_output: LossGradient | None, y: Labels) -> LossGradient | None:
-        """Add the gradients of the section's last forward pass.
+        """Add the gradients of the section's last forward pass; ``at_output`` is unused at the top.
 
-        Returns loss and gradient at its input: what the model below should have predicted; None at
-        the bottom. ``at_output`` are those at its output, true or predicted; not used at the top.
+        Returns what the model below should have predicted; None at the bottom.
         """
         x, output = self._input, self._output
         assert x is not None
@@ -142,10 +137,7 @@ class Step(NamedTuple):
 
 
 def take_step(stages: Sequence[Stage], x: Float[Tensor, "batch *in"], y: Labels) -> Step:
-    """Add the gradients of one batch to the parameters of sections and models.
-
-    All predictions are made with the parameters as they are: whoever calls this moves them later.
-    """
+    """Add the gradients of one batch to the parameters of sections and models, and move none."""
     activations = [x]
     for stage in stages:
         activations.append(stage.forward(activations[-1]))

@@ -66,11 +66,7 @@ def uses_bfloat16(precision: str, device: torch.device) -> bool:
 
 
 class NatureFeatures(BaseFeaturesExtractor):
-    """The body of :class:`NatureCNN`; heads and log-probabilities stay in float32.
-
-    CPU autocast would leave ``log_softmax`` in bfloat16, where probabilities do not sum to one, so
-    it ends with the body. The weights are float32 in any case.
-    """
+    """The body of :class:`NatureCNN`; autocast ends with it, as log-probabilities need float32."""
 
     def __init__(self, observation_space: spaces.Box, *, autocast: bool) -> None:
         stack_num, height, width = observation_space.shape

@@ -28,9 +28,6 @@ _TIME = "training_iteration"
 class Population(PopulationBasedTraining):
     """Synchronous rounds in which losers copy donors and change a little.
 
-    A trial's configuration holds ``member``, its number from 0 on, and the position of every
-    setting; its results hold ``score`` and ``recent``, its latest scores.
-
     Args:
         space: What is explored.
         rule: Who copies whom.

@@ -1,7 +1,4 @@
-"""Stages in processes of their own, on one machine: started, watched, and named when one is lost.
-
-Every process gets a copy of its section and its model and hands the trained ones back at the end.
-"""
+"""Stages in processes of their own, on one machine: started, watched, named when one is lost."""
 
 import multiprocessing
 import pickle
