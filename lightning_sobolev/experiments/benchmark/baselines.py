@@ -56,11 +56,7 @@ class Cell:
     seed: int
 
     def tables(self) -> tuple[Columns, Columns]:
-        """Return training points and test points, which fill the domain evenly, in float64.
-
-        Every input and the value have zero mean and unit standard deviation over the training
-        points.
-        """
+        """Return training points and test points, standardized by the former, in float64."""
         data = LandscapeDataModule(
             self.function, self.points, dim=self.dim, seed=self.seed,
             num_test_points=2000, dtype=torch.float64,
@@ -166,11 +162,7 @@ def measure(cell: Cell, budget: float) -> dict[str, float]:
 
 
 def measure_apart(cell: Cell, budget: float, *, seconds: float, gib: float) -> dict[str, Any]:
-    """Return the outcome in a child process, which can be limited and stopped.
-
-    It is ``fitted``, with the numbers; ``time`` or ``memory``, the limit that was met; or
-    ``failed``, with the ``error``.
-    """
+    """Return the outcome in a child process: fitted, failed, or the limit met (time or memory)."""
     # A server that has imported everything once: a child then starts in milliseconds.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["__main__", __name__])

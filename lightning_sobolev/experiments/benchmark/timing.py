@@ -173,11 +173,8 @@ def _numbers(name: str, times: Mapping[str, list[float]], flops: Mapping[str, in
 def limits(
     plain: int, distillation: int, derivative: int, *, rows: float = 0.25
 ) -> Mapping[str, float]:
-    """Return the fewest operations for each objective; plain and so on are the counts of steps.
-
-    A cached teacher does away with its forward and its backward pass, which cost the same.
-    """
-    teacher = distillation - plain
+    """Return the fewest operations for each objective; plain and so on are the counts of steps."""
+    teacher = distillation - plain  # its forward pass; its backward pass costs the same
     return {
         "plain": plain,
         "distillation": distillation,

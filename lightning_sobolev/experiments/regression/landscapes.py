@@ -42,9 +42,8 @@ class Landscape:
     def derivatives(self, x: Float[Tensor, "batch d"]) -> tuple[Tensor, Tensor, Tensor]:
         """Return value, gradient and Hessian at every row."""
         if x.dim() != 2 or not x.is_floating_point():
-            raise ValueError(
-                f"x must be a floating-point tensor [batch, d], got {x.dtype} {list(x.shape)}"
-            )
+            got = f"{x.dtype} {list(x.shape)}"
+            raise ValueError(f"x must be a floating-point tensor [batch, d], got {got}")
         self._check_dim(x.shape[1])
         return self.formulas(x)
 

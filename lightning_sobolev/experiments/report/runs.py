@@ -132,8 +132,7 @@ def _may_have(stated: Any, config: DictConfig, seed: float | None) -> bool:
 def tabulate(runs: Sequence[Run], by: Sequence[str] = ()) -> pd.DataFrame:
     """Set runs under each other: what any of them overrode, or ``by`` names, and every number.
 
-    ``sobolev``, ``seed``, ``lr`` and ``steps`` are the last settings; the numbers begin with those
-    of the test, the one that ``score`` names first.
+    The numbers begin with those of the test, the one that ``score`` names first.
     """
     has_game = any(run.setting(_BEGINS[0]) for run in runs)
     inner = [key for key in (*(k for run in runs for k in run.overridden), *by) if key not in ENDS]

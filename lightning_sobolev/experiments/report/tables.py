@@ -96,8 +96,7 @@ def summarize(sweep: Sweep) -> pd.DataFrame:
 def compare(sweep: Sweep) -> pd.DataFrame:
     """Return every case's errors over those of the baseline with the same other settings, as texts.
 
-    Settings below the compared one (``sobolev.weight``) mean nothing in the baseline. Where the
-    amount of data varies there is a ``data factor``, too; no row where there is no baseline.
+    Settings below the compared one (``sobolev.weight``) mean nothing in the baseline.
     """
     column, value = sweep.against
     errors = [name for name in sweep.measures if better(name) == "lower"]

@@ -23,10 +23,9 @@ log = logging.getLogger(__name__)
 
 
 def run_processes(cfg: DictConfig) -> Path:
-    """Train in every way, with every delay, in turns; write a table and a figure.
+    """Train in every way, with every delay, in turns; write a table after each, and a figure.
 
-    The table is written after every run. Hydra must be initialized: the experiment is composed.
-    ``conf/study/processes.yaml`` says what can be set.
+    Hydra must be initialized: the experiment is composed.
     """
     runs = list(product(range(cfg.seed, cfg.seed + cfg.rounds), cfg.delays, cfg.ways))
     require(bool(runs), "rounds, delays and ways", "at least one each", "no run")
