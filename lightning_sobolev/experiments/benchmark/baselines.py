@@ -26,6 +26,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from lightning_sobolev import BatchTeacher, SobolevCallback, SobolevSpec, SobolevTerm
 from lightning_sobolev._files import whole, write_text
+from lightning_sobolev.experiments.common.module import QUIET
 from lightning_sobolev.experiments.common.optimizers import line_search
 from lightning_sobolev.experiments.regression.data import LandscapeDataModule
 from lightning_sobolev.experiments.regression.mlp import mlp
@@ -55,11 +56,7 @@ class Cell:
     seed: int
 
     def tables(self) -> tuple[Columns, Columns]:
-        """Return training points and test points, which fill the domain evenly, in float64.
-
-        Every input and the value have zero mean and unit standard deviation over the training
-        points.
-        """
+        """Return training points and test points, standardized by the former, in float64."""
         data = LandscapeDataModule(
             self.function, self.points, dim=self.dim, seed=self.seed,
             num_test_points=2000, dtype=torch.float64,
@@ -131,10 +128,7 @@ def _network(
         terms = [SobolevTerm(order=n, weight=weight, **projection) for n, weight in weighed]
         teacher = BatchTeacher(jacobian="dydx", hessian="hessian" if order == 2 else None)
         callbacks += [SobolevCallback(teacher, SobolevSpec(terms=terms), module="net")]
-    trainer = pl.Trainer(
-        accelerator="cpu", max_steps=steps, callbacks=callbacks, logger=False,
-        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-    )  # fmt: skip
+    trainer = pl.Trainer(accelerator="cpu", max_steps=steps, callbacks=callbacks, **QUIET)
     trainer.fit(module, ResumableLoader(rows, ShuffledBatches(len(rows), batch, steps, seed=seed)))
     return torch.no_grad()(lambda x: module.eval().net(x.to(dtype)).double())
 
@@ -168,11 +162,7 @@ def measure(cell: Cell, budget: float) -> dict[str, float]:
 
 
 def measure_apart(cell: Cell, budget: float, *, seconds: float, gib: float) -> dict[str, Any]:
-    """Return the outcome in a child process, which can be limited and stopped.
-
-    It is ``fitted``, with the numbers; ``time`` or ``memory``, the limit that was met; or
-    ``failed``, with the ``error``.
-    """
+    """Return the outcome in a child process: fitted, failed, or the limit met (time or memory)."""
     # A server that has imported everything once: a child then starts in milliseconds.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["__main__", __name__])
@@ -246,11 +236,9 @@ def _budget(done: Cells, cell: Cell, seconds: float) -> float | None:
 
 
 def _failed_before(done: Cells, cell: Cell) -> bool:
-    def same(other: Cell) -> bool:
-        return replace(other, points=cell.points, seed=cell.seed) == cell
-
-    failed = (other for other, record in done.items() if record["outcome"] != "fitted")
-    return any(other.points < cell.points and same(other) for other in failed)
+    failed = [other for other, record in done.items() if record["outcome"] != "fitted"]
+    smaller = [other for other in failed if other.points < cell.points]
+    return any(replace(other, points=cell.points, seed=cell.seed) == cell for other in smaller)
 
 
 _INTRO = """# peers

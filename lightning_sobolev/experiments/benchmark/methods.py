@@ -34,8 +34,7 @@ class _Student(pl.LightningModule):
         self.net, teacher = workload.networks()
         self.teachers = [teacher]  # in a list, so that it is no submodule
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        del batch_idx
+    def training_step(self, batch: Batch, *_: Any) -> Tensor:
         self.net(batch["x"])
         return batch["x"].new_zeros(())
 
@@ -58,8 +57,7 @@ class _ByHand(_Student):
 
         self._whole = torch.compile(whole, fullgraph=True, dynamic=False) if compiled else whole
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        del batch_idx
+    def training_step(self, batch: Batch, *_: Any) -> Tensor:
         u = y = batch["y"]
         if self._directed:
             generator = torch.Generator().manual_seed(0)

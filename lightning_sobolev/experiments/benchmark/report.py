@@ -38,11 +38,7 @@ _SETTINGS = ("accelerator", "clock", "rounds", "seconds", "threads")
 
 
 def run_speed(cfg: DictConfig) -> Path:
-    """Measure every workload of the configuration and write rows, table and charts.
-
-    ``speed.json`` is written after each workload; a second call measures what is missing or was
-    measured with other settings.
-    """
+    """Measure what is missing or was measured with other settings; write rows, table and charts."""
     path = Path(cfg.out) / "speed.json"
     torch.set_num_threads(cfg.threads)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)

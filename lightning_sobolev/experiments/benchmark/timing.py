@@ -18,6 +18,7 @@ from torch.utils.module_tracker import ModuleTracker
 
 from lightning_sobolev.experiments.benchmark.methods import METHODS, Built
 from lightning_sobolev.experiments.benchmark.models import Workload
+from lightning_sobolev.experiments.common.module import QUIET
 
 Row = dict[str, Any]
 REFERENCES = ("plain", "distillation", "at_best")
@@ -28,8 +29,7 @@ _WARM_UP = 1  # steps at the beginning of every turn that are not counted
 class StepTimes(pl.Callback):
     """Seconds from the start of each step to the start of the next, all of Lightning included.
 
-    The clock is ``wall``, or ``cpu`` for the time that processors worked for this process: with one
-    thread the same on an idle machine, and hardly moved by what others run beside it.
+    The clock is ``wall``, or ``cpu``, which is hardly moved by what others run beside it.
     """
 
     def __init__(self, clock: str = "wall") -> None:
@@ -41,9 +41,7 @@ class StepTimes(pl.Callback):
         """What was measured after warming up."""
         return [after - before for before, after in pairwise(self._starts)][_WARM_UP:]
 
-    def on_train_batch_start(
-        self, _trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any
-    ) -> None:
+    def on_train_batch_start(self, _: pl.Trainer, pl_module: pl.LightningModule, *__: Any) -> None:
         """Look at the clock, once the device is done."""
         if pl_module.device.type == "cuda":
             torch.cuda.synchronize(pl_module.device)
@@ -62,11 +60,8 @@ class Contestant:
 
     def fit(self, steps: int, *callbacks: pl.Callback) -> None:
         """Make some steps on the same batch, watched by further callbacks."""
-        trainer = pl.Trainer(
-            accelerator=self._accelerator, devices=1, max_epochs=1, logger=False,
-            callbacks=[*self._callbacks, *callbacks], enable_checkpointing=False,
-            enable_progress_bar=False, enable_model_summary=False,
-        )  # fmt: skip
+        used, where = [*self._callbacks, *callbacks], self._accelerator
+        trainer = pl.Trainer(accelerator=where, devices=1, max_epochs=1, callbacks=used, **QUIET)
         same: Any = [self._batch] * steps
         trainer.fit(self.module, DataLoader(same, batch_size=None))
 
@@ -178,11 +173,8 @@ def _numbers(name: str, times: Mapping[str, list[float]], flops: Mapping[str, in
 def limits(
     plain: int, distillation: int, derivative: int, *, rows: float = 0.25
 ) -> Mapping[str, float]:
-    """Return the fewest operations for each objective; plain and so on are the counts of steps.
-
-    A cached teacher does away with its forward and its backward pass, which cost the same.
-    """
-    teacher = distillation - plain
+    """Return the fewest operations for each objective; plain and so on are the counts of steps."""
+    teacher = distillation - plain  # its forward pass; its backward pass costs the same
     return {
         "plain": plain,
         "distillation": distillation,

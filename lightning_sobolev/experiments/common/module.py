@@ -1,5 +1,7 @@
 """What modules of one network share."""
 
+from typing import Any
+
 import lightning.pytorch as pl
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
@@ -10,15 +12,13 @@ from lightning_sobolev.experiments.common.optimizers import (
     configured,
 )
 
+QUIET: dict[str, Any] = {"logger": False, "enable_checkpointing": False}
+QUIET |= {"enable_progress_bar": False, "enable_model_summary": False}
+"""Of a trainer that says and leaves nothing."""
+
 
 class NetModule(pl.LightningModule):
-    """A network with its optimizer.
-
-    Args:
-        net: The network.
-        optimizer: Makes the optimizer of its parameters.
-        scheduler: Makes the schedule of the learning rate.
-    """
+    """A network with its optimizer."""
 
     def __init__(
         self, net: nn.Module, optimizer: OptimizerFactory, scheduler: SchedulerFactory | None = None

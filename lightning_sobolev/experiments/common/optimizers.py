@@ -34,8 +34,7 @@ def line_search(
     """Return L-BFGS with a line search under the strong Wolfe conditions.
 
     It is for one batch that holds all points, and for a loss that is the same function in every
-    step: no dropout, exact derivatives (``num_projections=None``) rather than fresh directions. It
-    needs no schedule and hardly any learning rate.
+    step: no dropout, exact derivatives (``num_projections=None``) rather than fresh directions.
 
     Source:
         Nocedal and Wright 2006, Numerical Optimization, algorithms 7.4 and 7.5 (L-BFGS), 3.5 and

@@ -14,21 +14,13 @@ from lightning_sobolev.loading import OrderedBatches, ResumableLoader, ShuffledB
 class TableDataModule(pl.LightningDataModule):
     """Shuffled batches of a table of training points, and every test point once.
 
-    Args:
-        batch_size: Points of a training batch; all of them when there are fewer.
-        steps_per_epoch: Batches that count as one epoch; None: one pass.
-        seed: Seed of the points and of their order. None takes one from the system.
-        dtype: Floating-point type of the batches; torch's default when None.
-
-    Raises:
-        ValueError: If a count is too small.
+    Without ``steps_per_epoch`` an epoch is one pass.
     """
 
     rows_at_once = 1024  # of validation and test
 
     def __init__(
         self,
-        *,
         batch_size: int,
         steps_per_epoch: int | None,
         seed: int | None,

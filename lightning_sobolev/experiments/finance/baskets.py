@@ -26,24 +26,15 @@ class BasketCall:
     Under ``bachelier`` prices move by :math:`100\,\sigma_i \sqrt{t}\, z_i`, under
     ``black_scholes`` their logarithms by :math:`\sigma_i \sqrt{t}\, z_i - \sigma_i^2 t / 2`, with
     standard normal z of one correlation matrix.
-
-    Args:
-        model: ``bachelier`` or ``black_scholes``.
-        weights: Shares of the assets, positive, with sum one.
-        volatilities: Yearly, as a fraction of the price.
-        factor: Lower triangular factor of the correlation matrix.
-        strike: What the basket may be bought for.
-        horizon: Years from today to the states.
-        expiry: Years from today to the payoff.
     """
 
     model: Model
-    weights: Float[Tensor, " assets"]
-    volatilities: Float[Tensor, " assets"]
-    factor: Float[Tensor, "assets assets"]
-    strike: float = 110.0
-    horizon: float = 1.0
-    expiry: float = 2.0
+    weights: Float[Tensor, " assets"]  # shares, positive, with sum one
+    volatilities: Float[Tensor, " assets"]  # yearly, as a fraction of the price
+    factor: Float[Tensor, "assets assets"]  # lower triangular, of the correlation matrix
+    strike: float = 110.0  # what the basket may be bought for
+    horizon: float = 1.0  # years from today to the states
+    expiry: float = 2.0  # and to the payoff
 
     def __post_init__(self) -> None:
         known = self.model in ("bachelier", "black_scholes")

@@ -30,9 +30,6 @@ class BasketDataModule(TableDataModule):
         num_test_points: Test states, the same for every seed.
         num_validation_points: States for choosing a learning rate, the same for every seed.
         dtype: Floating-point type of the batches; torch's default when None.
-
-    Raises:
-        ValueError: If a count is too small or the model is unknown.
     """
 
     def __init__(
@@ -49,9 +46,7 @@ class BasketDataModule(TableDataModule):
         num_validation_points: int = 1024,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(
-            batch_size=batch_size, steps_per_epoch=steps_per_epoch, seed=seed, dtype=dtype
-        )
+        super().__init__(batch_size, steps_per_epoch, seed, dtype)
         check_counts(2, num_samples=num_samples, num_test_points=num_test_points)
         check_counts(2, num_validation_points=num_validation_points)
         self.call = BasketCall.drawn(model, assets, seed=market_seed)

@@ -31,9 +31,6 @@ class ForcesDataModule(TableDataModule):
         num_validation_frames: Length of the validation trajectory.
         num_test_frames: Length of the test trajectory.
         dtype: Floating-point type of the batches; torch's default when None.
-
-    Raises:
-        ValueError: If the system is unknown or there are too few frames.
     """
 
     def __init__(
@@ -50,9 +47,7 @@ class ForcesDataModule(TableDataModule):
         num_test_frames: int = 300,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(
-            batch_size=batch_size, steps_per_epoch=steps_per_epoch, seed=seed, dtype=dtype
-        )
+        super().__init__(batch_size, steps_per_epoch, seed, dtype)
         atomic_system(system)
         if not 2 <= num_frames <= pool:
             raise ValueError(f"num_frames must be between 2 and pool={pool}, got {num_frames}")

@@ -34,10 +34,8 @@ def stored_frames(root: Path, name: str, num_frames: int, *, seed: int) -> dict[
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} must be a file of frames, got {error}: delete it") from error
     for fact, expected in (("settings", settings), ("sha256", _digest(columns))):
-        if found.get(fact) != expected:
-            raise ValueError(
-                f"{path} must have the {fact} {expected}, got {found.get(fact)}: delete it"
-            )
+        if (got := found.get(fact)) != expected:
+            raise ValueError(f"{path} must have the {fact} {expected}, got {got}: delete it")
     return columns
 
 

@@ -34,9 +34,6 @@ class ForceFieldModule(NetModule):
         scheduler: Makes the schedule of its learning rate.
         energy_weight: Factor of the loss. With 0 forces alone are learned; then the constant of
             the energy, which no force tells, is set to the training frames' mean before a test.
-
-    Raises:
-        ValueError: If the weight is negative, or zero where no ``SobolevCallback`` teaches forces.
     """
 
     net: SchNet
@@ -68,9 +65,8 @@ class ForceFieldModule(NetModule):
         self.net.shift.fill_(mean)
         self.net.scale.fill_(deviation)
 
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+    def training_step(self, batch: dict[str, Tensor], *_: Any) -> Tensor:
         """Return the squared error of the energies."""
-        del batch_idx
         energy = self.net(batch["positions"])
         loss = mse_loss(energy / self.net.scale, batch["energy"] / self.net.scale)
         self.log_loss(loss, len(energy))
@@ -87,14 +83,12 @@ class ForceFieldModule(NetModule):
 
     on_test_start = on_validation_start
 
-    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+    def validation_step(self, batch: dict[str, Tensor], *_: Any) -> None:
         """Compare energies and forces."""
-        del batch_idx
         self._compare("val", batch)
 
-    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+    def test_step(self, batch: dict[str, Tensor], *_: Any) -> None:
         """Compare energies and forces."""
-        del batch_idx
         self._compare("test", batch)
 
     def _compare(self, stage: str, batch: dict[str, Tensor]) -> None:

@@ -77,9 +77,8 @@ class SchNet(nn.Module):
         kinds = sorted(set(numbers))
         self.cutoff = cutoff
         self.embedding = nn.Embedding(len(kinds), features)
-        self.interactions = nn.ModuleList(
-            Interaction(features, radial) for _ in range(interactions)
-        )
+        layers = (Interaction(features, radial) for _ in range(interactions))
+        self.interactions = nn.ModuleList(layers)
         self.readout = _two_layers(features, features, 1)
         self.register_buffer("kinds", torch.tensor([kinds.index(number) for number in numbers]))
         # for every atom the numbers of all the others: no distance is zero

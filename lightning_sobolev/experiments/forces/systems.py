@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 MORSE = {"depth": 0.35, "distance": 2.55, "steepness": 5.0}
-"""Of the cluster ``morse13``, see ``MorseCluster``."""
+"""Of ``morse13``: energy (eV) that binds a pair, where it rests (Å), and the exponent rho."""
 _BURN_IN = 200
 
 

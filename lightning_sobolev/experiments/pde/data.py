@@ -33,9 +33,6 @@ class PDEDataModule(TableDataModule):
         seed: Seed of the training points and of the order. None takes one from the system.
         num_test_nodes: Nodes of the test grid on each axis.
         dtype: Floating-point type of the batches; torch's default when None.
-
-    Raises:
-        ValueError: If the problem or the rule is unknown, or a count is too small.
     """
 
     def __init__(
@@ -51,9 +48,7 @@ class PDEDataModule(TableDataModule):
         num_test_nodes: int = 48,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(
-            batch_size=batch_size, steps_per_epoch=steps_per_epoch, seed=seed, dtype=dtype
-        )
+        super().__init__(batch_size, steps_per_epoch, seed, dtype)
         require(problem in SOLUTIONS, "problem", f"one of {tuple(SOLUTIONS)}", problem)
         known = rule in ("monte_carlo", "gauss_legendre")
         require(known, "rule", "'monte_carlo' or 'gauss_legendre'", rule)

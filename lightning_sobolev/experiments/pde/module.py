@@ -1,6 +1,7 @@
 """Fit a function of time and space in a norm that may treat the two differently."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from lightning_sobolev.experiments.common.module import NetModule
 from lightning_sobolev.experiments.common.optimizers import OptimizerFactory, SchedulerFactory
 from lightning_sobolev.experiments.pde.data import derivatives_of, quadrature_of
-from lightning_sobolev.functional.mixed import Index, mixed_derivatives
+from lightning_sobolev.functional.mixed import mixed_derivatives
 from lightning_sobolev.functional.norms import TimeSpaceNorm
 from lightning_sobolev.functional.quadrature import check_box
 from lightning_sobolev.metrics import TimeSpaceError
@@ -30,9 +31,6 @@ class PDEModule(NetModule):
         norm: What is trained in.
         test_norms: What is tested in, by name.
         box: ``(low, high)`` of every axis, time first; inputs are standardized by it.
-
-    Raises:
-        ValueError: If the box is not one.
     """
 
     center: Tensor
@@ -64,25 +62,19 @@ class PDEModule(NetModule):
         values: Tensor = self.net((x - self.center) / self.deviation)
         return values
 
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+    def training_step(self, batch: dict[str, Tensor], *_: Any) -> Tensor:
         """Return the squared relative error in the norm."""
-        del batch_idx
         quadrature, target = quadrature_of(batch), derivatives_of(batch)
         indices = self.norm.indices(quadrature.points.shape[-1] - 1)
-        loss = self.norm.loss(self._derivatives(batch, indices), target, quadrature)
+        student = mixed_derivatives(self, quadrature.points, indices)
+        loss = self.norm.loss(student, target, quadrature)
         self.log_loss(loss, len(batch["points"]))
         return loss
 
-    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+    def test_step(self, batch: dict[str, Tensor], *_: Any) -> None:
         """Compare with the solution in every test norm."""
-        del batch_idx
-        student = self._derivatives(batch, self.test_indices)
+        student = mixed_derivatives(self, batch["points"], self.test_indices)
         for name, error in self.errors.items():
             assert isinstance(error, TimeSpaceError)
             error.update(student, derivatives_of(batch), quadrature_of(batch))
             self.log(f"test/{name}", error)
-
-    def _derivatives(
-        self, batch: Mapping[str, Tensor], indices: Sequence[Index]
-    ) -> dict[Index, Tensor]:
-        return mixed_derivatives(self, batch["points"], indices)

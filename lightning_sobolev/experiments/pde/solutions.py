@@ -14,19 +14,11 @@ from lightning_sobolev.functional.mixed import Index
 
 @dataclass(frozen=True, slots=True)
 class Solution:
-    """A solution u(t, x) and the equation that it solves.
+    """A solution u(t, x) and the equation that it solves."""
 
-    Args:
-        value: Maps points ``[batch, 2]``, time first, to ``[batch]``; in torch operations, so that
-            ``mixed_derivatives`` has its derivatives to rounding.
-        box: ``(low, high)`` of time and of space.
-        residual: What the equation says is zero, from derivatives by index.
-        residual_indices: Those that it needs.
-    """
-
-    value: BatchFn
-    box: tuple[tuple[float, float], tuple[float, float]]
-    residual: Callable[[dict[Index, Tensor]], Tensor]
+    value: BatchFn  # of points [batch, 2], time first; in torch operations, to be differentiated
+    box: tuple[tuple[float, float], tuple[float, float]]  # low and high of time and of space
+    residual: Callable[[dict[Index, Tensor]], Tensor]  # what the equation says is zero
     residual_indices: tuple[Index, ...] = ((0, 0), (1, 0), (0, 1), (0, 2))
 
 

@@ -41,9 +41,7 @@ def beale(x: Tensor) -> Formulas:
         values.append(t.square())
         gradients.append(t[:, None] * vector(a, b))
         hessians.append(matrix(a * a, a * b + t * mixed, b * b + t * twice))
-    value, gradient, hessian = (
-        torch.stack(parts).sum(0) for parts in (values, gradients, hessians)
-    )
+    value, gradient, hessian = (torch.stack(part).sum(0) for part in (values, gradients, hessians))
     return value, 2 * gradient, 2 * hessian
 
 

@@ -27,9 +27,6 @@ class LandscapeDataModule(TableDataModule):
         num_test_points: Points of a scrambled Sobol sequence, the same for every seed.
         test_seed: Of the scrambling; a search over settings looks at other points than the test.
         dtype: Floating-point type of the batches; torch's default when None.
-
-    Raises:
-        ValueError: If a count is too small or the function is unknown.
     """
 
     def __init__(
@@ -45,9 +42,7 @@ class LandscapeDataModule(TableDataModule):
         test_seed: int = 0,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(
-            batch_size=batch_size, steps_per_epoch=steps_per_epoch, seed=seed, dtype=dtype
-        )
+        super().__init__(batch_size, steps_per_epoch, seed, dtype)
         # One point has no standard deviation to divide by.
         check_counts(2, num_points=num_points, num_test_points=num_test_points)
         self.landscape = landscape(function)

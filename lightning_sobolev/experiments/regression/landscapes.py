@@ -1,11 +1,8 @@
 r"""Classical test functions of optimization with hand-written first and second derivatives.
 
 Nothing here is differentiated automatically, so the formulas can serve as an independent target.
-Where a derivative does not exist, the part of the function that has none counts as zero in it:
-Ackley's cone at the origin, for Bukin N.6 the ridge :math:`y = x^2 / 100` and the line
-:math:`x = -10`, for Eggholder the lines :math:`x / 2 + y + 47 = 0` and :math:`x = y + 47`, for
-Cross-in-tray the lines on which a sine vanishes. Derivatives are unbounded near all of them but
-Ackley's cone.
+Where a derivative does not exist, the part of the function that has none counts as zero in it; the
+formulas say where. Derivatives are unbounded near all of these places but Ackley's cone.
 
 Source:
     Surjanovic and Bingham, Virtual Library of Simulation Experiments (the formulas); Czarnecki et
@@ -42,20 +39,11 @@ class Landscape:
         """Return the value at every row."""
         return self.derivatives(x)[0]
 
-    def gradient(self, x: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
-        """Return the gradient at every row."""
-        return self.derivatives(x)[1]
-
-    def hessian(self, x: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d d"]:
-        """Return the Hessian at every row."""
-        return self.derivatives(x)[2]
-
     def derivatives(self, x: Float[Tensor, "batch d"]) -> tuple[Tensor, Tensor, Tensor]:
         """Return value, gradient and Hessian at every row."""
         if x.dim() != 2 or not x.is_floating_point():
-            raise ValueError(
-                f"x must be a floating-point tensor [batch, d], got {x.dtype} {list(x.shape)}"
-            )
+            got = f"{x.dtype} {list(x.shape)}"
+            raise ValueError(f"x must be a floating-point tensor [batch, d], got {got}")
         self._check_dim(x.shape[1])
         return self.formulas(x)
 

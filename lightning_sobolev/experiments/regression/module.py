@@ -3,6 +3,8 @@
 Nothing in it knows of derivative matching; a ``SobolevCallback`` adds that from outside.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
@@ -38,16 +40,14 @@ class RegressionModule(NetModule):
         """Split the network over processes where the strategy asks for it."""
         shard(self.net, self.device_mesh)
 
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+    def training_step(self, batch: dict[str, Tensor], *_: Any) -> Tensor:
         """Return the mean squared error of the values."""
-        del batch_idx
         loss = mse_loss(self.net(batch["x"]), batch["y"])
         self.log_loss(loss, len(batch["x"]))
         return loss
 
-    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+    def test_step(self, batch: dict[str, Tensor], *_: Any) -> None:
         """Compare values and gradients."""
-        del batch_idx
         jet = tape_jet(self.net, batch["x"])
         gradient = jet.vjp(torch.ones_like(jet.value)[None])
         self.test_value_nmse.update(jet.value, batch["y"])

@@ -10,7 +10,6 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from jaxtyping import Float
-from matplotlib.axes import Axes
 from torch import nn
 
 from lightning_sobolev._checks import require
@@ -99,24 +98,19 @@ def draw_surfaces(fits: Mapping[str, Surface], path: Path, *, title: str) -> Non
     figure = figures.blank(3.4 * len(panels) + 0.8, 3.6)
     row = figure.subplots(1, len(panels), sharex=True, sharey=True)
     levels = np.linspace(first.value.min(), first.value.max(), 24)
+    every = (slice(2, None, 4), slice(2, None, 4))
     longest = np.linalg.norm(first.gradient, axis=-1).max()
     for axes, (name, value, gradient) in zip(row, panels, strict=True):
         drawn = axes.contourf(*np.moveaxis(first.x, -1, 0), value, levels=levels, extend="both")
-        _draw_arrows(axes, first.x, gradient / longest)
+        # Square roots of the lengths: gradients of these functions span orders of magnitude.
+        slopes = (gradient / longest)[every]
+        lengths = np.linalg.norm(slopes, axis=-1, keepdims=True)
+        arrows = slopes / np.sqrt(np.maximum(lengths, 1e-12))
+        columns = (*np.moveaxis(first.x[every], -1, 0), *np.moveaxis(arrows, -1, 0))
+        axes.quiver(*columns, color="white", scale=16, width=0.004)
         axes.scatter(*first.train_x.T, s=6, c="red", linewidths=0)
         axes.set(title=name, xlabel="$x_1$")
     row[0].set_ylabel("$x_2$")
     figure.colorbar(drawn, ax=row, label="value", format="%.3g")
     figure.suptitle(f"{title} (red: training points; arrows: gradients)", fontsize="medium")
     figures.save(figure, path)
-
-
-def _draw_arrows(
-    axes: Axes, x: Float[np.ndarray, "side side 2"], gradient: Float[np.ndarray, "side side 2"]
-) -> None:
-    every = (slice(2, None, 4), slice(2, None, 4))
-    # Square roots of the lengths: gradients of these functions span orders of magnitude.
-    length = np.linalg.norm(gradient[every], axis=-1, keepdims=True)
-    arrows = gradient[every] / np.sqrt(np.maximum(length, 1e-12))
-    columns = (*np.moveaxis(x[every], -1, 0), *np.moveaxis(arrows, -1, 0))
-    axes.quiver(*columns, color="white", scale=16, width=0.004)

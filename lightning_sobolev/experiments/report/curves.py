@@ -4,8 +4,9 @@ import math
 import re
 from pathlib import Path
 
+from lightning_sobolev.experiments.common.figures import blank, save
 from lightning_sobolev.experiments.report.runs import read_table
-from lightning_sobolev.experiments.report.style import COLORS, label_of, save, scale
+from lightning_sobolev.experiments.report.style import COLORS, label_of, scale
 from lightning_sobolev.experiments.run.curves import CURVES
 
 _TERM = re.compile(r"sobolev/\w+(?<!_rows)(?<!_weight)(?<!_ratio)")
@@ -15,12 +16,9 @@ _NUMBERED = re.compile(r"\w+_\d+/")  # cut_1/
 def save_curves(folder: Path) -> Path | None:
     """Draw what was logged over steps into ``curves.png``, a panel for each unit.
 
-    The loss shares one with the weighted sum of the derivative terms, the terms share another;
-    metrics that differ in a number alone (``val/cut_1/value_nmse``) share theirs. None where
-    nothing was logged; a damaged file is a ValueError.
+    Metrics that differ in a number alone (``val/cut_1/value_nmse``) share one, the loss shares that
+    of the weighted sum of the derivative terms. None where nothing was logged.
     """
-    from matplotlib.figure import Figure
-
     if not (folder / CURVES).is_file():
         return None
     curves = read_table(folder / CURVES).set_index("step").drop(columns="seconds")
@@ -30,7 +28,7 @@ def save_curves(folder: Path) -> Path | None:
         return None
     columns = min(3, len(panels))
     rows = math.ceil(len(panels) / columns)
-    figure = Figure(figsize=(4.2 * columns, 3.2 * rows), layout="constrained")
+    figure = blank(4.2 * columns, 3.2 * rows)
     for place, (title, keys) in enumerate(panels, start=1):
         axes = figure.add_subplot(rows, columns, place)
         for key, color in zip(keys, COLORS, strict=False):

@@ -14,14 +14,8 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 
-from lightning_sobolev.experiments.report.style import (
-    AMOUNTS,
-    COLORS,
-    better,
-    label_of,
-    save,
-    scale,
-)
+from lightning_sobolev.experiments.common.figures import save
+from lightning_sobolev.experiments.report.style import AMOUNTS, COLORS, better, label_of, scale
 from lightning_sobolev.experiments.report.tables import Sweep, is_number, shown
 
 log = logging.getLogger(__name__)

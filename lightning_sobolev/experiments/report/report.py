@@ -7,14 +7,9 @@ from typing import Any
 
 import pandas as pd
 
+from lightning_sobolev.experiments.report import runs as finished
 from lightning_sobolev.experiments.report.figures import save_figures, save_validations
-from lightning_sobolev.experiments.report.runs import (
-    Run,
-    find_runs,
-    read_table,
-    tabulate,
-    write_table,
-)
+from lightning_sobolev.experiments.report.runs import Run, read_table, write_table
 from lightning_sobolev.experiments.report.tables import Sweep, shown, write_page
 from lightning_sobolev.experiments.run.curves import CURVES
 
@@ -37,11 +32,10 @@ def report(
     """
     if source.suffix == ".csv":
         return _report_table(source, (out or source.parent) / (name or source.stem), view)
-    runs = find_runs(source)
+    runs = finished.find_runs(source)
     stem = (out or source) / (name or _name_of(runs))
     table, validations = (stem.with_name(f"{stem.name}{end}.csv") for end in ("", "_validations"))
-    frame = tabulate(runs, by)
-    write_table(table, frame)
+    write_table(table, finished.tabulate(runs, by))
     # The table is the source of all else, so that it gives the same files later.
     written = [table, *_report_table(table, stem, view)]
     sweep = Sweep.of(read_table(table), **view)

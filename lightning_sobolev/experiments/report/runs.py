@@ -132,8 +132,7 @@ def _may_have(stated: Any, config: DictConfig, seed: float | None) -> bool:
 def tabulate(runs: Sequence[Run], by: Sequence[str] = ()) -> pd.DataFrame:
     """Set runs under each other: what any of them overrode, or ``by`` names, and every number.
 
-    ``sobolev``, ``seed``, ``lr`` and ``steps`` are the last settings; the numbers begin with those
-    of the test, the one that ``score`` names first.
+    The numbers begin with those of the test, the one that ``score`` names first.
     """
     has_game = any(run.setting(_BEGINS[0]) for run in runs)
     inner = [key for key in (*(k for run in runs for k in run.overridden), *by) if key not in ENDS]
@@ -144,9 +143,7 @@ def tabulate(runs: Sequence[Run], by: Sequence[str] = ()) -> pd.DataFrame:
         raise ValueError(f"--by must name settings of the runs, got {', '.join(sorted(missing))}")
     scores = {str(run.setting("score.metric")).replace("val/", "test/") for run in runs}
     numbers = pd.DataFrame([run.metrics for run in runs]).drop(columns=[*ENDS], errors="ignore")
-    first = sorted(
-        numbers, key=lambda key: (key not in scores, key[:5] != "test/", "seconds" not in key)
-    )
+    first = sorted(numbers, key=lambda k: (k not in scores, k[:5] != "test/", "seconds" not in k))
     if has_game:
         settings["model"] = settings["model"].replace(_STUDENTS)
     names = {**_NAMES, "model": "student" if has_game else "network"}

@@ -1,13 +1,5 @@
 """What metrics mean, and how they are named and drawn."""
 
-from pathlib import Path
-from typing import TYPE_CHECKING
-
-from lightning_sobolev._files import whole
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 # Okabe and Ito's: everybody can tell them apart
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 AMOUNTS = {
@@ -45,10 +37,3 @@ def label_of(name: str) -> str:
     name = name.removeprefix("test_").removeprefix("val/")
     words = name.replace("/", " ").replace("_", " ").split()
     return _LABELS.get(name, " ".join(_WORDS.get(word, word) for word in words))
-
-
-def save(figure: "Figure", path: Path) -> Path:
-    """Write a figure, whole or not at all; the path ends in the format."""
-    with whole(path) as writing:
-        figure.savefig(writing, dpi=120, format=path.suffix.removeprefix("."))
-    return path

@@ -96,8 +96,7 @@ def summarize(sweep: Sweep) -> pd.DataFrame:
 def compare(sweep: Sweep) -> pd.DataFrame:
     """Return every case's errors over those of the baseline with the same other settings, as texts.
 
-    Settings below the compared one (``sobolev.weight``) mean nothing in the baseline. Where the
-    amount of data varies there is a ``data factor``, too; no row where there is no baseline.
+    Settings below the compared one (``sobolev.weight``) mean nothing in the baseline.
     """
     column, value = sweep.against
     errors = [name for name in sweep.measures if better(name) == "lower"]
@@ -182,15 +181,13 @@ def write_page(path: Path, sweep: Sweep, *, source: str) -> None:
     parts.append(_markdown(summarize(sweep)))
     ratios = compare(sweep)
     if len(ratios):
-        about = (
-            f"Means divided by those of {'='.join(sweep.against)}; below 1 the error is smaller."
-        )
+        note = f"Means divided by those of {'='.join(sweep.against)}; below 1 the error is smaller."
         if "data factor" in ratios:
-            about += (
+            note += (
                 " Data factor: how many times more data the baseline needs for the same "
                 f"{ratios.columns[len(sweep.told)]}; empty where no amount brings it there."
             )
-        parts += ["## Against the baseline", about, _markdown(ratios)]
+        parts += ["## Against the baseline", note, _markdown(ratios)]
     write_text(path, "\n\n".join(parts) + "\n")
 
 

@@ -29,11 +29,9 @@ _PATHS = ("best_model_path", "kth_best_model_path")
 class LastCheckpoint(Checkpoint):
     """Keep ``last.ckpt`` up to date: now and then, behind epochs, and when training breaks off.
 
-    A file is replaced only by a complete one, never by weights that an exception left half updated,
-    and never by weights that are not finite: Lightning's ``ModelCheckpoint`` saves both, and has no
-    hook that could refuse. Being a ``Checkpoint``, it comes after all other callbacks, so what
-    they store is as old as the weights. Training ends with a FloatingPointError where they are not
-    finite, and with an OSError that names the step that stands where the disk is full.
+    A file is replaced only by a complete one, never by weights that an exception left half updated
+    or that are not finite: Lightning's ``ModelCheckpoint`` saves both. Being a ``Checkpoint``, it
+    comes after all other callbacks, so what they store is as old as the weights.
     """
 
     def __init__(self, folder: str | Path, every_n_steps: int = 1000) -> None:
@@ -100,22 +98,18 @@ class LastCheckpoint(Checkpoint):
         own = (p.to_local() if isinstance(p, DTensor) else p for p in weights)
         is_finite = all(bool(p.isfinite().all()) for p in own)
         if not trainer.strategy.reduce_boolean_decision(is_finite):
-            raise FloatingPointError(
-                f"the weights must be finite, got others at step {step}: {self._last()}"
-            )
+            text = f"the weights must be finite, got others at step {step}: {self._last()}"
+            raise FloatingPointError(text)
         try:
-            self._write(trainer)
+            if trainer.is_global_zero:
+                with whole(self.path) as writing:
+                    trainer.save_checkpoint(writing)
+            else:
+                trainer.save_checkpoint(self.path)  # all take part, the first process writes
         except OSError as error:
             text = f"step {step} could not be saved ({error}): {self._last()}"
             raise OSError(error.errno, text) from error
         self._saved_step = step
-
-    def _write(self, trainer: pl.Trainer) -> None:
-        if not trainer.is_global_zero:
-            trainer.save_checkpoint(self.path)  # all take part, the first process writes
-            return
-        with whole(self.path) as writing:
-            trainer.save_checkpoint(writing)
 
     def _last(self) -> str:
         step = self._saved_step
@@ -125,8 +119,7 @@ class LastCheckpoint(Checkpoint):
 class BestCheckpoint(ModelCheckpoint):
     """Keep ``best.ckpt``, the weights of the best validation; a resumed run goes on with it.
 
-    Lightning forgets the scores of a run that is resumed in another folder. Here the file comes
-    along and the scores stay.
+    Lightning forgets the scores of a run that is resumed in another folder; here they stay.
 
     Args:
         folder: Where ``best.ckpt`` goes.
@@ -163,11 +156,9 @@ def whole_checkpoint(path: Path) -> Path:
 
 
 def checkpoint_to_resume(cfg: DictConfig, free: Sequence[str] = ()) -> Path | None:
-    """Find the checkpoint to go on from.
+    """Find the checkpoint to go on from; settings, or groups of them, that are ``free`` may differ.
 
-    ``cfg.ckpt`` is None, a path, or ``"last"``: this run's own if the folder is an earlier run's,
-    else the newest beside it. Its run must have had the same settings but those, or groups of
-    them, that are ``free``.
+    ``"last"`` is this run's own if the folder is an earlier run's, else the newest beside it.
     """
     folder = Path(cfg.run_dir)
     if cfg.ckpt is None:

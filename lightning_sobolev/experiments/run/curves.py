@@ -21,12 +21,11 @@ _LINES = 20  # of a whole training, about
 class Curves(pl.Callback):
     """Write ``curves.csv``: columns step, seconds and every ``train/`` and ``val/`` key.
 
-    Seconds are those of training, so that methods can be compared by what they cost. Rows and
-    seconds are a part of the checkpoint: a resumed run's file is that of the whole training.
-    Lightning's ``CSVLogger`` deletes what an earlier run of the same folder wrote.
+    Rows and seconds of training are a part of the checkpoint: a resumed run's file is that of the
+    whole training. Lightning's ``CSVLogger`` deletes what an earlier run of the folder wrote.
 
-    Training gives a row every ``every_n_steps``, a validation always one; with ``say`` rows are
-    lines of the log too, some twenty in all.
+    Training gives a row every ``every_n_steps``, a validation always one; with ``say`` some twenty
+    rows in all are lines of the log too.
     """
 
     def __init__(self, folder: str | Path, every_n_steps: int = 50, *, say: bool = False) -> None:
@@ -36,8 +35,7 @@ class Curves(pl.Callback):
         self.every_n_steps, self.say = every_n_steps, say
         self.rows: list[dict[str, float]] = []
         self._earlier, self._started = 0.0, time.perf_counter()
-        self._noted_step = -1
-        self._first_step = 0
+        self._noted_step, self._first_step = -1, 0
 
     @property
     def seconds(self) -> float:

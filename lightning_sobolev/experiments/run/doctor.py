@@ -15,15 +15,15 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from lightning_sobolev.experiments.common.module import QUIET
 from lightning_sobolev.experiments.run.conf import config_folder
 
 
 def main(arguments: Sequence[str]) -> int:
     """Compose, run one step, report."""
     parser = argparse.ArgumentParser(prog="python -m lightning_sobolev.doctor", description=__doc__)
-    parser.add_argument(
-        "overrides", nargs="+", help="e.g. +experiment=distill_pong model=small_cnn"
-    )
+    example = "e.g. +experiment=distill_pong model=small_cnn"
+    parser.add_argument("overrides", nargs="+", help=example)
     overrides = parser.parse_args(arguments).overrides
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
         cfg = compose("train", overrides=overrides)
@@ -43,14 +43,8 @@ def _one_step(cfg: DictConfig) -> None:
     with tempfile.TemporaryDirectory() as folder:
         cfg.run_dir = folder
         pl.seed_everything(cfg.seed, verbose=False)
+        callbacks = [instantiate(cfg.sobolev.callback)]
         trainer = pl.Trainer(
-            max_steps=1,
-            accelerator="cpu",
-            limit_val_batches=0,
-            callbacks=[instantiate(cfg.sobolev.callback)],
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
+            accelerator="cpu", max_steps=1, limit_val_batches=0, callbacks=callbacks, **QUIET
         )
         trainer.fit(instantiate(cfg.module), datamodule=instantiate(cfg.data))

@@ -18,12 +18,10 @@ Handler = Callable[[int, FrameType | None], Any]
 class WholeSteps(pl.Callback):
     """Hold signals back until the step, or the validation, that is under way is over.
 
-    A handler that raises inside an optimizer's update leaves half of it, and one that saves there,
-    as Lightning does for Slurm, saves half of it. Here a handler runs before the next step begins.
-    A second Ctrl-C runs it at once. SIGTERM needs nothing: Lightning looks at it between steps.
-
-    With several processes signals are left alone: each would hold its own back to another step and
-    wait there for the rest.
+    A handler that raises, or saves, inside an optimizer's update leaves half of it. Here it runs
+    before the next step begins; a second Ctrl-C runs it at once. SIGTERM needs nothing: Lightning
+    looks at it between steps. With several processes signals are left alone: each would hold its
+    own back to another step and wait there for the rest.
     """
 
     def __init__(self) -> None:

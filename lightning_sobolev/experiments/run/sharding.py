@@ -11,10 +11,9 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 
 
 def shard(net: nn.Module, mesh: DeviceMesh | None) -> None:
-    """Split the parameters of ``net`` over the data-parallel processes of ``mesh``.
+    """Split the parameters of ``net`` over the data-parallel processes of a mesh, if there is one.
 
-    Does nothing without a mesh, which is every strategy but ``ModelParallelStrategy``. May be
-    called again, as Lightning does for every stage.
+    May be called again, as Lightning does for every stage.
     """
     if mesh is not None and not isinstance(net, FSDPModule):
         fully_shard(net, mesh=mesh["data_parallel"])
@@ -23,11 +22,7 @@ def shard(net: nn.Module, mesh: DeviceMesh | None) -> None:
 def one_process(
     trainer: pl.Trainer, module: pl.LightningModule, build: Callable[[], pl.LightningModule]
 ) -> pl.LightningModule:
-    """End the work of several processes, so that the first can go on alone; all must call this.
-
-    Tests are one process's work: every row then counts once, and what plays games or draws figures
-    need not know of others.
-    """
+    """End the work of several processes, so that the first can test alone; all must call this."""
     if trainer.world_size == 1:
         return module
     if any(isinstance(part, FSDPModule) for part in module.modules()):

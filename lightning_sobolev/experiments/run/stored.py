@@ -21,11 +21,9 @@ _PARTS = (torch.nn.Module, torch.optim.Optimizer, torch.optim.lr_scheduler.LRSch
 def load_module(folder: str | Path) -> pl.LightningModule:
     """Build the module of a finished run and give it the weights that the run tested.
 
-    A run's configuration names what is built, so a folder that somebody else made could name
-    anything. Only modules, optimizers, teachers and dataclasses are built, and what functions that
-    return one of the former return, if the package, ``torch.nn`` or ``torch.optim`` defines them;
-    weights are read without unpickling: the best ones where the run kept them
-    (``callbacks=best``), else the last.
+    Somebody else's configuration could name anything. Only modules, optimizers, teachers and
+    dataclasses of the package, ``torch.nn`` and ``torch.optim`` are built, also by functions;
+    weights are read without unpickling: the best ones where the run kept them, else the last.
     """
     folder = Path(folder)
     cfg = read_config(folder)

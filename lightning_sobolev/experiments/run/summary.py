@@ -44,13 +44,11 @@ def matched(cfg: DictConfig) -> str:
 
 def _term(term: Mapping[str, Any]) -> str:
     count = term["num_projections"]
-    directions = (
-        "every direction" if count is None else f"{count} {term['projection']} direction(s)"
-    )
+    which = "every direction" if count is None else f"{count} {term['projection']} direction(s)"
     weight = term["weight"]
     if isinstance(weight, Mapping) and {"start", "end"} <= set(weight):
         weight = f"{weight['start']:g} to {weight['end']:g}"
-    return f"order {term['order']} ({directions}, weight {weight})"
+    return f"order {term['order']} ({which}, weight {weight})"
 
 
 def _with_error(numbers: Mapping[str, float | str], name: str, missing: str = "") -> str:

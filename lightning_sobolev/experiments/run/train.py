@@ -28,12 +28,8 @@ from rich.console import Console
 
 from lightning_sobolev._files import sweep, write_text
 from lightning_sobolev.experiments.report.curves import save_curves
-from lightning_sobolev.experiments.run.checkpoints import (
-    LAST,
-    LastCheckpoint,
-    checkpoint_to_resume,
-    command_to_resume,
-)
+from lightning_sobolev.experiments.run import checkpoints
+from lightning_sobolev.experiments.run.checkpoints import LAST
 from lightning_sobolev.experiments.run.conf import config_hash
 from lightning_sobolev.experiments.run.curves import Curves
 from lightning_sobolev.experiments.run.interrupts import WholeSteps
@@ -56,7 +52,7 @@ def run(cfg: DictConfig) -> Metrics:
     cfg = checked(cfg)
     prepare_process(cfg)
     with alone_in(Path(cfg.run_dir)):
-        ckpt = checkpoint_to_resume(cfg)
+        ckpt = checkpoints.checkpoint_to_resume(cfg)
         (Path(cfg.run_dir) / METRICS).unlink(missing_ok=True)  # an earlier run's
         for place in (Path(cfg.run_dir), Path(cfg.run_dir) / LAST.parent):
             sweep(place)
@@ -150,7 +146,7 @@ def build_trainer(
         # First: its hooks stand before those of callbacks that copy or save the module.
         used.insert(0, instantiate(cfg.sobolev.callback))
     used += [*callbacks, WholeSteps()]
-    used += [LastCheckpoint(Path(cfg.run_dir) / LAST.parent, cfg.checkpoint_every)]
+    used += [checkpoints.LastCheckpoint(Path(cfg.run_dir) / LAST.parent, cfg.checkpoint_every)]
     if cfg.progress:
         used.append(_Bar(refresh_rate=10))
     options |= {"callbacks": used, "logger": build_loggers(cfg) or False}
@@ -215,7 +211,7 @@ def _fit(trainer: pl.Trainer, **what: Any) -> None:
         # The trainer turns signals into this, after its callbacks have saved the checkpoint.
         saved = Path(trainer.default_root_dir) / LAST
         if trainer.is_global_zero and saved.is_file():
-            resume = command_to_resume(saved)
+            resume = checkpoints.command_to_resume(saved)
             log.warning("interrupted at step %d; to go on: %s", trainer.global_step, resume)
         if isinstance(stop, SIGTERMException):
             raise SystemExit(128 + signal.SIGTERM) from stop  # as the shell reports it

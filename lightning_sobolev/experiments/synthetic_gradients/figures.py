@@ -2,11 +2,11 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 import pandas as pd
 
-from lightning_sobolev._files import whole
 from lightning_sobolev.experiments.run.curves import CURVES
 
 _LABELS = {
@@ -27,11 +27,10 @@ class ProbesFigure(pl.Callback):
     def __init__(self, enabled: bool = True) -> None:
         self.enabled = enabled
 
-    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_test_end(self, trainer: pl.Trainer, *_: Any) -> None:
         """Draw the validations that the run has logged."""
-        from matplotlib.figure import Figure
+        from lightning_sobolev.experiments.common import figures
 
-        del pl_module
         folder = Path(trainer.default_root_dir)
         if not self.enabled or not (folder / CURVES).is_file():
             return
@@ -40,7 +39,7 @@ class ProbesFigure(pl.Callback):
         for key in sorted(curves):
             if (found := _PROBED.fullmatch(key)) is not None:
                 panels.setdefault(_LABELS[found[2]], {})[f"cut {found[1]}"] = key
-        figure = Figure(figsize=(4.0 * len(panels), 3.4), layout="constrained")
+        figure = figures.blank(4.0 * len(panels), 3.4)
         grid = figure.subplots(1, len(panels), squeeze=False)[0]
         for axes, (name, lines) in zip(grid, panels.items(), strict=True):
             for label, key in lines.items():
@@ -48,5 +47,4 @@ class ProbesFigure(pl.Callback):
             axes.set(xlabel="step", ylabel=name)
             axes.grid(alpha=0.3)
             axes.legend(fontsize="small")
-        with whole(folder / "probes.png") as writing:
-            figure.savefig(writing, dpi=120, format="png")
+        figures.save(figure, folder / "probes.png")

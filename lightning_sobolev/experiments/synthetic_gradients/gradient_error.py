@@ -21,11 +21,8 @@ def gradient_error(
 
     One forward and one backward pass of the network, and what the models take. Parameters get no
     gradient. Works inside ``no_grad`` and ``inference_mode``. Sections should be in eval mode.
-
-    Returns:
-        By cut: ``gradient_cosine``, the mean over rows; ``norm_ratio``, that of the norms over all
-        rows; and of loss models ``value_nmse``, the squared error divided by the variance of the
-        true losses (1: as good as their mean).
+    Returns by cut ``gradient_cosine``, the mean over rows; ``norm_ratio``, that of the norms over
+    all rows; and of loss models ``value_nmse``.
     """
     with torch.inference_mode(False), torch.enable_grad():
         h, y = stages[0].section(x.clone()), y.clone()

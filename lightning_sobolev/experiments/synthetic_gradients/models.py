@@ -1,9 +1,8 @@
 r"""What stands at a cut and answers for everything above it.
 
-A loss model is :math:`m(h, y) = \ell(p(h), y)`: a small network predicts the class and the log-loss
-:math:`\ell` of the whole network is applied; the synthetic gradient is its derivative in h. A
-gradient model answers with a gradient right away. Both begin with a last layer of zeros, so the
-first messages are zero and nothing below moves before the model has learned something.
+A loss model is :math:`m(h, y) = \ell(p(h), y)`: a small network predicts the class, of which the
+log-loss is taken; the synthetic gradient is its derivative in h. A gradient model answers with a
+gradient right away. Both begin with zeros: nothing below moves before a model has learned.
 
 Source: Czarnecki et al. 2017, Sobolev Training for Neural Networks (arXiv:1706.04859), section on
 synthetic gradients.
@@ -22,6 +21,8 @@ from lightning_sobolev._checks import require
 from lightning_sobolev.experiments.common.tables import check_counts
 from lightning_sobolev.experiments.synthetic_gradients.kinds import Kind
 
+Shape = tuple[int, ...]
+Labels = Int[Tensor, " batch"]
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "softplus": nn.Softplus, "elu": nn.ELU}
 
 
@@ -32,9 +33,7 @@ class LossModel(nn.Module):
         super().__init__()
         self.predictor = predictor
 
-    def forward(
-        self, h: Float[Tensor, "batch *in"], y: Int[Tensor, " batch"]
-    ) -> Float[Tensor, " batch"]:
+    def forward(self, h: Float[Tensor, "batch *in"], y: Labels) -> Float[Tensor, " batch"]:
         """Return the expected loss of every row."""
         return cross_entropy(self.predictor(h), y, reduction="none")
 
@@ -49,9 +48,7 @@ class GradientModel(nn.Module):
         super().__init__()
         self.network, self.num_classes = network, num_classes
 
-    def forward(
-        self, h: Float[Tensor, "batch *in"], y: Int[Tensor, " batch"]
-    ) -> Float[Tensor, "batch *in"]:
+    def forward(self, h: Float[Tensor, "batch *in"], y: Labels) -> Float[Tensor, "batch *in"]:
         """Return the expected gradient of every row's loss."""
         label = one_hot(y, self.num_classes).to(h.dtype)
         label = label.reshape(*label.shape, *[1] * (h.ndim - 2))
@@ -85,10 +82,7 @@ class ModelSettings:
 
 
 def build_models(
-    kind: Kind,
-    shapes: Sequence[tuple[int, ...]],
-    num_classes: int,
-    settings: ModelSettings = ModelSettings(),
+    kind: Kind, shapes: Sequence[Shape], num_classes: int, settings: ModelSettings = ModelSettings()
 ) -> list[nn.Module]:
     """Build a model for every cut: convolutions for feature maps, dense layers for vectors.
 
@@ -105,9 +99,7 @@ def build_models(
     return [_build_model(kind, shape, num_classes, settings) for shape in shapes]
 
 
-def _build_model(
-    kind: Kind, shape: tuple[int, ...], num_classes: int, settings: ModelSettings
-) -> nn.Module:
+def _build_model(kind: Kind, shape: Shape, num_classes: int, settings: ModelSettings) -> nn.Module:
     channels, sizes, stride = shape[0], shape[1:], settings.stride
     if kind.model == "gradient":
         channels, stride = channels + num_classes, 1
@@ -135,7 +127,7 @@ def _layer(channels: int, out: int, dimensions: int, stride: int = 1) -> nn.Modu
 
 
 def check_models(
-    models: Sequence[nn.Module], kind: Kind, shapes: Sequence[tuple[int, ...]], like: Tensor
+    models: Sequence[nn.Module], kind: Kind, shapes: Sequence[Shape], like: Tensor
 ) -> None:
     """Refuse models whose answers to two rows of zeros, of the type of ``like``, do not fit."""
     y = torch.zeros(2, dtype=torch.int64, device=like.device)

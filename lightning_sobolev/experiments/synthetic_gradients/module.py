@@ -99,15 +99,13 @@ class DecoupledModule(pl.LightningModule):
 
     def on_fit_start(self) -> None:
         """Refuse what this manual optimization cannot do."""
-        require(
-            self.trainer.world_size == 1, "the number of processes", "1", self.trainer.world_size
-        )
-        mixed = self.trainer.precision == "16-mixed"
-        require(not mixed, "trainer.precision", "without loss scaling", self.trainer.precision)
+        world, precision = self.trainer.world_size, self.trainer.precision
+        require(world == 1, "the number of processes", "1", world)
+        mixed = precision == "16-mixed"
+        require(not mixed, "trainer.precision", "without loss scaling", precision)
 
-    def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
+    def training_step(self, batch: Mapping[str, Tensor], *_: Any) -> None:
         """Move every section along the gradient it got, and every model towards its target."""
-        del batch_idx
         # Entries cost as much as the step of a network as small as these, and between two of them
         # nobody reads.
         number, every = self.global_step + 1, self.trainer.log_every_n_steps  # type: ignore[attr-defined]

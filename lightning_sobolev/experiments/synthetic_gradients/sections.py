@@ -13,10 +13,7 @@ from lightning_sobolev._checks import require
 def split(network: nn.Sequential, cuts: Sequence[int] | int) -> list[nn.Sequential]:
     """Cut a network into sections that share its layers, the lowest first.
 
-    Args:
-        network: Layers that follow one another.
-        cuts: Numbers of the layers before which to cut, in ascending order: with ``[2]`` the first
-            two layers are below the cut. A number n cuts at the n highest places.
+    ``cuts`` are numbers of the layers before which to cut; a number n cuts at the n highest places.
     """
     is_sequence, name = isinstance(network, nn.Sequential), type(network).__name__
     require(is_sequence, "network", "a torch.nn.Sequential to be cut", name)

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -34,11 +34,12 @@ from lightning_sobolev.experiments.synthetic_gradients.matching import (
     Matching,
     compare,
 )
+from lightning_sobolev.experiments.synthetic_gradients.models import Labels
 from lightning_sobolev.functional.derivatives import TapeJet
 from lightning_sobolev.objective import RunningScales, weighted_sum
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True)
 class Stage:
     """A section and the model of the cut above it. Adds gradients to parameters, moves none.
 
@@ -70,13 +71,9 @@ class Stage:
         return self._output.detach()
 
     def predict(
-        self, h: Float[Tensor, "batch *out"], y: Int[Tensor, " batch"], *, create_graph: bool
+        self, h: Float[Tensor, "batch *out"], y: Labels, *, create_graph: bool
     ) -> LossGradient:
-        """Ask the model for the synthetic gradient at an activation, which never gets a gradient.
-
-        One forward pass and, for a loss model, one backward pass. With ``create_graph`` the model
-        can be taught by what it predicts here.
-        """
+        """Ask the model for a synthetic gradient; with ``create_graph`` it can be taught by it."""
         assert self.model is not None
         if self.kind.model == "gradient":
             return LossGradient(self.model(h.detach(), y))
@@ -85,13 +82,10 @@ class Stage:
         jet = TapeJet(value, leaf, create_graph=create_graph and self.kind.matches_derivative)
         return LossGradient(jet.vjp(torch.ones_like(value)[None])[0], value)
 
-    def backward(
-        self, at_output: LossGradient | None, y: Int[Tensor, " batch"]
-    ) -> LossGradient | None:
-        """Add the gradients of the section's last forward pass.
+    def backward(self, at_output: LossGradient | None, y: Labels) -> LossGradient | None:
+        """Add the gradients of the section's last forward pass; ``at_output`` is unused at the top.
 
-        Returns loss and gradient at its input: what the model below should have predicted; None at
-        the bottom. ``at_output`` are those at its output, true or predicted; not used at the top.
+        Returns what the model below should have predicted; None at the bottom.
         """
         x, output = self._input, self._output
         assert x is not None
@@ -129,14 +123,7 @@ def build_stages(
     require(len(models) == needed, "models", f"{needed} for this kind and cuts", len(models))
     above = [*models, *[None] * (len(sections) - needed)]
     return [
-        Stage(
-            section=section,
-            model=model,
-            kind=kind,
-            matching=matching,
-            is_lowest=number == 0,
-            is_highest=number == len(sections) - 1,
-        )
+        Stage(section, model, kind, matching, number == 0, number == len(sections) - 1)
         for number, (section, model) in enumerate(zip(sections, above, strict=True))
     ]
 
@@ -149,13 +136,8 @@ class Step(NamedTuple):
     terms: dict[int, dict[str, Tensor]]
 
 
-def take_step(
-    stages: Sequence[Stage], x: Float[Tensor, "batch *in"], y: Int[Tensor, " batch"]
-) -> Step:
-    """Add the gradients of one batch to the parameters of sections and models.
-
-    All predictions are made with the parameters as they are: whoever calls this moves them later.
-    """
+def take_step(stages: Sequence[Stage], x: Float[Tensor, "batch *in"], y: Labels) -> Step:
+    """Add the gradients of one batch to the parameters of sections and models, and move none."""
     activations = [x]
     for stage in stages:
         activations.append(stage.forward(activations[-1]))

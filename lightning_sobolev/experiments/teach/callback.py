@@ -26,10 +26,7 @@ _NAMES = {
 
 
 class Curves(KVWriter):
-    """Receives what the learner says of itself: for Lightning's loggers and ``curves.csv``.
-
-    ``rows`` and ``seconds`` go on from those of the earlier runs; the loggers get this run alone.
-    """
+    """Receives what the learner says of itself: for Lightning's loggers and ``curves.csv``."""
 
     def __init__(
         self, loggers: Sequence[Logger], rows: Sequence[dict[str, float]], seconds: float

@@ -1,8 +1,7 @@
 """Everything that a training needs to go on, in one file of tensors and plain values.
 
-The zip that stable-baselines3 writes is a pickle, and a checkpoint may be somebody else's: this
-file is read with ``weights_only=True``. Not in it are the games themselves, which cannot be saved:
-after an interruption new games begin.
+The zip that stable-baselines3 writes is a pickle: this file is read with ``weights_only=True``. Not
+in it are the games, which cannot be saved: after an interruption new games begin.
 """
 
 from collections import deque

@@ -29,10 +29,9 @@ def export_agent(
     seed: int,
     progress: bool,
 ) -> Card:
-    """Store an agent with a card that says what it is and how well it plays.
+    """Store an agent, in half precision, with a card that says what it is and how well it plays.
 
-    Weights are stored in half precision but for the first layer, and it is the stored agent that
-    plays: whole games with sampled actions, and as many with greedy ones.
+    That one plays: whole games with sampled actions, and as many with greedy ones.
     """
     # an agent is named by the games that it plays, however many played side by side
     settings = replace(settings, num_envs=num_envs)

@@ -44,14 +44,12 @@ def build_learner(
     where = get_device(device)
     # the learner says which share of the steps remains
     falling = {name: partial(mul, ppo[name]) for name in ("learning_rate", "clip_range")}
-    policy = {
+    body = {
         "features_extractor_class": NatureFeatures,
         "features_extractor_kwargs": {"autocast": uses_bfloat16(precision, where)},
         "net_arch": [],
     }
-    return PPO(
-        "CnnPolicy", env, **{**ppo, **falling}, policy_kwargs=policy, seed=seed, device=where
-    )
+    return PPO("CnnPolicy", env, **{**ppo, **falling}, policy_kwargs=body, seed=seed, device=where)
 
 
 def uses_bfloat16(precision: str, device: torch.device) -> bool:
@@ -68,11 +66,7 @@ def uses_bfloat16(precision: str, device: torch.device) -> bool:
 
 
 class NatureFeatures(BaseFeaturesExtractor):
-    """The body of :class:`NatureCNN`; heads and log-probabilities stay in float32.
-
-    CPU autocast would leave ``log_softmax`` in bfloat16, where probabilities do not sum to one, so
-    it ends with the body. The weights are float32 in any case.
-    """
+    """The body of :class:`NatureCNN`; autocast ends with it, as log-probabilities need float32."""
 
     def __init__(self, observation_space: spaces.Box, *, autocast: bool) -> None:
         stack_num, height, width = observation_space.shape

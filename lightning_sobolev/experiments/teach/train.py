@@ -18,6 +18,7 @@ from lightning_sobolev._progress import progress_bar
 from lightning_sobolev.atari.agents.cards import load_agent
 from lightning_sobolev.atari.environments import AtariSettings, Environments
 from lightning_sobolev.atari.networks import NatureCNN
+from lightning_sobolev.experiments.run import train as single_run
 from lightning_sobolev.experiments.run.checkpoints import (
     LAST,
     checkpoint_to_resume,
@@ -25,25 +26,7 @@ from lightning_sobolev.experiments.run.checkpoints import (
 )
 from lightning_sobolev.experiments.run.conf import config_hash
 from lightning_sobolev.experiments.run.curves import write_curves
-from lightning_sobolev.experiments.run.train import (
-    METRICS,
-    Metrics,
-    alone_in,
-    build_loggers,
-    write_metrics,
-)
-from lightning_sobolev.experiments.teach.callback import (
-    BetweenUpdates,
-    Curves,
-    StopLearning,
-    interruptible,
-    mean_return,
-)
-from lightning_sobolev.experiments.teach.checkpoints import (
-    load_checkpoint,
-    restore,
-    save_checkpoint,
-)
+from lightning_sobolev.experiments.teach import callback, checkpoints
 from lightning_sobolev.experiments.teach.export import export_agent
 from lightning_sobolev.experiments.teach.policy import build_learner, network_of, start_from
 from lightning_sobolev.experiments.teach.vec_env import AtariVecEnv
@@ -60,7 +43,7 @@ _OF_A_PIECE = (
 )
 
 
-def train_teacher(cfg: DictConfig) -> Metrics:
+def train_teacher(cfg: DictConfig) -> single_run.Metrics:
     """Train, or go on, until the last step or a limit; then store the agent.
 
     Leaves in ``cfg.run_dir``: ``checkpoints/last.ckpt``, ``curves.csv``, and at the end the agent
@@ -69,20 +52,20 @@ def train_teacher(cfg: DictConfig) -> Metrics:
     """
     started = time.perf_counter()
     cfg = _checked(cfg)
-    with alone_in(Path(cfg.run_dir)):
+    with single_run.alone_in(Path(cfg.run_dir)):
         metrics = _train_and_export(cfg, Path(cfg.run_dir))
         if metrics:
             seconds = time.perf_counter() - started
             metrics |= {"seconds_total": seconds, "config_hash": config_hash(cfg)}
-            write_metrics(Path(cfg.run_dir), metrics)
+            single_run.write_metrics(Path(cfg.run_dir), metrics)
     return metrics
 
 
-def _train_and_export(cfg: DictConfig, folder: Path) -> Metrics:
+def _train_and_export(cfg: DictConfig, folder: Path) -> single_run.Metrics:
     ckpt = checkpoint_to_resume(cfg, free=_OF_A_PIECE)
-    (folder / METRICS).unlink(missing_ok=True)  # an earlier run's
+    (folder / single_run.METRICS).unlink(missing_ok=True)  # an earlier run's
     state: State = {"pieces": [], "rows": [], "seconds": 0.0, "num_timesteps": 0}
-    state |= load_checkpoint(ckpt) if ckpt else {}
+    state |= checkpoints.load_checkpoint(ckpt) if ckpt else {}
     settings: AtariSettings = instantiate(cfg.env.settings)
     _check_games("ckpt", state.get("environment"), settings)
     learner = _learner(cfg, settings, state)
@@ -134,7 +117,7 @@ def _learner(cfg: DictConfig, settings: AtariSettings, state: State) -> PPO:
     learner = build_learner(cfg.ppo, env, cfg.seed, device=cfg.device, precision=cfg.precision)
     start = {}
     if "policy" in state:
-        restore(learner, state)
+        checkpoints.restore(learner, state)
     elif cfg.start is not None:
         start = _start(learner, cfg.start, settings)
     if cfg.train:
@@ -159,14 +142,14 @@ def _start(learner: PPO, agent: str, settings: AtariSettings) -> dict[str, str]:
 def _learn(cfg: DictConfig, settings: AtariSettings, learner: PPO, state: State) -> str | None:
     """Learn and save; returns why it stopped before its last step, if it did."""
     folder, steps, earlier = Path(cfg.run_dir), learner.num_timesteps, state["seconds"]
-    curves = Curves(build_loggers(cfg), state["rows"], earlier)
+    curves = callback.Curves(single_run.build_loggers(cfg), state["rows"], earlier)
     learner.set_logger(Logger(None, [curves]))
     reason = None
 
     def save() -> None:
         state.update(seconds=curves.seconds, rows=curves.rows, environment=asdict(settings))
         kept = ("environment", "pieces", "seconds", "rows")
-        save_checkpoint(folder / LAST, learner, {name: state[name] for name in kept})
+        checkpoints.save_checkpoint(folder / LAST, learner, {name: state[name] for name in kept})
         write_curves(folder, curves.rows)
 
     def why_stop() -> str | None:
@@ -174,17 +157,17 @@ def _learn(cfg: DictConfig, settings: AtariSettings, learner: PPO, state: State)
 
     title = f"training on {settings.game}"
     with (
-        interruptible() as interrupts,
+        callback.interruptible() as interrupts,
         progress_bar(title, cfg.n_timesteps, completed=steps, enabled=cfg.progress) as advance,
     ):
         try:
             learner.learn(
                 max(cfg.n_timesteps - steps, 0),
-                callback=BetweenUpdates(save, why_stop, advance, cfg.checkpoint_minutes),
+                callback=callback.BetweenUpdates(save, why_stop, advance, cfg.checkpoint_minutes),
                 log_interval=cfg.log_every,
                 reset_num_timesteps=False,
             )
-        except StopLearning as stop:
+        except callback.StopLearning as stop:
             reason = str(stop)
         save()
         curves.close()
@@ -195,12 +178,14 @@ def _learn(cfg: DictConfig, settings: AtariSettings, learner: PPO, state: State)
 def _limit(cfg: DictConfig, learner: PPO, seconds: float) -> str | None:
     if cfg.max_minutes is not None and seconds > 60 * cfg.max_minutes:
         return TIME_IS_UP
-    is_settled = len(learner.ep_info_buffer or ()) == cfg.ppo.stats_window_size
-    is_enough = cfg.stop_at is not None and is_settled and mean_return(learner) >= cfg.stop_at
-    return "the return is enough" if is_enough else None
+    settled = len(learner.ep_info_buffer or ()) == cfg.ppo.stats_window_size
+    enough = cfg.stop_at is not None and settled and callback.mean_return(learner) >= cfg.stop_at
+    return "the return is enough" if enough else None
 
 
-def _export(cfg: DictConfig, settings: AtariSettings, learner: PPO, state: State) -> Metrics:
+def _export(
+    cfg: DictConfig, settings: AtariSettings, learner: PPO, state: State
+) -> single_run.Metrics:
     torch.set_num_threads(1)  # a few states at a time: more threads only wait for each other
     trained = {
         "algorithm": "proximal policy optimisation of stable-baselines3; the critic is left out",

@@ -21,11 +21,8 @@ class AtariVecEnv(VecEnv):
     """Games for an on-policy learner: rewards by their sign, ends at lost lives.
 
     When a game ends, ``info["episode"]`` holds its whole return ``r``, not clipped, and its length
-    ``l`` (``VecMonitor`` would count at every lost life, and clipped rewards). At every end
-    ``info["terminal_observation"]`` holds the stack that it came to. ``"TimeLimit.truncated"`` says
-    that the game was only cut, so that the learner goes on from the value there.
-
-    ``life_ends`` says whether a lost life ends an episode; see Note [life ends].
+    ``l`` (``VecMonitor`` would count at every lost life, and clipped rewards). ``life_ends`` says
+    whether a lost life ends an episode; see Note [life ends].
     """
 
     def __init__(self, environments: Environments, *, life_ends: bool = True) -> None:
@@ -90,7 +87,6 @@ class AtariVecEnv(VecEnv):
         """Refuse likewise."""
         self.set_attr(method_name)
 
-    def env_is_wrapped(self, wrapper_class: type, indices: Any = None) -> list[bool]:
+    def env_is_wrapped(self, _: type, indices: Any = None) -> list[bool]:
         """Say that no game is wrapped."""
-        del wrapper_class
         return [False for _ in self._get_indices(indices)]

@@ -4,9 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
-from lightning_sobolev._files import whole
+from lightning_sobolev.experiments.common import figures
 from lightning_sobolev.experiments.tune.history import ancestry
 from lightning_sobolev.experiments.tune.trainable import SETTING
 
@@ -14,7 +13,7 @@ from lightning_sobolev.experiments.tune.trainable import SETTING
 def draw_schedule(path: Path, history: pd.DataFrame, best: int) -> None:
     """Draw score and settings over the steps, the line that led to the best member on top."""
     names = ["score", *(name for name in history.columns if name.startswith(SETTING))]
-    figure = Figure(figsize=(4.0 * len(names), 3.4), layout="constrained")
+    figure = figures.blank(4.0 * len(names), 3.4)
     line = ancestry(history, best)
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         members = history.pivot(index="end", columns="member", values=name)
@@ -24,13 +23,13 @@ def draw_schedule(path: Path, history: pd.DataFrame, best: int) -> None:
         title = name.removeprefix(SETTING)
         axes.set(title=title, xlabel="step", yscale="log" if is_positive else "linear")
         axes.grid(alpha=0.3)
-    _save(figure, path)
+    figures.save(figure, path)
 
 
 def draw_lineage(path: Path, history: pd.DataFrame, best: int) -> None:
     """Draw every member from interval to interval, the color being its first ancestor's."""
     members = sorted(history["member"].unique())
-    figure = Figure(figsize=(7.0, 0.4 * len(members) + 1.5), layout="constrained")
+    figure = figures.blank(7.0, 0.4 * len(members) + 1.5)
     axes = figure.subplots()
     bold = set(ancestry(history, best).index)
     root = {member: member for member in members}
@@ -44,9 +43,4 @@ def draw_lineage(path: Path, history: pd.DataFrame, best: int) -> None:
     axes.plot(diverged["interval"], diverged["member"], "kx")
     axes.set(xlabel="interval", ylabel="member", yticks=members)
     axes.set_title("bold: how the best came about; cross: diverged", fontsize="small")
-    _save(figure, path)
-
-
-def _save(figure: Figure, path: Path) -> None:
-    with whole(path) as writing:
-        figure.savefig(writing, dpi=120, format="png")
+    figures.save(figure, path)

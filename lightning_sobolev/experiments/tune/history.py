@@ -34,10 +34,7 @@ def best_member(history: pd.DataFrame, mode: str) -> int:
 
 
 def ancestry(history: pd.DataFrame, member: int) -> pd.DataFrame:
-    """Return the rows along which a member's last weights came about, the oldest first.
-
-    Their index is interval and member.
-    """
+    """Return the rows, by interval and member, along which a member's last weights came about."""
     at = history.set_index(["interval", "member"])
     line = []
     for interval in range(history["interval"].max(), 0, -1):

@@ -1,8 +1,7 @@
 """The rules as schedulers of Ray Tune.
 
-Ray's own classes never replace a member whose score is NaN, and Ray does not save a scheduler when
-it saves an experiment. Here whatever a decision needs comes with the trials (their last results) or
-from the seed, so that a search that was killed goes on with the same decisions.
+Ray's own classes never replace a member whose score is NaN, and Ray does not save a scheduler. Here
+decisions follow from the trials' last results and the seed: a search that was killed goes on alike.
 """
 
 import math
@@ -27,9 +26,6 @@ _TIME = "training_iteration"
 
 class Population(PopulationBasedTraining):
     """Synchronous rounds in which losers copy donors and change a little.
-
-    A trial's configuration holds ``member``, its number from 0 on, and the position of every
-    setting; its results hold ``score`` and ``recent``, its latest scores.
 
     Args:
         space: What is explored.

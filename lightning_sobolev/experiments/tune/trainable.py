@@ -84,14 +84,10 @@ class Member(tune.Trainable):
 
 
 def train_interval(cfg: DictConfig, folder: Path, member: int, end: int, *, resume: bool) -> float:
-    """Go on until a step, and evaluate there.
+    """Go on until a step, and return the score on validation data there, NaN if it diverged.
 
     What the checkpoint brings is the donor's: weights, moments, place on every schedule, number of
-    draws, running scales. What ``cfg`` says is the member's own: weights of the terms, rows,
-    learning rate.
-
-    Returns the score on validation data; NaN if the training diverged, and then the checkpoint that
-    it leaves in ``folder`` is of no use. First weights are the member's own, data are the same.
+    draws, running scales. What ``cfg`` says is the member's own, as are the first weights.
     """
     cfg = cfg.copy()
     with open_dict(cfg):
@@ -142,22 +138,19 @@ class _IntervalOver(Exception):
 class Interval(Callback):
     """Ends behind a step; keeps the configured learning rate although a copy brings the donor's.
 
-    The moments of the optimizer and the place on the schedule stay the donor's; every group's rate
-    is scaled by new over old first rate, so a schedule that is a multiple of its first rate goes
-    on as if it had begun with the new one.
+    Every group's rate is scaled by new over old first rate, so a schedule that is a multiple of its
+    first rate goes on as if it had begun with the new one.
     """
 
     def __init__(self, end: int) -> None:
         self.end = end
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_fit_start(self, trainer: pl.Trainer, *_: Any) -> None:
         """Note the rates; the optimizers are built and nothing is restored yet."""
-        del pl_module
         self._rates = [[_first_rate(g) for g in opt.param_groups] for opt in trainer.optimizers]
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
         """Put them back, in the optimizers and in what their schedules remember."""
-        del pl_module
         for optimizer, rates in zip(trainer.optimizers, self._rates, strict=True):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] *= rate / _first_rate(group)

@@ -22,17 +22,9 @@ from ray import tune
 from ray.tune.search import BasicVariantGenerator
 
 from lightning_sobolev._files import read_json, whole, write_json
+from lightning_sobolev.experiments.run import train as single_run
 from lightning_sobolev.experiments.run.checkpoints import BEST, LAST
 from lightning_sobolev.experiments.run.conf import config_hash
-from lightning_sobolev.experiments.run.train import (
-    METRICS,
-    Metrics,
-    alone_in,
-    build_trainer,
-    checked,
-    prepare_process,
-    write_metrics,
-)
 from lightning_sobolev.experiments.tune.history import best_member, read_history
 from lightning_sobolev.experiments.tune.schedulers import MEMBER, SCORE
 from lightning_sobolev.experiments.tune.search_space import read_search_space
@@ -46,7 +38,7 @@ POPULATION = "population"
 _BEGUN = "search.json"
 
 
-def run_tuning(cfg: DictConfig) -> Metrics:
+def run_tuning(cfg: DictConfig) -> single_run.Metrics:
     """Train a population, test its best member and show how it came about.
 
     Leaves in ``cfg.run_dir``: ``best.ckpt``, ``history.csv`` (a line a member and interval),
@@ -56,17 +48,17 @@ def run_tuning(cfg: DictConfig) -> Metrics:
     """
     given, cfg = config_hash(cfg), _checked(cfg)
     folder = Path(cfg.run_dir)
-    with alone_in(folder):
+    with single_run.alone_in(folder):
         cfg.seed = _seed_of(folder, given, cfg.seed)
-        if (folder / METRICS).is_file():
+        if (folder / single_run.METRICS).is_file():
             log.info("%s is finished", folder)
             return {}
         return _search(cfg, folder)
 
 
-def _search(cfg: DictConfig, folder: Path) -> Metrics:
+def _search(cfg: DictConfig, folder: Path) -> single_run.Metrics:
     started = time.perf_counter()
-    prepare_process(cfg)
+    single_run.prepare_process(cfg)
     instantiate(cfg.data).prepare_data()  # once, before several members would
     checkpoints = _train_population(cfg, folder)
     history = read_history(folder / POPULATION)
@@ -80,7 +72,7 @@ def _search(cfg: DictConfig, folder: Path) -> Metrics:
 
         draw_schedule(folder / "schedule.png", history, best)
         draw_lineage(folder / "lineage.png", history, best)
-    metrics: Metrics = {
+    metrics: single_run.Metrics = {
         **_test(cfg, folder / BEST.name),
         "score": float(history.loc[history["member"] == best, "score"].iloc[-1]),
         "best_member": best,
@@ -91,12 +83,12 @@ def _search(cfg: DictConfig, folder: Path) -> Metrics:
         "seconds_total": time.perf_counter() - started,
         "config_hash": config_hash(cfg),
     }
-    log.info("numbers: %s", write_metrics(folder, metrics))
+    log.info("numbers: %s", single_run.write_metrics(folder, metrics))
     return metrics
 
 
 def _checked(cfg: DictConfig) -> DictConfig:
-    cfg = checked(cfg)
+    cfg = single_run.checked(cfg)
     cfg.run_dir = str(Path(cfg.run_dir).resolve())
     cfg.progress = False  # members would talk all at once
     tuning = cfg.tuning
@@ -140,23 +132,20 @@ def _train_population(cfg: DictConfig, folder: Path) -> dict[int, Path]:
 
 def _tuner(cfg: DictConfig, folder: Path) -> tune.Tuner:
     container = OmegaConf.to_container(cfg, resolve=False)  # a member's settings change others
-    trainable = tune.with_resources(
-        tune.with_parameters(Member, cfg=container), dict(cfg.tuning.resources)
-    )
+    member = tune.with_parameters(Member, cfg=container)
+    trainable = tune.with_resources(member, dict(cfg.tuning.resources))
     first = first_configs(cfg)
-    param_space = {key: tune.uniform(-100.0, 100.0) for key in first[0]}
+    drawn = {key: tune.uniform(-100.0, 100.0) for key in first[0]}
     if tune.Tuner.can_restore(folder):
         log.info("going on with %s", folder)
         # Ray does not write its state whole or not at all: if the kill fell into that, it begins
         # again, for which it needs the space.
-        return tune.Tuner.restore(
-            str(folder), trainable, resume_errored=True, param_space=param_space
-        )
+        return tune.Tuner.restore(str(folder), trainable, resume_errored=True, param_space=drawn)
     space = read_search_space(cfg)
     scheduler = instantiate(cfg.tune.scheduler)
     return tune.Tuner(
         trainable,
-        param_space=param_space,
+        param_space=drawn,
         tune_config=tune.TuneConfig(
             num_samples=len(first),
             search_alg=BasicVariantGenerator(points_to_evaluate=first),
@@ -186,12 +175,9 @@ def first_configs(cfg: DictConfig) -> list[dict[str, float]]:
 
 
 class _Progress(tune.Callback):
-    def on_trial_result(
-        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any
-    ) -> None:
-        del iteration, trials, trial
-        text = "step %d, member %d: %.4g"
-        log.info(text, result["end"], result[MEMBER], result[SCORE])
+    def on_trial_result(self, *_: Any, **info: Any) -> None:
+        result = info["result"]
+        log.info("step %d, member %d: %.4g", result["end"], result[MEMBER], result[SCORE])
 
 
 def _test(cfg: DictConfig, checkpoint: Path) -> dict[str, float]:
@@ -199,7 +185,7 @@ def _test(cfg: DictConfig, checkpoint: Path) -> dict[str, float]:
     cfg = cfg.copy()
     cfg.logger = {}
     module, datamodule = instantiate(cfg.module), instantiate(cfg.data)
-    found = build_trainer(cfg).test(
+    found = single_run.build_trainer(cfg).test(
         module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True, verbose=False
     )
     return dict(found[0])

@@ -4,8 +4,8 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
+from lightning_sobolev.experiments.common.figures import save
 from lightning_sobolev.experiments.report.runs import find_runs, read_table, tabulate, write_table
-from lightning_sobolev.experiments.report.style import save
 
 NUMBERS = {"test/kl": 0.25, "test/student_return": 12.0, "seconds_fit": 3.0, "train/loss": None}
 

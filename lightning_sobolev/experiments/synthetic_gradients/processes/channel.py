@@ -16,10 +16,8 @@ class Channel:
     """A queue of numbered tensors with one writer and one reader, in memory that both share.
 
     The queue itself carries a number and a place. A place is written again when ``capacity`` + 2
-    packets have followed: then the reader has taken the packet after the one that was there, and
-    has made its copies before. A process that is killed leaves nothing by half.
-
-    Whoever waits for room or for a packet calls ``waiting`` several times a second.
+    packets have followed: then the reader has made its copies of the one that was there. Whoever
+    waits for room or for a packet calls ``waiting`` several times a second.
     """
 
     def __init__(self, context: BaseContext, capacity: int) -> None:
@@ -62,8 +60,7 @@ class Channel:
 class Cut:
     """What connects two stages: activations and classes go up, losses and gradients down.
 
-    Two answers more than activations have room: the stage below takes all that have come before it
-    sends the next activation, so the stage above hardly ever waits.
+    Two answers more than activations have room, so that the stage above hardly ever waits.
     """
 
     def __init__(self, context: BaseContext, capacity: int) -> None:

@@ -1,7 +1,4 @@
-"""Stages in processes of their own, on one machine: started, watched, and named when one is lost.
-
-Every process gets a copy of its section and its model and hands the trained ones back at the end.
-"""
+"""Stages in processes of their own, on one machine: started, watched, named when one is lost."""
 
 import multiprocessing
 import pickle
@@ -44,11 +41,8 @@ def run_pipeline(
     With a kind whose gradient is the true one this is the locked pipeline to compare with: every
     stage waits for the gradient of a batch before it takes the next.
 
-    Args:
-        stages: The stages, the lowest first; have the trained parameters at the end.
-        batches: ``{"x": ..., "y": ...}``; iterated anew when it ends. Goes to another process, so
-            it and the ``pipeline`` must be picklable.
-        pipeline: How the stages work beside each other, and what trains them.
+    The stages, the lowest first, have the trained parameters at the end. ``batches`` are iterated
+    anew when they end; they and the ``pipeline`` go to other processes and must be picklable.
     """
     method = "spawn" if sys.platform == "win32" else "forkserver"
     if method == "forkserver":  # what every stage would import by itself is imported once

@@ -2,9 +2,7 @@ r"""A stage that works by itself: it moves at once, and learns later what it sho
 
 A batch has a number. The stage answers an activation with the next one and moves along what its
 model predicts; the target of that prediction, loss and gradient at the very same activation, comes
-any number of batches later and is matched to it by the number. Targets only ever reach the model:
-a section with a model never moves along what came from above.
-
+any number of batches later and is matched to it by the number. Targets only ever reach the model.
 With targets that come at once this is ``take_step``, cut into pieces.
 
 Source: Jaderberg et al. 2017, Decoupled Neural Interfaces using Synthetic Gradients
@@ -66,10 +64,7 @@ class StageReport:
 
 
 class StageProcess:
-    """One stage at work between two cuts, if it has them.
-
-    It gives ``signs``, ``DONE`` and ``BEATS``, to whoever watches from another process.
-    """
+    """One stage at work between two cuts, if it has them; who watches it reads ``signs``."""
 
     def __init__(
         self,

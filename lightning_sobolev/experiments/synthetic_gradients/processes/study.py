@@ -3,6 +3,7 @@
 import logging
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 import pandas as pd
@@ -22,10 +23,9 @@ log = logging.getLogger(__name__)
 
 
 def run_processes(cfg: DictConfig) -> Path:
-    """Train in every way, with every delay, in turns; write a table and a figure.
+    """Train in every way, with every delay, in turns; write a table after each, and a figure.
 
-    The table is written after every run. Hydra must be initialized: the experiment is composed.
-    ``conf/study/processes.yaml`` says what can be set.
+    Hydra must be initialized: the experiment is composed.
     """
     runs = list(product(range(cfg.seed, cfg.seed + cfg.rounds), cfg.delays, cfg.ways))
     require(bool(runs), "rounds, delays and ways", "at least one each", "no run")
@@ -41,17 +41,12 @@ def run_processes(cfg: DictConfig) -> Path:
     return path
 
 
-def _measure(cfg: DictConfig, seed: int, delay: float, way: str) -> dict[str, str | float]:
-    """Train once; return the line of the table."""
+def _measure(cfg: DictConfig, seed: int, delay: float, way: str) -> dict[str, Any]:
     kind = cfg.ways[way].kind
-    same = [f"{key}={cfg[key]}" for key in ("steps", "cuts")]
-    same += [
-        f"kind={kind}",
-        f"seed={seed}",
-        f"run_dir={cfg.out}",
-        f"data.num_train={cfg.num_train}",
-    ]
-    experiment = compose("train", ["+experiment=synthetic_gradients", *same, *cfg.overrides])
+    same = {"kind": kind, "seed": seed, "run_dir": cfg.out, "data.num_train": cfg.num_train}
+    same |= {"+experiment": "synthetic_gradients", "steps": cfg.steps, "cuts": cfg.cuts}
+    given = [f"{key}={value}" for key, value in same.items()]
+    experiment = compose("train", [*given, *cfg.overrides])
     prepare_process(experiment)
     data, module = instantiate(experiment.data), instantiate(experiment.module)
     data.prepare_data()
@@ -68,15 +63,10 @@ def _measure(cfg: DictConfig, seed: int, delay: float, way: str) -> dict[str, st
     tester = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False)
     (tested,) = tester.test(module, datamodule=data, verbose=False)
     did = pd.DataFrame(reports)
+    about = {"way": way, "kind": kind, "data": data.images, "sections": len(reports)}
+    about |= {"delay": delay, "steps": cfg.steps, "batch_size": data.batch_size, "seed": seed}
     return {
-        "way": way,
-        "kind": kind,
-        "data": data.images,
-        "sections": len(reports),
-        "delay": delay,
-        "steps": cfg.steps,
-        "batch_size": data.batch_size,
-        "seed": seed,
+        **about,
         "test_accuracy": tested["test/accuracy"],
         "test_loss": tested["test/loss"],
         "gradient_cosine": tested.get("test/gradient_cosine", float("nan")),
