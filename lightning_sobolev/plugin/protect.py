@@ -34,22 +34,13 @@ def protected(*, exact_norms: bool, compiled: bool, recurrent: bool) -> Iterator
 
 
 class ExactNorms(TorchFunctionMode):
-    """Replaces fused norms by mean and variance written out, see Note [fused kernels].
-
-    A mode and not a patch of modules: it also catches ``torch.nn.functional`` calls.
-    """
+    """Replaces fused norms by mean and variance written out, also in ``torch.nn.functional``."""
 
     def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: Sequence[Any] = (),
-        kwargs: dict[str, Any] | None = None,
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        """Run the written-out norm in place of the fused one."""
         del types
-        written_out: Callable[..., Any] = _WRITTEN_OUT.get(func, func)
-        return written_out(*args, **(kwargs or {}))
+        return _WRITTEN_OUT.get(func, func)(*args, **(kwargs or {}))
 
 
 def _standardize(x: Tensor, dims: list[int], eps: float) -> tuple[Tensor, Tensor, Tensor]:
