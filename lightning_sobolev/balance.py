@@ -67,14 +67,10 @@ class RunningBalance:
     state: dict[str, float] = field(default_factory=dict)
 
     def weights(
-        self,
-        terms: Mapping[str, Tensor],
-        spec: Sequence[SobolevTerm],
-        step: int,
-        value_loss: Tensor,
-        parameters: Callable[[], Iterable[Tensor]],
+        self, terms: Mapping[str, Tensor], spec: Sequence[SobolevTerm], step: int,
+        value_loss: Tensor, parameters: Callable[[], Iterable[Tensor]],
         sum_over_processes: Callable[[Tensor], Tensor] = lambda total: total,
-    ) -> dict[str, float]:
+    ) -> dict[str, float]:  # fmt: skip
         """Return every term's weight at a step; measure those that are balanced and due.
 
         ``parameters`` are asked only where a term is measured; ``sum_over_processes`` lets all

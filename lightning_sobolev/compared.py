@@ -32,13 +32,10 @@ class Matched:
 
 
 def compare(
-    term: SobolevTerm,
-    ours: Float[Tensor, "proj batch ..."],
-    theirs: Float[Tensor, "proj batch ..."],
-    *,
-    allows_unknown: bool = False,
-    non_finite: Literal["raise", "skip"] = "raise",
-) -> Matched:
+    term: SobolevTerm, ours: Float[Tensor, "proj batch ..."],
+    theirs: Float[Tensor, "proj batch ..."], *,
+    allows_unknown: bool = False, non_finite: Literal["raise", "skip"] = "raise",
+) -> Matched:  # fmt: skip
     """Compare what student and teacher said; looks at no number, so it compiles whole."""
     ours = _at_least_single(ours)
     theirs = _at_least_single(_aligned(term, ours, theirs).detach())

@@ -23,12 +23,9 @@ class Estimate:
 
 def central_differences(
     fn: Callable[[Tensor], Tensor],
-    x: Float[Tensor, "batch *in"],
-    tangents: Float[Tensor, "proj batch *in"] | None = None,
-    *,
-    noise: float | None = None,
-    scale: Float[Tensor, "*in"] | float | None = None,
-) -> Estimate:
+    x: Float[Tensor, "batch *in"], tangents: Float[Tensor, "proj batch *in"] | None = None, *,
+    noise: float | None = None, scale: Float[Tensor, "*in"] | float | None = None,
+) -> Estimate:  # fmt: skip
     r"""Estimate derivatives of a simulator by central differences.
 
     The derivative along v is :math:`D(h) = (f(x + h v) - f(x - h v)) / 2h`, off by

@@ -93,14 +93,9 @@ def _deviation(x: Tensor) -> Float[Tensor, ""]:
 
 
 def inject_noise(
-    module: nn.Module,
-    where: str = "weight",
-    rank: int = 5,
-    color: bool = True,
-    *,
-    at_evaluation: bool = True,
-    example: Tensor | None = None,
-) -> nn.Module:
+    module: nn.Module, where: str = "weight", rank: int = 5, color: bool = True, *,
+    at_evaluation: bool = True, example: Tensor | None = None,
+) -> nn.Module:  # fmt: skip
     """Return the module with a :class:`NoiseInjection` in every linear and convolutional layer.
 
     Weights become parametrizations of torch (``layer.parametrizations.weight[0]``), with one draw

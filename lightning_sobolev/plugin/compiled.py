@@ -145,12 +145,9 @@ def _is_inside(policy: Policy) -> bool:
 
 
 def _evaluation(
-    call: Callable[..., Any],
-    probe: Probe,
-    policy: Policy,
-    indices: tuple[int, ...],
-    low: torch.dtype | None,
-) -> Callable[..., Joint]:
+    call: Callable[..., Any], probe: Probe, policy: Policy,
+    indices: tuple[int, ...], low: torch.dtype | None,
+) -> Callable[..., Joint]:  # fmt: skip
     on, output, skip = probe.on, probe.output, policy.non_finite
     unknown, chosen = policy.teacher.allows_unknown, policy.spec.terms
     teacher = policy.teacher if isinstance(policy.teacher, NetworkTeacher) else None

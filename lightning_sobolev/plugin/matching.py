@@ -74,13 +74,9 @@ class _Question:
 
 
 def evaluate(
-    observations: list[Observation],
-    batch: Any,
-    choices: Choices,
-    scales: RunningScales,
-    sum_over_processes: Callable[[Tensor], Tensor],
-    read: Reader = at_once,
-) -> Outcome:
+    observations: list[Observation], batch: Any, choices: Choices, scales: RunningScales,
+    sum_over_processes: Callable[[Tensor], Tensor], read: Reader = at_once,
+) -> Outcome:  # fmt: skip
     """Evaluate every term with a weight, averaged over the observations."""
     outcome, policy = Outcome(), choices.policy
     asked = _asked(observations, batch, choices)
@@ -137,13 +133,9 @@ def _jets(
 
 
 def _ask(
-    index: int,
-    term: SobolevTerm,
-    seen: Observation,
-    student: Jet | None,
-    target: Jet | None,
-    draws: Draws,
-) -> _Question:
+    index: int, term: SobolevTerm, seen: Observation,
+    student: Jet | None, target: Jet | None, draws: Draws,
+) -> _Question:  # fmt: skip
     if student is None or target is None:
         return _Question(seen)
     cotangents = tangents = None
