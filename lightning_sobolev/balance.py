@@ -9,8 +9,7 @@ value loss with :math:`\lVert\nabla_\theta L\rVert`. With
 the two stay in the ratio r, in whatever units either is measured.
 
 Source:
-    Wang, Teng and Perdikaris 2021, Understanding and mitigating gradient flow pathologies in
-    physics-informed neural networks (arXiv:2001.04536), algorithm 1; with L2 norms in the place of
+    Wang, Teng and Perdikaris 2021 (arXiv:2001.04536), algorithm 1; with L2 norms in the place of
     its maximum and mean.
 """
 
@@ -68,14 +67,10 @@ class RunningBalance:
     state: dict[str, float] = field(default_factory=dict)
 
     def weights(
-        self,
-        terms: Mapping[str, Tensor],
-        spec: Sequence[SobolevTerm],
-        step: int,
-        value_loss: Tensor,
-        parameters: Callable[[], Iterable[Tensor]],
+        self, terms: Mapping[str, Tensor], spec: Sequence[SobolevTerm], step: int,
+        value_loss: Tensor, parameters: Callable[[], Iterable[Tensor]],
         sum_over_processes: Callable[[Tensor], Tensor] = lambda total: total,
-    ) -> dict[str, float]:
+    ) -> dict[str, float]:  # fmt: skip
         """Return every term's weight at a step; measure those that are balanced and due.
 
         ``parameters`` are asked only where a term is measured; ``sum_over_processes`` lets all
@@ -106,10 +101,9 @@ class RunningBalance:
 
 
 def _gradient_square(loss: Tensor, parameters: list[Tensor]) -> Tensor:
-    zero = torch.zeros((), device=loss.device)
-    if not loss.requires_grad:
-        return zero
-    # The graph is needed once more, by the step's own backward.
-    found = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
-    squares = [gradient.float().square().sum() for gradient in found if gradient is not None]
-    return torch.stack([zero, *squares]).sum()
+    squares = [torch.zeros((), device=loss.device)]
+    if loss.requires_grad:
+        # The graph is needed once more, by the step's own backward.
+        found = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+        squares += [gradient.float().square().sum() for gradient in found if gradient is not None]
+    return torch.stack(squares).sum()

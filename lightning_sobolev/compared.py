@@ -18,13 +18,9 @@ from lightning_sobolev.spec import SobolevTerm
 class Matched:
     """One term before reduction, by projection and row; ``distance`` also by element where asked.
 
-    Args:
-        distance: Discrepancy between student and target.
-        reference: Discrepancy between zero and the target; None where no scale is taken.
-        known: Which pairs have any known target entry; None for all of them.
-        vanishes: Whether the student's side of an order-2 term is exactly zero everywhere.
-        skipped: Rows left out as the target is not finite; None where such rows are an error.
-        total: Sum of what is known of the target: not finite where a number is not.
+    ``reference`` is the distance of the target from zero, ``known`` says which pairs have any known
+    target entry, ``vanishes`` whether the student's side of an order-2 term is zero everywhere;
+    ``skipped`` counts rows whose target is not finite, ``total`` sums what is known of the target.
     """
 
     distance: Float[Tensor, "proj batch ..."]
@@ -36,13 +32,10 @@ class Matched:
 
 
 def compare(
-    term: SobolevTerm,
-    ours: Float[Tensor, "proj batch ..."],
-    theirs: Float[Tensor, "proj batch ..."],
-    *,
-    allows_unknown: bool = False,
-    non_finite: Literal["raise", "skip"] = "raise",
-) -> Matched:
+    term: SobolevTerm, ours: Float[Tensor, "proj batch ..."],
+    theirs: Float[Tensor, "proj batch ..."], *,
+    allows_unknown: bool = False, non_finite: Literal["raise", "skip"] = "raise",
+) -> Matched:  # fmt: skip
     """Compare what student and teacher said; looks at no number, so it compiles whole."""
     ours = _at_least_single(ours)
     theirs = _at_least_single(_aligned(term, ours, theirs).detach())
@@ -68,7 +61,7 @@ def compare(
 
 
 def _whole_rows(known: Bool[Tensor, "proj batch *in"]) -> Bool[Tensor, "proj batch *in"]:
-    """Call no number of a row known unless all are: each number of a filtered row needs them."""
+    # Each number of a filtered row needs all others.
     whole = known.flatten(2).all(-1).reshape(*known.shape[:2], *[1] * (known.ndim - 2))
     return whole.expand_as(known)
 
@@ -79,7 +72,6 @@ def _vanishes(ours: Tensor, known: Tensor | None) -> Bool[Tensor, ""]:
 
 
 def _is_filtered(term: SobolevTerm) -> bool:
-    """Whether what is compared lies in the space of the input, and has a band."""
     return term.band is not None and term.needs_cotangents
 
 
@@ -115,7 +107,6 @@ def check_target(
 def _finite_rows(
     theirs: Float[Tensor, "proj batch *d"], known: Bool[Tensor, "proj batch *d"] | None
 ) -> tuple[Bool[Tensor, "proj batch *d"], Tensor]:
-    """Return what is known without rows whose target is not finite, and how many those are."""
     seen = torch.ones_like(theirs, dtype=torch.bool) if known is None else known
     bad_rows = (seen & ~theirs.isfinite()).transpose(0, 1).flatten(1).any(1)
     return seen & ~bad_rows.reshape(1, -1, *[1] * (seen.ndim - 2)), bad_rows.sum()

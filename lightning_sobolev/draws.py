@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -67,20 +67,17 @@ class Draws:
 
     def _own(self, term: SobolevTerm, target: Jet | None) -> Tensor | None:
         # isinstance() with a protocol looks up all of its methods, which shows in small steps.
-        return (
-            cast(DrawnJet, target).drawn(term, self.counter) if hasattr(target, "drawn") else None
-        )
+        has_own = hasattr(target, "drawn")
+        return cast(DrawnJet, target).drawn(term, self.counter) if has_own else None
 
     def _draw(self, index: int, what: int, term: SobolevTerm, like: Tensor) -> Tensor:
         law = term.projection
-        drawn = partial(
-            law.draw if isinstance(law, Covariance) else partial(draw, law),
-            like.shape,
-            generator=self._generator(index, what),
-            dtype=like.dtype,
-            device=like.device,
-        )
-        return drawn(num_projections=term.num_projections)
+        drawn: Any = law.draw if isinstance(law, Covariance) else partial(draw, law)
+        directions: Tensor = drawn(
+            like.shape, generator=self._generator(index, what), dtype=like.dtype,
+            device=like.device, num_projections=term.num_projections,
+        )  # fmt: skip
+        return directions
 
     def rows(self, fraction: float, size: int) -> Tensor:
         """A random subset of ``fraction`` of ``size`` rows, at least one, in order."""

@@ -36,15 +36,11 @@ class Joint:
 
 
 def value_and_matched(
-    student: Callable[[Tensor], tuple[Tensor, Any]],
-    x: Tensor,
-    terms: Mapping[int, SobolevTerm],
-    directions: Mapping[int, Directions],
-    targets: BatchFn | Mapping[int, Tensor],
-    *,
-    allows_unknown: bool = False,
-    non_finite: Literal["raise", "skip"] = "raise",
-) -> Joint:
+    student: Callable[[Tensor], tuple[Tensor, Any]], x: Tensor,
+    terms: Mapping[int, SobolevTerm], directions: Mapping[int, Directions],
+    targets: BatchFn | Mapping[int, Tensor], *,
+    allows_unknown: bool = False, non_finite: Literal["raise", "skip"] = "raise",
+) -> Joint:  # fmt: skip
     """Return a student's value and its distances from its teacher, with a graph.
 
     One forward pass of the student and, for each projection, the passes of a :class:`FuncJet`; the

@@ -20,6 +20,7 @@ from jaxtyping import Int
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
+from lightning_sobolev._checks import require
 from lightning_sobolev.functional.projections import generator_for
 
 
@@ -58,10 +59,8 @@ class Batches(DistributedSampler[Any]):
         self, num_rows: int, batch_size: int, *, rank: int = 0, world_size: int = 1
     ) -> None:
         for name, count in (("num_rows", num_rows), ("batch_size", batch_size)):
-            if count < max(world_size, 1):
-                raise ValueError(
-                    f"{name} must be at least 1 for each of {world_size} processes, got {count}"
-                )
+            fits, expected = count >= max(world_size, 1), f"at least 1 for each of {world_size}"
+            require(fits, name, f"{expected} processes", count)
         super().__init__(range(num_rows), num_replicas=world_size, rank=rank)  # type: ignore[arg-type]
         self.num_rows, self.batch_size = num_rows, batch_size
         self.start = 0
@@ -105,18 +104,11 @@ class ShuffledBatches(Batches):
     """
 
     def __init__(
-        self,
-        num_rows: int,
-        batch_size: int,
-        steps: int | None,
-        *,
-        seed: int,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
+        self, num_rows: int, batch_size: int, steps: int | None, *,
+        seed: int, rank: int = 0, world_size: int = 1,
+    ) -> None:  # fmt: skip
         super().__init__(num_rows, min(batch_size, num_rows), rank=rank, world_size=world_size)
-        if steps is not None and steps < 1:
-            raise ValueError(f"steps must be at least 1, got {steps}")
+        require(steps is None or steps >= 1, "steps", "at least 1", steps)
         if self.batch_size % world_size:
             raise ValueError(
                 f"batch_size (at most num_rows) must be a multiple of the {world_size} processes, "
@@ -135,8 +127,7 @@ class ShuffledBatches(Batches):
         number_of_pass, place = divmod(number, self._per_pass)
         if self._shuffled[0] != number_of_pass:
             generator = generator_for(self.seed, number_of_pass)
-            order = torch.randperm(self.num_rows, generator=generator)
-            self._shuffled = (number_of_pass, order)
+            self._shuffled = number_of_pass, torch.randperm(self.num_rows, generator=generator)
         return self._shuffled[1][place * self.batch_size : (place + 1) * self.batch_size]
 
 
@@ -210,5 +201,4 @@ class ResumableLoader(DataLoader[Any]):
     def _trained_on(self) -> int:
         assert self._trainer is not None
         progress: Any = self._trainer.fit_loop.epoch_loop.batch_progress.total
-        count: int = progress.processed
-        return count
+        return int(progress.processed)

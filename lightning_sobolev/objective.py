@@ -37,14 +37,9 @@ __all__ = [
 
 
 def match(
-    term: SobolevTerm,
-    student: Jet,
-    target: Jet,
-    *,
-    cotangents: Tensor | None = None,
-    tangents: Tensor | None = None,
-    allows_unknown: bool = False,
-) -> Matched:
+    term: SobolevTerm, student: Jet, target: Jet, *,
+    cotangents: Tensor | None = None, tangents: Tensor | None = None, allows_unknown: bool = False,
+) -> Matched:  # fmt: skip
     """Return distances of one projected derivative of two jets, by projection and row.
 
     ``cotangents`` and ``tangents`` are given where the term needs them; with ``allows_unknown`` NaN
@@ -55,26 +50,16 @@ def match(
     """
     theirs = answer(term, student, target, cotangents, tangents)
     return against(
-        term,
-        student,
-        theirs,
-        cotangents=cotangents,
-        tangents=tangents,
-        allows_unknown=allows_unknown,
-    )
+        term, student, theirs,
+        cotangents=cotangents, tangents=tangents, allows_unknown=allows_unknown,
+    )  # fmt: skip
 
 
 def against(
-    term: SobolevTerm,
-    student: Jet,
-    theirs: Float[Tensor, "proj batch ..."],
-    *,
-    cotangents: Tensor | None = None,
-    tangents: Tensor | None = None,
-    allows_unknown: bool = False,
-    non_finite: Literal["raise", "skip"] = "raise",
-    read: Reader = at_once,
-) -> Matched:
+    term: SobolevTerm, student: Jet, theirs: Float[Tensor, "proj batch ..."], *,
+    cotangents: Tensor | None = None, tangents: Tensor | None = None, allows_unknown: bool = False,
+    non_finite: Literal["raise", "skip"] = "raise", read: Reader = at_once,
+) -> Matched:  # fmt: skip
     """Return distances between a student's jet and what :func:`answer` gave, as :func:`match` does.
 
     Rows whose target is NaN or Inf are an error or, with ``non_finite="skip"``, left out; ``read``
@@ -128,7 +113,6 @@ def _check_energy(term: SobolevTerm, energy: float, dtype: torch.dtype) -> None:
 
 
 def _known_sum(numbers: Tensor, known: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Sum over known (projection, row) pairs; elements stay apart."""
     if known is None:
         return numbers.sum((0, 1)), numbers.new_full((), numbers.shape[:2].numel())
     weights = known.to(numbers.dtype)
@@ -137,8 +121,7 @@ def _known_sum(numbers: Tensor, known: Tensor | None) -> tuple[Tensor, Tensor]:
 
 def weighted_sum(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
     """Sum the named terms with their weights, the last step of a loss."""
-    parts = [weights[key] * term for key, term in terms.items()]
-    return functools.reduce(torch.add, parts)
+    return functools.reduce(torch.add, [weights[key] * term for key, term in terms.items()])
 
 
 def projected(

@@ -80,15 +80,11 @@ class Standardizer(nn.Module):
             mean, std = mean.reshape(y.shape[1:]), std.reshape(y.shape[1:])
         return _affine(y, mean, std, undo)
 
-    def tangents(
-        self, v: Float[Tensor, "*batch_in"], *, undo: bool = False
-    ) -> Float[Tensor, "*batch_in"]:
+    def tangents(self, v: Rows, *, undo: bool = False) -> Rows:
         """Change the units of directions in input space: they have no mean."""
         return _affine(v, torch.zeros_like(self.x_mean), self.x_std, undo)
 
-    def pushed(
-        self, jv: Float[Tensor, "*batch_out"], *, undo: bool = False
-    ) -> Float[Tensor, "*batch_out"]:
+    def pushed(self, jv: Rows, *, undo: bool = False) -> Rows:
         """Change the units of directional derivatives along :meth:`tangents`."""
         std = self.y_std if _ends_with(jv, self.y_std.shape) else self.y_std.reshape(())
         return _affine(jv, torch.zeros_like(std), std, undo)
@@ -149,8 +145,7 @@ class Standardized(nn.Module):
 
     def __init__(self, network: nn.Module, units: Standardizer) -> None:
         super().__init__()
-        self.network = network
-        self.units = units
+        self.network, self.units = network, units
         self._switch = _Switch()
 
     def switch(self, *, to_standard_units: bool) -> None:
@@ -167,8 +162,7 @@ class Standardized(nn.Module):
 
 
 class _Switch:
-    """One for a module and all its copies, so that none is left behind in the other units."""
-
+    # One for a module and all its copies, so that none is left behind in the other units.
     def __init__(self) -> None:
         self.is_on = False
 

@@ -64,13 +64,9 @@ class GradientAttack:
         return cls(radius=radius, steps=1, step_size=radius, random_start=False, **settings)  # type: ignore[arg-type]
 
     def __call__(
-        self,
-        model: Classifier,
-        images: Images,
-        labels: Labels,
-        *,
+        self, model: Classifier, images: Images, labels: Labels, *,
         generator: torch.Generator | None = None,
-    ) -> Images:
+    ) -> Images:  # fmt: skip
         """Return an adversarial image for each image, no farther than ``radius`` from it.
 
         ``model`` gives logits, of which those of ``labels`` are to fall; ``generator``, on the CPU,
@@ -100,8 +96,8 @@ class GradientAttack:
         with torch.enable_grad():
             leaf = images.detach().requires_grad_()
             # A sum: every image is attacked by itself.
-            losses = (
+            losses = [
                 cross_entropy(model(leaf), labels, reduction="sum") for _ in range(self.draws)
-            )
-            (gradient,) = torch.autograd.grad(torch.stack(tuple(losses)).sum(), leaf)
+            ]
+            (gradient,) = torch.autograd.grad(torch.stack(losses).sum(), leaf)
         return gradient

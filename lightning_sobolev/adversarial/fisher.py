@@ -30,12 +30,7 @@ Classifier = Callable[[Tensor], Float[Tensor, "batch classes"]]
 
 @dataclass(frozen=True, slots=True)
 class ClassGradients:
-    """Log-probabilities of the classes at some images, and their gradients.
-
-    Args:
-        log_probs: The class distributions.
-        gradients: Gradients of ``log_probs`` in the pixels.
-    """
+    """Log-probabilities of the classes at some images, and their gradients in the pixels."""
 
     log_probs: Float[Tensor, "batch classes"]
     gradients: Float[Tensor, "batch classes *pixels"]
@@ -115,8 +110,8 @@ class ClassGradients:
         return influence.to(self.gradients.dtype)
 
     def _beside_null(self, targets: Tensor) -> Float[Tensor, "batch classes"]:
-        """Return e_t without its part along the square roots of P, which A maps to zero."""
-        # Where P_t is nearly 1 that part is nearly all: eigenvectors are too coarse for it.
+        # e_t without its part along the square roots of P, which A maps to zero: where P_t is
+        # nearly 1 that part is nearly all, and eigenvectors are too coarse for it.
         log_probs, index = self.log_probs.double(), targets[:, None]
         roots = (log_probs / 2).exp()
         others = log_probs.exp().scatter(1, index, 0.0).sum(1, keepdim=True)

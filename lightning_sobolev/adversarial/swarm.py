@@ -86,14 +86,9 @@ class ParticleSwarm:
 
     @torch.no_grad()
     def __call__(
-        self,
-        model: Classifier,
-        images: Images,
-        targets: Labels,
-        *,
-        scores: Images | None = None,
-        generator: torch.Generator | None = None,
-    ) -> Images:
+        self, model: Classifier, images: Images, targets: Labels, *,
+        scores: Images | None = None, generator: torch.Generator | None = None,
+    ) -> Images:  # fmt: skip
         """Return the best image that each swarm has found.
 
         It is no farther than ``radius`` from the given one, in ``num_pixels`` pixels; whether the
@@ -141,10 +136,7 @@ class ParticleSwarm:
         return scores.flatten(1).topk(count).indices
 
     def _fitness(
-        self,
-        probs: Float[Tensor, "batch particles classes"],
-        change: Float[Tensor, "batch particles chosen"],
-        targets: Labels,
+        self, probs: Float[Tensor, "batch particles classes"], change: Tensor, targets: Labels
     ) -> Float[Tensor, "batch particles"]:
         index = targets[:, None, None].expand(-1, probs.shape[1], 1)
         target = probs.gather(2, index).squeeze(2)
@@ -154,12 +146,9 @@ class ParticleSwarm:
         return _CLASS_WEIGHT * (probs.amax(-1) - target) + 255 * size
 
     def _search(
-        self,
-        fitness: Callable[[Tensor], Tensor],
-        floor: Float[Tensor, "batch 1 chosen"],
-        ceiling: Float[Tensor, "batch 1 chosen"],
+        self, fitness: Callable[[Tensor], Tensor], floor: Tensor, ceiling: Tensor,
         generator: torch.Generator | None,
-    ) -> Float[Tensor, "batch 1 chosen"]:
+    ) -> Float[Tensor, "batch 1 chosen"]:  # fmt: skip
         shape = (len(floor), self.particles, floor.shape[2])
 
         def draw() -> Tensor:
@@ -202,9 +191,7 @@ def reflected(
 
 
 def _changed(
-    flat: Float[Tensor, "batch pixels"],
-    chosen: Int[Tensor, "batch chosen"],
-    change: Float[Tensor, "batch particles chosen"],
+    flat: Tensor, chosen: Tensor, change: Float[Tensor, "batch particles chosen"]
 ) -> Float[Tensor, "batch particles pixels"]:
     particles = change.shape[1]
     copies = flat[:, None].expand(-1, particles, -1)

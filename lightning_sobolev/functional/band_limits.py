@@ -89,11 +89,8 @@ def cut_spectrum(
         whole = torch.fft.fft(spectrum, dim=axis)
         size = whole.shape[axis]
         if 2 * count - 1 < size:
-            low, high = (
-                whole.narrow(axis, 0, count),
-                whole.narrow(axis, size - count + 1, count - 1),
-            )
-            whole = torch.cat([low, high], axis)
+            high = whole.narrow(axis, size - count + 1, count - 1)
+            whole = torch.cat([whole.narrow(axis, 0, count), high], axis)
         spectrum = whole
     return spectrum
 

@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lightning_sobolev._checks import require
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Covariance:
@@ -41,9 +43,9 @@ class Covariance:
         diagonal, factor = self.diagonal, self.factor
         if not bool((diagonal.isfinite() & (diagonal >= 0)).all()):
             raise ValueError(f"diagonal must be finite and >= 0, got {diagonal}")
-        if factor is not None and factor.shape[1:] != diagonal.shape:
-            expected = f"of shape [rank, *{list(diagonal.shape)}]"
-            raise ValueError(f"factor must be {expected}, got {list(factor.shape)}")
+        if factor is not None:
+            fits, expected = factor.shape[1:] == diagonal.shape, list(diagonal.shape)
+            require(fits, "factor", f"of shape [rank, *{expected}]", list(factor.shape))
 
     @classmethod
     def of(cls, rows: Float[Tensor, "rows *rest"], *, rank: int) -> "Covariance":
@@ -56,11 +58,9 @@ class Covariance:
         Raises:
             ValueError: If there are fewer than two rows or ``rank`` is out of range.
         """
-        if len(rows) < 2:
-            raise ValueError(f"rows must be at least 2, got {len(rows)}")
+        require(len(rows) >= 2, "rows", "at least 2", len(rows))
         flat = rows.flatten(1)
-        if not 1 <= rank <= min(flat.shape):
-            raise ValueError(f"rank must be from 1 to {min(flat.shape)}, got {rank}")
+        require(1 <= rank <= min(flat.shape), "rank", f"from 1 to {min(flat.shape)}", rank)
         centered = (flat - flat.mean(0)) / (len(rows) - 1) ** 0.5
         _, values, directions = torch.linalg.svd(centered, full_matrices=False)
         factor = values[:rank, None] * directions[:rank]
@@ -68,22 +68,16 @@ class Covariance:
         return cls(left.reshape(rows.shape[1:]), factor.reshape(rank, *rows.shape[1:]))
 
     def draw(
-        self,
-        shape: Sequence[int],
-        *,
-        num_projections: int,
-        generator: torch.Generator,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> Float[Tensor, "proj batch *rest"]:
+        self, shape: Sequence[int], *, num_projections: int, generator: torch.Generator,
+        dtype: torch.dtype | None = None, device: torch.device | str | None = None,
+    ) -> Float[Tensor, "proj batch *rest"]:  # fmt: skip
         """Return directions for every row of a batch, drawn on the generator's device.
 
         Raises:
             ValueError: If ``rest`` is not the shape of ``diagonal``.
         """
-        if tuple(shape[1:]) != tuple(self.diagonal.shape):
-            expected = f"of the shape of its directions, {list(shape[1:])}"
-            raise ValueError(f"diagonal must be {expected}, got {list(self.diagonal.shape)}")
+        fits, got = tuple(shape[1:]) == tuple(self.diagonal.shape), list(self.diagonal.shape)
+        require(fits, "diagonal", f"of the shape of its directions, {list(shape[1:])}", got)
         root = self.diagonal.to(generator.device).sqrt()
         rows = (num_projections, shape[0])
 

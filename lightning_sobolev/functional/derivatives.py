@@ -12,11 +12,10 @@ Note [row independence]
     derivative of every row; batch norm in train mode breaks this.
 
 Note [fused norms]
-    torch's fused layer, instance and batch norms (the last in train mode) save mean and inverse
-    standard deviation outside the graph (pytorch #175754, #196700). ``jvp`` and ``hvp`` through
-    them are right as numbers, but their gradients in the parameters of earlier layers are wrong
-    without an error, in both engines. ``fn`` must write its norms out where such a result is
-    trained on; ``vjp`` is not affected.
+    torch's fused layer, instance and train-mode batch norms save their statistics outside the graph
+    (pytorch #175754, #196700). ``jvp`` and ``hvp`` through them are right as numbers, but their
+    gradients in the parameters of earlier layers are wrong without an error, in both engines.
+    ``fn`` must write its norms out where such a result is trained on; ``vjp`` is not affected.
 
 Note [projections run in a loop]
     One backward pass per projection, not a ``vmap`` over them: on a CPU the loop is faster, and
@@ -31,6 +30,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lightning_sobolev._checks import require
 from lightning_sobolev._types import BatchFn, InRows, Jet, OutRows, Points, Values
 
 Engine = Literal["func", "tape"]
@@ -87,11 +87,9 @@ class TapeJet:
         r"""Return the Hessian of :math:`\langle u_{pb}, f \rangle` at :math:`x_b` times v."""
         _check_pairs(cotangents, self._y, tangents, self._x)
         with _recording():
-            rows = []
-            for u, v in zip(cotangents, tangents, strict=True):
-                row = self._pull(_usable(u), create_graph=True)
-                rows.append(self._grad(row, self._x, _usable(v)))
-            return _stacked(rows)
+            pairs = zip(cotangents, tangents, strict=True)
+            rows = ((self._pull(_usable(u), create_graph=True), v) for u, v in pairs)
+            return _stacked([self._grad(row, self._x, _usable(v)) for row, v in rows])
 
     def _pull(self, cotangent: Tensor, create_graph: bool) -> Tensor:
         y, x = self._y, self._x
@@ -132,16 +130,11 @@ class FuncJet:
     aux: Any
 
     def __init__(
-        self,
-        fn: Callable[[Tensor], Any],
-        x: Points,
-        *,
-        tangents: InRows | None = None,
-        has_aux: bool = False,
-    ) -> None:
+        self, fn: Callable[[Tensor], Any], x: Points, *,
+        tangents: InRows | None = None, has_aux: bool = False,
+    ) -> None:  # fmt: skip
         self._fn, self._x, self._has_aux, self._tangents = fn, x, has_aux, tangents
         self._pullback: Callable[[Tensor], tuple[Tensor]] | None = None
-        self.aux = None
         if tangents is None:
             self._y, self._pullback, self.aux = self._vjp()
         else:
@@ -333,8 +326,7 @@ _UNCONNECTED = (
 
 
 def _jet(fn: BatchFn, x: Tensor, engine: str) -> Jet:
-    if engine not in get_args(Engine):
-        raise ValueError(f"engine must be one of {get_args(Engine)}, got {engine!r}")
+    require(engine in get_args(Engine), "engine", f"one of {get_args(Engine)}", engine)
     jet: Jet = FuncJet(fn, x) if engine == "func" else tape_jet(fn, x, create_graph=True)
     if jet.value.shape[:1] != x.shape[:1]:
         raise ValueError(

@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lightning_sobolev._checks import require
+
 Rows = Float[Tensor, "proj batch *d"]
 LogProbs = Float[Tensor, "batch classes"]
 
@@ -43,8 +45,7 @@ def huber(student: Rows, target: Rows, *, delta: float = 1.0) -> Float[Tensor, "
     Source:
         Huber 1964, Robust Estimation of a Location Parameter.
     """
-    if not delta > 0:
-        raise ValueError(f"delta must be positive, got {delta}")
+    require(delta > 0, "delta", "positive", delta)
     error = _difference(student, target).abs()
     inner = error.clamp(max=delta)
     # e^2/2 inside, delta*(e - delta/2) outside, without a branch whose unused side could overflow
@@ -130,7 +131,7 @@ def _sum(terms: Tensor) -> Tensor:
 
 
 def _unit(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the rows as [proj, batch, d] at length 1 (or 0), and which of them are zero."""
+    # The rows as [proj, batch, d] at length 1 (or 0), and which of them are zero.
     flat = rows.flatten(2) if rows.dim() > 2 else rows[..., None]
     # A direction does not change with the scale, so the scale needs no gradient; dividing by it
     # first keeps the squares from overflowing and underflowing.

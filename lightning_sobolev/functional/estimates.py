@@ -14,27 +14,18 @@ from lightning_sobolev.functional.derivatives import basis_of
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """Estimated derivatives and how far they may be off.
-
-    Args:
-        derivative: The estimate.
-        error: Estimated absolute error of every entry: an order of magnitude, no bound.
-        evaluations: Points at which the function was evaluated.
-    """
+    """Estimated derivatives and their absolute errors: an order of magnitude, no bound."""
 
     derivative: Tensor
     error: Tensor
-    evaluations: int
+    evaluations: int  # points at which the function was evaluated
 
 
 def central_differences(
     fn: Callable[[Tensor], Tensor],
-    x: Float[Tensor, "batch *in"],
-    tangents: Float[Tensor, "proj batch *in"] | None = None,
-    *,
-    noise: float | None = None,
-    scale: Float[Tensor, "*in"] | float | None = None,
-) -> Estimate:
+    x: Float[Tensor, "batch *in"], tangents: Float[Tensor, "proj batch *in"] | None = None, *,
+    noise: float | None = None, scale: Float[Tensor, "*in"] | float | None = None,
+) -> Estimate:  # fmt: skip
     r"""Estimate derivatives of a simulator by central differences.
 
     The derivative along v is :math:`D(h) = (f(x + h v) - f(x - h v)) / 2h`, off by
@@ -73,17 +64,14 @@ def central_differences(
     pairs = [_along(fn, x, v, lengths, noise) for v in directions]
     derivative, error = (torch.stack(parts) for parts in zip(*pairs, strict=True))
     if tangents is None:
-        derivative, error = (
-            each.movedim(0, -1).reshape(*each.shape[1:], *x.shape[1:])
-            for each in (derivative, error)
-        )
+        shape = (*derivative.shape[1:], *x.shape[1:])
+        derivative, error = (e.movedim(0, -1).reshape(shape) for e in (derivative, error))
     return Estimate(derivative, error, 4 * len(directions) * len(x))
 
 
 def _along(
     fn: Callable[[Tensor], Tensor], x: Tensor, v: Tensor, lengths: Tensor, noise: float
 ) -> tuple[Tensor, Tensor]:
-    """Return the derivative along ``v`` and its error."""
     reach = (v.abs() / lengths).reshape(len(x), -1).amax(1)
     # A direction of length zero has derivative zero, with any step.
     step = noise ** (1 / 3) / torch.where(reach > 0, reach, 1.0)
@@ -107,13 +95,9 @@ def _lengths(x: Tensor, scale: Tensor | float | None) -> Tensor:
 
 
 def neighbor_derivatives(
-    x: Float[Tensor, "rows *in"],
-    y: Float[Tensor, "rows *out"],
-    *,
-    degree: int = 1,
-    num_neighbors: int | None = None,
-    chunk: int = 256,
-) -> Estimate:
+    x: Float[Tensor, "rows *in"], y: Float[Tensor, "rows *out"], *,
+    degree: int = 1, num_neighbors: int | None = None, chunk: int = 256,
+) -> Estimate:  # fmt: skip
     r"""Estimate the Jacobian at every point of a data set from its nearest neighbours.
 
     Around each point a polynomial through the point itself is fitted to its neighbours by least
@@ -165,7 +149,7 @@ def neighbor_derivatives(
 def _fit_around(
     points: Tensor, values: Tensor, rows: slice, count: int, degree: int
 ) -> tuple[Tensor, Tensor]:
-    """Return slopes and standard errors ``[rows, out, in]`` in units of ``points``."""
+    # Slopes and standard errors ``[rows, out, in]`` in units of ``points``.
     dim = points.shape[1]
     distances = torch.cdist(points[rows], points)
     own = torch.arange(len(points), device=points.device)[rows]

@@ -29,11 +29,7 @@ def fisher(
         ours.
     """
     directions = draw(
-        "sphere",
-        log_probs.shape,
-        num_projections=num_projections,
-        generator=generator,
-        dtype=log_probs.dtype,
-        device=log_probs.device,
-    )
+        "sphere", log_probs.shape, num_projections=num_projections, generator=generator,
+        dtype=log_probs.dtype, device=log_probs.device,
+    )  # fmt: skip
     return directions * (log_probs.detach() / 2).exp()

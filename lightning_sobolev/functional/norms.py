@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lightning_sobolev._checks import require
 from lightning_sobolev._types import BatchFn
 from lightning_sobolev.functional.mixed import Index, mixed_derivatives
 from lightning_sobolev.functional.quadrature import Box, Quadrature, gauss_legendre
@@ -66,25 +67,18 @@ class TimeSpaceNorm:
     def __post_init__(self) -> None:
         for name in ("time_order", "space_order"):
             order = getattr(self, name)
-            if order not in range(3) or isinstance(order, bool):
-                raise ValueError(f"{name} must be 0, 1 or 2, got {order!r}")
+            require(order in range(3) and not isinstance(order, bool), name, "0, 1 or 2", order)
         for name in ("time_exponent", "space_exponent"):
             exponent = getattr(self, name)
             number = isinstance(exponent, int | float) and not isinstance(exponent, bool)
-            if not number or not exponent >= 1:
-                raise ValueError(f"{name} must be a number in [1, inf], got {exponent!r}")
+            require(number and exponent >= 1, name, "a number in [1, inf]", exponent)
         total = self.total_order
-        if total is not None and (not isinstance(total, int) or total < 0):
-            raise ValueError(f"total_order must be a whole number >= 0 or None, got {total!r}")
+        fits = total is None or (isinstance(total, int) and total >= 0)
+        require(fits, "total_order", "a whole number >= 0 or None", total)
 
     def indices(self, dim: int = 1) -> tuple[Index, ...]:
-        """Return the derivatives that the norm needs: orders in time and along each axis of space.
-
-        Raises:
-            ValueError: If there is no space.
-        """
-        if dim < 1:
-            raise ValueError(f"dim must be at least 1, got {dim}")
+        """Return the derivatives that the norm needs: orders in time and along axes of space."""
+        require(dim >= 1, "dim", "at least 1", dim)
         return tuple(i for j in range(self.time_order + 1) for i in self._at_order(j, dim))
 
     def _at_order(self, time_order: int, dim: int) -> list[Index]:
@@ -188,7 +182,6 @@ def _looked_up(derivatives: Derivatives, index: Index, shape: torch.Size) -> Ten
 
 
 def _lp(values: Tensor, weights: Tensor, exponent: float) -> Tensor:
-    """Weighted l^p norm over the last axis."""
     size = values.abs()
     if math.isinf(exponent):
         return size.amax(-1)

@@ -13,20 +13,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from lightning_sobolev._checks import require
 from lightning_sobolev.functional._hashing import GOLDEN, hash_words, mix, shifted, signed
 
 PROJECTIONS = ("sphere", "gaussian", "rademacher", "basis")
 
 
 def draw(
-    kind: str,
-    shape: Sequence[int],
-    *,
-    num_projections: int | None,
-    generator: torch.Generator,
-    dtype: torch.dtype | None = None,
-    device: torch.device | str | None = None,
-) -> Float[Tensor, "proj batch *rest"]:
+    kind: str, shape: Sequence[int], *, num_projections: int | None, generator: torch.Generator,
+    dtype: torch.dtype | None = None, device: torch.device | str | None = None,
+) -> Float[Tensor, "proj batch *rest"]:  # fmt: skip
     r"""Return directions for every row of a batch.
 
     With C the number of elements of a row:
@@ -39,15 +35,8 @@ def draw(
       the mean over projections is :math:`|J|_F^2` exactly.
 
     Numbers are drawn on the generator's device in float32, or float64 where that is asked for, and
-    then moved: a draw does not depend on where the model is.
-
-    Args:
-        kind: One of :data:`PROJECTIONS`.
-        shape: ``[batch, *rest]``, the shape of what the directions are paired with.
-        num_projections: Directions for each row; ``None`` means every basis direction.
-        generator: Source of randomness.
-        dtype: Type of the result; the default type if ``None``.
-        device: Device of the result; the generator's if ``None``.
+    then moved: a draw does not depend on where the model is. ``shape`` is ``[batch, *rest]``, that
+    of what the directions are paired with; ``num_projections`` is the number for each row.
 
     Raises:
         ValueError: If ``kind`` is unknown, ``shape`` has no batch axis, or ``num_projections`` is
@@ -79,22 +68,16 @@ def draw(
         bits = torch.randint(0, 2, shape, generator=generator, device=generator.device)
         flat = bits.mul_(2).sub_(1).to(drawn)
     else:
-        flat = torch.randn(
-            count, batch, size, generator=generator, device=generator.device, dtype=drawn
-        )
+        shape, device_of = (count, batch, size), generator.device
+        flat = torch.randn(shape, generator=generator, device=device_of, dtype=drawn)
         flat = _on_sphere(flat) if kind == "sphere" else flat
     return flat.reshape(count, batch, *rest).to(device=device or generator.device, dtype=dtype)
 
 
 def counter_draw(
-    kind: str,
-    sample_index: Int[Tensor, " batch"],
-    rest_shape: Sequence[int],
-    *,
-    seed: int,
-    draw: int,
-    dtype: torch.dtype | None = None,
-) -> Float[Tensor, "batch *rest"]:
+    kind: str, sample_index: Int[Tensor, " batch"], rest_shape: Sequence[int], *,
+    seed: int, draw: int, dtype: torch.dtype | None = None,
+) -> Float[Tensor, "batch *rest"]:  # fmt: skip
     """Return a direction for each sample, a pure function of (seed, sample index, draw).
 
     The row of a sample is the same whatever batch it is in, whatever came before and whichever
@@ -142,8 +125,7 @@ def generator_for(*words: int) -> torch.Generator:
 
 
 def _check_kind(kind: str) -> None:
-    if kind not in PROJECTIONS:
-        raise ValueError(f"projection must be one of {PROJECTIONS}, got {kind!r}")
+    require(kind in PROJECTIONS, "projection", f"one of {PROJECTIONS}", kind)
 
 
 def _count(kind: str, num_projections: int | None, size: int) -> int:
@@ -154,12 +136,12 @@ def _count(kind: str, num_projections: int | None, size: int) -> int:
                 f"got projection {kind!r}"
             )
         return size
-    if num_projections < 1:
-        raise ValueError(f"num_projections must be at least 1, got {num_projections}")
-    if kind == "basis" and num_projections > size:
-        raise ValueError(
-            f"num_projections must be at most the {size} basis directions, got {num_projections}"
-        )
+    require(num_projections >= 1, "num_projections", "at least 1", num_projections)
+    fits, expected = (
+        kind != "basis" or num_projections <= size,
+        f"at most the {size} basis directions",
+    )
+    require(fits, "num_projections", expected, num_projections)
     return num_projections
 
 

@@ -17,6 +17,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lightning_sobolev._checks import require
+
 Box = Sequence[Sequence[float]]
 """``(low, high)`` of every axis, time first."""
 
@@ -25,13 +27,9 @@ Box = Sequence[Sequence[float]]
 class Quadrature:
     """Times, the points of space at each of them, and the weights of both.
 
-    Rows are times: a part of them is again a quadrature, of a part of the time integral.
-
-    Args:
-        points: ``[time, space, axes]``; axis 0 is time, the same for all points of a row.
-        time_weights: ``[time]``.
-        space_weights: ``[time, space]``.
-        random: Whether rows are independent draws of equal weight, as a standard error needs.
+    Rows are times: a part of them is again a quadrature, of a part of the time integral. Axis 0 of
+    the points is time, the same for all points of a row; ``random`` says that rows are independent
+    draws of equal weight, as a standard error needs.
 
     Raises:
         ValueError: If a shape does not fit the others.
@@ -55,24 +53,15 @@ class Quadrature:
 
 
 def gauss_legendre(
-    box: Box,
-    nodes: int | Sequence[int] = 16,
-    *,
-    panels: int | Sequence[int] = 1,
-    dtype: torch.dtype = torch.float64,
-) -> Quadrature:
+    box: Box, nodes: int | Sequence[int] = 16, *,
+    panels: int | Sequence[int] = 1, dtype: torch.dtype = torch.float64,
+) -> Quadrature:  # fmt: skip
     r"""Return the tensor grid of Gauss-Legendre rules on every axis.
 
     A rule of ``nodes`` points integrates polynomials of degree ``2 nodes - 1`` exactly. An axis is
     first cut into ``panels`` equal parts, each with a rule of its own: for functions that are
-    smooth between known places only, such as splines. The grid has
-    :math:`\prod_i n_i\,p_i` points.
-
-    Args:
-        box: ``(low, high)`` of every axis, time first.
-        nodes: Points of an axis in a panel; one number for all axes, or one for each.
-        panels: Equal parts of an axis; likewise.
-        dtype: Floating-point type of points and weights.
+    smooth between known places only, such as splines. ``nodes`` and ``panels`` are one number for
+    all axes, or one for each. The grid has :math:`\prod_i n_i\,p_i` points.
 
     Raises:
         ValueError: If the box is not one, or a count is below one.
@@ -83,32 +72,21 @@ def gauss_legendre(
         4.0
     """
     check_box(box)
-    rules = [
-        _composite(low, high, count, parts)
-        for (low, high), count, parts in zip(
-            box, _per_axis("nodes", nodes, box), _per_axis("panels", panels, box), strict=True
-        )
-    ]
+    counts, parts = _per_axis("nodes", nodes, box), _per_axis("panels", panels, box)
+    rules = [_composite(a, b, n, m) for (a, b), n, m in zip(box, counts, parts, strict=True)]
     (times, time_weights), *space = rules
     places = torch.tensor(list(product(*(x.tolist() for x, _ in space))), dtype=torch.float64)
     weights = torch.tensor([math.prod(w) for w in product(*(w.tolist() for _, w in space))])
     shape = (len(times), len(places))
-    points = torch.cat(
-        [times[:, None, None].expand(*shape, 1), places.expand(*shape, places.shape[-1])], -1
-    )
-    return Quadrature(
-        points.to(dtype), time_weights.to(dtype), weights.to(dtype).expand(shape).contiguous()
-    )
+    wide = times[:, None, None].expand(*shape, 1), places.expand(*shape, places.shape[-1])
+    space_weights = weights.to(dtype).expand(shape).contiguous()
+    return Quadrature(torch.cat(wide, -1).to(dtype), time_weights.to(dtype), space_weights)
 
 
 def monte_carlo(
-    box: Box,
-    times: int,
-    places: int,
-    *,
-    generator: torch.Generator,
-    dtype: torch.dtype = torch.float64,
-) -> Quadrature:
+    box: Box, times: int, places: int, *,
+    generator: torch.Generator, dtype: torch.dtype = torch.float64,
+) -> Quadrature:  # fmt: skip
     """Return times drawn uniformly, and at each of them points of space of its own.
 
     Rows are then independent: :meth:`TimeSpaceNorm.standard_error` rests on that.
@@ -118,8 +96,7 @@ def monte_carlo(
     """
     check_box(box)
     for name, count in (("times", times), ("places", places)):
-        if count < 1:
-            raise ValueError(f"{name} must be at least 1, got {count}")
+        require(count >= 1, name, "at least 1", count)
     low, high = torch.tensor([list(side) for side in box], dtype=torch.float64).T
     unit = torch.rand(times, places, len(box), generator=generator, dtype=torch.float64)
     unit[..., 0] = unit[:, :1, 0]
@@ -136,9 +113,8 @@ def check_box(box: Box) -> None:
     """Refuse what is no box of time and one axis of space or more, each ``(low, high)``."""
     pairs = [tuple(side) for side in box]
     fits = len(pairs) >= 2 and all(len(side) == 2 and side[0] < side[1] for side in pairs)
-    if not fits:
-        expected = "(low, high) with low < high for time and one axis of space or more"
-        raise ValueError(f"box must be {expected}, got {pairs}")
+    expected = "(low, high) with low < high for time and one axis of space or more"
+    require(fits, "box", expected, pairs)
 
 
 def _per_axis(name: str, given: int | Sequence[int], box: Box) -> list[int]:

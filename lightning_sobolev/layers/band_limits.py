@@ -33,8 +33,6 @@ _Module = TypeVar("_Module", bound=nn.Module)
 
 
 class _BandLimited:
-    """What both layers have: their band, and a product of spectra in place of torch's call."""
-
     rate: float
     energy: float | None
 
@@ -195,7 +193,7 @@ def _padded(conv: nn.Conv1d | nn.Conv2d, x: Tensor) -> Tensor:
 def _filter_spectrum(
     conv: nn.Conv1d | nn.Conv2d, sizes: torch.Size, like: Complex[Tensor, "*spectra"]
 ) -> Complex[Tensor, "*spectra"]:
-    """Return the conjugate spectrum of the dilated kernel at the frequencies of ``like``."""
+    # The conjugate one of the dilated kernel, at the frequencies of ``like``.
     spectrum = conv.weight.to(like.dtype)
     axes, device = len(sizes), like.device
     for axis in range(axes):
@@ -211,7 +209,6 @@ def _filter_spectrum(
 
 
 def _product(x: Tensor, w: Tensor, groups: int) -> Complex[Tensor, "*spectra"]:
-    """Sum products over the input channels of each group, frequency by frequency."""
     x_groups = x.reshape(len(x), groups, x.shape[1] // groups, -1)
     w_groups = w.reshape(groups, len(w) // groups, w.shape[1], -1)
     product = torch.einsum("bgif,goif->bgof", x_groups, w_groups)

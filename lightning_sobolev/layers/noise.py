@@ -48,14 +48,9 @@ class NoiseInjection(nn.Module):
     factor: nn.Parameter | None
 
     def __init__(
-        self,
-        shape: torch.Size,
-        *,
-        rank: int = 5,
-        std: Tensor | None = None,
-        at_evaluation: bool = True,
-        like: Tensor | None = None,
-    ) -> None:
+        self, shape: torch.Size, *, rank: int = 5, std: Tensor | None = None,
+        at_evaluation: bool = True, like: Tensor | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
         require(rank >= 0, "rank", "at least 0", rank)
         made: dict[str, Any] = {} if like is None else {"dtype": like.dtype, "device": like.device}
@@ -98,14 +93,9 @@ def _deviation(x: Tensor) -> Float[Tensor, ""]:
 
 
 def inject_noise(
-    module: nn.Module,
-    where: str = "weight",
-    rank: int = 5,
-    color: bool = True,
-    *,
-    at_evaluation: bool = True,
-    example: Tensor | None = None,
-) -> nn.Module:
+    module: nn.Module, where: str = "weight", rank: int = 5, color: bool = True, *,
+    at_evaluation: bool = True, example: Tensor | None = None,
+) -> nn.Module:  # fmt: skip
     """Return the module with a :class:`NoiseInjection` in every linear and convolutional layer.
 
     Weights become parametrizations of torch (``layer.parametrizations.weight[0]``), with one draw
@@ -186,9 +176,8 @@ def _has_noise(layer: nn.Module, where: str) -> bool:
         return hasattr(layer, f"{where}_noise")
     if not parametrize.is_parametrized(layer, "weight"):
         return False
-    return any(
-        isinstance(part, NoiseInjection) for part in cast(Any, layer).parametrizations.weight
-    )
+    own = cast(Any, layer).parametrizations.weight
+    return any(isinstance(part, NoiseInjection) for part in own)
 
 
 def _attach(layer: nn.Module, where: str, noise: NoiseInjection) -> None:
@@ -198,8 +187,8 @@ def _attach(layer: nn.Module, where: str, noise: NoiseInjection) -> None:
     layer.add_module(f"{where}_noise", noise)
     if where == "input":
         layer.register_forward_pre_hook(_noisy_input)
-        return
-    layer.register_forward_hook(_noisy_output)
+    else:
+        layer.register_forward_hook(_noisy_output)
 
 
 # Hooks get the layer from torch: after a deepcopy it is the copy, whose noise is its own.
@@ -230,7 +219,6 @@ def _activations(
             hook.remove()
         for part, training in modes.items():
             part.training = training
-    for layer in layers:
-        if layer not in seen:
-            raise ValueError(f"example must reach every layer, got none at {layer}")
+    if missed := [layer for layer in layers if layer not in seen]:
+        raise ValueError(f"example must reach every layer, got none at {missed[0]}")
     return seen

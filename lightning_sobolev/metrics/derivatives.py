@@ -68,11 +68,7 @@ class DerivativeCosine(MeanMetric):
         """Take in projected derivatives of one batch, both with the same projections."""
         check_shapes(student_rows, target_rows, "target_rows")
         known = ~target_rows.isnan()
-        similarity = 1 - cosine(
-            torch.where(known, student_rows, 0.0), torch.where(known, target_rows, 0.0)
-        )
+        ours, theirs = (torch.where(known, rows, 0.0) for rows in (student_rows, target_rows))
         counted = known.flatten(2).any(-1) if known.dim() > 2 else known
-        self._add(
-            total=torch.where(counted, similarity, 0.0).sum(dtype=torch.float64),
-            count=counted.sum(),
-        )
+        total = torch.where(counted, 1 - cosine(ours, theirs), 0.0).sum(dtype=torch.float64)
+        self._add(total=total, count=counted.sum())

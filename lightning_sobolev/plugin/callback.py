@@ -12,7 +12,7 @@ from lightning_sobolev.draws import Draws
 from lightning_sobolev.functional.precision import InnerPrecision
 from lightning_sobolev.objective import weighted_sum
 from lightning_sobolev.plugin import checks, doctor, findings, step
-from lightning_sobolev.plugin.compiled import Compiler, StepCompiler
+from lightning_sobolev.plugin.compiled import Choices, Compiler
 from lightning_sobolev.plugin.compiling import CompileSettings
 from lightning_sobolev.plugin.cost import Cost, CostMeter
 from lightning_sobolev.plugin.matching import StepPart, attached, evaluate
@@ -122,14 +122,13 @@ class SobolevCallback(Callback):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse a strategy that cannot work, before it does anything."""
         if stage == "fit":
             checks.check_strategy(trainer)
             ahead_of_finders(trainer, self)
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Check and shadow the step; in setup, ``configure_model`` has built nothing yet."""
+        # Not in setup, where ``configure_model`` has built nothing yet.
         name = self._told["module"]
         checks.check_modules(pl_module, self.teacher, name, self._told["inner_precision"])
         if isinstance(self.teacher, NetworkTeacher):
@@ -144,7 +143,6 @@ class SobolevCallback(Callback):
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Remember where a step begins, and look at the last one's numbers."""
         self._readings.flush()
         self._progress.begin_batch(trainer)
 
@@ -154,20 +152,18 @@ class SobolevCallback(Callback):
 
     @override
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Measure what the terms cost, once, where the step's own graph is gone."""
         if self._policy is not None:
             self._meter.measure(self._policy, trainer.precision_plugin.train_step_context)
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Restore the module."""
         self._leave(pl_module)
 
     @override
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Restore the module; Lightning does not call teardown after a crash."""
+        # Lightning does not call teardown after a crash.
         self._progress.take_back(trainer)
         self._readings.forget()
         self._leave(pl_module)
@@ -198,36 +194,29 @@ class SobolevCallback(Callback):
         draws = Draws(self.seed, module.global_rank, number)
         global_step = self._trainer.global_step
         weights = {term.key: term.weight_at(global_step) for term in self.spec.terms}
-        compiled = None
-        if self._compiler is not None:
-            compiled = StepCompiler(self._compiler, self._policy, draws, weights)
+        choices = Choices(self._policy, draws, weights, self._compiler)
 
         def finish(seen: list[Observation], batch: Any, value_loss: Tensor) -> Tensor:
-            outcome = self._evaluated(seen, batch, draws, weights, compiled)
-            return self._finish(module, seen, outcome, value_loss)
+            return self._finish(module, seen, self._evaluated(seen, batch, choices), value_loss)
 
-        return StepPart(module, self._policy, draws, finish, batch, compiled)
+        return StepPart(module, choices, finish, batch)
 
-    def _evaluated(
-        self,
-        seen: list[Observation],
-        batch: Any,
-        draws: Draws,
-        weights: dict[str, float],
-        compiled: StepCompiler | None,
-    ) -> Outcome:
-        assert self._policy is not None
+    def _evaluated(self, seen: list[Observation], batch: Any, choices: Choices) -> Outcome:
         with torch.autocast(seen[0].x.device.type, enabled=False):
             # What cannot be evaluated says so itself, before the doctor looks at it.
             outcome = evaluate(
-                seen, batch, self._policy, draws, weights, self._progress.scales,
-                sum_over_processes, self._readings.later, compiled,
-            )  # fmt: skip
+                seen,
+                batch,
+                choices,
+                self._progress.scales,
+                sum_over_processes,
+                self._readings.later,
+            )
             self._reporter.check_finite(outcome, seen, self._trainer, self._progress.evaluations)
             if not self._examined:
-                doctor.examine(seen[0], self._policy, draws)
-                if compiled is None:  # a copy would have to be compiled, too
-                    self._meter.keep(seen[0], batch, draws)
+                doctor.examine(seen[0], choices.policy, choices.draws)
+                if choices.compiler is None:  # a copy would have to be compiled, too
+                    self._meter.keep(seen[0], batch, choices.draws)
                 self._examined = True
         return outcome
 

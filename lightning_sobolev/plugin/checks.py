@@ -7,6 +7,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 
 from lightning_sobolev import _paths
+from lightning_sobolev._checks import require
 from lightning_sobolev._types import Teacher
 from lightning_sobolev.balance import Balanced
 from lightning_sobolev.functional.precision import InnerPrecision
@@ -61,10 +62,7 @@ def check_strategy(trainer: Trainer) -> None:
 
 
 def check_modules(
-    module: LightningModule,
-    teacher: Teacher,
-    target: str | None,
-    inner_precision: InnerPrecision = "float32",
+    module: LightningModule, teacher: Teacher, target: str | None, inner_precision: InnerPrecision
 ) -> None:
     """Refuse a student that is not there, is its own teacher, or ignores the inner precision."""
     # Not only those that named_modules() lists: it gives a shared submodule one name.
@@ -106,11 +104,9 @@ def check_weights(spec: SobolevSpec, *, sharded: bool, compiled: bool, searches:
     }
     where = next((text for text, holds in obstacles.items() if holds), None)
     for term in spec.terms:
-        if where is not None and isinstance(term.weight, Balanced):
-            raise ValueError(
-                f"weight of {term.key} must be a number or a schedule where {where}, "
-                f"got {term.weight!r}"
-            )
+        fits = where is None or not isinstance(term.weight, Balanced)
+        expected = f"a number or a schedule where {where}"
+        require(fits, f"weight of {term.key}", expected, term.weight)
 
 
 def searches_lines(trainer: Trainer) -> bool:
@@ -129,9 +125,7 @@ def check_optimizers(trainer: Trainer, module: LightningModule) -> None:
 
 def is_compiled(module: nn.Module) -> bool:
     """Whether the module or one below it was compiled."""
-    if getattr(module, "_compiler_ctx", None) is not None:
-        return True
-    return any(
+    return getattr(module, "_compiler_ctx", None) is not None or any(
         hasattr(part, "_orig_mod") or part._compiled_call_impl is not None
         for part in module.modules()
     )

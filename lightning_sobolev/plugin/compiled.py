@@ -97,19 +97,17 @@ class Compiler:
             original: nn.Module = getattr(module, "_orig_mod", module)
             # The hooks of the step's call are around us; the derivative's own has its own.
             call = original if asked.again else original.forward
+            names = {index: policy.spec.terms[index].key for index in asked.indices}
+            evaluate = _evaluation(call, probe, policy, asked.indices, low)
             self._functions[key] = CompiledFunction(
-                _evaluation(call, probe, policy, asked.indices, low),
-                policy.compile,
-                original,
-                {index: policy.spec.terms[index].key for index in asked.indices},
-                nested=policy.compiled,
+                evaluate, policy.compile, original, names, nested=policy.compiled
             )
         return self._functions[key]
 
     def _like(
         self, function: CompiledFunction, shape: Any, call: tuple[Tensor, Inputs, Place]
     ) -> Tensor:
-        """Return a tensor like the value, of which directions are drawn; without numbers."""
+        # A tensor like the value, of which directions are drawn; without numbers.
         if shape not in self._likes:
             with torch.no_grad(), same_random_numbers(call[0].device):
                 value = function.eager(*call, {}, {}).value
@@ -142,18 +140,14 @@ class Compiler:
 
 
 def _is_inside(policy: Policy) -> bool:
-    teacher = policy.teacher
-    is_network = isinstance(teacher, NetworkTeacher) and teacher.takes == "input"
+    is_network = isinstance(policy.teacher, NetworkTeacher) and policy.teacher.takes == "input"
     return is_network and all(term.projection != FISHER for term in policy.spec.terms)
 
 
 def _evaluation(
-    call: Callable[..., Any],
-    probe: Probe,
-    policy: Policy,
-    indices: tuple[int, ...],
-    low: torch.dtype | None,
-) -> Callable[..., Joint]:
+    call: Callable[..., Any], probe: Probe, policy: Policy,
+    indices: tuple[int, ...], low: torch.dtype | None,
+) -> Callable[..., Joint]:  # fmt: skip
     on, output, skip = probe.on, probe.output, policy.non_finite
     unknown, chosen = policy.teacher.allows_unknown, policy.spec.terms
     teacher = policy.teacher if isinstance(policy.teacher, NetworkTeacher) else None
@@ -187,17 +181,17 @@ def _shapes(inputs: Inputs) -> tuple[Any, ...]:
 
 
 @dataclass(frozen=True)
-class StepCompiler:
-    """A compiler with the choices of one step."""
+class Choices:
+    """What one step goes by, and who compiles its calls, if anybody does."""
 
-    compiler: Compiler
     policy: Policy
     draws: Draws
     weights: Mapping[str, float]
+    compiler: Compiler | None = None
 
     def call(self, *, rows: float, again: bool, batch: Any) -> CompiledCall | None:
-        """Say how a call on a fraction of the rows is observed; None once the compiler gave up."""
-        if self.compiler.given_up:
+        """Say how a call on a fraction of the rows is observed; None without a compiler."""
+        if self.compiler is None or self.compiler.given_up:
             return None
         terms = enumerate(self.policy.spec.terms)
         indices = tuple(i for i, t in terms if t.rows == rows and self.weights[t.key] != 0.0)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
+from lightning_sobolev._checks import require
 from lightning_sobolev.joint import Joint
 from lightning_sobolev.plugin.protect import ExplainedError
 
@@ -44,10 +45,10 @@ class CompileSettings:
     tolerance: float | None = None
 
     def __post_init__(self) -> None:
-        if self.uncompilable not in ("raise", "tape"):
-            raise ValueError(f"uncompilable must be 'raise' or 'tape', got {self.uncompilable!r}")
-        if self.tolerance is not None and not self.tolerance > 0.0:
-            raise ValueError(f"tolerance must be positive, got {self.tolerance}")
+        known = self.uncompilable in ("raise", "tape")
+        require(known, "uncompilable", "'raise' or 'tape'", self.uncompilable)
+        fits = self.tolerance is None or self.tolerance > 0.0
+        require(fits, "tolerance", "positive", self.tolerance)
 
     def options(self) -> dict[str, Any]:
         """Return the arguments of ``torch.compile``."""
@@ -67,14 +68,9 @@ class CompiledFunction:
     """Compiles when first called, compares with the eager function, counts its graphs."""
 
     def __init__(
-        self,
-        eager: Callable[..., Joint],
-        settings: CompileSettings,
-        module: nn.Module,
-        names: Mapping[int, str],
-        *,
-        nested: bool,
-    ) -> None:
+        self, eager: Callable[..., Joint], settings: CompileSettings, module: nn.Module,
+        names: Mapping[int, str], *, nested: bool,
+    ) -> None:  # fmt: skip
         self.eager, self._settings, self._module, self._names = eager, settings, module, names
         self._nested, self._warned = nested, False
         self._compiled: Callable[..., Joint] | None = None
@@ -154,9 +150,8 @@ class CompiledFunction:
 
 def _with_own_code(function: Any) -> Any:
     # Graphs are kept with the code, and only a few for each: every fit would count for the next.
-    own = FunctionType(
-        function.__code__.replace(), function.__globals__, closure=function.__closure__
-    )
+    code = function.__code__.replace()
+    own = FunctionType(code, function.__globals__, closure=function.__closure__)
     own.__kwdefaults__ = function.__kwdefaults__
     return own
 

@@ -11,6 +11,7 @@ import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,11 +23,12 @@ from torch.utils._pytree import tree_map_only
 from lightning_sobolev import _paths
 from lightning_sobolev.draws import Draws
 from lightning_sobolev.objective import RunningScales, weighted_sum
+from lightning_sobolev.plugin.compiled import Choices
 from lightning_sobolev.plugin.matching import evaluate
 from lightning_sobolev.plugin.observation import Observation, observed_call
 from lightning_sobolev.plugin.policy import Policy
 from lightning_sobolev.plugin.probing import make_probe
-from lightning_sobolev.plugin.protect import protected, sharded_parts
+from lightning_sobolev.plugin.protect import sharded_parts
 from lightning_sobolev.plugin.select import select_output
 
 _ROUNDS = 10
@@ -95,24 +97,20 @@ class CostMeter:
 
 def measure(seen: Observation, batch: Any, draws: Draws, policy: Policy) -> Cost:
     """Measure what the terms of one step add."""
-    original: nn.Module = getattr(seen.module, "_orig_mod", seen.module)
-    module = copy.deepcopy(original)
+    module: nn.Module = copy.deepcopy(getattr(seen.module, "_orig_mod", seen.module))
     device = seen.x.device
     devices = [device] if device.type == "cuda" else []
 
-    def plain() -> None:
-        _run(replace(seen, module=module), None, draws, policy)
-
-    def matched() -> None:
-        _run(replace(seen, module=module), (batch,), draws, policy)
-
+    copied = replace(seen, module=module)
+    plain = partial(_run, copied, None, draws, policy)
+    matched = partial(_run, copied, (batch,), draws, policy)
     with torch.random.fork_rng(devices=devices), torch.enable_grad():
         peaks = [_peak(work) for work in (plain, matched)]  # warms up, too
         rounds: list[list[float]] = []
         while len(rounds) < _ROUNDS and sum(map(sum, rounds)) < _ENOUGH_SECONDS:
             rounds.append([_seconds(work, device) for work in (plain, matched)])
     seconds = [min(times) for times in zip(*rounds, strict=True)]
-    return Cost(seconds[0], seconds[1], peaks[0], peaks[1])
+    return Cost(*seconds, *peaks)
 
 
 def _run(seen: Observation, batch: tuple[Any] | None, draws: Draws, policy: Policy) -> None:
@@ -129,14 +127,15 @@ def _run(seen: Observation, batch: tuple[Any] | None, draws: Draws, policy: Poli
     if policy.only_again:
         probe = replace(probe, engine="tape")
     point = seen.x.clone().requires_grad_()
-    remedies = protected(
-        exact_norms=policy.exact_norms, compiled=policy.compiled, recurrent=policy.recurrent
-    )
-    with remedies:
+    with policy.protected():
         now, _ = observed_call(seen.module, seen.module, seen.inputs, seen.place, point, probe)
         with torch.autocast(point.device.type, enabled=False):
             outcome = evaluate(
-                [now], batch[0], policy, draws, weights, RunningScales(), lambda total: total
+                [now],
+                batch[0],
+                Choices(policy, draws, weights),
+                RunningScales(),
+                lambda total: total,
             )
         loss = now.y.float().square().mean()
         if outcome.terms:
@@ -160,10 +159,10 @@ def _wait_for(device: torch.device) -> None:
 
 
 def _peak(work: Callable[[], None]) -> int:
-    memory = PeakMemory()
-    with memory:
+    with PeakMemory() as memory:
         work()
-    return memory.peak
+    peak: int = memory.peak
+    return peak
 
 
 class PeakMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -177,7 +176,6 @@ class PeakMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Run the operation and take in what it made."""
         del types
         result = func(*args, **(kwargs or {}))
         tree_map_only(Tensor, self._take_in, result)
@@ -185,12 +183,11 @@ class PeakMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _take_in(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
-        address = storage._cdata
-        if address in self._alive:
-            return
-        self.current += storage.nbytes()
-        self.peak = max(self.peak, self.current)
-        self._alive[address] = weakref.finalize(storage, self._free, address, storage.nbytes())
+        address, size = storage._cdata, storage.nbytes()
+        if address not in self._alive:
+            self.current += size
+            self.peak = max(self.peak, self.current)
+            self._alive[address] = weakref.finalize(storage, self._free, address, size)
 
     def _free(self, address: int, size: int) -> None:
         self._alive.pop(address, None)

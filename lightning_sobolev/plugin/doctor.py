@@ -10,7 +10,7 @@ with central differences along the gradient and along random directions. A wrong
 
 import copy
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -32,6 +32,7 @@ TOLERANCE = 1e-2
 
 _STEPS = (1e-6, 1e-7, 1e-8)
 _MAX_ROWS = 3
+_Tensors = Sequence[Tensor]
 
 
 def examine(seen: Observation, policy: Policy, draws: Draws) -> None:
@@ -50,7 +51,7 @@ def examine(seen: Observation, policy: Policy, draws: Draws) -> None:
         warnings.warn(f"Sobolev doctor: finite differences skipped: {problem}", stacklevel=2)
         return
     if not torch.equal(first, again) or not curvature.is_double:
-        why = "computes in its own precision" if not curvature.is_double else "is not deterministic"
+        why = "is not deterministic" if curvature.is_double else "computes in its own precision"
         warnings.warn(f"Sobolev doctor: finite differences skipped: student {why}", stacklevel=2)
         return
     if curvature.couples_rows():
@@ -63,7 +64,6 @@ def examine(seen: Observation, policy: Policy, draws: Draws) -> None:
 
 
 def _judge(curvature: "_Curvature") -> None:
-    """Say how far the gradient is from finite differences, or refuse it."""
     deviation = curvature.disagreement()
     if not deviation <= TOLERANCE and curvature.disagreement(plain=True) > TOLERANCE:
         warnings.warn(
@@ -83,8 +83,7 @@ def _judge(curvature: "_Curvature") -> None:
 
 
 class _Curvature:
-    """g(theta) and its gradient on a float64 copy of the observed module."""
-
+    # g(theta) and its gradient on a float64 copy of the observed module.
     def __init__(self, seen: Observation, policy: Policy, draws: Draws) -> None:
         size = min(seen.size, _MAX_ROWS)
         rows = torch.arange(size, device=seen.x.device)
@@ -99,7 +98,6 @@ class _Curvature:
         self.is_double, self._plain = True, False
 
     def value(self) -> Tensor:
-        """Evaluate g; always from the same buffers and random numbers."""
         with torch.no_grad():
             for name, buffer in self._module.named_buffers():
                 buffer.copy_(self._buffers[name])
@@ -113,16 +111,15 @@ class _Curvature:
         return seen
 
     def couples_rows(self) -> bool:
-        """Whether an output depends on another row's input; of batch norm it is known and said."""
+        # Of batch norm it is known and said.
         modules = self._module.modules()
         if any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in modules):
             return False
         with _same_random_numbers():
             seen = self._observed(replace(make_probe(self._policy, self._draws), engine="tape"))
             row = torch.randn(seen.y[0].shape, dtype=seen.y.dtype)
-            (found,) = torch.autograd.grad((seen.y[0] * row).sum(), seen.x, allow_unused=True)
-        if found is None:
-            return False
+            value = (seen.y[0] * row).sum()
+            (found,) = torch.autograd.grad(value, seen.x, materialize_grads=True)
         sizes = found.abs().reshape(len(found), -1).amax(1)
         return bool((sizes[1:] > 1e-9 * sizes[0]).any())
 
@@ -149,25 +146,20 @@ class _Curvature:
         return self._directions[index]
 
     def disagreement(self, *, plain: bool = False) -> float:
-        """Return the largest relative deviation from central differences; plain: of the value."""
         self._plain = plain
-        parameters = self._parameters
-        value = self.value()
+        parameters, value = self._parameters, self.value()
         if not parameters or not value.requires_grad:
             return 0.0
-        found = torch.autograd.grad(value, parameters, allow_unused=True)
-        gradient = [
-            torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)
-        ]
+        gradient = torch.autograd.grad(value, parameters, allow_unused=True, materialize_grads=True)
         norm = _length(gradient)
         generator = torch.Generator().manual_seed(0)
         random = [torch.randn(p.shape, generator=generator, dtype=p.dtype) for p in parameters]
-        directions = [random] if norm == 0.0 else [gradient, random]
+        directions: list[_Tensors] = [random] if norm == 0.0 else [gradient, random]
         size = float(value.detach())
         return max(self._deviation(gradient, norm, d, size) for d in directions)
 
     def _deviation(
-        self, gradient: list[Tensor], norm: float, direction: list[Tensor], value: float
+        self, gradient: _Tensors, norm: float, direction: _Tensors, value: float
     ) -> float:
         length = _length(direction)
         unit = [d / length for d in direction]
@@ -175,14 +167,11 @@ class _Curvature:
         slope = sum(float((g.conj() * d).real.sum()) for g, d in zip(gradient, unit, strict=True))
         count = sum(d.numel() for d in unit)
         # A random direction sees about norm / sqrt(count) of the gradient.
-        floor = max(norm / count**0.5, 1e-7 * abs(value), 1e-300)
+        floor: float = max(norm / count**0.5, 1e-7 * abs(value), 1e-300)
         scale = max(1.0, _length([p.detach() for p in self._parameters]))
-        errors: list[float] = []
-        for step in _STEPS:
-            difference = self._central_difference(unit, step * scale)
-            errors.append(abs(difference - slope) / max(abs(slope), abs(difference), floor))
+        differences = [self._central_difference(unit, step * scale) for step in _STEPS]
         # Piecewise-linear students jump where a step crosses a kink: the best step counts.
-        return min(errors)
+        return min(abs(d - slope) / max(abs(slope), abs(d), floor) for d in differences)
 
     def _central_difference(self, unit: list[Tensor], step: float) -> float:
         values = []
@@ -192,10 +181,10 @@ class _Curvature:
             self._shift(unit, -sign * step)
         return (values[0] - values[1]) / (2.0 * step)
 
+    @torch.no_grad()
     def _shift(self, unit: list[Tensor], amount: float) -> None:
-        with torch.no_grad():
-            for parameter, direction in zip(self._parameters, unit, strict=True):
-                parameter.add_(direction, alpha=amount)
+        for parameter, direction in zip(self._parameters, unit, strict=True):
+            parameter.add_(direction, alpha=amount)
 
 
 @contextmanager
@@ -205,7 +194,7 @@ def _same_random_numbers() -> Iterator[None]:
         yield
 
 
-def _length(vectors: list[Tensor]) -> float:
+def _length(vectors: _Tensors) -> float:
     return float(torch.stack([v.abs().square().sum() for v in vectors]).sum().sqrt())
 
 
@@ -218,6 +207,6 @@ def _to_double(tensor: Tensor) -> Tensor:
 
 
 def _plain_copy(module: nn.Module) -> nn.Module:
-    original: nn.Module = getattr(module, "_orig_mod", module)
-    double: nn.Module = copy.deepcopy(original)._apply(_to_double)  # type: ignore[no-untyped-call]
+    copied = copy.deepcopy(getattr(module, "_orig_mod", module))
+    double: nn.Module = copied._apply(_to_double)
     return double

@@ -10,7 +10,6 @@ from lightning_sobolev.plugin.policy import Policy
 from lightning_sobolev.plugin.protect import sharded_parts
 
 _NORMS = (nn.LayerNorm, nn.modules.batchnorm._NormBase)
-_DROPOUTS = (nn.modules.dropout._DropoutNd,)
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ def _remark(layer: nn.Module, policy: Policy) -> str | None:
         return "the math attention kernel is used: fused ones have no second derivative"
     if isinstance(layer, _NORMS) and policy.exact_norms:
         return "written out: the fused norm gives wrong parameter gradients here"
-    if isinstance(layer, _DROPOUTS) and layer.p > 0 and _calls_again(policy):
+    if isinstance(layer, nn.modules.dropout._DropoutNd) and layer.p > 0 and _calls_again(policy):
         return "the derivative's own forward draws its own mask, which adds noise to the term"
     if isinstance(layer, NoiseInjection) and _calls_again(policy):
         return "the derivative's own forward draws its own noise, which the term then has, too"

@@ -36,15 +36,13 @@ class KeepGenerators(Callback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Set them before the loader of a new epoch draws its order."""
-        self._restore(trainer)
+        self._restore(trainer)  # before the loader of a new epoch draws its order
 
     @override
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Set them in the middle of an epoch, behind what its loader has drawn once more."""
-        if batch_idx > 0:
+        if batch_idx > 0:  # in the middle of an epoch: behind what its loader has drawn once more
             self._restore(trainer)
         self._loaded = []
 

@@ -7,6 +7,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
+from lightning_sobolev._checks import require
 from lightning_sobolev.plugin.step_log import key
 from lightning_sobolev.plugin.twin import Silent, Twin
 
@@ -36,8 +37,7 @@ class HarmCheck(Callback):
 
     def __init__(self, threshold: float = 1.2) -> None:
         super().__init__()
-        if not threshold >= 1.0:
-            raise ValueError(f"threshold must be at least 1, got {threshold}")
+        require(threshold >= 1.0, "threshold", "at least 1", threshold)
         self.threshold = threshold
         self.ratios: list[float] = []
         self._twin: Twin | None = None
@@ -57,10 +57,8 @@ class HarmCheck(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Make the twin's update, with the learning rate that the module is about to use."""
         assert self._twin is not None
-        self._twin.follow(trainer.optimizers[0])
-        self._twin.step(batch, batch_idx)
+        self._twin.step(batch, batch_idx, like=trainer.optimizers[0])
 
     @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -83,8 +81,8 @@ class HarmCheck(Callback):
     ) -> None:
         if self._twin is None or self._judge is None:
             return
-        losses = [each.loss(batch, batch_idx) for each in (self._judge, self._twin)]
-        for place, loss in enumerate(losses):
+        for place, each in enumerate((self._judge, self._twin)):
+            loss = each.loss(batch, batch_idx)
             self._sums[place] += 0.0 if loss is None else float(loss)
 
     @override
@@ -100,7 +98,6 @@ class HarmCheck(Callback):
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say it once, where there is something to say."""
         ratio = self.ratio
         if ratio is not None and ratio > self.threshold:
             warnings.warn(
@@ -138,7 +135,6 @@ class HarmCheck(Callback):
 
 
 def _check(trainer: Trainer, module: LightningModule) -> None:
-    """Refuse what a twin cannot follow."""
     found = {
         "automatic optimization": module.automatic_optimization,
         "validation data": trainer.enable_validation,

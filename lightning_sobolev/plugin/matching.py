@@ -13,13 +13,13 @@ from lightning_sobolev._types import Jet
 from lightning_sobolev.compared import Matched, check_target, joined
 from lightning_sobolev.draws import Draws
 from lightning_sobolev.objective import RunningScales, against, answer, reduced
-from lightning_sobolev.plugin.compiled import StepCompiler
+from lightning_sobolev.plugin.compiled import Choices
 from lightning_sobolev.plugin.observation import Observation
 from lightning_sobolev.plugin.observe import Observer
 from lightning_sobolev.plugin.outcome import Outcome
 from lightning_sobolev.plugin.policy import Policy
 from lightning_sobolev.plugin.probing import make_forward, make_probe
-from lightning_sobolev.plugin.protect import explained, kept_gathered, protected
+from lightning_sobolev.plugin.protect import explained, kept_gathered
 from lightning_sobolev.readings import Reader, at_once
 from lightning_sobolev.spec import SobolevTerm
 
@@ -30,17 +30,14 @@ class StepPart:
     def __init__(
         self,
         root: nn.Module,
-        policy: Policy,
-        draws: Draws,
+        choices: Choices,
         finish: Callable[[list[Observation], Any, Tensor], Tensor],
         batch: Any = None,
-        compiled: StepCompiler | None = None,
     ) -> None:
-        self._root, self._policy, self._finish = root, policy, finish
-        call = None
-        if compiled is not None and not policy.only_again:
-            call = compiled.call(rows=1.0, again=False, batch=batch)
-        probe = make_probe(policy, draws, batch, call)
+        policy, self._finish = choices.policy, finish
+        self._policy = policy
+        call = None if policy.only_again else choices.call(rows=1.0, again=False, batch=batch)
+        probe = make_probe(policy, choices.draws, batch, call)
         if policy.only_again:  # the step's own forward is then looked at, not differentiated
             probe = replace(probe, engine="tape")
         self._observer = Observer(root, policy.module, probe, policy.call)
@@ -58,11 +55,7 @@ class StepPart:
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Surround the user's step, and the evaluation of the terms, with the remedies."""
-        policy = self._policy
-        remedies = protected(
-            exact_norms=policy.exact_norms, compiled=policy.compiled, recurrent=policy.recurrent
-        )
-        with remedies, self._observer.watching(), explained():
+        with self._policy.protected(), self._observer.watching(), explained():
             yield
 
     def loss(self, batch: Any, value_loss: Tensor) -> Tensor:
@@ -73,33 +66,23 @@ class StepPart:
 
 @dataclass(frozen=True, slots=True)
 class _Question:
-    """What a term asks about one call, and the answer; no ``student`` if it is compared already."""
-
     seen: Observation
-    student: Jet | None = None
+    student: Jet | None = None  # None: the call has compared them itself
     cotangents: Tensor | None = None
     tangents: Tensor | None = None
     theirs: Tensor | None = None
 
 
 def evaluate(
-    observations: list[Observation],
-    batch: Any,
-    policy: Policy,
-    draws: Draws,
-    weights: dict[str, float],
-    scales: RunningScales,
-    sum_over_processes: Callable[[Tensor], Tensor],
-    read: Reader = at_once,
-    compiled: StepCompiler | None = None,
-) -> Outcome:
+    observations: list[Observation], batch: Any, choices: Choices, scales: RunningScales,
+    sum_over_processes: Callable[[Tensor], Tensor], read: Reader = at_once,
+) -> Outcome:  # fmt: skip
     """Evaluate every term with a weight, averaged over the observations."""
-    outcome = Outcome()
-    asked = _asked(observations, batch, policy, draws, weights, compiled)
-    for index, term in enumerate(policy.spec.terms):
-        if weights[term.key] == 0.0:
-            continue
-        matched = [_match_one(index, term, question, policy, read) for question in asked[index]]
+    outcome, policy = Outcome(), choices.policy
+    asked = _asked(observations, batch, choices)
+    for index, questions in asked.items():
+        term = policy.spec.terms[index]
+        matched = [_match_one(index, term, question, policy, read) for question in questions]
         whole = matched[0] if len(matched) == 1 else joined(matched)
         outcome.take_in(term.key, whole, counts_unknown=policy.teacher.allows_unknown)
         outcome.terms[term.key] = reduced(term, whole, scales, sum_over_processes, read)
@@ -107,25 +90,20 @@ def evaluate(
 
 
 def _asked(
-    observations: list[Observation],
-    batch: Any,
-    policy: Policy,
-    draws: Draws,
-    weights: dict[str, float],
-    compiled: StepCompiler | None,
+    observations: list[Observation], batch: Any, choices: Choices
 ) -> dict[int, list[_Question]]:
-    """Ask the teacher for all terms, so that its graph is gone before the student's grows."""
+    # The teacher is asked for all terms, so that its graph is gone before the student's grows.
     jets: dict[tuple[int, float], tuple[Observation, Jet | None, Jet | None]] = {}
     asked: dict[int, list[_Question]] = {}
-    for index, term in enumerate(policy.spec.terms):
-        if weights[term.key] == 0.0:
+    for index, term in enumerate(choices.policy.spec.terms):
+        if choices.weights[term.key] == 0.0:
             continue
         asked[index] = []
         for number, seen in enumerate(observations):
             where = (number, term.rows)
             if where not in jets:
-                jets[where] = _jets(seen, term.rows, batch, policy, draws, compiled)
-            asked[index].append(_ask(index, term, *jets[where], draws))
+                jets[where] = _jets(seen, term.rows, batch, choices)
+            asked[index].append(_ask(index, term, *jets[where], choices.draws))
     return asked
 
 
@@ -138,19 +116,13 @@ def attached(observations: list[Observation]) -> Tensor:
 
 
 def _jets(
-    seen: Observation,
-    fraction: float,
-    batch: Any,
-    policy: Policy,
-    draws: Draws,
-    compiled: StepCompiler | None,
+    seen: Observation, fraction: float, batch: Any, choices: Choices
 ) -> tuple[Observation, Jet | None, Jet | None]:
+    policy, draws = choices.policy, choices.draws
     rows = None if fraction == 1.0 else draws.rows(fraction, seen.size).to(seen.x.device)
     if rows is not None or policy.again or seen.coarse:
         batch = batch if rows is None else _paths.take_rows(batch, rows, seen.size)
-        call = None
-        if compiled is not None:
-            call = compiled.call(rows=fraction, again=True, batch=batch)
+        call = choices.call(rows=fraction, again=True, batch=batch)
         probe = make_probe(policy, draws, batch, call)
         seen = seen.again(rows, make_forward(seen.module, policy), probe)
     if seen.matched is not None:
@@ -161,13 +133,9 @@ def _jets(
 
 
 def _ask(
-    index: int,
-    term: SobolevTerm,
-    seen: Observation,
-    student: Jet | None,
-    target: Jet | None,
-    draws: Draws,
-) -> _Question:
+    index: int, term: SobolevTerm, seen: Observation,
+    student: Jet | None, target: Jet | None, draws: Draws,
+) -> _Question:  # fmt: skip
     if student is None or target is None:
         return _Question(seen)
     cotangents = tangents = None
@@ -194,12 +162,7 @@ def _match_one(
     assert question.theirs is not None
     with kept_gathered(seen.module) if policy.sharded else nullcontext():
         return against(
-            term,
-            question.student,
-            question.theirs,
-            cotangents=question.cotangents,
-            tangents=question.tangents,
-            allows_unknown=unknown,
-            non_finite=policy.non_finite,
-            read=read,
-        )
+            term, question.student, question.theirs,
+            cotangents=question.cotangents, tangents=question.tangents,
+            allows_unknown=unknown, non_finite=policy.non_finite, read=read,
+        )  # fmt: skip

@@ -16,18 +16,14 @@ from lightning_sobolev.plugin.select import Forward, Inputs, Place, Wrt, select_
 
 @dataclass(frozen=True)
 class Probe:
-    """What to observe of a call and how to differentiate it.
-
-    ``tangents`` draws those of forward mode once the input is known. ``precise`` says that a call
-    in half precision is to be looked at, not differentiated.
-    """
+    """What to observe of a call and how to differentiate it."""
 
     wrt: Wrt
     output: str | int | None
     on: BatchFn
     engine: str
-    tangents: Callable[[Tensor], Tensor | None]
-    precise: bool = False
+    tangents: Callable[[Tensor], Tensor | None]  # of forward mode, once the input is known
+    precise: bool = False  # a call in half precision is looked at, not differentiated
     compiled: "CompiledCall | None" = None
 
 
@@ -37,23 +33,18 @@ CompiledCall = Callable[[nn.Module, Inputs, Place, Tensor, Probe], "tuple[Observ
 
 @dataclass(eq=False)
 class Observation:
-    """One observed call: of what, with what, and its jet.
-
-    ``y`` is the matched output before the output map, ``pushed`` the jet of the func engine, which
-    exists as soon as the call is over. ``coarse`` says that the call ran in half precision and a
-    precise one is wanted; ``matched`` are terms that the call evaluated itself, by number.
-    """
+    """One observed call: of what, with what, and its jet."""
 
     module: nn.Module
     inputs: Inputs
     place: Place
     probe: Probe
     x: Tensor
-    y: Tensor
+    y: Tensor  # before the output map
     tangents: Tensor | None = None
-    pushed: FuncJet | None = None
-    coarse: bool = False
-    matched: dict[int, Matched] | None = None
+    pushed: FuncJet | None = None  # the func engine's jet, there when the call is over
+    coarse: bool = False  # ran in half precision where a precise call is wanted
+    matched: dict[int, Matched] | None = None  # terms that the call evaluated itself, by number
 
     @property
     def size(self) -> int:

@@ -1,9 +1,8 @@
 """The observed forward: the student's own call, seen while ``training_step`` runs.
 
-Inside :meth:`Observer.watching` the chosen module's ``forward`` is shadowed by an instance
-attribute, which catches ``self(x)``, ``self.forward(x)`` and calls of submodules alike. The chosen
-input becomes a leaf that requires grad, a clone of it is passed on, and (x, y) is kept: no second
-student forward, and the dropout masks of value and derivative agree.
+A shadowed ``forward`` catches ``self(x)``, ``self.forward(x)`` and calls of submodules alike. The
+chosen input becomes a leaf that requires grad, and (x, y) is kept: no second student forward, and
+the dropout masks of value and derivative agree.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,16 +20,10 @@ Call = Literal["first", "all"] | int
 
 
 class Observer:
-    """Watches the calls that one training step makes of one module.
-
-    Without a ``target`` that is the module itself or, if the step never calls it, the one child
-    with parameters that it calls.
-    """
+    """Watches the calls that one training step makes of one module: the target, root or a child."""
 
     def __init__(self, root: nn.Module, target: str | None, probe: Probe, call: Call) -> None:
-        self._candidates = _candidates(root, target)
-        self._probe = probe
-        self._call = call
+        self._candidates, self._probe, self._call = _candidates(root, target), probe, call
         self._seen: dict[str, list[Observation]] = {name: [] for name in self._candidates}
         self._calls = dict.fromkeys(self._candidates, 0)
         self._under_way: dict[str, Observation | None] = dict.fromkeys(self._candidates)
@@ -86,9 +79,7 @@ class Observer:
     def _resolve(self, called: list[str]) -> str:
         if "" in called or len(called) == 1:
             return "" if "" in called else called[0]
-        watched = ", ".join(
-            repr(name) if name else "the module itself" for name in self._candidates
-        )
+        watched = ", ".join(repr(n) if n else "the module itself" for n in self._candidates)
         if not called:
             raise ValueError(
                 "module: training_step called none of the watched modules with gradients enabled "
@@ -99,7 +90,12 @@ class Observer:
             "name the one whose input and output are meant"
         )
 
-    def _wanted(self, number: int) -> bool:
+    def _counted(self, name: str) -> bool:
+        self._under_way[name] = None
+        if not torch.is_grad_enabled():
+            return False
+        number = self._calls[name]
+        self._calls[name] += 1
         if isinstance(self._call, int):
             return self._call < 0 or number == self._call
         return self._call == "all" or number == 0
@@ -107,14 +103,7 @@ class Observer:
     def _observed(self, name: str, module: nn.Module, forward: Forward) -> Forward:
         def observed(*args: Any, **kwargs: Any) -> Any:
             # A call without gradients is somebody's bookkeeping; a nested one is part of an outer.
-            if self._busy:
-                return forward(*args, **kwargs)
-            self._under_way[name] = None
-            if not torch.is_grad_enabled():
-                return forward(*args, **kwargs)
-            number = self._calls[name]
-            self._calls[name] += 1
-            if not self._wanted(number):
+            if self._busy or not self._counted(name):
                 return forward(*args, **kwargs)
             inputs: Inputs = {"args": args, "kwargs": kwargs}
             place = locate(self._probe.wrt, forward, inputs)
@@ -129,10 +118,9 @@ class Observer:
         return observed
 
     def _after(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
-        def after(module: nn.Module, args: Any, result: Any) -> None:
+        def after(_module: nn.Module, _args: Any, result: Any) -> None:
             # Sharded modules replace their output after forward; the step sees the replacement,
             # and only its graph knows how to gather the parameters again.
-            del module, args
             seen = self._under_way[name]
             if not self._busy and seen is not None and seen.pushed is None:
                 seen.y = select_output(result, self._probe.output)

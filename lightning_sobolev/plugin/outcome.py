@@ -19,17 +19,13 @@ from lightning_sobolev.spec import SobolevSpec
 
 @dataclass
 class Outcome:
-    """The terms of one step, unweighted, and what else is known of them; all by key.
-
-    ``unknown`` and ``skipped`` count rows; ``sighted`` says whether anything at all is known of the
-    target, ``flat`` whether the student had no second derivative at all.
-    """
+    """The terms of one step, unweighted, and what else is known of them; all by key."""
 
     terms: dict[str, Tensor] = field(default_factory=dict)
-    unknown: dict[str, Tensor] = field(default_factory=dict)
-    skipped: dict[str, Tensor] = field(default_factory=dict)
-    sighted: dict[str, Tensor] = field(default_factory=dict)
-    flat: dict[str, Tensor] = field(default_factory=dict)
+    unknown: dict[str, Tensor] = field(default_factory=dict)  # rows
+    skipped: dict[str, Tensor] = field(default_factory=dict)  # rows
+    sighted: dict[str, Tensor] = field(default_factory=dict)  # is anything known of the target?
+    flat: dict[str, Tensor] = field(default_factory=dict)  # has the student no second derivative?
 
     def take_in(self, key: str, matched: Matched, *, counts_unknown: bool) -> None:
         """Note what there is to say about a term beside its size."""
@@ -61,19 +57,12 @@ class Reporter:
         for key, count in outcome.skipped.items():
             name = log_key("train", f"{key}_skipped_rows")
             module.log(name, count.float(), batch_size=size)
-            self._warn_if(
-                count,
-                f"term {key!r}: rows whose target is NaN or Inf are left out; counted in {name}",
-            )
+            left_out = "rows whose target is NaN or Inf are left out; counted in"
+            self._warn_if(count, f"term {key!r}: {left_out} {name}")
         for key, sighted in outcome.sighted.items():
             self._warn_if(~sighted, f"term {key!r}: no row of this batch has a known target")
         for key, flat in outcome.flat.items():
-            self._warn_if(
-                flat,
-                f"term {key!r}: the student's second derivative is exactly zero on this batch; "
-                "with piecewise-linear activations (ReLU and its kin) an order-2 term trains "
-                "nothing. Use a smooth activation: tanh, SiLU, GELU, softplus",
-            )
+            self._warn_if(flat, f"term {key!r}: {_FLAT}")
 
     def log_weights(
         self, module: LightningModule, spec: SobolevSpec, weights: dict[str, float], size: int
@@ -100,14 +89,13 @@ class Reporter:
     def _judge(
         self, key: str, outputs: list[Tensor], place: str, scaled: bool, number: float
     ) -> None:
+        text = f"term {key!r} must be finite, got {number}"
         if math.isfinite(number):
             return
-        output_is_finite = all(bool(y.isfinite().all()) for y in outputs)
-        text = f"term {key!r} must be finite, got {number}"
-        if scaled:
-            self._warn_once(f"{text}; the gradient scaler skips such steps")
-            return
-        raise FloatingPointError(f"{text} at {place}: {_CULPRITS[output_is_finite]}")
+        if not scaled:
+            output_is_finite = all(bool(y.isfinite().all()) for y in outputs)
+            raise FloatingPointError(f"{text} at {place}: {_CULPRITS[output_is_finite]}")
+        self._warn_once(f"{text}; the gradient scaler skips such steps")
 
     def _warn_if(self, condition: Tensor, text: str) -> None:
         if text not in self._warned:  # what was said once is not looked at again
@@ -119,6 +107,11 @@ class Reporter:
             warnings.warn(text, stacklevel=2)
 
 
+_FLAT = (
+    "the student's second derivative is exactly zero on this batch; with piecewise-linear "
+    "activations (ReLU and its kin) an order-2 term trains nothing. Use a smooth activation: "
+    "tanh, SiLU, GELU, softplus"
+)
 _TRIAL = "a line search that went too far? take a smaller lr"
 _CULPRITS = {
     True: "the student's output is finite and its derivative is not, or too large to be squared "

@@ -1,5 +1,6 @@
 """What a callback was told, resolved for one module."""
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -7,17 +8,14 @@ from lightning_sobolev._types import Teacher
 from lightning_sobolev.functional.precision import InnerPrecision
 from lightning_sobolev.plugin.compiling import CompileSettings
 from lightning_sobolev.plugin.observe import Call
+from lightning_sobolev.plugin.protect import protected
 from lightning_sobolev.plugin.select import Wrt
 from lightning_sobolev.spec import SobolevSpec
 
 
 @dataclass(frozen=True)
 class Policy:
-    """What a callback was told, and what was found of its module and trainer.
-
-    ``compiled`` says that the user compiled something in the step, ``compile`` how the observed
-    call is; ``mixed_step`` that the step itself runs in ``inner_precision`` already.
-    """
+    """What a callback was told, and what was found of its module and trainer."""
 
     teacher: Teacher
     spec: SobolevSpec
@@ -27,14 +25,14 @@ class Policy:
     call: Call
     engine: str
     batch_norm: str
-    compiled: bool
+    compiled: bool  # something in the step, by the user
     inner_precision: InnerPrecision = "float32"
-    mixed_step: bool = False
+    mixed_step: bool = False  # the step itself runs in inner_precision already
     half: bool = False
     non_finite: Literal["raise", "skip"] = "raise"
     recurrent: bool = True
     sharded: bool = True
-    compile: CompileSettings | None = None
+    compile: CompileSettings | None = None  # how the observed call is
 
     @property
     def pushed(self) -> int | None:
@@ -60,3 +58,9 @@ class Policy:
     def exact_norms(self) -> bool:
         """Whether norms must be written out for the parameter gradients to be right."""
         return any(term.needs_tangents for term in self.spec.terms)
+
+    def protected(self) -> AbstractContextManager[None]:
+        """Return the remedies under which the step runs."""
+        return protected(
+            exact_norms=self.exact_norms, compiled=self.compiled, recurrent=self.recurrent
+        )

@@ -1,9 +1,8 @@
 """Derivatives in float32 where the step itself runs in half precision.
 
 Note [half precision]
-    A bfloat16 forward leaves the derivative three digits. Close to its target the difference of
-    two derivatives is then noise, and a term that should vanish keeps training. float16 adds
-    underflow: the loss scaler multiplies the last backward pass and not the inner one. The
+    A bfloat16 forward leaves the derivative three digits: close to its target the term trains on
+    noise. float16 adds underflow: the loss scaler does not multiply the inner backward pass. The
     derivative therefore has a forward of its own, outside autocast, on float32 copies of half
     parameters; gradients reach the parameters through the copy.
 """
@@ -28,22 +27,19 @@ def runs_in_half(module: nn.Module, device: torch.device) -> bool:
     """Whether a call made here and now has fewer digits than float32, and could have them."""
     if torch.is_autocast_enabled(device.type):
         return torch.get_autocast_dtype(device.type) in _HALF
-    return _is_half(module) and _is_whole(module)
+    return _is_half(module) and not sharded_parts(module)
 
 
 def widened(module: nn.Module, tree: Any) -> Any:
     """Return ``tree`` with its half-precision tensors in float32, if the module can take them."""
-    if _is_half(module) and not _is_whole(module):
+    if _is_half(module) and sharded_parts(module):
         return tree
     return _paths.map_tensors(tree, lambda t: t.float() if t.dtype in _HALF else t)
 
 
 def in_single(module: nn.Module) -> Callable[..., Any]:
-    """Return a call of the module in at least float32 outside autocast, see Note [half precision].
-
-    Sharded parameters cannot be copied and are used in their own precision.
-    """
-    state = half_state(module) if _is_whole(module) else {}
+    """Return a call in at least float32 outside autocast, see Note [half precision]."""
+    state = {} if sharded_parts(module) else half_state(module)  # shards cannot be copied
     # Once: the gradients of several calls are summed before they are rounded.
     copies = {name: tensor.float() for name, tensor in state.items()}
 
@@ -71,12 +67,7 @@ def half_state(module: nn.Module) -> dict[str, Tensor]:
 
 def _is_half(module: nn.Module) -> bool:
     # At every step: no dictionary.
-    named = chain(module.parameters(), module.buffers())
-    return any(tensor.dtype in _HALF for tensor in named)
-
-
-def _is_whole(module: nn.Module) -> bool:
-    return not sharded_parts(module)
+    return any(tensor.dtype in _HALF for tensor in chain(module.parameters(), module.buffers()))
 
 
 @contextmanager

@@ -32,13 +32,11 @@ def make_probe(
 
 
 def make_forward(module: nn.Module, policy: Policy) -> Forward:
-    """Return a call of the student for the derivative alone, in at least float32.
-
-    Enters eval mode anew each time: the func engine may call once more later.
-    """
+    """Return a call of the student for the derivative alone, in at least float32."""
     call = in_single(module)
 
     def forward(*args: Any, **kwargs: Any) -> Any:
+        # Eval mode is entered anew each time: the func engine may call once more later.
         aside = batch_norm_aside(module, evaluate=policy.batch_norm == "eval")
         with aside, inner_autocast(device, policy.inner_precision):
             return call(*args, **kwargs)

@@ -11,11 +11,7 @@ from lightning_sobolev.objective import RunningScales
 
 
 class Progress:
-    """The number of draws so far and the running scales; a step that is broken off leaves none.
-
-    A closure that a line search calls several times in one step evaluates one function: every
-    evaluation of a batch begins where the first one began.
-    """
+    """The number of draws so far and the running scales; a step that is broken off leaves none."""
 
     def __init__(self) -> None:
         self.counter = 0
@@ -35,7 +31,7 @@ class Progress:
         # Searches for a learning rate take steps without the hooks of other callbacks.
         if self._batch != _number_of_batch(trainer):
             self.begin_batch(trainer)
-        if self.evaluations and self._before is not None:
+        if self.evaluations and self._before is not None:  # a line search evaluates one function
             self.load_state_dict(self._before)
         self.evaluations += 1
         self.counter += 1
@@ -47,10 +43,7 @@ class Progress:
             self.load_state_dict(self._before)
 
     def finished(self, trainer: Trainer | None) -> dict[str, Any]:
-        """Return the state behind the last finished step, also where one is under way.
-
-        A checkpoint written inside a step, as for Slurm, is gone on from by repeating that step.
-        """
+        """Return the state behind the last finished step: one under way (Slurm) is repeated."""
         under_way = trainer is not None and self._is_under_way(trainer)
         return self._before if under_way and self._before is not None else self.state_dict()
 
@@ -62,8 +55,7 @@ class Progress:
     def state_dict(self) -> dict[str, Any]:
         """Return plain values and tensors."""
         scales = {k: {"mean": mean, "count": n} for k, (mean, n) in self.scales.state.items()}
-        weights = dict(self.balance.state)
-        return {"counter": self.counter, "scales": scales, "balance": weights}
+        return {"counter": self.counter, "scales": scales, "balance": dict(self.balance.state)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what :meth:`state_dict` said."""

@@ -34,22 +34,13 @@ def protected(*, exact_norms: bool, compiled: bool, recurrent: bool) -> Iterator
 
 
 class ExactNorms(TorchFunctionMode):
-    """Replaces fused norms by mean and variance written out, see Note [fused kernels].
-
-    A mode and not a patch of modules: it also catches ``torch.nn.functional`` calls.
-    """
+    """Replaces fused norms by mean and variance written out, also in ``torch.nn.functional``."""
 
     def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: Sequence[Any] = (),
-        kwargs: dict[str, Any] | None = None,
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        """Run the written-out norm in place of the fused one."""
         del types
-        written_out: Callable[..., Any] = _WRITTEN_OUT.get(func, func)
-        return written_out(*args, **(kwargs or {}))
+        return _WRITTEN_OUT.get(func, func)(*args, **(kwargs or {}))
 
 
 def _standardize(x: Tensor, dims: list[int], eps: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -67,14 +58,12 @@ def _per_channel(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tenso
     return scaled if bias is None else scaled + bias.reshape(shape)
 
 
+# Names and defaults are torch's: callers may use them as keywords.
 def _layer_norm(
-    input: Tensor,  # the name callers may use as a keyword
-    normalized_shape: Sequence[int],
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    eps: float = 1e-5,
-    cudnn_enable: bool = True,
-) -> Tensor:
+    input: Tensor, normalized_shape: Sequence[int],
+    weight: Tensor | None = None, bias: Tensor | None = None,
+    eps: float = 1e-5, cudnn_enable: bool = True,
+) -> Tensor:  # fmt: skip
     del cudnn_enable
     x, _, _ = _standardize(input, list(range(-len(normalized_shape), 0)), eps)
     scaled = x if weight is None else x * weight
@@ -88,15 +77,10 @@ def _track(running: Tensor | None, batch: Tensor, momentum: float) -> None:
 
 
 def _batch_norm(
-    input: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> Tensor:
+    input: Tensor, running_mean: Tensor | None, running_var: Tensor | None,
+    weight: Tensor | None = None, bias: Tensor | None = None,
+    training: bool = False, momentum: float = 0.1, eps: float = 1e-5,
+) -> Tensor:  # fmt: skip
     if not training:
         return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
     dims = [0, *range(2, input.ndim)]
@@ -108,15 +92,10 @@ def _batch_norm(
 
 
 def _instance_norm(
-    input: Tensor,
-    running_mean: Tensor | None = None,
-    running_var: Tensor | None = None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    use_input_stats: bool = True,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> Tensor:
+    input: Tensor, running_mean: Tensor | None = None, running_var: Tensor | None = None,
+    weight: Tensor | None = None, bias: Tensor | None = None,
+    use_input_stats: bool = True, momentum: float = 0.1, eps: float = 1e-5,
+) -> Tensor:  # fmt: skip
     if not use_input_stats:
         return F.instance_norm(
             input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps
@@ -130,29 +109,21 @@ def _instance_norm(
 
 
 def _native_layer_norm(
-    input: Tensor,
-    normalized_shape: Sequence[int],
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-) -> tuple[Tensor, Tensor, Tensor]:
+    input: Tensor, normalized_shape: Sequence[int],
+    weight: Tensor | None, bias: Tensor | None, eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     _, mean, variance = _standardize(input, list(range(-len(normalized_shape), 0)), eps)
     y = _layer_norm(input, normalized_shape, weight, bias, eps)
     return y, mean, torch.rsqrt(variance + eps)
 
 
 def _weights_first(norm: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Take arguments in the order of torch's own function, which differs from F's."""
-
+    # Torch's own functions take their arguments in another order than F's.
     def reordered(
-        input: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        running_mean: Tensor | None,
-        running_var: Tensor | None,
-        *rest: Any,
-        cudnn_enabled: bool = True,
-    ) -> Tensor:
+        input: Tensor, weight: Tensor | None, bias: Tensor | None,
+        running_mean: Tensor | None, running_var: Tensor | None,
+        *rest: Any, cudnn_enabled: bool = True,
+    ) -> Tensor:  # fmt: skip
         del cudnn_enabled
         return norm(input, running_mean, running_var, weight, bias, *rest[:3])
 

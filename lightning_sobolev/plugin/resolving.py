@@ -39,13 +39,9 @@ def resolve(
         )
         engine = "func"
     check_optimizers(trainer, lightning_module)
-    is_sharded = bool(sharded_parts(lightning_module))
-    check_weights(
-        told["spec"],
-        sharded=is_sharded,
-        compiled=compiled or chosen is not None,
-        searches=searches_lines(trainer),
-    )
+    is_sharded, compiles = bool(sharded_parts(lightning_module)), compiled or chosen is not None
+    searches = searches_lines(trainer)
+    check_weights(told["spec"], sharded=is_sharded, compiled=compiles, searches=searches)
     return Policy(
         engine="tape" if engine == "auto" else engine,
         compiled=compiled,
@@ -71,20 +67,14 @@ def checked_options(
         raise ValueError(f"spec must be a SobolevSpec, got {type(spec).__name__}")
     words = ("call", "batch_norm", "non_finite", "inner_precision")
     check_choices(engine=engine, **{name: told[name] for name in words})
-    return {
-        **told,
-        "teacher": as_teacher(teacher, told["output"]),
-        "spec": spec,
-        "engine": engine,
-        "compile": _as_compile_settings(compile, engine),
-    }
+    told |= {"teacher": as_teacher(teacher, told["output"]), "spec": spec, "engine": engine}
+    return {**told, "compile": _as_compile_settings(compile, engine)}
 
 
 def _as_compile_settings(
     compile: CompileSettings | bool | None, engine: str
 ) -> CompileSettings | bool:
-    """Return settings; False for never; True for "if the module is compiled"."""
-    if compile is None:
+    if compile is None:  # True then means "if the module is compiled"
         return engine == "func"
     if not isinstance(compile, bool | CompileSettings):
         raise ValueError(f"compile must be True, False or CompileSettings, got {compile!r}")

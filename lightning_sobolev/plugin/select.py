@@ -23,11 +23,7 @@ Wrt = str | int | Sequence[str | int] | None
 
 @dataclass(frozen=True)
 class Place:
-    """Where the observed input stands in a call.
-
-    Several inputs are one: their rows flattened and joined, ``[batch, D_1 + D_2 + ...]``. Every
-    projection and scale then means the same as for one input.
-    """
+    """Where the observed input stands in a call; several are one, their flat rows joined."""
 
     paths: tuple[_paths.Path, ...]
 
@@ -46,17 +42,13 @@ class Place:
     def fill(self, inputs: Inputs, point: Tensor) -> Inputs:
         """Return a copy of ``inputs`` that holds ``point``, each part in its own shape and type."""
         if len(self.paths) == 1:
-            return _put(inputs, self.paths[0], point)
+            filled: Inputs = _paths.put(inputs, self.paths[0], point)
+            return filled
         old = [_paths.get(inputs, path, "wrt") for path in self.paths]
         parts = torch.split(point, [tensor.shape[1:].numel() for tensor in old], 1)
         for path, tensor, part in zip(self.paths, old, parts, strict=True):
-            inputs = _put(inputs, path, part.reshape(tensor.shape).to(tensor.dtype))
+            inputs = _paths.put(inputs, path, part.reshape(tensor.shape).to(tensor.dtype))
         return inputs
-
-
-def _put(inputs: Inputs, path: _paths.Path, value: Tensor) -> Inputs:
-    filled: Inputs = _paths.put(inputs, path, value)
-    return filled
 
 
 def parse_wrt(wrt: Any) -> str | int | tuple[str | int, ...] | None:
@@ -70,11 +62,7 @@ def parse_wrt(wrt: Any) -> str | int | tuple[str | int, ...] | None:
 
 
 def locate(wrt: Wrt, forward: Forward, inputs: Inputs) -> Place:
-    """Return where the input stands with respect to which is differentiated.
-
-    ``wrt`` is a position, the name of a parameter of ``forward`` or a key of its first argument, or
-    a path that begins so; or several; or None for the first floating-point tensor.
-    """
+    """Return where the inputs stand: by position, parameter's name or key of the first argument."""
     several = (wrt,) if wrt is None or isinstance(wrt, str | int) else wrt
     return Place(tuple(_locate_one(one, forward, inputs) for one in several))
 

@@ -1,5 +1,6 @@
 """Train in standardized units with data in the user's own."""
 
+from functools import partial
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -44,14 +45,9 @@ class StandardUnits(Callback):
     """
 
     def __init__(
-        self,
-        x: Where = None,
-        y: Where = None,
-        jacobian: Where = None,
-        hessian: Where = None,
-        tangents: Where = None,
-        pushed: Where = None,
-    ) -> None:
+        self, x: Where = None, y: Where = None, jacobian: Where = None, hessian: Where = None,
+        tangents: Where = None, pushed: Where = None,
+    ) -> None:  # fmt: skip
         super().__init__()
         named = {"inputs": x, "targets": y, "jacobian": jacobian, "hessian": hessian}
         named |= {"tangents": tangents, "pushed": pushed}
@@ -76,7 +72,8 @@ class StandardUnits(Callback):
         self._network.switch(to_standard_units=True)
         self._owner = _owner(trainer, pl_module)
         self._earlier = vars(self._owner).get(_HOOK)
-        vars(self._owner)[_HOOK] = Shadow(self._owner, _HOOK, self._after(self._owner))
+        converted = partial(self._converted, getattr(self._owner, _HOOK))
+        vars(self._owner)[_HOOK] = Shadow(self._owner, _HOOK, converted)
 
     on_validation_start = on_test_start = on_fit_start
 
@@ -90,16 +87,9 @@ class StandardUnits(Callback):
     ) -> None:
         self._leave()
 
-    def _after(self, owner: Any) -> Any:
-        original = getattr(owner, _HOOK)
-
-        def after(batch: Any, dataloader_idx: int) -> Any:
-            return self._converted(original(batch, dataloader_idx))
-
-        return after
-
-    def _converted(self, batch: Any) -> Any:
+    def _converted(self, original: Any, batch: Any, dataloader_idx: int) -> Any:
         assert self._network is not None
+        batch = original(batch, dataloader_idx)
         for name, path in self._paths.items():
             part = _paths.get(batch, path, f"StandardUnits({'.'.join(map(str, path))!r})")
             if not isinstance(part, Tensor) or not part.is_floating_point():
@@ -131,7 +121,7 @@ def _only_one(module: nn.Module) -> Standardized:
 
 
 def _owner(trainer: Trainer, module: LightningModule) -> Any:
-    """Return whose hook Lightning calls: that of a data module goes before the module's."""
+    # Lightning calls the hook of a data module before the module's.
     data: Any = getattr(trainer, "datamodule", None)
     # By name: pytorch_lightning has classes of its own.
     inherited = f"DataHooks.{_HOOK}"

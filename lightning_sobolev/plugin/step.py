@@ -75,8 +75,7 @@ class ObservedStep:
         for part in self._pending:
             if id(part) in self._used or not part.captured:
                 continue
-            outputs = [y for _, y in part.observed]
-            if _reaches(loss, outputs):
+            if _reaches(loss, [y for _, y in part.observed]):
                 loss = loss + self._loss_of(part, loss)
         self._original("manual_backward")(loss, *args, **kwargs)
 
@@ -132,8 +131,7 @@ class ObservedStep:
 
 def install(module: LightningModule, matcher: "SobolevCallback") -> None:
     """Let ``matcher`` take part in the module's training steps."""
-    held = vars(module).get("_sobolev_step")
-    step = held.held if held is not None else None
+    step = _step_of(module)
     if step is None:
         step = ObservedStep(module)
         step.install()
@@ -149,13 +147,15 @@ def install(module: LightningModule, matcher: "SobolevCallback") -> None:
 
 def uninstall(module: LightningModule, matcher: "SobolevCallback") -> None:
     """Take ``matcher`` out; restore the module when it was the last one."""
-    held = vars(module).get("_sobolev_step")
-    step = held.held if held is not None else None
-    if step is None or matcher not in step.matchers:
-        return
-    step.matchers.remove(matcher)
-    if not step.matchers:
-        step.restore()
+    step = _step_of(module)
+    if step is not None and matcher in step.matchers:
+        step.matchers.remove(matcher)
+        if not step.matchers:
+            step.restore()
+
+
+def _step_of(module: LightningModule) -> ObservedStep | None:
+    return getattr(vars(module).get("_sobolev_step"), "held", None)
 
 
 def _reaches(loss: Tensor, outputs: list[Tensor]) -> bool:

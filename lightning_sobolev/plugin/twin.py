@@ -26,8 +26,7 @@ class Silent:
     def loss(self, batch: Any, batch_idx: int) -> Tensor | None:
         """Return the module's own loss on a batch; None where the step skips it."""
         arguments = (batch, batch_idx) if self._takes_index else (batch,)
-        plugin = self._trainer.precision_plugin
-        with plugin.train_step_context():
+        with self._trainer.precision_plugin.train_step_context():
             output = self.module.training_step(*arguments)
         loss = output.get("loss") if isinstance(output, Mapping) else output
         return loss if isinstance(loss, Tensor) else None
@@ -41,8 +40,10 @@ class Twin(Silent):
         self.module.train()
         self.optimizer = _only_optimizer(self.module.configure_optimizers())
 
-    def step(self, batch: Any, batch_idx: int) -> None:
-        """Make one update on a batch, with the learning rates of the module's own optimizer."""
+    def step(self, batch: Any, batch_idx: int, *, like: Optimizer) -> None:
+        """Make one update on a batch, with the learning rates that another optimizer has now."""
+        for own, other in zip(self.optimizer.param_groups, like.param_groups, strict=True):
+            own["lr"] = other["lr"]
         devices = [self.module.device] if self.module.device.type == "cuda" else []
         # Its dropout must not shift the random numbers of the run it is compared with.
         with torch.random.fork_rng(devices=devices), torch.enable_grad():
@@ -53,11 +54,6 @@ class Twin(Silent):
             loss.backward()  # type: ignore[no-untyped-call]
         self._clip()
         self.optimizer.step()
-
-    def follow(self, optimizer: Optimizer) -> None:
-        """Take the learning rates that a scheduler gave the module's own optimizer."""
-        for own, other in zip(self.optimizer.param_groups, optimizer.param_groups, strict=True):
-            own["lr"] = other["lr"]
 
     def state_dict(self) -> dict[str, Any]:
         """Return weights and optimizer state."""

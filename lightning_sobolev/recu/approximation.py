@@ -28,6 +28,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from lightning_sobolev._checks import require
 from lightning_sobolev._types import BatchFn
 from lightning_sobolev.functional.mixed import Index, mixed_derivatives
 from lightning_sobolev.functional.quadrature import Box, check_box
@@ -58,8 +59,7 @@ def approximate(fn: BatchFn, box: Box, cells: int, *, degree: int = 1) -> nn.Seq
     check_box(box)
     if len(box) != 2:
         raise ValueError(f"box must have time and one axis of space, got {len(box)} axes")
-    if degree not in range(4):
-        raise ValueError(f"degree must be 0, 1, 2 or 3, got {degree}")
+    require(degree in range(4), "degree", "0, 1, 2 or 3", degree)
     powers = [i for i in product(range(degree + 1), repeat=2) if sum(i) <= degree]
     coefficients = _coefficients(fn, box, cells, powers)
     first = _splines_and_powers(box, cells, degree)
@@ -75,7 +75,7 @@ def num_weights(net: nn.Module) -> int:
 def _coefficients(
     fn: BatchFn, box: Box, cells: int, powers: Sequence[Index]
 ) -> Float[Tensor, "power i j"]:
-    """Expand the Taylor polynomials in powers of the coordinates that run from 0 to 1."""
+    # Taylor polynomials in powers of the coordinates that run from 0 to 1.
     middles = (torch.arange(-1, cells + 2, dtype=torch.float64) / cells).clamp(0, 1)
     low, high = torch.tensor([list(side) for side in box], dtype=torch.float64).T
     s, r = torch.meshgrid(middles, middles, indexing="ij")
@@ -99,9 +99,8 @@ def _splines_and_powers(box: Box, cells: int, degree: int) -> Block:
     low, high = torch.tensor([list(side) for side in box], dtype=torch.float64).T
     source = torch.tensor([which for _, which in blocks])
     select = torch.eye(2, dtype=torch.float64)[source] / (high - low)[source, None]
-    return Block.beside([block for block, _ in blocks]).reading(
-        select, -(low / (high - low))[source]
-    )
+    shift = -(low / (high - low))[source]
+    return Block.beside([block for block, _ in blocks]).reading(select, shift)
 
 
 def _cells_and_monomials(
@@ -134,7 +133,6 @@ def _cells_and_monomials(
 
 
 def _sum_of_products(coefficients: Tensor, powers: Sequence[Index]) -> Block:
-    """Multiply every sum with its monomial and add up."""
     sizes = [max(float(c.abs().max()), 1e-300) for c in coefficients]
     places = iter(range(len(powers), 2 * len(powers)))
     blocks, read = [], []
@@ -144,6 +142,5 @@ def _sum_of_products(coefficients: Tensor, powers: Sequence[Index]) -> Block:
         read += [place] if constant else [place, next(places)]
     unit = torch.eye(2 * len(powers) - 1, dtype=torch.float64)
     joined = Block.beside(blocks).reading(unit[read])
-    return Block(
-        joined.into, joined.shift, joined.out.sum(0, keepdim=True), joined.offset.sum()[None]
-    )
+    out, offset = joined.out.sum(0, keepdim=True), joined.offset.sum()[None]
+    return Block(joined.into, joined.shift, out, offset)

@@ -26,6 +26,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from lightning_sobolev._checks import require
 from lightning_sobolev.activations import ReCU
 
 _BINOMIAL = (1.0, -4.0, 6.0, -4.0, 1.0)
@@ -118,9 +119,8 @@ def monomial(exponents: Sequence[int], scale: float = 1.0) -> nn.Sequential:
     Raises:
         ValueError: If an exponent is negative, or all are zero.
     """
-    if not exponents or min(exponents) < 0 or sum(exponents) < 1:
-        expected = "whole numbers >= 0, not all of them 0"
-        raise ValueError(f"exponents must be {expected}, got {list(exponents)}")
+    fits = bool(exponents) and min(exponents) >= 0 and sum(exponents) >= 1
+    require(fits, "exponents", "whole numbers >= 0, not all of them 0", list(exponents))
     axes = [axis for axis, count in enumerate(exponents) for _ in range(count)]
     factors = torch.eye(len(exponents), dtype=torch.float64)[axes]
     sizes = [scale] * len(axes)
@@ -138,8 +138,7 @@ def splines(low: float, high: float, cells: int) -> Block:
     """Return the ``cells + 3`` splines that do not vanish on an interval, as one hidden layer."""
     if not low < high:
         raise ValueError(f"high must be above low, got {high} and {low}")
-    if cells < 1:
-        raise ValueError(f"cells must be at least 1, got {cells}")
+    require(cells >= 1, "cells", "at least 1", cells)
     width = (high - low) / cells
     knots = torch.arange(-3, cells + 4, dtype=torch.float64)
     out = torch.zeros(cells + 3, len(knots), dtype=torch.float64)

@@ -21,8 +21,7 @@ class AnalyticTeacher:
     Args:
         value: ``[batch, *in] -> [batch, *out]``.
         gradient: ``[batch, *in] -> [batch, *out, *in]``, or None to differentiate ``value``.
-        hessian: ``[batch, *in] -> [batch, *out, *in, *in]``, needed for order-2 terms when
-            ``gradient`` is given.
+        hessian: ``[batch, *in] -> [batch, *out, *in, *in]``, for order 2 beside ``gradient``.
 
     Raises:
         ValueError: If ``hessian`` is given without ``gradient``.
@@ -38,9 +37,7 @@ class AnalyticTeacher:
     ) -> None:
         if hessian is not None and gradient is None:
             raise ValueError("hessian needs gradient beside it, got gradient=None")
-        self._value = value
-        self._gradient = gradient
-        self._hessian = hessian
+        self._value, self._gradient, self._hessian = value, gradient, hessian
 
     def at(self, x: Points, on: BatchFn, batch: Any = None) -> Jet:
         """Return the closed form's jet at ``x``."""
@@ -53,11 +50,7 @@ class AnalyticTeacher:
             )
         with torch.no_grad():
             point = x.detach()
+            value, jacobian = self._value(point), self._gradient(point)
             hessian = None if self._hessian is None else self._hessian(point)
-            return TabulatedJet(
-                x.shape[1:],
-                value=self._value(point),
-                jacobian=self._gradient(point),
-                hessian=hessian,
-                source="AnalyticTeacher",
-            )
+        given = {"value": value, "jacobian": jacobian, "hessian": hessian}
+        return TabulatedJet(x.shape[1:], source="AnalyticTeacher", **given)

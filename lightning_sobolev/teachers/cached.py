@@ -44,7 +44,7 @@ class CachedJet:
             is_cotangent = self._settings.side == "cotangent"
             shape = tuple((self.value if is_cotangent else self._x).shape[1:])
             directions = [
-                stored_direction(self._settings, self._index, shape, draw) for draw in self._draws
+                stored_direction(self._settings, self._index, shape, d) for d in self._draws
             ]
             self._given, self._counter = torch.stack(directions).to(self._x), counter
         return self._given
@@ -83,9 +83,8 @@ class CachedJet:
         # Whoever asks may have given the directions another shape, but not other numbers.
         known = -1 if self._given is None else self._given.data_ptr()
         if side != self._settings.side or directions.data_ptr() != known:
-            raise ValueError(
-                f"a cached teacher knows its own {self._settings.side}s alone, got other directions"
-            )
+            own = f"{self._settings.side}s"
+            raise ValueError(f"a cached teacher knows its own {own} alone, got other directions")
         rows, scales = self._records["derivative"], self._records["scale"]
         found = [
             rows[:, draw].astype(np.float32) * scales[:, draw].reshape(-1, *[1] * (rows.ndim - 2))
@@ -127,25 +126,25 @@ class CachedTeacher:
         self.num_samples = int(content["num_samples"])
         self._in_shape = tuple(content["in_shape"])
         self._path = _paths.parse(index)
+        self._shards = self._opened(verify)
+        self._looked_at = 0
+        self._last: tuple[Tensor, CachedJet] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_shards": None, "_last": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._shards = self._opened(verify=False)
+
+    def _opened(self, verify: bool) -> list[np.ndarray]:
         count = -(-self.num_samples // self.settings.shard_size)
         if missing := [n for n in range(count) if not is_written(self.folder, n)]:
             raise ValueError(
                 f"the cache in {self.folder} must be complete, got {len(missing)} of {count} "
                 "shards missing: call cache_answers again to go on"
             )
-        self._shards = [open_shard(self.folder, n, verify=verify) for n in range(count)]
-        self._looked_at = 0
-        self._last: tuple[Tensor, CachedJet] | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave out what is in the files."""
-        return {**vars(self), "_shards": None, "_last": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Map the files again."""
-        vars(self).update(state)
-        count = -(-self.num_samples // self.settings.shard_size)
-        self._shards = [open_shard(self.folder, n, verify=False) for n in range(count)]
+        return [open_shard(self.folder, n, verify=verify) for n in range(count)]
 
     def at(self, x: Points, on: BatchFn, batch: Any = None) -> CachedJet:
         """Return what was stored of the samples in ``batch``."""
@@ -159,9 +158,8 @@ class CachedTeacher:
         if self._looked_at < _LOOKED_AT:
             self._looked_at += 1
             self._compare(x, records)
-        jet = CachedJet(self.settings, numbers, records, x)
-        self._last = index, jet
-        return jet
+        self._last = index, CachedJet(self.settings, numbers, records, x)
+        return self._last[1]
 
     def _indices(self, x: Tensor, batch: Any) -> Tensor:
         name = f"CachedTeacher(index={'.'.join(map(str, self._path))!r})"

@@ -22,17 +22,10 @@ Inputs = Callable[[Int[Tensor, " batch"]], Points]
 
 
 def cache_answers(
-    teacher: Teacher,
-    inputs: Inputs,
-    num_samples: int,
-    folder: str | Path,
-    settings: CacheSettings | None = None,
-    *,
-    label: str | None = None,
-    batch_size: int = 256,
-    rank: int = 0,
-    world_size: int = 1,
-) -> Path:
+    teacher: Teacher, inputs: Inputs, num_samples: int, folder: str | Path,
+    settings: CacheSettings | None = None, *,
+    label: str | None = None, batch_size: int = 256, rank: int = 0, world_size: int = 1,
+) -> Path:  # fmt: skip
     r"""Store a teacher's values and projected derivatives over a data set.
 
     The direction of sample n in draw k is a pure function of (seed, n, k), so it is not stored.
@@ -85,10 +78,8 @@ def cache_answers(
 
 def marks(x: Points, seed: int) -> Float[Tensor, " batch"]:
     """Return the rows' scalar product with fixed signs: it tells inputs apart on any device."""
-    size = x[0].numel()
-    signs = counter_draw(
-        "rademacher", torch.tensor([size]), (size,), seed=seed, draw=-1, dtype=torch.float32
-    )
+    index, shape = torch.tensor([x[0].numel()]), (x[0].numel(),)
+    signs = counter_draw("rademacher", index, shape, seed=seed, draw=-1, dtype=torch.float32)
     return (x.detach().flatten(1).float() @ signs[0].to(x.device)).double()
 
 
@@ -124,10 +115,8 @@ def stored_direction(
 
 def _identity(teacher: Teacher) -> str:
     if not isinstance(teacher, NetworkTeacher):
-        raise ValueError(
-            "label must identify a teacher that is no network, got None for "
-            f"{type(teacher).__name__}"
-        )
+        kind = type(teacher).__name__
+        raise ValueError(f"label must identify a teacher that is no network, got None for {kind}")
     digest = hashlib.sha256()
     for name, tensor in sorted(teacher.network.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())

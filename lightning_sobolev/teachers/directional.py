@@ -1,6 +1,6 @@
 """Derivatives that are known along some directions alone."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -53,8 +53,8 @@ class DirectionalTeacher:
     r"""Derivatives :math:`J(x) v` along given directions that arrive in the batch beside them.
 
     A term of order 1 with ``side="tangent"`` compares the student's derivative along the same v.
-    Its ``projection`` and ``num_projections`` are not used. A longer v counts more, with
-    its square. NaN derivatives are not known and are masked out.
+    Its ``projection`` and ``num_projections`` are not used. A longer v counts more, with its
+    square. NaN derivatives are not known and are masked out.
 
     Args:
         tangents: Key path of the directions: ``[batch, *in]``, or ``[batch, proj, *in]`` for
@@ -79,15 +79,14 @@ class DirectionalTeacher:
             raise ValueError("DirectionalTeacher needs the batch, but training_step was given none")
         name = "DirectionalTeacher"
         arrays = {k: lookup(k, path, x, batch, name) for k, path in self._paths.items()}
-        tangents, pushed = arrays["tangents"], arrays["pushed"]
-        assert tangents is not None
-        assert pushed is not None
+        tangents, pushed = cast(Tensor, arrays["tangents"]), cast(Tensor, arrays["pushed"])
+        given = list(tangents.shape)
         if tangents.shape == x.shape:
             tangents, pushed = tangents[:, None], pushed[:, None]
         if tangents.shape[:1] + tangents.shape[2:] != x.shape or tangents.ndim != x.ndim + 1:
             raise ValueError(
                 f"tangents must have shape [batch, *in] or [batch, proj, *in] with *in = "
-                f"{list(x.shape[1:])}, got {list(arrays['tangents'].shape)}"  # type: ignore[union-attr]
+                f"{list(x.shape[1:])}, got {given}"
             )
         if pushed.shape[:2] != tangents.shape[:2]:
             raise ValueError(

@@ -7,8 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from lightning_sobolev import _paths
+from lightning_sobolev._checks import require
 from lightning_sobolev._types import BatchFn, Jet, Points
 from lightning_sobolev.functional.derivatives import tape_jet
+
+Ask = Callable[[nn.Module, Tensor], Any]
 
 
 def _with_the_input_alone(network: nn.Module, point: Tensor) -> Any:
@@ -18,10 +21,9 @@ def _with_the_input_alone(network: nn.Module, point: Tensor) -> Any:
 class NetworkTeacher:
     """A frozen network that answers with its value and its derivatives at x.
 
-    The network is put into eval mode and its parameters no longer require gradients; its
-    derivative with respect to the input stays available. The teacher is not a module, so it
-    never enters the student's parameters, checkpoints, optimisers or gradient buckets. It
-    answers in its own precision, outside autocast, and the answer is cast to the student's dtype.
+    The network is put into eval mode and its parameters no longer require gradients. The teacher is
+    not a module, so it never enters the student's parameters, checkpoints or optimizers. It answers
+    in its own precision, outside autocast, and the answer is cast to the student's dtype.
 
     Cost: one forward pass a batch, one backward pass for each projection.
 
@@ -45,8 +47,7 @@ class NetworkTeacher:
     ) -> None:
         if not isinstance(network, nn.Module):
             raise ValueError(f"network must be a torch.nn.Module, got {type(network).__name__}")
-        if takes not in ("input", "call"):
-            raise ValueError(f"takes must be 'input' or 'call', got {takes!r}")
+        require(takes in ("input", "call"), "takes", "'input' or 'call'", takes)
         self.takes = takes
         self.network = network.eval().requires_grad_(False)
         self._output = None if output is None else _paths.parse(output)
@@ -56,13 +57,7 @@ class NetworkTeacher:
         self.network.to(device)
         return self
 
-    def at(
-        self,
-        x: Points,
-        on: BatchFn,
-        batch: Any = None,
-        call: Callable[[nn.Module, Tensor], Any] | None = None,
-    ) -> Jet:
+    def at(self, x: Points, on: BatchFn, batch: Any = None, call: Ask | None = None) -> Jet:
         """Return the jet of ``on(network)`` at ``x``; one forward pass."""
         del batch
         ask = _with_the_input_alone if self.takes == "input" else call
@@ -71,10 +66,7 @@ class NetworkTeacher:
         return tape_jet(self.function(on, x.dtype, ask), x)
 
     def function(
-        self,
-        on: BatchFn,
-        dtype: torch.dtype,
-        ask: Callable[[nn.Module, Tensor], Any] = _with_the_input_alone,
+        self, on: BatchFn, dtype: torch.dtype, ask: Ask = _with_the_input_alone
     ) -> BatchFn:
         """Return ``on(network)``, asked by ``ask``, as a function with results of one type."""
         # A train() on a module that happens to hold the network must not change the target.

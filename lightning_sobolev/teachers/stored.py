@@ -1,10 +1,7 @@
 """Files of a cache of answers: shards that are written whole or not at all.
 
-A cache is a folder of
-
-- ``cache.json``: format, identity (what decides every byte), number of samples and rows of a shard;
-- ``shard-N.npy``: one record per sample, see :meth:`CacheSettings.record`;
-- ``shard-N.json``: the checksum of the former, written after it.
+A cache is a folder of ``cache.json`` (format, and all that decides a byte), ``shard-N.npy`` (one
+:meth:`CacheSettings.record` per sample) and ``shard-N.json``, its checksum, written after it.
 """
 
 import json
@@ -65,14 +62,13 @@ class CacheSettings:
         return np.dtype([("value", "<f4", out_shape), derivative, scale, ("mark", "<f8")])
 
 
-def shard_name(number: int) -> str:
-    """Return the name of a shard's array."""
-    return f"shard-{number:05d}.npy"
+def _shard(folder: Path, number: int) -> Path:
+    return folder / f"shard-{number:05d}.npy"
 
 
 def write_shard(folder: Path, number: int, records: np.ndarray) -> None:
     """Write one shard, then its checksum, each under its name only when complete."""
-    path = folder / shard_name(number)
+    path = _shard(folder, number)
     with whole(path) as writing, writing.open("wb") as file:
         np.save(file, records, allow_pickle=False)
     write_json(path.with_suffix(".json"), {"sha256": sha256_of(path), "samples": len(records)})
@@ -80,13 +76,13 @@ def write_shard(folder: Path, number: int, records: np.ndarray) -> None:
 
 def is_written(folder: Path, number: int) -> bool:
     """Whether a shard is complete."""
-    path = folder / shard_name(number)
+    path = _shard(folder, number)
     return path.is_file() and path.with_suffix(".json").is_file()
 
 
 def open_shard(folder: Path, number: int, *, verify: bool) -> np.ndarray:
     """Map a shard into memory."""
-    path = folder / shard_name(number)
+    path = _shard(folder, number)
     expected = json.loads(path.with_suffix(".json").read_text())["sha256"]
     if verify and sha256_of(path) != expected:
         raise ValueError(f"{path} must have the checksum {expected[:12]}..., but was changed")

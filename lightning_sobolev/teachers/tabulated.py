@@ -18,28 +18,16 @@ class TabulatedJet:
     projection it enters with a factor other than zero NaN, so a target with unknown entries keeps
     most of what is known under ``projection="basis"``, or with cotangents and a scalar output.
 
-    Args:
-        in_shape: Shape of one input point, ``*in``.
-        value: ``[batch, *out]``.
-        jacobian: ``[batch, *out, *in]`` (``*out`` may be missing for a scalar output).
-        hessian: ``[batch, *out, *in, *in]``.
-        source: What to call the arrays in error messages.
+    The Jacobian is ``[batch, *out, *in]`` (``*out`` may be missing for a scalar output), the
+    Hessian ``[batch, *out, *in, *in]``; ``source`` is the arrays' name in error messages.
     """
 
     def __init__(
-        self,
-        in_shape: Sequence[int],
-        *,
-        value: Tensor | None = None,
-        jacobian: Tensor | None = None,
-        hessian: Tensor | None = None,
-        source: str = "the target",
-    ) -> None:
-        self._in_shape = tuple(in_shape)
-        self._value = value
-        self._jacobian = jacobian
-        self._hessian = hessian
-        self._source = source
+        self, in_shape: Sequence[int], *, value: Tensor | None = None,
+        jacobian: Tensor | None = None, hessian: Tensor | None = None, source: str = "the target",
+    ) -> None:  # fmt: skip
+        self._in_shape, self._source = tuple(in_shape), source
+        self._value, self._jacobian, self._hessian = value, jacobian, hessian
 
     @property
     def value(self) -> Values:
@@ -93,7 +81,7 @@ def _flat_rows(directions: Tensor) -> Float[Tensor, "proj batch size"]:
 
 
 def _contract(equation: str, array: Tensor, *directions: Tensor) -> Tensor:
-    """Sum products of array entries with directions; NaN or Inf times zero is zero."""
+    # Sums of products; NaN or Inf times zero is zero.
     finite = array.isfinite()
     sums = torch.einsum(equation, array.masked_fill(~finite, 0.0), *directions)
     if bool(finite.all()):
@@ -108,9 +96,8 @@ def _contract(equation: str, array: Tensor, *directions: Tensor) -> Tensor:
 class BatchTeacher:
     """Derivatives that arrive in the batch, beside the inputs and values.
 
-    NaN entries mean "not known": they are masked out, and rows without any known entry are
-    counted in the log. The output map of the spec must be the identity, or describe the very
-    function whose derivatives are stored: it is not applied to stored arrays.
+    NaN entries mean "not known": they are masked out, and rows without any known entry are counted
+    in the log. The output map of the spec is not applied to stored arrays.
 
     Args:
         jacobian: Key path of the Jacobian ``[batch, *out, *in]`` in the batch, e.g. ``"forces"``
@@ -169,7 +156,7 @@ def lookup(
 
 
 def _joined(parts: list[Tensor], x: Tensor) -> Float[Tensor, "batch out in"]:
-    """Join the Jacobians of several inputs; all have the same outputs, so the sizes give them."""
+    # All inputs have the same outputs, so the sizes give them.
     total = sum(part.shape[1:].numel() for part in parts)
     outputs, rest = divmod(total, x.shape[1:].numel())
     if rest or any(part.shape[1:].numel() % max(outputs, 1) for part in parts):
