@@ -20,8 +20,6 @@ def rand(generator):
 
 
 class Wavy(nn.Module):
-    """A smooth function of any shapes."""
-
     def __init__(self, inputs, outputs):
         super().__init__()
         self.out = outputs

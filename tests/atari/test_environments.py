@@ -18,7 +18,6 @@ def roll(settings, seed, steps=60, **options):
 
 
 def idle(steps, game, **settings):
-    """Choose NOOP all the time; return the transitions."""
     environments = Environments(AtariSettings(game, **settings), seed=0)
     environments.reset()
     chosen = np.zeros(settings["num_envs"], np.int64)

@@ -32,7 +32,6 @@ def engine(request):
 
 @pytest.fixture(params=FAMILIES)
 def case(request, generator):
-    """A function, points, three cotangents and three tangents."""
     fn, x = family(request.param, generator)
     return fn, x, *_directions(fn, x, generator)
 

@@ -20,7 +20,6 @@ NAMES = ("value_nmse", "nmse", "cosine", "kl", "disagreement", "merged")
 
 
 def _case(name, generator):
-    """Return a metric, two arguments and the axis of the batch."""
     rows = torch.randn(2, 3, 12, 2, 2, generator=generator)
     values = torch.randn(2, 12, 2, generator=generator)
     log_probs = torch.randn(2, 12, 6, generator=generator).log_softmax(-1)

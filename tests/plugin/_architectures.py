@@ -24,8 +24,6 @@ def case(module, *shape, **changes):
 
 
 class Twice(Silent):
-    """Calls its network on two halves of its input."""
-
     def halves(self, batch):
         return batch[0][:, :3], batch[0][:, 3:]
 
@@ -62,8 +60,6 @@ def batch_norm_in_eval():
 
 
 class Tokens(nn.Module):
-    """Integers in; the derivative is taken behind the embedding."""
-
     def __init__(self):
         super().__init__()
         self.embedding = nn.Embedding(11, 3)

@@ -8,8 +8,6 @@ from tests.plugin._students import mlp
 
 
 class Last(nn.Module):
-    """The last state of a recurrent network."""
-
     def __init__(self, rnn):
         super().__init__()
         self.rnn = rnn
@@ -111,8 +109,6 @@ class Graph(nn.Module):
 
 
 class Normalized(nn.Module):
-    """Compares directions, as contrastive models do."""
-
     def __init__(self):
         super().__init__()
         self.body, self.prototypes = mlp(3, 4), nn.Parameter(torch.eye(2, 4))

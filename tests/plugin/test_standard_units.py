@@ -25,8 +25,6 @@ PARTS = {"x": "x", "y": "y", "jacobian": "dydx", "hessian": "hessian"}
 
 
 class Student(Regressor):
-    """Knows nothing of units."""
-
     def training_step(self, batch, batch_idx):
         return mse_loss(self.net(batch["x"]), batch["y"])
 

@@ -84,8 +84,6 @@ def test_a_step_that_fetches_its_batch_itself():
 
 
 class Both(Regressor):
-    """Gets a batch from each of two loaders."""
-
     def training_step(self, batch, batch_idx):
         (x, y), (u, v) = batch["a"], batch["b"]
         return mse_loss(self(x), y) + mse_loss(self(u), v)

@@ -49,8 +49,6 @@ def fused_attention(monkeypatch):
 
 
 class Calls(nn.Module):
-    """Calls one function behind a linear layer."""
-
     def __init__(self, function):
         super().__init__()
         self.first, self.function, self.last = nn.Linear(6, 6), function, nn.Linear(6, 2)

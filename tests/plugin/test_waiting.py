@@ -89,8 +89,6 @@ def test_the_training_is_that_of_the_loop_written_by_hand(kind):
 
 
 class BreaksAt(nn.Module):
-    """A teacher that answers with no number from some call on."""
-
     def __init__(self, call):
         super().__init__()
         self.body, self.calls, self.call = mlp(seed=7), 0, call

@@ -25,7 +25,6 @@ def weights(cfg):
 
 
 def train_script(*arguments, folder):
-    """Run the script as a user does, from another folder."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.run(
         [sys.executable, str(ROOT / "scripts" / "train.py"), *arguments],
@@ -93,7 +92,6 @@ def test_missing_tensorboard_falls_back_to_csv(composed, caplog):
 
 
 def missing_logger():
-    """Fail as a logger whose library is not installed."""
     raise ModuleNotFoundError("tensorboard is not available")
 
 

@@ -8,8 +8,6 @@ from lightning_sobolev.atari import SmallCNN
 
 
 class Student(pl.LightningModule):
-    """Learns from every batch and notes which states it was given."""
-
     def __init__(self):
         super().__init__()
         with torch.random.fork_rng():
@@ -34,8 +32,6 @@ class Stopped(Exception):
 
 
 class StopIn(Callback):
-    """The training is broken off in a step; a checkpoint is left."""
-
     def __init__(self, step):
         self.step = step
 
@@ -46,7 +42,6 @@ class StopIn(Callback):
 
 
 def fit(data, folder, *callbacks, ckpt_path=None, student=None, **options):
-    """Train, and return the student."""
     student = student or Student()
     trainer = pl.Trainer(
         accelerator="cpu",

@@ -30,8 +30,6 @@ def full_disk(size):
 
 
 class Fills(L.Callback):
-    """The disk is full from some step on."""
-
     def __init__(self, step):
         self.step = step
 
