@@ -5,6 +5,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from lightning_sobolev.atari import SmallCNN
+from tests.plugin._trainers import QUIET
 
 
 class Student(pl.LightningModule):
@@ -43,16 +44,8 @@ class StopIn(Callback):
 
 def fit(data, folder, *callbacks, ckpt_path=None, student=None, **options):
     student = student or Student()
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        default_root_dir=folder,
-        callbacks=list(callbacks),
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        **{"max_steps": 8, "max_epochs": -1, **options},
-    )
+    short = {"precision": None, "num_sanity_val_steps": 0, "max_steps": 8, "max_epochs": -1}
+    options = {**QUIET, **short, "callbacks": list(callbacks), **options}
+    trainer = pl.Trainer(default_root_dir=folder, **options)
     trainer.fit(student, data, ckpt_path=ckpt_path, weights_only=True if ckpt_path else None)
     return student

@@ -21,6 +21,7 @@ from tests.experiments.synthetic_gradients._networks import (
     stages,
     vectors,
 )
+from tests.plugin._trainers import QUIET
 
 STEPS = 4
 SGD = partial(torch.optim.SGD, lr=0.1)
@@ -39,16 +40,8 @@ def module(network=vectors, cuts=3, **options):
 
 
 def trainer(steps=STEPS):
-    return pl.Trainer(
-        accelerator="cpu",
-        max_steps=steps,
-        log_every_n_steps=1,
-        num_sanity_val_steps=0,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        logger=False,
-        enable_checkpointing=False,
-    )
+    options = {**QUIET, "precision": None, "log_every_n_steps": 1, "num_sanity_val_steps": 0}
+    return pl.Trainer(max_steps=steps, **options)
 
 
 def loader(drawn):
