@@ -42,10 +42,6 @@ def _split(student, target, axis, sizes=(5, 1, 6)):
     return zip(student.split(sizes, axis), target.split(sizes, axis), strict=True)
 
 
-def _states(metric):
-    return {name: getattr(metric, name) for name in metric._reductions}
-
-
 def _differ(s, t):
     return (s.argmax(-1) != t.argmax(-1)).double().mean()
 
@@ -110,7 +106,7 @@ def test_inference_mode_and_ordinary_mode_mix(name, generator):
 def test_states_hold_no_graph(case):
     metric, student, target, _ = case
     metric.update(student.requires_grad_(), target)
-    assert not any(state.requires_grad for state in _states(metric).values())
+    assert not any(state.requires_grad for state in metric.metric_state.values())
 
 
 @pytest.mark.parametrize("metric", [ValueNMSE(), DerivativeNMSE(), DerivativeCosine()])

@@ -15,12 +15,9 @@ def random(*shape, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def _of_net(module, batch):
-    return [(module.net, batch[0])]
-
-
 def case(module, *shape, **changes):
-    return Case(module, [random(*shape)], **{"observed": _of_net, **changes})
+    observed = {"observed": lambda module, batch: [(module.net, batch[0])]}
+    return Case(module, [random(*shape)], **observed | changes)
 
 
 class Twice(Silent):

@@ -117,10 +117,6 @@ class Normalized(nn.Module):
         return normalize(self.body(x)) @ normalize(self.prototypes).T
 
 
-def sequential(*layers):
-    return lambda: nn.Sequential(*[layer() for layer in layers])
-
-
 ORDINARY = {
     "relu mlp": (lambda: mlp(activation=nn.ReLU), (4, 3)),
     "deep tanh mlp": (lambda: nn.Sequential(mlp(3, 8), nn.Tanh(), mlp(8, 8), mlp(8, 2)), (4, 3)),
@@ -156,7 +152,7 @@ ORDINARY = {
     "attention": (Attention, (3, 4, 6)),
     "functional attention": (FunctionalAttention, (3, 4, 6)),
     "vision transformer": (VisionTransformer, (3, 1, 6, 6)),
-    "sine network": (sequential(lambda: nn.Linear(3, 8), Sine, lambda: mlp(8, 2)), (4, 3)),
+    "sine network": (lambda: nn.Sequential(nn.Linear(3, 8), Sine(), mlp(8, 2)), (4, 3)),
     "fourier layer": (Fourier, (4, 3)),
     "graph of points": (Graph, (3, 4, 3)),
     "l2-normalized": (Normalized, (4, 3)),

@@ -115,7 +115,7 @@ def test_a_typo_is_found_when_the_configuration_is_composed(composed, arguments,
     [
         (["+experiment=regression", "function=mountain"], "mountain"),
         (["+experiment=regression", "model.activation=step"], "activation must be one of"),
-        (["+experiment=distill_pong", "env.settings.game=pomg"], "close matches: pong"),
+        (["+experiment=distill_pong", "env.settings.game=pomg"], r"snake case \(pong\?\)"),
     ],
 )
 def test_a_wrong_value_is_named_before_training(composed, arguments, message):
