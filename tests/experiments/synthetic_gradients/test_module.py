@@ -23,15 +23,12 @@ from tests.experiments.synthetic_gradients._networks import (
 )
 from tests.plugin._trainers import QUIET
 
+pytestmark = pytest.mark.usefixtures("float64")
+
 STEPS = 4
 SGD = partial(torch.optim.SGD, lr=0.1)
 COSINE = partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=STEPS)
 equal = partial(assert_close, rtol=1e-10, atol=1e-12)
-
-
-@pytest.fixture(autouse=True)
-def double(float64):
-    """Laws are checked to rounding error."""
 
 
 def module(network=vectors, cuts=3, **options):
