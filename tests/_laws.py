@@ -4,16 +4,6 @@ import torch
 from torch.testing import assert_close
 
 
-def inner(a, b):
-    """Inner product of every row: [proj, batch, *d] -> [proj, batch]."""
-    return (a * b).reshape(*a.shape[:2], -1).sum(-1)
-
-
-def assert_adjoint(columns, rows, cotangents, tangents):
-    """<u, J v> = <J^T u, v> for every projection and row."""
-    assert_close(inner(cotangents, columns), inner(rows, tangents))
-
-
 def assert_matches_dense(rows, jacobian, cotangents):
     """rows = u^T J with J the dense Jacobian [batch, *out, *in]."""
     batch, size = cotangents.shape[1], cotangents[0, 0].numel()

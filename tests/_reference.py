@@ -7,12 +7,10 @@ from torch.autograd.functional import jacobian as _jacobian
 
 
 def dense_jacobian(fn, x):
-    """Return [batch, *out, *in], row by row."""
     return torch.stack([_jacobian(lambda row: fn(row[None])[0], row) for row in x])
 
 
 def dense_hessian(fn, x):
-    """Return [batch, *out, *in, *in], row by row and output by output."""
     rows = []
     for row in x:
         shape = fn(row[None])[0].shape

@@ -37,7 +37,6 @@ def float64():
 
 
 def pytest_addoption(parser):
-    """Let a run of the tests write the tables of a page."""
     parser.addoption(
         "--write-compatibility",
         metavar="PAGE",
@@ -62,7 +61,6 @@ def deviation(request):
 
 
 def pytest_sessionfinish(session):
-    """Write what was measured."""
     page = session.config.getoption("--write-compatibility")
     if page is not None:
         write_tables(Path(page), session.config.stash.get(ROWS, []))

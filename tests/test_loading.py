@@ -22,8 +22,6 @@ def stream(batches, epochs):
 
 
 class Recorder(pl.LightningModule):
-    """Notes the rows of every finished step; one weight, so that there is something to train."""
-
     def __init__(self, failing_step=None):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(()))
@@ -41,8 +39,6 @@ class Recorder(pl.LightningModule):
 
 
 class Data(pl.LightningDataModule):
-    """Ten rows that are their own numbers."""
-
     def train_dataloader(self):
         rows = TensorDataset(torch.arange(10.0, dtype=torch.float64))
         return ResumableLoader(rows, shuffled(), self.trainer)
@@ -156,8 +152,6 @@ def test_a_step_that_was_broken_off_is_given_again(failing_step, tmp_path):
 
 
 class SaveAt(Callback):
-    """Save in one hook when a number of steps has been made, and stop there."""
-
     def __init__(self, path, hook, steps):
         def save(trainer, *_):
             if trainer.global_step == steps and not path.exists():

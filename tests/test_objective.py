@@ -15,7 +15,6 @@ U = torch.ones(1, 4, 1, dtype=torch.float64)
 
 
 def scalar_jet(gradient):
-    """The jet of a function with one output and the given gradients [batch, dim]."""
     return TabulatedJet(gradient.shape[1:], jacobian=gradient[:, None])
 
 

@@ -29,7 +29,6 @@ def x(generator):
 
 
 def term_value(term, student, teacher, x, draws, scales=None, index=0):
-    """One reduced term, as the plugin evaluates it."""
     ours, theirs = tape_jet(student, x, create_graph=True), tape_jet(teacher, x)
     cotangents = draws.cotangents(index, term, ours.value) if term.needs_cotangents else None
     tangents = draws.tangents(index, term, x) if term.needs_tangents else None

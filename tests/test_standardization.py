@@ -6,12 +6,9 @@ from torch.testing import assert_close
 from lightning_sobolev import Standardized, Standardizer
 from tests._reference import dense_hessian, dense_jacobian
 
+pytestmark = pytest.mark.usefixtures("float64")
+
 SHAPES = [((3,), (2,)), ((3,), ()), ((2, 2), (1,)), ((2,), (2, 2))]
-
-
-@pytest.fixture(autouse=True)
-def _double(float64):
-    return float64
 
 
 @pytest.fixture
@@ -20,8 +17,6 @@ def rand(generator):
 
 
 class Wavy(nn.Module):
-    """A smooth function of any shapes."""
-
     def __init__(self, inputs, outputs):
         super().__init__()
         self.out = outputs

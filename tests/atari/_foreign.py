@@ -35,7 +35,6 @@ class Noise(gymnasium.Env):
 
 
 def sb3_model(name, *, steps=0, **options):
-    """Return a model that was trained for some steps."""
     algorithm, shape, settings = SETTINGS[name]
     model = algorithm("CnnPolicy", Noise(shape), seed=0, device="cpu", **{**settings, **options})
     return model.learn(steps) if steps else model
@@ -55,8 +54,6 @@ class CleanRLPPO(nn.Module):
 
 
 class CleanRLDQN(nn.Module):
-    """The Q-network of an Atari script."""
-
     def __init__(self, num_actions=6):
         super().__init__()
         self.network = nn.Sequential(*_body(), nn.Linear(512, num_actions))

@@ -124,17 +124,6 @@ def test_a_changed_card_is_noticed_wherever_it_is(stored):
             assert {key: found[key] for key in card} == card
 
 
-def test_an_agent_that_is_stored_anew_has_a_card_of_its_own(stored, tmp_path):
-    network, card = load_agent(stored)
-    with torch.no_grad():
-        network.head.bias.add_(1)
-    save_agent(tmp_path / "b.safetensors", network, AtariSettings("pong", sticky=True), about=card)
-    _, again = load_agent(tmp_path / "b.safetensors")
-    assert again["note"] == "untrained"
-    assert again["environment"]["sticky"]
-    assert again["sha256"] != card["sha256"]
-
-
 @pytest.mark.parametrize("checked", [False, True])
 def test_the_scale_in_a_card_is_obeyed(stored, small_teacher, generator, checked):
     rewrite(stored, input_scale=255.0)

@@ -18,7 +18,6 @@ def roll(settings, seed, steps=60, **options):
 
 
 def idle(steps, game, **settings):
-    """Choose NOOP all the time; return the transitions."""
     environments = Environments(AtariSettings(game, **settings), seed=0)
     environments.reset()
     chosen = np.zeros(settings["num_envs"], np.int64)
@@ -56,13 +55,6 @@ def test_the_stack_after_an_end_is_the_first_of_the_next_episode():
             assert (step.stacks[:, -1] > 0).any()
 
 
-def test_breakout_stands_still_after_a_lost_life_until_fire_is_pressed():
-    steps = idle(300, "breakout", num_envs=2)
-    assert (sum(step.lost_life.astype(int) for step in steps) == 1).all()
-    assert not np.any([step.ended for step in steps])
-    assert all(np.array_equal(step.stacks, steps[40].stacks) for step in steps[40:])
-
-
 def test_fire_on_life_loss_launches_every_ball():
     steps = idle(300, "breakout", num_envs=2, fire_on_life_loss=True)
     lost = np.array([step.lost_life for step in steps])
@@ -81,16 +73,6 @@ def test_fire_on_life_loss_leaves_all_other_actions_alone():
     np.testing.assert_array_equal(roll(plain, seed=0, steps=20), roll(fires, seed=0, steps=20))
     with pytest.raises(ValueError, match="fire_on_life_loss must be false for freeway"):
         Environments(AtariSettings("freeway", num_envs=1, fire_on_life_loss=True), seed=0)
-
-
-def test_native_episodic_life_starts_the_game_anew():
-    # so an agent that is trained with it meets neither a second life nor an old wall
-    steps = idle(60, "breakout", num_envs=1, episodic_life=True)
-    starts = [step for step in steps if step.terminated.any()]
-    assert len(starts) == 2
-    for step in starts:
-        assert not step.lost_life.any()
-        assert (step.stacks[:, :-1] == 0).all()
 
 
 def test_last_is_what_an_ended_game_showed():

@@ -11,8 +11,6 @@ SHORT = AtariSettings("pong", num_envs=2, max_num_frames_per_episode=80)
 
 
 class Fires(torch.nn.Module):
-    """A policy of six actions that presses the second button."""
-
     def forward(self, x):
         return torch.tensor([[0.0, 100.0, 0.0, 0.0, 0.0, 0.0]]).expand(len(x), -1)
 

@@ -16,7 +16,6 @@ from tests.atari._foreign import CleanRLDQN, CleanRLPPO, sb3_model, seeded
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """Models of stable-baselines3 after a few steps of training, and where they are saved."""
     folder = tmp_path_factory.mktemp("sb3")
     stored = {}
     for name in ("ppo", "a2c", "dqn"):
@@ -32,7 +31,6 @@ def stacks(generator):
 
 
 def rows_of(function, x, generator):
-    """Return values and projected input gradients along random cotangents."""
     cotangents = torch.randn(2, len(x), 6, generator=generator, dtype=x.dtype)
     return value_and_vjp(function, x, cotangents, engine="tape")
 
@@ -179,15 +177,6 @@ def stored(tmp_path, weights):
 def test_weights_that_do_not_fit_are_named(tmp_path, changes, message):
     path = stored(tmp_path, {**seeded(CleanRLPPO).state_dict(), **changes})
     with pytest.raises(ValueError, match=rf"{next(iter(changes))} in .*a\.pt must .*{message}"):
-        load_agent(path)
-
-
-def test_a_policy_of_many_actions_that_are_not_there_takes_no_memory(tmp_path):
-    many = 2**40
-    head = {"actor.bias": torch.ones(1).expand(many), "actor.weight": torch.ones(1, 1)}
-    head["actor.weight"] = head["actor.weight"].expand(many, 512)
-    path = stored(tmp_path, {**seeded(CleanRLPPO).state_dict(), **head})
-    with pytest.raises(ValueError, match=f"must hold all of its {512 * many} numbers"):
         load_agent(path)
 
 

@@ -9,8 +9,6 @@ from tests.atari._foreign import CleanRLPPO, seeded
 
 
 class Answers(nn.Module):
-    """Answer with what a function makes of the input."""
-
     def __init__(self, function):
         super().__init__()
         self.forward = function

@@ -8,7 +8,6 @@ from lightning_sobolev.atari import (
     CenteredPolicy,
     NatureCNN,
     SmallCNN,
-    choose,
     log_probabilities,
     scale_pixels,
 )
@@ -54,15 +53,6 @@ def test_log_probabilities_are_the_normalised_logits():
     assert_close(torch.from_numpy(log_probabilities(network, stacks)), expected.detach())
     with pytest.raises(ValueError, match=r"network must answer \[5, actions\], got \[5, 1, 6\]"):
         log_probabilities(lambda x: network(x)[:, None], stacks)
-
-
-def test_actions_are_drawn_with_their_probabilities():
-    probabilities, count = np.array([0.5, 0.3, 0.15, 0.05]), 40_000
-    log_probs = np.log(np.broadcast_to(probabilities, (count, 4)))
-    shares = np.bincount(choose(log_probs, np.random.default_rng(0)), minlength=4) / count
-    errors = np.sqrt(probabilities * (1 - probabilities) / count)
-    assert (np.abs(shares - probabilities) < 4 * errors).all()
-    assert (choose(log_probs, None) == 0).all()
 
 
 def test_a_centered_policy_sees_the_difference_from_the_mean():

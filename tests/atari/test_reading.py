@@ -31,7 +31,6 @@ def archive(path, members, compression=zipfile.ZIP_STORED):
 
 
 def tiny(path):
-    """Write the tiny state dict as the ending of the path says."""
     if path.suffix == ".zip":
         return archive(path, {"data": b"{}", "policy.pth": saved(TINY)})
     if path.suffix == ".safetensors":

@@ -21,7 +21,6 @@ def _writes_in_place(x):
 
 
 def family(name, generator):
-    """Return (fn, x) by name; modules get their parameters from the generator."""
     shape = (3, 2, 5, 5) if name == "conv" else (3, 4)
     modules = {
         "affine": lambda: nn.Linear(4, 3),

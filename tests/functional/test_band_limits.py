@@ -46,7 +46,6 @@ def test_half_precision_keeps_its_type():
 
 
 def _brute_force(x, energy):
-    """Try every block, the smallest first."""
     longest = max(size // 2 + 1 for size in x.shape[-2:])
     for step in range(1, longest + 1):
         counts = tuple(max(1, (size // 2 + 1) * step // longest) for size in x.shape[-2:])

@@ -32,7 +32,6 @@ def engine(request):
 
 @pytest.fixture(params=FAMILIES)
 def case(request, generator):
-    """A function, points, three cotangents and three tangents."""
     fn, x = family(request.param, generator)
     return fn, x, *_directions(fn, x, generator)
 
@@ -51,18 +50,10 @@ def _jets(fn, x, tangents):
     }
 
 
-def test_vjp_is_adjoint_of_jvp(case, engine):
-    fn, x, cotangents, tangents = case
-    value, rows = value_and_vjp(fn, x, cotangents, engine=engine)
-    same_value, columns = value_and_jvp(fn, x, tangents, engine=engine)
-    _laws.assert_adjoint(columns, rows, cotangents, tangents)
-    assert_close(value, fn(x.clone()))
-    assert_close(same_value, value)
-
-
 def test_vjp_is_cotangent_times_dense_jacobian(case, engine):
     fn, x, cotangents, _ = case
-    rows = value_and_vjp(fn, x, cotangents, engine=engine)[1]
+    value, rows = value_and_vjp(fn, x, cotangents, engine=engine)
+    assert_close(value, fn(x.clone()))
     _laws.assert_matches_dense(
         rows, dense_jacobian(lambda row: fn(row.clone()), x).detach(), cotangents
     )
@@ -70,7 +61,8 @@ def test_vjp_is_cotangent_times_dense_jacobian(case, engine):
 
 def test_jvp_is_the_finite_difference_along_the_tangent(case, engine):
     fn, x, _, tangents = case
-    columns = value_and_jvp(fn, x, tangents, engine=engine)[1]
+    value, columns = value_and_jvp(fn, x, tangents, engine=engine)
+    assert_close(value, fn(x.clone()))
     expected = [central_difference(lambda x: fn(x.clone()), x, v) for v in tangents]
     assert_close(columns, torch.stack(expected), atol=1e-8, rtol=1e-6)
 

@@ -20,7 +20,6 @@ NAMES = ("value_nmse", "nmse", "cosine", "kl", "disagreement", "merged")
 
 
 def _case(name, generator):
-    """Return a metric, two arguments and the axis of the batch."""
     rows = torch.randn(2, 3, 12, 2, 2, generator=generator)
     values = torch.randn(2, 12, 2, generator=generator)
     log_probs = torch.randn(2, 12, 6, generator=generator).log_softmax(-1)
@@ -41,10 +40,6 @@ def case(request, generator):
 
 def _split(student, target, axis, sizes=(5, 1, 6)):
     return zip(student.split(sizes, axis), target.split(sizes, axis), strict=True)
-
-
-def _states(metric):
-    return {name: getattr(metric, name) for name in metric._reductions}
 
 
 def _differ(s, t):
@@ -111,7 +106,7 @@ def test_inference_mode_and_ordinary_mode_mix(name, generator):
 def test_states_hold_no_graph(case):
     metric, student, target, _ = case
     metric.update(student.requires_grad_(), target)
-    assert not any(state.requires_grad for state in _states(metric).values())
+    assert not any(state.requires_grad for state in metric.metric_state.values())
 
 
 @pytest.mark.parametrize("metric", [ValueNMSE(), DerivativeNMSE(), DerivativeCosine()])

@@ -15,17 +15,12 @@ def random(*shape, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def _of_net(module, batch):
-    return [(module.net, batch[0])]
-
-
 def case(module, *shape, **changes):
-    return Case(module, [random(*shape)], **{"observed": _of_net, **changes})
+    observed = {"observed": lambda module, batch: [(module.net, batch[0])]}
+    return Case(module, [random(*shape)], **observed | changes)
 
 
 class Twice(Silent):
-    """Calls its network on two halves of its input."""
-
     def halves(self, batch):
         return batch[0][:, :3], batch[0][:, 3:]
 
@@ -62,8 +57,6 @@ def batch_norm_in_eval():
 
 
 class Tokens(nn.Module):
-    """Integers in; the derivative is taken behind the embedding."""
-
     def __init__(self):
         super().__init__()
         self.embedding = nn.Embedding(11, 3)

@@ -8,8 +8,6 @@ from tests.plugin._trainers import points
 
 
 class Teacher(nn.Module):
-    """A network that takes one number."""
-
     def __init__(self, seed: int):
         super().__init__()
         self.net = mlp(seed=seed)

@@ -19,8 +19,6 @@ REFUSED = {
 
 
 class SameMask(nn.Module):
-    """Draws the same dropout mask at every call, so that differences can be taken."""
-
     def __init__(self, net):
         super().__init__()
         self.net = net
@@ -32,7 +30,6 @@ class SameMask(nn.Module):
 
 
 def is_zero(name, kind):
-    """Whether the term has no gradient at all, which is warned of."""
     return kind == "order 2" and name in PIECEWISE_LINEAR
 
 
@@ -50,7 +47,6 @@ def deviation(name, kind, engine):
 
 
 def cell(name, kind, engine):
-    """One entry of the table."""
     if (name, kind, engine) in REFUSED:
         return REFUSED[name, kind, engine]
     if is_zero(name, kind):
@@ -59,7 +55,6 @@ def cell(name, kind, engine):
 
 
 def table():
-    """Yield the lines of the table."""
     titles = [f"{kind}, {engine}" for kind, engine in COLUMNS]
     yield "| architecture | " + " | ".join(titles) + " |"
     yield "|---" * (len(titles) + 1) + "|"

@@ -12,7 +12,6 @@ from tests.plugin._trainers import fit, points, weights
 
 
 def taught(student, terms=(), data=None, *others, teacher=None, on="identity", **options):
-    """Return the weights after one epoch with the callback."""
     terms = [terms] if isinstance(terms, SobolevTerm) else terms or [SobolevTerm()]
     teacher = mlp(seed=7) if teacher is None else teacher
     teacher = NetworkTeacher(teacher) if isinstance(teacher, torch.nn.Module) else teacher
@@ -32,7 +31,6 @@ def refuses(student, text, /, error=ValueError, **options):
 
 
 def by_hand(batches=None, term=None, *, net=None, teacher=None, **options):
-    """Return the weights of a network after :func:`train_by_hand`."""
     net, teacher = mlp() if net is None else net, mlp(seed=7) if teacher is None else teacher
     batches = points() if batches is None else batches
     train_by_hand(net, teacher, batches, SobolevTerm() if term is None else term, **options)
@@ -65,7 +63,6 @@ def train_by_hand(net, teacher, batches, term, *, seed=0, lr=0.05, accumulate=1,
 
 
 def _compared(net, teacher, x, term, draws):
-    """Return the mean squares of the difference and of the target's derivative."""
     x = (x if term.rows == 1.0 else x[draws.rows(term.rows, len(x))]).clone().requires_grad_()
     y = net(x)
     u = draws.cotangents(0, term, y)

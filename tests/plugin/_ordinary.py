@@ -8,8 +8,6 @@ from tests.plugin._students import mlp
 
 
 class Last(nn.Module):
-    """The last state of a recurrent network."""
-
     def __init__(self, rnn):
         super().__init__()
         self.rnn = rnn
@@ -111,18 +109,12 @@ class Graph(nn.Module):
 
 
 class Normalized(nn.Module):
-    """Compares directions, as contrastive models do."""
-
     def __init__(self):
         super().__init__()
         self.body, self.prototypes = mlp(3, 4), nn.Parameter(torch.eye(2, 4))
 
     def forward(self, x):
         return normalize(self.body(x)) @ normalize(self.prototypes).T
-
-
-def sequential(*layers):
-    return lambda: nn.Sequential(*[layer() for layer in layers])
 
 
 ORDINARY = {
@@ -160,7 +152,7 @@ ORDINARY = {
     "attention": (Attention, (3, 4, 6)),
     "functional attention": (FunctionalAttention, (3, 4, 6)),
     "vision transformer": (VisionTransformer, (3, 1, 6, 6)),
-    "sine network": (sequential(lambda: nn.Linear(3, 8), Sine, lambda: mlp(8, 2)), (4, 3)),
+    "sine network": (lambda: nn.Sequential(nn.Linear(3, 8), Sine(), mlp(8, 2)), (4, 3)),
     "fourier layer": (Fourier, (4, 3)),
     "graph of points": (Graph, (3, 4, 3)),
     "l2-normalized": (Normalized, (4, 3)),

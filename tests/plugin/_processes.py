@@ -33,16 +33,12 @@ RANDOM = SobolevTerm(weight=0.5, num_projections=2)
 
 
 class SameOnEveryRank(L.Callback):
-    """Raises in the process where the weights are not those of the first."""
-
     def on_train_batch_end(self, trainer, pl_module, *args):
         mine = weights(pl_module)
         assert_close(mine, trainer.strategy.broadcast(mine, src=0), rtol=0, atol=0)
 
 
 class Shared(Regressor):
-    """Every process takes its rows of the global batch."""
-
     def part(self, batch):
         return [tensor[self.global_rank :: self.trainer.world_size] for tensor in batch]
 
@@ -51,8 +47,6 @@ class Shared(Regressor):
 
 
 class DerivativeAlone(Shared):
-    """Has no loss of its own, not even one of weight zero."""
-
     def training_step(self, batch, batch_idx):
         x, _ = self.part(batch)
         self.net(x)
@@ -65,8 +59,6 @@ class Manual(Shared, ManualRegressor):
 
 
 class Unused(Shared):
-    """Has a part that no step touches."""
-
     def __init__(self):
         super().__init__()
         self.idle = nn.Linear(2, 2).double()
@@ -226,7 +218,6 @@ def train(case, devices=1):
 
 
 def train_in_two_processes(path, names):
-    """Train some cases in a group of two processes and return the weights by case."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])

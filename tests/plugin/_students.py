@@ -18,13 +18,10 @@ def mlp(dim=3, outputs=2, width=8, seed=1, activation=nn.Tanh):
 
 
 def callback(**options):
-    """Return a callback whose teacher is another network of the same shape."""
     return SobolevCallback(**{"teacher": mlp(seed=7), **options})
 
 
 class Regressor(L.LightningModule):
-    """Calls itself; the loss is a tensor."""
-
     def __init__(self, net=None, lr=0.05):
         super().__init__()
         self.net = mlp() if net is None else net
@@ -42,8 +39,6 @@ class Regressor(L.LightningModule):
 
 
 class ManualRegressor(Regressor):
-    """The same under manual optimization."""
-
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.automatic_optimization = False
@@ -74,8 +69,6 @@ class SilentSelf(Silent):
 
 
 class Checkpointed(nn.Module):
-    """Computes its body again in the backward pass."""
-
     def __init__(self, body, reentrant):
         super().__init__()
         self.body, self.reentrant = body, reentrant
@@ -85,8 +78,6 @@ class Checkpointed(nn.Module):
 
 
 class Remembers(nn.Module):
-    """Keeps a tensor of its graph, which cannot be copied."""
-
     def __init__(self, body):
         super().__init__()
         self.body = body
@@ -109,8 +100,6 @@ class Learns(Regressor):
 
 
 class Breaks(Regressor):
-    """Fails behind the observed forward, at a chosen batch."""
-
     def __init__(self, number=1):
         super().__init__()
         self.number = number

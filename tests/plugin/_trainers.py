@@ -20,14 +20,12 @@ def trainer(*callbacks, **changes):
 
 
 def fit(module, data, *callbacks, **changes):
-    """Fit for one epoch and return the trainer."""
     used = trainer(*callbacks, **changes)
     used.fit(module, data)
     return used
 
 
 def fit_one_step(module, batch, *callbacks, **changes):
-    """Make one update on one given batch and return the trainer."""
     return fit(module, as_loader([batch]), *callbacks, **changes)
 
 
@@ -44,5 +42,4 @@ def points(size=24, dim=3, outputs=2, batch_size=8, seed=0):
 
 
 def weights(module):
-    """A flat copy of all parameters."""
     return torch.nn.utils.parameters_to_vector(module.parameters()).detach().clone()

@@ -84,7 +84,6 @@ def test_line_search_equals_a_loop_written_by_hand(kind):
 
 
 def dense(model, kind, x, u, v):
-    """Contract the full Jacobian with u, or the full Hessian with u and v."""
     if kind == "jacobian":
         return torch.einsum("bo,boi->bi", u, torch.func.vmap(torch.func.jacrev(model))(x))
     second = torch.func.vmap(torch.func.jacfwd(torch.func.jacrev(model)))(x)

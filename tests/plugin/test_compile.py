@@ -7,8 +7,8 @@ from torch.testing import assert_close
 
 from lightning_sobolev import CompileSettings, SobolevCallback, SobolevTerm
 from tests.plugin._loops import by_hand, taught
-from tests.plugin._students import ManualRegressor, Regressor, SilentSelf, mlp
-from tests.plugin._trainers import as_loader, fit, points, weights
+from tests.plugin._students import Regressor, mlp
+from tests.plugin._trainers import as_loader, fit, points
 
 TERMS = {
     "rows": [SobolevTerm(num_projections=2)],
@@ -48,12 +48,6 @@ def test_it_trains_as_the_loop_written_by_hand(kind):
 def test_every_term_trains_as_on_the_tape(kind, compile):
     expected = compiled(Regressor(), kind, engine="tape", compile=False)
     assert_close(compiled(Regressor(), kind, compile=compile), expected)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("make", [ManualRegressor, SilentSelf])
-def test_whatever_the_module_looks_like(make):
-    assert_close(compiled(make()), compiled(make(), engine="tape", compile=False))
 
 
 def whole():
@@ -195,15 +189,3 @@ def test_parameters_in_half_precision_are_refused():
     module = Regressor(mlp().bfloat16())
     with pytest.raises(ValueError, match="compile needs parameters in at least float32"):
         fit(module, points(), SobolevCallback(mlp(), compile=True), precision="bf16-true")
-
-
-@pytest.mark.slow
-def test_the_step_of_a_mixed_trainer_is_compiled_as_it_is():
-    def run(**options):
-        module = Regressor(mlp().float())
-        data = [(x.float(), y.float()) for x, y in points()]
-        callback = SobolevCallback(mlp(seed=7).float(), inner_precision="step", **options)
-        fit(module, as_loader(data), callback, precision="bf16-mixed")
-        return weights(module)
-
-    assert_close(run(compile=TRACED), run(engine="func", compile=False), rtol=2e-2, atol=1e-3)

@@ -16,8 +16,6 @@ from tests.plugin._trainers import fit, points, weights
 
 
 class Copies(L.Callback):
-    """Copies the module in the middle of training."""
-
     def __init__(self, copier):
         self.copier = copier
 
@@ -70,8 +68,6 @@ def test_averaged_weights_are_those_of_the_taught_student(average, first):
 
 
 class CopiesInside(Regressor):
-    """Copies itself and its network in the middle of a step."""
-
     def training_step(self, batch, batch_idx):
         loss = super().training_step(batch, batch_idx)
         self.twins = [copy.deepcopy(self), by_pickle(self)]

@@ -77,8 +77,6 @@ def test_a_wrong_double_backward_is_found_before_the_first_update():
 
 
 class Counts(nn.Module):
-    """Answers differently every time."""
-
     def __init__(self):
         super().__init__()
         self.body = mlp()

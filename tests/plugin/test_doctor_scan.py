@@ -61,8 +61,6 @@ def test_layers_that_need_nothing_are_not_named(layer, options):
 @pytest.mark.parametrize(
     ("layer", "options", "text"),
     [
-        (nn.BatchNorm1d(4), {"engine": "func"}, "engine='func' cannot run batch norm in train"),
-        (nn.LSTM(4, 4), {"engine": "func", "term": JVP}, "no forward mode for nn.LSTM"),
         (nn.SyncBatchNorm(4), {}, "cannot be differentiated twice.*use batch_norm='eval'"),
         (
             nn.BatchNorm1d(4, track_running_stats=False),

@@ -60,8 +60,6 @@ def run(check=None, teacher=truth, weight=1.0, module=None, **options):
 
 
 class Spy(HarmCheck):
-    """Keeps what the twin had learned."""
-
     def on_train_end(self, trainer, pl_module):
         self.learned = weights(self._twin.module)
         self.logged = trainer.callback_metrics["train/loss"]

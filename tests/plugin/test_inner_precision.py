@@ -30,8 +30,6 @@ def batch(dtype=torch.float32):
 
 
 class Types:
-    """Notes the type of what a layer returns, call after call."""
-
     def __init__(self, layer):
         self.seen = []
         layer.register_forward_hook(lambda _, __, y: self.seen.append(y.dtype))

@@ -1,6 +1,5 @@
 """Nobody reads the gradient with respect to the observed input: it is not computed."""
 
-import lightning.pytorch as L
 import pytest
 import torch
 from torch import nn
@@ -13,8 +12,6 @@ from tests.plugin._trainers import fit, points
 
 
 class Leaf(nn.Module):
-    """Remembers the leaf behind its input."""
-
     def __init__(self):
         super().__init__()
         self.body = mlp()
@@ -39,8 +36,6 @@ def test_the_leaf_gets_no_gradient(kind):
 
 
 class OwnLeaf(Regressor):
-    """Takes a derivative in the input for a purpose of its own."""
-
     def training_step(self, batch, batch_idx):
         self.point = [batch[0].clone().requires_grad_()]
         self.weight = [torch.ones((), dtype=torch.float64, requires_grad=True)]
@@ -64,25 +59,3 @@ def test_a_backward_of_the_users_own_is_called_as_it_was_written():
     module = OwnBackward()
     assert_close(taught(module), by_hand())
     assert module.seen == ((), {})
-
-
-class Gradients(L.Callback):
-    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
-        self.by_name = {n: p.grad.clone() for n, p in pl_module.named_parameters()}
-
-
-def test_other_parameters_get_the_gradient_they_would_have_had():
-    """A part of the step beside the student is differentiated as before."""
-
-    class Beside(Regressor):
-        def __init__(self):
-            super().__init__()
-            self.scale = nn.Parameter(torch.tensor([2.0, 3.0]).double())
-
-        def training_step(self, batch, batch_idx):
-            return mse_loss(self.scale * self.net(batch[0]), batch[1])
-
-    plain, taught = Gradients(), Gradients()
-    fit(Beside(), points(), plain, limit_train_batches=1)
-    fit(Beside(), points(), taught, callback(module="net"), limit_train_batches=1)
-    assert_close(taught.by_name["scale"], plain.by_name["scale"])

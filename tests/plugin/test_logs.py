@@ -21,8 +21,6 @@ from tests.plugin._trainers import as_loader, fit, points, weights
 
 
 class Log(L.Callback):
-    """What was logged at each step."""
-
     def __init__(self):
         self.steps = []
 

@@ -35,8 +35,6 @@ def live_tensors(where=lambda _: True):
 
 
 class Counts(L.Callback):
-    """Tensors that are alive, and resident memory in kB, every so many steps."""
-
     def __init__(self, every):
         self.every, self.tensors, self.resident = every, [], []
 
@@ -71,8 +69,6 @@ def test_memory_does_not_grow_in_500_steps(engine):
 
 
 class BreaksLater(Breaks):
-    """Fails when the terms are in the loss already."""
-
     def training_step(self, batch, batch_idx):
         return Regressor.training_step(self, batch, batch_idx)
 

@@ -93,8 +93,6 @@ def test_infinity_in_a_table_is_an_error_where_nan_means_unknown():
 
 
 class Diverges(Regressor):
-    """Its weights are no numbers any more after the first update."""
-
     def on_train_batch_end(self, *args):
         self.net[0].weight.data.fill_(torch.nan)
 
@@ -107,8 +105,6 @@ def test_a_student_that_diverged_is_told_from_a_broken_derivative(engine):
 
 
 class LosesItself(Regressor):
-    """Its own loss is no number in the second step."""
-
     def training_step(self, batch, batch_idx):
         loss = super().training_step(batch, batch_idx)
         return loss * torch.nan if batch_idx == 1 else loss

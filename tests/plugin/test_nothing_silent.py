@@ -127,8 +127,6 @@ def test_an_input_without_rows(engine):
 
 
 class Twice(Regressor):
-    """One network under two names."""
-
     def __init__(self):
         super().__init__()
         self.nets = nn.ModuleDict({"b": self.net})

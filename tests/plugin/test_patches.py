@@ -8,11 +8,10 @@ from torch.testing import assert_close
 
 from lightning_sobolev import SobolevSpec, SobolevTerm
 from tests.plugin._students import Breaks, Regressor, callback, mlp
-from tests.plugin._trainers import fit, points, trainer, weights
+from tests.plugin._trainers import fit, points, weights
 
 
 def attributes(module):
-    """Everything on the instance but what Lightning itself adds."""
     return {k: v for k, v in vars(module).items() if k not in ("_hparams", "_trainer")}
 
 
@@ -71,22 +70,10 @@ def test_a_step_that_the_user_put_on_the_instance_comes_back():
     assert (weights(module) - doubled).norm() > (weights(plain) - doubled).norm()
 
 
-def test_other_stages_leave_the_module_alone():
-    class Tested(Regressor):
-        def test_step(self, batch, batch_idx):
-            assert "training_step" not in vars(self)
-            assert self.net(batch[0]).grad_fn is None
-
-    module = Tested()
-    trainer(callback()).test(module, points(), verbose=False)
-
-
 # Two callbacks on two submodules of one module
 
 
 class Chain(Regressor):
-    """Two submodules in a row; each may be observed."""
-
     def __init__(self):
         super().__init__()
         self.head = nn.Sequential(nn.Tanh(), nn.Linear(2, 2)).double()

@@ -34,8 +34,6 @@ HALF = {"bf16-true": torch.bfloat16, "16-true": torch.float16}
 
 
 class Gradient(L.Callback):
-    """Keeps the gradient of the parameters as the optimizer gets it, unscaled."""
-
     def on_before_optimizer_step(self, trainer, pl_module, optimizer):
         self.flat = torch.cat([p.grad.double().reshape(-1) for p in pl_module.parameters()])
 
@@ -49,7 +47,6 @@ def trainer_options(precision):
 
 
 def gradient(student, teacher, term, trained_in, on="log_softmax", **options):
-    """Return the gradient of one training step."""
     dtype = torch.float64 if trained_in == "64-true" else torch.float32
     module, teacher, kept = *(copy.deepcopy(m).to(dtype) for m in (student, teacher)), Gradient()
     used = SobolevCallback(teacher, SobolevSpec(terms=[term], on=on), doctor=False, **options)
@@ -141,8 +138,6 @@ def test_the_term_is_scaled_with_the_loss_under_manual_optimization():
 
 
 class Autocast(Silent):
-    """Chooses half precision itself, inside its step."""
-
     def output(self, batch):
         with torch.autocast("cpu", torch.bfloat16):
             return self.net(batch[0])

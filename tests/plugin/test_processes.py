@@ -29,7 +29,6 @@ BOUNDS = {"32-true": 1e-6, "bf16-mixed": 2e-3, "bf16-true": 3e-2}
 
 
 def check(name, found, deviation):
-    """Compare one case with one process in float64."""
     case = CASES[name]
     if name in OWN:
         net, (term,) = mlp(), case.terms
@@ -71,7 +70,6 @@ def test_processes_that_lightning_starts_itself_train_as_one(start, deviation):
 
 @pytest.fixture
 def mesh():
-    """A process group of this process alone."""
     store = torch.distributed.HashStore()
     torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
     yield init_device_mesh("cpu", (1,))

@@ -20,13 +20,13 @@ from lightning_sobolev import (
 from tests.plugin._students import Regressor, mlp
 from tests.plugin._trainers import fit, trainer, weights
 
+pytestmark = pytest.mark.usefixtures("float64")
+
 SPEC = SobolevSpec(terms=[SobolevTerm(), SobolevTerm(order=2, weight=0.3)])
 PARTS = {"x": "x", "y": "y", "jacobian": "dydx", "hessian": "hessian"}
 
 
 class Student(Regressor):
-    """Knows nothing of units."""
-
     def training_step(self, batch, batch_idx):
         return mse_loss(self.net(batch["x"]), batch["y"])
 
@@ -43,11 +43,6 @@ class Judged(Student):
         self.losses.append(mse_loss(self.net(batch["x"]), batch["y"]))
 
     test_step = validation_step
-
-
-@pytest.fixture(autouse=True)
-def _double(float64):
-    return float64
 
 
 @pytest.fixture

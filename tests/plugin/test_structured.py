@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.functional import mse_loss
 from torch.testing import assert_close
 
-from lightning_sobolev import AnalyticTeacher, BatchTeacher, NetworkTeacher, SobolevTerm
+from lightning_sobolev import BatchTeacher, NetworkTeacher, SobolevTerm
 from tests.plugin._loops import by_hand, refuses, taught
 from tests.plugin._students import Regressor, Silent, mlp
 from tests.plugin._trainers import as_loader, points, weights
@@ -35,8 +35,6 @@ class Condition:
 
 
 class Split(nn.Module):
-    """Takes in three places what the body takes as one row."""
-
     def __init__(self, seed=1):
         super().__init__()
         self.body = mlp(dim=6, seed=seed)
@@ -126,8 +124,6 @@ def test_the_arrays_of_several_inputs_must_add_up():
 
 
 class SetNetwork(nn.Module):
-    """Messages between the members of a set that are there, and their sum."""
-
     def __init__(self, seed=1):
         super().__init__()
         self.message, self.readout = mlp(dim=6, outputs=4, seed=seed), mlp(4, 1, seed=seed + 1)
@@ -174,18 +170,6 @@ def test_batches_of_any_size_are_the_hand_written_loop():
     same(taught(Regressor(), data=batches), by_hand(batches))
 
 
-def test_inputs_of_another_shape_in_every_batch():
-    net = nn.Sequential(nn.Conv1d(2, 3, 3), nn.Tanh(), nn.AdaptiveAvgPool1d(1), nn.Flatten())
-    generator = torch.Generator().manual_seed(0)
-    data = [torch.randn(4, 2, length, generator=generator).double() for length in (9, 5, 12)]
-    teacher = AnalyticTeacher(lambda x: x.square().mean((1, 2))[:, None].expand(-1, 3))
-    module = Silent(net.double())
-    before = weights(module)
-    found = taught(module, SobolevTerm(normalize="none"), as_loader(data), teacher=teacher)
-    assert found.isfinite().all()
-    assert (found - before).norm() > 1e-3
-
-
 # Outputs without a last axis, and complex ones
 
 
@@ -207,8 +191,6 @@ def test_a_scalar_output_needs_no_axis(kind, engine):
 
 
 class Wave(nn.Module):
-    """Real inside; what is complex comes out."""
-
     def __init__(self, give):
         super().__init__()
         self.body, self.give = mlp(), give

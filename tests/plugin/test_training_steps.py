@@ -15,7 +15,6 @@ from tests.plugin._trainers import as_loader, fit, points, weights
 
 @pytest.fixture(scope="module")
 def expected():
-    """Weights of a loop written by hand."""
     return by_hand()
 
 
@@ -24,8 +23,6 @@ def same(found, expected):
 
 
 class Outputs(L.Callback):
-    """Keeps what the training step returned."""
-
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         self.last = outputs
 
@@ -123,8 +120,6 @@ def test_a_dict_batch(expected):
 
 
 class Several(nn.Module):
-    """An integer, an additive float and the input itself, in three layouts."""
-
     def __init__(self):
         super().__init__()
         self.body = mlp()
@@ -169,8 +164,6 @@ def test_an_input_that_does_not_exist_is_an_error(wrt, text):
 
 
 class BuiltLate(Regressor):
-    """Builds its network where large models do."""
-
     def __init__(self):
         super().__init__()
         self.blueprint = [self.net]
@@ -186,8 +179,6 @@ def test_a_student_that_is_built_in_configure_model(module, expected):
 
 
 class Frozen(Regressor):
-    """Nothing of it is trained any more."""
-
     def configure_optimizers(self):
         self.requires_grad_(False)
         return super().configure_optimizers()

@@ -49,8 +49,6 @@ def fused_attention(monkeypatch):
 
 
 class Calls(nn.Module):
-    """Calls one function behind a linear layer."""
-
     def __init__(self, function):
         super().__init__()
         self.first, self.function, self.last = nn.Linear(6, 6), function, nn.Linear(6, 2)
@@ -153,16 +151,13 @@ def test_the_doctor_applies_the_remedy_says_so_and_agrees(trap, kind, engine, ca
 # What cannot be mended is refused by name, and would not have passed in silence
 
 
-def batch_norm():
-    return normalized_channels(nn.BatchNorm1d(4))
-
-
 REFUSED = {
     "LSTM in forward mode": (
         lambda: Last(nn.LSTM(3, 4, batch_first=True)), (3, 4, 3), JVP,
         "no forward mode for nn.LSTM; use engine='tape'", "this layer has no forward mode"),
     "BatchNorm in train mode under torch.func": (
-        batch_norm, (4, 2, 6), VJP, "cannot run batch norm in train mode",
+        lambda: normalized_channels(nn.BatchNorm1d(4)), (4, 2, 6), VJP,
+        "cannot run batch norm in train mode",
         "batch norm in train mode works with engine='tape' only"),
 }  # fmt: skip
 

@@ -15,14 +15,11 @@ TEACHER = mlp(seed=7)
 
 
 def rows(network, x, engine):
-    """Second derivatives of a network along all ones."""
     u, v = torch.ones(1, len(x), 2, dtype=x.dtype), torch.ones(1, *x.shape, dtype=x.dtype)
     return hvp(network, x, u, v, engine=engine)
 
 
 class Measures(Regressor):
-    """Reports how well a derivative is matched, in every stage."""
-
     def __init__(self, engine="tape"):
         super().__init__()
         self.engine = engine

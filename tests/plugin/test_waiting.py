@@ -71,17 +71,6 @@ def test_no_step_looks_at_a_number(kind, engine):
     assert guard.guarded == 2
 
 
-@pytest.mark.usefixtures("far_away")
-def test_the_guard_sees_a_look():
-    class Looks(Regressor):
-        def training_step(self, batch, batch_idx):
-            loss = super().training_step(batch, batch_idx)
-            return loss if batch_idx == 0 or float(loss.detach()) >= 0.0 else None
-
-    with pytest.raises(AssertionError, match=r"_local_scalar_dense.* makes the host wait"):
-        taught(Looks(), (), None, Guard())
-
-
 @pytest.mark.parametrize("kind", ["rows", "order 2", "a fraction", "raw"])
 @pytest.mark.usefixtures("far_away")
 def test_the_training_is_that_of_the_loop_written_by_hand(kind):
@@ -89,8 +78,6 @@ def test_the_training_is_that_of_the_loop_written_by_hand(kind):
 
 
 class BreaksAt(nn.Module):
-    """A teacher that answers with no number from some call on."""
-
     def __init__(self, call):
         super().__init__()
         self.body, self.calls, self.call = mlp(seed=7), 0, call

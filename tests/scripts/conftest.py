@@ -32,8 +32,6 @@ DISTILLATION = (
 
 @pytest.fixture
 def composed(tmp_path):
-    """Compose the configuration of a run whose folder is new."""
-
     def compose_run(*overrides, name="run"):
         places = [f"run_dir={tmp_path / 'runs' / name}", "progress=false", "logger=none"]
         if "+experiment=distill_pong" in overrides:
@@ -46,8 +44,6 @@ def composed(tmp_path):
 
 @pytest.fixture
 def finished(composed):
-    """Run an experiment and leave beside it what Hydra leaves."""
-
     def finish(*overrides):
         cfg = composed(*overrides)
         metrics = run(cfg)

@@ -22,8 +22,6 @@ SETTINGS = ("+experiment=synthetic_gradients", "scale=smoke", *STEPS, *SMALL)
 
 
 class StopAt(pl.Callback):
-    """Ends training at a step, without a word."""
-
     def __init__(self, step):
         self.step = step
 

@@ -5,11 +5,10 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from lightning_sobolev.atari import SmallCNN
+from tests.plugin._trainers import QUIET
 
 
 class Student(pl.LightningModule):
-    """Learns from every batch and notes which states it was given."""
-
     def __init__(self):
         super().__init__()
         with torch.random.fork_rng():
@@ -34,8 +33,6 @@ class Stopped(Exception):
 
 
 class StopIn(Callback):
-    """The training is broken off in a step; a checkpoint is left."""
-
     def __init__(self, step):
         self.step = step
 
@@ -46,18 +43,9 @@ class StopIn(Callback):
 
 
 def fit(data, folder, *callbacks, ckpt_path=None, student=None, **options):
-    """Train, and return the student."""
     student = student or Student()
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        default_root_dir=folder,
-        callbacks=list(callbacks),
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        **{"max_steps": 8, "max_epochs": -1, **options},
-    )
+    short = {"precision": None, "num_sanity_val_steps": 0, "max_steps": 8, "max_epochs": -1}
+    options = {**QUIET, **short, "callbacks": list(callbacks), **options}
+    trainer = pl.Trainer(default_root_dir=folder, **options)
     trainer.fit(student, data, ckpt_path=ckpt_path, weights_only=True if ckpt_path else None)
     return student

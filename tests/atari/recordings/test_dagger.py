@@ -24,8 +24,6 @@ THIRDS = ((0, 3), (3, 6), (6, 8))
 
 
 class Keep(Callback):
-    """Note the student's weights at the start of every epoch."""
-
     def __init__(self):
         self.before = []
 
@@ -90,7 +88,6 @@ def test_one_round_is_training_without_it(build, tmp_path):
 
 @pytest.fixture(scope="module")
 def straight(root, settings, teacher, tmp_path_factory):
-    """A training that nothing disturbed."""
     data = RecordingDataModule(root, settings, teacher, batch_size=8, sizes=SIZES)
     return fit(data, tmp_path_factory.mktemp("straight"), DAgger(3, num_states=60))
 

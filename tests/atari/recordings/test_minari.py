@@ -83,7 +83,6 @@ def assert_answers(made, teacher):
 
 
 def foreign(dataset_id, observations, spaces=SPACES):
-    """A data set that knows nothing of this package."""
     buffers = [
         EpisodeBuffer(
             observations=seen,

@@ -34,7 +34,6 @@ def contents(folder):
 
 
 def seeds_of_shard(seed, shard, num_envs):
-    """Seeds of the games, written out by hand."""
     games = int(np.random.SeedSequence((seed, shard)).generate_state(1)[0])
     return (np.random.SeedSequence(games).generate_state(num_envs) >> 1).astype(np.int32)
 

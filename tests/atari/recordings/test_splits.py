@@ -17,7 +17,6 @@ def random_shards(seed, count=12, games=5, mean_length=30):
 
 
 def episodes_of(lengths):
-    """Number of the episode of every state."""
     return np.repeat(np.arange(np.size(lengths)), np.ravel(lengths))
 
 

@@ -17,7 +17,6 @@ QUIET |= {"enable_progress_bar": False, "enable_model_summary": False}
 
 @pytest.fixture
 def networks():
-    """Two policies of pong, in single precision as in a run."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
     with torch.random.fork_rng():
@@ -32,7 +31,6 @@ def module_of(student, teacher=None, **options):
 
 
 def results_of(module, callbacks, folder):
-    """Test on noise, as a run does it; return what was logged."""
     x = torch.randint(0, 256, (8, 4, 84, 84), dtype=torch.uint8)
     batch = {"x": x, "log_probs": torch.zeros(8, 6).log_softmax(-1)}
     options = {"default_root_dir": folder, "inference_mode": False, **QUIET}

@@ -19,7 +19,6 @@ SHORT = {"num_validation_frames": 3, "num_test_frames": 4}
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch):
-    """Warm up for a few steps only."""
     monkeypatch.setattr(atomic_systems, "_BURN_IN", 5)
 
 

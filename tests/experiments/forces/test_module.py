@@ -79,7 +79,6 @@ def frames(monkeypatch):
 
 
 def fitted(frames, *terms, steps=20, **settings):
-    """Train with terms of the forces' loss, or by energies alone."""
     torch.manual_seed(0)
     net = SchNet("morse13", features=8, radial=6)
     module = ForceFieldModule(net, partial(torch.optim.Adam, lr=1e-2), **settings)

@@ -11,7 +11,6 @@ def data(**changes):
 
 
 def original(module, table):
-    """The points of a table in the function's own units."""
     return table.columns["x"] * module.units.x_std + module.units.x_mean
 
 

@@ -34,7 +34,6 @@ CASES = [(name, dim) for name, f in LANDSCAPES.items() for dim in ((2,) if f.dim
 
 
 def points(name, dim, generator, count=200):
-    """Points of the domain of a function."""
     low, high = torch.tensor(landscape(name).bounds(dim)).unbind(-1)
     return low + (high - low) * torch.rand(count, dim, generator=generator)
 

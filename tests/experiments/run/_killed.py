@@ -22,8 +22,6 @@ def die():
 
 
 class HalfWritten(test_resume.LastCheckpoint):
-    """Dies with half of a checkpoint on the disk."""
-
     def _write(self, trainer):
         super()._write(trainer)
         if trainer.global_step == NUMBER + 1:

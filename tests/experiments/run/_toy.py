@@ -53,7 +53,6 @@ def toy_net():
 
 
 def composed(folder, *overrides, **settings):
-    """The configuration of a run of the toy."""
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
         cfg = compose("train", ["teacher=batch", "teacher.hessian=null", "logger=none", *overrides])
     own = {

@@ -14,8 +14,6 @@ NUMBER = 4
 
 
 class Lose(L.Callback):
-    """Kills the second process, or lets it raise, before its fifth batch."""
-
     def __init__(self, what):
         self.what, self.batch = what, -1
 

@@ -4,7 +4,6 @@ import os
 import resource
 import subprocess
 import sys
-from contextlib import contextmanager
 
 import lightning.pytorch as L
 import pytest
@@ -12,26 +11,14 @@ import torch
 
 from lightning_sobolev.experiments.run.checkpoints import LAST, checkpoint_to_resume
 from lightning_sobolev.experiments.run.train import write_metrics
+from tests.atari.recordings.test_record import full_disk
 from tests.experiments.run._toy import composed
 from tests.experiments.run.test_resume import straight, train
 
 __all__ = ["straight"]
 
 
-@contextmanager
-def full_disk(size):
-    """Let no file grow beyond a size: the kernel then refuses to write, as on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 class Fills(L.Callback):
-    """The disk is full from some step on."""
-
     def __init__(self, step):
         self.step = step
 

@@ -55,8 +55,6 @@ class Fits(L.LightningModule):
 
 
 class Interrupt(L.Callback):
-    """Raises at one moment of one batch, counted over the whole run."""
-
     def __init__(self, moment, number):
         self.moment, self.number, self.batch = moment, number, -1
 
@@ -119,8 +117,6 @@ def test_ctrl_c_at_any_moment_of_a_step(moment, number, straight, tmp_path):
 
 
 class SaveAfter(L.Callback):
-    """Keeps a checkpoint of every step, as kill -9 would have left it."""
-
     def on_train_batch_end(self, trainer, *args):
         folder = trainer.default_root_dir
         trainer.save_checkpoint(f"{folder}/{trainer.global_step}/last.ckpt")

@@ -132,8 +132,6 @@ class Diverge(pl.Callback):
 
 
 class Signal(pl.Callback):
-    """Sends a signal to its own process within the update of the weights."""
-
     def __init__(self, step, number):
         self.step, self.number = step, number
 
@@ -201,8 +199,6 @@ def test_ctrl_c_inside_an_update_waits_for_its_end(straight, tmp_path, caplog):
 
 
 class Breaks(torch.optim.Adam):
-    """Raises when half of the weights have moved."""
-
     def step(self, closure=None):
         with torch.enable_grad():
             loss = closure()

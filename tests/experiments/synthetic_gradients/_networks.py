@@ -18,7 +18,6 @@ WITH_MODELS = [name for name, kind in KINDS.items() if kind.model is not None]
 
 
 def vectors(seed=0):
-    """Four blocks of dense layers."""
     torch.manual_seed(seed)
     sizes = pairwise((5, 7, 6, 8))
     blocks = [nn.Sequential(nn.Linear(before, after), nn.Tanh()) for before, after in sizes]
@@ -26,7 +25,6 @@ def vectors(seed=0):
 
 
 def maps(seed=0):
-    """Four blocks of convolutions with batch norm."""
     torch.manual_seed(seed)
     blocks = [
         nn.Sequential(nn.Conv2d(before, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Tanh())
@@ -61,8 +59,6 @@ class Oracle(nn.Module):
 
 
 class GradientOracle(Oracle):
-    """Its derivative."""
-
     def forward(self, h, y):
         with torch.enable_grad():
             leaf = h.detach().requires_grad_()
@@ -71,7 +67,6 @@ class GradientOracle(Oracle):
 
 
 def learned(models):
-    """Give models weights other than zero, as after some training."""
     generator = torch.Generator().manual_seed(1)
     for model in models:
         for parameter in model.parameters():
@@ -81,7 +76,6 @@ def learned(models):
 
 
 def stages(network, cuts, kind, matching=None, seed=0):
-    """Cut a network and put models at the cuts that have learned something."""
     sections, kind = split(network(seed), cuts), KINDS[kind]
     models = learned(
         build_models(kind, activation_shapes(sections, SHAPES[network], CLASSES), CLASSES)
@@ -94,7 +88,6 @@ def gradients(module):
 
 
 def predicted(model, kind, h, y):
-    """Return the synthetic gradient."""
     if kind == "direct":
         return model(h, y).detach()
     leaf = h.detach().requires_grad_()

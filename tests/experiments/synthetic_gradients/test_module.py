@@ -21,16 +21,14 @@ from tests.experiments.synthetic_gradients._networks import (
     stages,
     vectors,
 )
+from tests.plugin._trainers import QUIET
+
+pytestmark = pytest.mark.usefixtures("float64")
 
 STEPS = 4
 SGD = partial(torch.optim.SGD, lr=0.1)
 COSINE = partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=STEPS)
 equal = partial(assert_close, rtol=1e-10, atol=1e-12)
-
-
-@pytest.fixture(autouse=True)
-def double(float64):
-    """Laws are checked to rounding error."""
 
 
 def module(network=vectors, cuts=3, **options):
@@ -39,16 +37,8 @@ def module(network=vectors, cuts=3, **options):
 
 
 def trainer(steps=STEPS):
-    return pl.Trainer(
-        accelerator="cpu",
-        max_steps=steps,
-        log_every_n_steps=1,
-        num_sanity_val_steps=0,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        logger=False,
-        enable_checkpointing=False,
-    )
+    options = {**QUIET, "precision": None, "log_every_n_steps": 1, "num_sanity_val_steps": 0}
+    return pl.Trainer(max_steps=steps, **options)
 
 
 def loader(drawn):

@@ -88,31 +88,7 @@ def test_nobody_waits_for_an_answer_when_decoupled():
     assert free.late > 0
 
 
-class Slow(nn.Linear):
-    """Takes its time."""
-
-    def forward(self, x):
-        time.sleep(0.05)
-        return super().forward(x)
-
-
-def test_a_stage_waits_for_room_above():
-    """The one below could be done in no time, and keeps no more under way than it may."""
-    net = nn.Sequential(nn.Linear(5, 7), Slow(7, CLASSES))
-    kind = KINDS["sobolev"]
-    cut = build_stages(split(net, [1]), build_models(kind, [(7,)], CLASSES), kind, Matching())
-    pipeline = Pipeline(steps=20, capacity=2, buffer=8, **SETTINGS)
-    lowest, _ = run_pipeline(cut, batches(vectors, 6), pipeline)
-    assert lowest.waited / lowest.seconds > 0.5
-    assert lowest.forgotten == 0
-    assert (
-        lowest.late <= 4 * lowest.learned
-    )  # two in the queue, one at work, and the one that has just gone
-
-
 class Deadly(nn.Module):
-    """Ends its process, or stops it, at the third batch."""
-
     def __init__(self, sent):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(()))
@@ -178,7 +154,6 @@ def lowest_process(kind, *, buffer=8, capacity=8):
 
 
 def answer(above, number, gradient, value):
-    """Send a target down and wait until it is there."""
     above.down.send(number, [gradient, value], lambda: None)
     while above.down.queue.empty():
         time.sleep(0.001)

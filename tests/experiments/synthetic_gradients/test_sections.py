@@ -56,8 +56,6 @@ def test_sections_that_cannot_be_trained_apart_are_refused(network, cuts, messag
 
 
 class Writer(nn.Linear):
-    """Writes into its input without saying so."""
-
     def forward(self, x):
         return super().forward(x.mul_(2))
 
@@ -105,7 +103,6 @@ def test_a_gradient_model_hears_the_class():
 
 
 def one(model, kind):
-    """Give a model to the one cut of a module."""
     options = {"input_shape": (4,), "num_classes": CLASSES}
     return DecoupledModule(layers(), 1, torch.optim.SGD, models=model, kind=kind, **options)
 

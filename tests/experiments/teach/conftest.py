@@ -31,7 +31,6 @@ def as_a_user_runs_it():
 
 @pytest.fixture
 def small_learner():
-    """Build a learner for two games of Breakout."""
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
         usual = compose("train_teacher").ppo
 
@@ -44,7 +43,6 @@ def small_learner():
 
 
 def compose_training(folder, *overrides):
-    """Compose the configuration of a short training."""
     chosen = any("teacher_training" in given for given in overrides)
     game = () if chosen else ("+teacher_training=ppo_breakout",)
     given = (*game, *OVERRIDES, f"run_dir={folder}", "n_timesteps=64", *overrides)

@@ -89,12 +89,3 @@ def test_games_that_do_it_themselves_are_refused(name):
     environments = Environments(AtariSettings("pong", num_envs=1, **{name: True}), seed=0)
     with pytest.raises(ValueError, match=f"{name} of the games must be false"):
         AtariVecEnv(environments)
-
-
-def test_settings_of_the_games_cannot_be_changed():
-    env = AtariVecEnv(Environments(AtariSettings("pong", num_envs=2), seed=0))
-    assert env.get_attr("settings", indices=[0])[0].game == "pong"
-    assert env.env_is_wrapped(object) == [False, False]
-    for refused in (lambda: env.set_attr("settings", None), lambda: env.env_method("render")):
-        with pytest.raises(AttributeError, match="is not of one game"):
-            refused()

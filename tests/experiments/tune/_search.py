@@ -21,7 +21,6 @@ class Refuses(Callback):
 
 
 def composed(folder, *overrides, **settings):
-    """The configuration of a search for the toy of the run room."""
     given = ["teacher=batch", "teacher.hessian=null", "logger=none", "pictures=false"]
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
         cfg = compose("tune", [*given, "scale=smoke", "progress=false", "steps=12", *overrides])

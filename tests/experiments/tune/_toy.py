@@ -21,7 +21,6 @@ STARTS = [  # not quite symmetric: two members that tie do not copy each other
 
 
 def climb(w, config):
-    """Return Q behind a round, and where it was reached."""
     h = [math.exp(config["h1"]), math.exp(config["h2"])]
     w = [x * (1 - 2 * RATE * y) ** STEPS for x, y in zip(w, h, strict=True)]
     return 1.2 - w[0] ** 2 - w[1] ** 2, w
@@ -119,7 +118,6 @@ class Stage:
 
 
 def staged(scheduler, starts=STARTS, rounds=ROUNDS):
-    """Return the history of the toy problem: (round, member, Q)."""
     stage = Stage(scheduler, starts)
     for number in range(1, rounds + 1):
         # A search stops behind its last round without another exploit.

@@ -5,7 +5,6 @@ import math
 import pandas as pd
 import pytest
 
-from lightning_sobolev.experiments.tune.figures import draw_lineage, draw_schedule
 from lightning_sobolev.experiments.tune.history import ancestry, best_member, read_history
 
 NAN = math.nan
@@ -47,9 +46,3 @@ def test_of_an_interval_that_was_trained_twice_the_later_one_counts(tmp_path):
     found = read_history(tmp_path).set_index(["interval", "member"])
     assert list(found.loc[(2, 0), ["score", "setting_lr"]]) == [0.5, 0.2]
     assert math.isnan(found.loc[(2, 1), "score"])
-
-
-def test_figures_show_also_what_diverged(tmp_path):
-    for draw in (draw_schedule, draw_lineage):
-        draw(tmp_path / f"{draw.__name__}.png", FOUND, best=2)
-        assert (tmp_path / f"{draw.__name__}.png").read_bytes().startswith(b"\x89PNG")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import integrate, special
 
-from lightning_sobolev.experiments.tune.rules import Truncation, Welch, in_order, tournament
+from lightning_sobolev.experiments.tune.rules import Truncation, Welch, tournament
 
 NAN = math.nan
 RULES = {"truncation": Truncation(0.2), "welch": Welch(), "tournament": tournament}
@@ -86,15 +86,6 @@ def test_welch_decides_as_the_test_by_its_definition():
 @pytest.mark.parametrize("recent", [1, 2])
 def test_without_variance_there_is_no_test(recent):
     assert Welch(0.05)([[1.0] * recent, [2.0] * recent], Random(0)) == {}
-
-
-def test_everybody_is_copied_before_being_replaced():
-    plan = {1: 0, 2: 1, 3: 1, 4: 3}
-    order = in_order(plan)
-    assert dict(order) == plan
-    losers = [loser for loser, _ in order]
-    for loser, donor in order:
-        assert donor not in losers or losers.index(loser) < losers.index(donor)
 
 
 @pytest.mark.parametrize(
