@@ -1,6 +1,7 @@
 """What the benchmark compares does the same work, and its counts are right."""
 
 import json
+import logging
 from dataclasses import replace
 
 import pytest
@@ -34,6 +35,14 @@ LAYERS = {
     "mlp": lambda width, outputs: [2 * width * n for n in (2, width, outputs)],
     "nature_cnn": [2 * count for count in PLACES],
 }
+
+
+@pytest.fixture(autouse=True)
+def _talk_as_before():
+    talker = logging.getLogger("lightning.pytorch")
+    level = talker.level
+    yield
+    talker.setLevel(level)
 
 
 def by_formula(layers, *, linear_output):
