@@ -9,6 +9,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from lightning_sobolev import _paths
+from lightning_sobolev._checks import require
 from lightning_sobolev.atari.networks import scale_pixels
 
 
@@ -25,8 +26,7 @@ def log_probabilities(
             raise ValueError(
                 f"network must answer [{stacks.shape[0]}, actions], got {list(logits.shape)}"
             )
-        answer: np.ndarray = torch.log_softmax(logits.float(), dim=-1).cpu().numpy()
-    return answer
+        return np.asarray(torch.log_softmax(logits.float(), dim=-1).cpu().numpy())
 
 
 def choose(
@@ -36,8 +36,7 @@ def choose(
     # argmax of log p + Gumbel noise is distributed as p: Maddison, Tarlow and Minka 2014, A*
     # sampling, section 2
     scores = log_probs if rng is None else log_probs + rng.gumbel(size=log_probs.shape)
-    actions: np.ndarray = scores.argmax(axis=-1)
-    return actions
+    return np.asarray(scores.argmax(axis=-1))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,9 +55,6 @@ class Behavior:
         greedy: Whether the greedy action is taken instead of a sampled one.
         beta: Probability, drawn anew for every decision, that the teacher acts.
 
-    Raises:
-        ValueError: If a number is out of range, or a temperature is given to a greedy policy.
-
     Source:
         Ross, Gordon and Bagnell 2011, A reduction of imitation learning and structured prediction
         to no-regret online learning, algorithm 3.1.
@@ -70,11 +66,10 @@ class Behavior:
     beta: float = 1.0
 
     def __post_init__(self) -> None:
-        if not (0.0 < self.temperature < math.inf):
-            raise ValueError(f"temperature must be positive and finite, got {self.temperature}")
-        for name in ("epsilon", "beta"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
+        positive = 0.0 < self.temperature < math.inf
+        require(positive, "temperature", "positive and finite", self.temperature)
+        for name, share in (("epsilon", self.epsilon), ("beta", self.beta)):
+            require(0.0 <= share <= 1.0, name, "in [0, 1]", share)
         if self.greedy and self.temperature != 1.0:
             raise ValueError(
                 f"temperature must be 1 for a greedy policy, got {self.temperature}: the greedy "
@@ -122,9 +117,6 @@ class ModulePolicy(nn.Module):
             mapping that it returns, the first floating-point tensor is taken.
         input_scale: Factor :math:`s`: 1 where the module takes pixels in 0..1, 255 where it takes
             0..255, also if it then divides by 255 itself.
-
-    Raises:
-        ValueError: If ``module`` is not a module or ``input_scale`` not positive.
     """
 
     input_scale: Tensor
@@ -133,8 +125,7 @@ class ModulePolicy(nn.Module):
         super().__init__()
         if not isinstance(module, nn.Module):
             raise ValueError(f"module must be a torch.nn.Module, got {type(module).__name__}")
-        if not 0.0 < input_scale < math.inf:
-            raise ValueError(f"input_scale must be a positive number, got {input_scale}")
+        require(0.0 < input_scale < math.inf, "input_scale", "a positive number", input_scale)
         self.module = module
         self.register_buffer("input_scale", torch.tensor(float(input_scale)))
 

@@ -65,10 +65,10 @@ def _load_described(agent: ForeignAgent) -> tuple[nn.Module, Card]:
     path, _ = agent.fetch()
     if path.suffix != ".safetensors" or not path.with_suffix(".json").exists():
         return load_foreign(agent)
-    said = (agent.input_scale, agent.temperature)
-    if said != (1.0, None):
+    scale, temperature = agent.input_scale, agent.temperature
+    if (scale, temperature) != (1.0, None):
         text = f"input_scale and temperature of {agent.source} are said by its card"
-        raise ValueError(f"{text}, got {said[0]} and {said[1]}: leave them out")
+        raise ValueError(f"{text}, got {scale} and {temperature}: leave them out")
     network, card = _load_with_card(path)
     agent.check_num_actions(card["num_actions"])
     return network, card
@@ -76,8 +76,7 @@ def _load_described(agent: ForeignAgent) -> tuple[nn.Module, Card]:
 
 def _load_with_card(path: Path) -> tuple[nn.Module, Card]:
     card = _read_card(path.with_suffix(".json"))
-    found = sha256_of(path)
-    if found != card["sha256"]:
+    if (found := sha256_of(path)) != card["sha256"]:
         raise ValueError(
             f"{path} must have the sha256 of its card, {card['sha256']}, got {found}: the file is "
             "damaged or belongs to another card"

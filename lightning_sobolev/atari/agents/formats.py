@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_sobolev._checks import require
 from lightning_sobolev._files import sha256_of
 from lightning_sobolev.atari.agents import hub
 from lightning_sobolev.atari.agents.reading import read_weights
@@ -102,9 +103,6 @@ class ForeignAgent:
         sha256: Digest that the file must have; None only notes it. Needed for a revision that is
             not a commit.
 
-    Raises:
-        ValueError: If a number is not positive or a revision is not fixed.
-
     Source:
         Rusu et al. 2015, Policy distillation (arXiv:1511.06295), for the softmax of Q-values at a
         temperature of 0.01.
@@ -120,8 +118,7 @@ class ForeignAgent:
     def __post_init__(self) -> None:
         for name in ("input_scale", "temperature"):
             value = getattr(self, name)
-            if value is not None and not 0.0 < value < math.inf:
-                raise ValueError(f"{name} must be a positive number, got {value}")
+            require(value is None or 0.0 < value < math.inf, name, "a positive number", value)
         hub_file = self.hub_file
         if hub_file is not None and not hub_file.is_commit and self.sha256 is None:
             raise ValueError(
@@ -138,8 +135,7 @@ class ForeignAgent:
     def fetch(self) -> tuple[Path, str]:
         """Return the file's path and sha256, fetching it if it is elsewhere."""
         path = Path(self.source) if self.hub_file is None else hub.download(self.hub_file)
-        if not path.is_file():
-            raise ValueError(f"source must be an existing file, got {str(path)!r}")
+        require(path.is_file(), "source", "an existing file", str(path))
         found = sha256_of(path)
         if self.sha256 is not None and found != self.sha256.lower():
             raise ValueError(f"{self.source} must have the sha256 {self.sha256}, got {found}")

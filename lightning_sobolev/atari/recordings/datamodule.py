@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from lightning_sobolev._checks import require
 from lightning_sobolev.atari.agents.cards import Agent, load_agent
 from lightning_sobolev.atari.environments import AtariSettings
 from lightning_sobolev.atari.policy import Behavior
@@ -73,8 +74,7 @@ class StatesDataModule(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         for name, count in (("batch_size", batch_size), ("steps_per_epoch", steps_per_epoch)):
-            if count is not None and count < 1:
-                raise ValueError(f"{name} must be at least 1, got {count}")
+            require(count is None or count >= 1, name, "at least 1", count)
         self.sizes, self.fraction, self.seed = sizes, fraction, seed
         self.batch_size, self.steps_per_epoch = batch_size, steps_per_epoch
         self._data: dict[str, RecordedStates] = {}
@@ -96,8 +96,7 @@ class StatesDataModule(pl.LightningDataModule):
         }
         train = self._data["train"]
         count = self.sizes.train or len(train)
-        rows = choose_fraction(len(train), count, self.fraction, self.seed)
-        train.index = train.index[rows]
+        train.index = train.index[choose_fraction(len(train), count, self.fraction, self.seed)]
 
     def extend(self, recording: Recording, num_states: int) -> None:
         """Train on a recording more from the next epoch on; ``fraction`` is of ``num_states``."""
@@ -123,9 +122,8 @@ class StatesDataModule(pl.LightningDataModule):
     def train_dataloader(self) -> ResumableLoader:
         """Serve ``steps_per_epoch`` full batches of the chosen states, shuffled pass by pass."""
         dataset = self._dataset("train")
-        batches = _GrowingBatches(
-            dataset, self.batch_size, self.steps_per_epoch, seed=self.seed, **self._process()
-        )
+        how = {"seed": self.seed, **self._process()}
+        batches = _GrowingBatches(dataset, self.batch_size, self.steps_per_epoch, **how)
         return ResumableLoader(dataset, batches, self.trainer)
 
     def val_dataloader(self) -> DataLoader[Any]:
@@ -260,10 +258,8 @@ class StoredDataModule(StatesDataModule):
         **serving: Any,
     ) -> None:
         super().__init__(sizes or SplitSizes(train=None), **serving)
-        if isinstance(folders, str) or not folders or len(set(folders)) < len(folders):
-            raise ValueError(
-                f"folders must be a list of at least one recording, each once, got {folders!r}"
-            )
+        are_many = not isinstance(folders, str) and folders and len(set(folders)) == len(folders)
+        require(bool(are_many), "folders", "a list of at least one recording, each once", folders)
         self.folders = [Path(root) / folder for folder in folders]
         self.teacher = None if teacher is None else _network(teacher)
 

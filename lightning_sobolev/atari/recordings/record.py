@@ -105,8 +105,8 @@ def record(
         if shards:
             rank_zero_info(f"Recording {folder}: going on after {done} states.")
         games = _Games(Environments(settings, seed), copies, behavior, device, seed)
-        text = f"recording {settings.game}"
-        with progress_bar(text, total, completed=done, enabled=progress) as advance:
+        bar = progress_bar(f"recording {settings.game}", total, completed=done, enabled=progress)
+        with bar as advance:
             while not _suffice(shards, num_states):
                 pieces = games.play(len(shards), advance)
                 shards.append(stored.write_shard(folder, len(shards), pieces))
@@ -121,7 +121,6 @@ def _suffice(shards: Sequence[stored.Shard], wanted: int | SplitSizes) -> bool:
 
 
 def _make_room(folder: Path, identity: dict[str, Any], *, remake: bool) -> list[stored.Shard]:
-    """Forget another recording, and say why; return the shards that are gone on with."""
     index = None if remake else stored.read_index(folder)
     if index is not None and index.identity != identity:
         if "imported" in index.identity:
@@ -139,7 +138,6 @@ def _make_room(folder: Path, identity: dict[str, Any], *, remake: bool) -> list[
 
 
 def _difference(found: dict[str, Any], asked: dict[str, Any]) -> str:
-    """Say in which entries two recordings differ."""
     old, new = (
         {**one, **one["settings"], **one["behavior"], "settings": None, "behavior": None}
         for one in (found, asked)
@@ -162,15 +160,13 @@ class _Games:
     def play(
         self, number: int, advance: Advance
     ) -> Iterator[tuple[UInt8[np.ndarray, "games height width"], np.ndarray]]:
-        """Play a shard: every game once, asking for those that are still running."""
         num_envs = self.environments.settings.num_envs
         seed = np.random.SeedSequence((self.seed, number)).generate_state(1)[0]
         running, age, stacks = np.arange(num_envs), 0, self.environments.reset(int(seed))
         _check_stacks(np.zeros_like(stacks), stacks)
         while len(running):
             seen = stacks[running]
-            rng = np.random.default_rng((self.seed, number, age))
-            chosen, answers = self._decide(seen, rng)
+            chosen, answers = self._decide(seen, np.random.default_rng((self.seed, number, age)))
             actions = np.zeros(num_envs, np.int64)
             actions[running] = chosen
             result = self.environments.step(actions)
