@@ -136,9 +136,8 @@ class Environments:
             autoreset_mode=AutoresetMode.SAME_STEP,
         )
         if fire and "FIRE" not in self.action_meanings:
-            raise ValueError(
-                f"fire_on_life_loss must be false for {settings.game}, which has no FIRE, got true"
-            )
+            game = f"{settings.game}, which has no FIRE"
+            raise ValueError(f"fire_on_life_loss must be false for {game}, got true")
         self._fire = self.action_meanings.index("FIRE") if fire else None
         self._lives = self._lost_life = np.zeros(settings.num_envs, bool)
 
@@ -180,7 +179,6 @@ class Environments:
 def check_num_actions(num_outputs: int, environments: Environments, *, who: str) -> None:
     """Refuse a policy, called ``who``, whose outputs are not the game's actions."""
     if num_outputs != environments.num_actions:
-        raise ValueError(
-            f"{who} must have {environments.num_actions} outputs for {environments.settings.game} "
-            f"({', '.join(environments.action_meanings)}), got {num_outputs}"
-        )
+        outputs = f"{environments.num_actions} outputs for {environments.settings.game}"
+        meanings = ", ".join(environments.action_meanings)
+        raise ValueError(f"{who} must have {outputs} ({meanings}), got {num_outputs}")

@@ -41,9 +41,8 @@ def _load_minari() -> Any:
     try:
         return [importlib.import_module(name) for name in ("h5py", "PIL", "minari")][-1]
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"data sets of Minari need minari, h5py and PIL ({error}): install the extra 'minari'"
-        ) from error
+        text = f"data sets of Minari need minari, h5py and PIL ({error})"
+        raise ModuleNotFoundError(f"{text}: install the extra 'minari'") from error
 
 
 def export_minari(
@@ -85,7 +84,7 @@ def export_minari(
             progress_bar(f"exporting {dataset_id}", recording.num_states) as advance,
             warnings.catch_warnings(action="ignore", category=UserWarning),  # nobody's name is set
         ):
-            episodes = _exported(minari, recording, stacked=stacked, advance=advance)
+            episodes = _exported(minari, recording, stacked, advance)
             minari.create_dataset_from_buffers(dataset_id, episodes, **about)
     except BaseException:
         shutil.rmtree(place, ignore_errors=True)
@@ -93,9 +92,7 @@ def export_minari(
     return place
 
 
-def _exported(
-    minari: Any, recording: Recording, *, stacked: bool, advance: Advance
-) -> Iterator[Any]:
+def _exported(minari: Any, recording: Recording, stacked: bool, advance: Advance) -> Iterator[Any]:
     buffer = minari.data_collector.episode_buffer.EpisodeBuffer
     ends = np.cumsum([*chain(*recording.episode_lengths)])
     for rows in np.split(np.arange(recording.num_states), ends[:-1]):
@@ -153,9 +150,8 @@ def import_minari(
         try:
             dataset = minari.load_dataset(dataset)
         except FileNotFoundError as error:
-            raise FileNotFoundError(
-                f"dataset must be here, got {dataset!r}: 'minari download {dataset}' fetches it"
-            ) from error
+            remedy = f"'minari download {dataset}' fetches it"
+            raise FileNotFoundError(f"dataset must be here, got {dataset!r}: {remedy}") from error
     settings = replace(settings, num_envs=1)
     episodes = hashlib.sha256(np.asarray(dataset.episode_indices, "<i8").tobytes()).hexdigest()
     imported = {"dataset": dataset.id, "num_states": int(dataset.total_steps)}
@@ -192,15 +188,12 @@ def _imported(
         frames = _to_frames(np.asarray(episode.observations)[:steps], settings)
         answers = _answers(teacher, frames, settings.stack_num, device)
         if (highest := int(np.max(episode.actions))) >= answers.shape[1]:
-            raise ValueError(
-                f"teacher must have an output for every action of {dataset.id}, got "
-                f"{answers.shape[1]} outputs and action {highest}"
-            )
+            text = f"teacher must have an output for every action of {dataset.id}"
+            raise ValueError(f"{text}, got {answers.shape[1]} outputs and action {highest}")
         states = np.zeros(steps, stored.state_dtype(answers.shape[1]))
-        states["episode"], states["age"] = number, np.arange(steps)
+        states["episode"], states["age"], states["log_probs"] = number, np.arange(steps), answers
         states["action"], states["reward"] = episode.actions, episode.rewards
         states["end"] = stored.ends(episode.terminations, episode.truncations)
-        states["log_probs"] = answers
         yield frames, states
         advance(steps)
 
@@ -248,15 +241,11 @@ def _newest(
     if first == 1:
         return observations[:, 0]
     if first != settings.stack_num:
-        raise ValueError(
-            f"observations must be stacks of {settings.stack_num} frames, got {first}: "
-            "set stack_num in settings"
-        )
+        text = f"observations must be stacks of {settings.stack_num} frames, got {first}"
+        raise ValueError(f"{text}: set stack_num in settings")
     if not np.array_equal(observations[1:, :-1], observations[:-1, 1:]):
-        raise ValueError(
-            "observations must be stacks of the last frames, each moved on by one frame: these "
-            "cannot be rebuilt from single frames"
-        )
+        text = "observations must be stacks of the last frames, each moved on by one frame"
+        raise ValueError(f"{text}: these cannot be rebuilt from single frames")
     return observations[:, -1]
 
 

@@ -68,9 +68,8 @@ class DAgger(pl.Callback):
             return
         data = trainer.datamodule  # type: ignore[attr-defined]
         if not isinstance(data, RecordingDataModule):
-            raise ValueError(
-                f"datamodule must be a RecordingDataModule for DAgger, got {type(data).__name__}"
-            )
+            found = type(data).__name__
+            raise ValueError(f"datamodule must be a RecordingDataModule for DAgger, got {found}")
         enough = trainer.max_steps >= self.rounds
         least = f"at least the {self.rounds} rounds"
         require(enough, "max_steps of the trainer", least, trainer.max_steps)
@@ -90,10 +89,8 @@ class DAgger(pl.Callback):
         # a trainer that cuts epochs short has more of them than there are rounds
         due = min(trainer.current_epoch, self.rounds - 1)
         if len(self.visited) < due - 1:
-            raise ValueError(
-                f"ckpt must come from a run with the same rounds: round {due} begins, got "
-                f"{len(self.visited)} played rounds"
-            )
+            text = f"ckpt must come from a run with the same rounds: round {due} begins"
+            raise ValueError(f"{text}, got {len(self.visited)} played rounds")
         if len(self.visited) < due:
             has_bar = trainer.progress_bar_callback is not None
             self._join(self._play(due, _student(pl_module, self.student), has_bar))
@@ -150,8 +147,6 @@ def _student(pl_module: pl.LightningModule, name: str) -> nn.Module:
     except AttributeError as error:
         raise ValueError(f"student must name a submodule, got {name!r} ({error})") from error
     if any(hasattr(parameter, "device_mesh") for parameter in student.parameters()):
-        raise ValueError(
-            "rounds need the whole student in every process, got one that is split over them: "
-            "train with trainer=cpu, gpu or ddp"
-        )
+        text = "rounds need the whole student in every process, got one that is split over them"
+        raise ValueError(f"{text}: train with trainer=cpu, gpu or ddp")
     return student

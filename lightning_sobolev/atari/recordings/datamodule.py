@@ -17,14 +17,8 @@ from lightning_sobolev._checks import require
 from lightning_sobolev.atari.agents.cards import Agent, load_agent
 from lightning_sobolev.atari.environments import AtariSettings
 from lightning_sobolev.atari.policy import Behavior
-from lightning_sobolev.atari.recordings.dataset import (
-    RecordedStates,
-    Split,
-    SplitSizes,
-    choose_fraction,
-    split_all,
-    split_by_episode,
-)
+from lightning_sobolev.atari.recordings import dataset as states
+from lightning_sobolev.atari.recordings.dataset import RecordedStates, Split, SplitSizes
 from lightning_sobolev.atari.recordings.format import Recording, fingerprint
 from lightning_sobolev.atari.recordings.record import identity_of, record
 from lightning_sobolev.loading import OrderedBatches, ResumableLoader, ShuffledBatches
@@ -36,13 +30,13 @@ _MEAN_STATES = 2_000  # the standard error of a pixel in 0..1 is then at most 0.
 class _GrowingBatches(ShuffledBatches):
     """Shuffled batches of a data set that may be longer in the next epoch."""
 
-    def __init__(self, states: Sized, *arguments: Any, **options: Any) -> None:
-        super().__init__(len(states), *arguments, **options)
-        self._states: Sized = states
+    def __init__(self, rows: Sized, *arguments: Any, **options: Any) -> None:
+        super().__init__(len(rows), *arguments, **options)
+        self._rows: Sized = rows
 
     def batch(self, number: int) -> Int[Tensor, " batch"]:
-        if self.num_rows != len(self._states):
-            self.num_rows = len(self._states)
+        if self.num_rows != len(self._rows):
+            self.num_rows = len(self._rows)
             self._per_pass = self.num_rows // self.batch_size
             self._shuffled = (-1, self._shuffled[1])  # of no pass
         return super().batch(number)
@@ -79,7 +73,7 @@ class StatesDataModule(pl.LightningDataModule):
         self.batch_size, self.steps_per_epoch = batch_size, steps_per_epoch
         self._data: dict[str, RecordedStates] = {}
         count = sizes.train or 1_000_000
-        choose_fraction(count, count, fraction, seed)  # a bad one is said at once
+        states.choose_fraction(count, count, fraction, seed)  # a bad one is said at once
 
     @abstractmethod
     def open(self) -> tuple[Sequence[Recording], Sequence[Split]]:
@@ -96,14 +90,15 @@ class StatesDataModule(pl.LightningDataModule):
         }
         train = self._data["train"]
         count = self.sizes.train or len(train)
-        train.index = train.index[choose_fraction(len(train), count, self.fraction, self.seed)]
+        train.index = train.index[
+            states.choose_fraction(len(train), count, self.fraction, self.seed)
+        ]
 
     def extend(self, recording: Recording, num_states: int) -> None:
         """Train on a recording more from the next epoch on; ``fraction`` is of ``num_states``."""
         train = self._dataset("train")
-        seed = (self.seed, len(train.recordings))
-        rows = choose_fraction(recording.num_states, num_states, self.fraction, seed)
-        train.add(recording, rows)
+        seed, found = (self.seed, len(train.recordings)), recording.num_states
+        train.add(recording, states.choose_fraction(found, num_states, self.fraction, seed))
 
     @property
     def num_train_states(self) -> int:
@@ -198,13 +193,10 @@ class RecordingDataModule(StatesDataModule):
         super().__init__(sizes or SplitSizes(), **serving)
         if self.sizes.train is None:
             raise ValueError("train must be a number where it is recorded for, got None")
-        self.folder = Path(root) / settings.game
-        self.settings = settings
-        self.teacher = _network(teacher)
-        self.options = recording or RecordingOptions()
+        self.folder, self.settings = Path(root) / settings.game, settings
+        self.teacher, self.options = _network(teacher), recording or RecordingOptions()
         self.options.behavior.check_player(None)
-        self._check = check
-        self._is_made = False
+        self._check, self._is_made = check, False
 
     def prepare_data(self) -> None:
         """Check the teacher and record what is missing; once per machine."""
@@ -223,7 +215,7 @@ class RecordingDataModule(StatesDataModule):
         identity = identity_of(
             self.settings, self.teacher, seed=options.seed, behavior=options.behavior
         )
-        split = split_by_episode(recording.episode_lengths, self.sizes)
+        split = states.split_by_episode(recording.episode_lengths, self.sizes)
         if recording.identity != identity or split is None:
             raise ValueError(
                 f"{self.folder} must be this teacher's recording, long enough for {self.sizes}, "
@@ -270,12 +262,10 @@ class StoredDataModule(StatesDataModule):
         for one in recordings:
             theirs = one.identity["teacher_sha256"]
             if ours not in (None, theirs):
-                raise ValueError(
-                    f"teacher must be the one that answered in {one.folder}, "
-                    f"sha256 {theirs}, got {ours}"
-                )
+                who = f"the one that answered in {one.folder}, sha256 {theirs}"
+                raise ValueError(f"teacher must be {who}, got {ours}")
         lengths = {str(one.folder): [*chain(*one.episode_lengths)] for one in recordings}
-        return recordings, split_all(lengths, self.sizes)
+        return recordings, states.split_all(lengths, self.sizes)
 
 
 def _network(teacher: Agent | nn.Module) -> nn.Module:

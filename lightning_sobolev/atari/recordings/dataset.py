@@ -36,9 +36,8 @@ class RecordedStates(Dataset[dict[str, Tensor]]):
         """Serve states of one more recording, too, after the others."""
         shapes = {str(one.folder): one.state_shape for one in (*self.recordings, recording)}
         if len(set(shapes.values())) != 1:
-            raise ValueError(
-                f"recordings must have stacks of one shape and as many actions, got {shapes}"
-            )
+            text = "recordings must have stacks of one shape and as many actions"
+            raise ValueError(f"{text}, got {shapes}")
         part = len(self.recordings)
         self.recordings = (*self.recordings, recording)
         self.index = np.concatenate([self.index, part * STRIDE + rows.astype(np.int64)])

@@ -127,8 +127,7 @@ def _checksum(content: dict[str, Any]) -> str:
 
 def read_index(folder: Path) -> Index | None:
     """Read what a recording says of itself, or None where there is none; refuse a damaged one."""
-    path = folder / INDEX_FILE
-    if not path.exists():
+    if not (path := folder / INDEX_FILE).exists():
         return None
     content = read_json(path)
     if content is None:

@@ -124,10 +124,9 @@ def _make_room(folder: Path, identity: dict[str, Any], *, remake: bool) -> list[
     index = None if remake else stored.read_index(folder)
     if index is not None and index.identity != identity:
         if "imported" in index.identity:
-            raise ValueError(
-                "folder must not be an imported recording, which cannot be made again, got "
-                f"{folder}: choose another one, or pass remake=True to replace it"
-            )
+            text = "folder must not be an imported recording, which cannot be made again, got"
+            remedy = "choose another one, or pass remake=True to replace it"
+            raise ValueError(f"{text} {folder}: {remedy}")
         difference = _difference(index.identity, identity)
         rank_zero_info(f"Recording {folder}: made with other settings ({difference}), anew.")
         index = None
@@ -138,15 +137,10 @@ def _make_room(folder: Path, identity: dict[str, Any], *, remake: bool) -> list[
 
 
 def _difference(found: dict[str, Any], asked: dict[str, Any]) -> str:
-    old, new = (
-        {**one, **one["settings"], **one["behavior"], "settings": None, "behavior": None}
-        for one in (found, asked)
-    )
-    return ", ".join(
-        f"{key}: {old.get(key)} instead of {new.get(key)}"
-        for key in sorted({*old, *new})
-        if old.get(key) != new.get(key)
-    )
+    nested = dict.fromkeys(("settings", "behavior"))
+    old, new = ({**one, **one["settings"], **one["behavior"], **nested} for one in (found, asked))
+    changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
+    return ", ".join(f"{key}: {old.get(key)} instead of {new.get(key)}" for key in changed)
 
 
 @dataclass(frozen=True, slots=True)
