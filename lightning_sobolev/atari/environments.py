@@ -19,7 +19,8 @@ from ale_py.vector_env import AtariVectorEnv
 from gymnasium.vector import AutoresetMode
 from jaxtyping import Bool, Float, Int, UInt8
 
-_STICKY_PROBABILITY = 0.25
+from lightning_sobolev._checks import require
+
 _NUMBERS = {"num_envs": 1, "frameskip": 1, "img_height": 1, "img_width": 1, "stack_num": 1}
 _NUMBERS |= {"noop_max": 0, "max_num_frames_per_episode": 1}
 
@@ -54,9 +55,6 @@ class AtariSettings:
         reward_clipping: Whether rewards are clipped to -1, 0 and 1.
         max_num_frames_per_episode: Frames after which an episode is cut.
 
-    Raises:
-        ValueError: If the game is unknown or a number is out of range.
-
     Source:
         Mnih et al. 2015, Human-level control through deep reinforcement learning, Methods; Machado
         et al. 2018, Revisiting the Arcade Learning Environment, section 5 for ``sticky``.
@@ -86,8 +84,8 @@ class AtariSettings:
             raise ValueError(f"game must name a game in snake case ({hint}?), got {self.game!r}")
         for name, least in _NUMBERS.items():
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"{name} must be a whole number >= {least}, got {value!r}")
+            is_whole = isinstance(value, int) and not isinstance(value, bool)
+            require(is_whole and value >= least, name, f"a whole number >= {least}", value)
 
 
 def num_actions(settings: AtariSettings) -> int:
@@ -116,8 +114,7 @@ class Transition(NamedTuple):
     @property
     def ended(self) -> Bool[np.ndarray, " env"]:
         """Whether an episode ended, in either way."""
-        ended: np.ndarray = self.terminated | self.truncated
-        return ended
+        return np.asarray(self.terminated | self.truncated)
 
 
 class Environments:
@@ -128,21 +125,19 @@ class Environments:
     """
 
     def __init__(self, settings: AtariSettings, seed: int, *, num_threads: int = 0) -> None:
-        if seed < 0:
-            raise ValueError(f"seed must be at least 0, got {seed}")
+        require(seed >= 0, "seed", "at least 0", seed)
         options = asdict(settings)
         sticky, fire = options.pop("sticky"), options.pop("fire_on_life_loss")
         self.settings, self._seed = settings, seed
         self._env = AtariVectorEnv(
             **options,
-            repeat_action_probability=_STICKY_PROBABILITY if sticky else 0.0,
+            repeat_action_probability=0.25 if sticky else 0.0,
             num_threads=num_threads,
             autoreset_mode=AutoresetMode.SAME_STEP,
         )
         if fire and "FIRE" not in self.action_meanings:
-            raise ValueError(
-                f"fire_on_life_loss must be false for {settings.game}, which has no FIRE, got true"
-            )
+            game = f"{settings.game}, which has no FIRE"
+            raise ValueError(f"fire_on_life_loss must be false for {game}, got true")
         self._fire = self.action_meanings.index("FIRE") if fire else None
         self._lives = self._lost_life = np.zeros(settings.num_envs, bool)
 
@@ -184,7 +179,6 @@ class Environments:
 def check_num_actions(num_outputs: int, environments: Environments, *, who: str) -> None:
     """Refuse a policy, called ``who``, whose outputs are not the game's actions."""
     if num_outputs != environments.num_actions:
-        raise ValueError(
-            f"{who} must have {environments.num_actions} outputs for {environments.settings.game} "
-            f"({', '.join(environments.action_meanings)}), got {num_outputs}"
-        )
+        outputs = f"{environments.num_actions} outputs for {environments.settings.game}"
+        meanings = ", ".join(environments.action_meanings)
+        raise ValueError(f"{who} must have {outputs} ({meanings}), got {num_outputs}")

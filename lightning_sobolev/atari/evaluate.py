@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import nn
 
+from lightning_sobolev._checks import require
 from lightning_sobolev._progress import progress_bar
 from lightning_sobolev.atari.environments import AtariSettings, Environments, check_num_actions
 from lightning_sobolev.atari.policy import Behavior, choose, decide, log_probabilities
@@ -48,8 +49,7 @@ def play(
     """Play whole episodes with rewards as the game gives them; the network is copied."""
     # Every game plays a number of episodes fixed beforehand: taking the episodes that end first
     # would favor short ones. The network is not asked for a game that has played its share.
-    if num_episodes < 1:
-        raise ValueError(f"num_episodes must be at least 1, got {num_episodes}")
+    require(num_episodes >= 1, "num_episodes", "at least 1", num_episodes)
     num_envs = min(num_episodes, settings.num_envs)
     whole = replace(settings, num_envs=num_envs, reward_clipping=False, episodic_life=False)
     environments = Environments(whole, seed)
@@ -98,9 +98,7 @@ def on_policy_answers(
     progress: bool = True,
 ) -> OnPolicyAnswers:
     """Let one policy play the beginnings of games, by sampled actions, and ask another one too."""
-    if num_states < 1:
-        raise ValueError(f"num_states must be at least 1, got {num_states}")
-    behavior = Behavior(beta=0.0)
+    require(num_states >= 1, "num_states", "at least 1", num_states)
     environments = Environments(settings, seed)
     networks = [copy.deepcopy(one).to(device).eval() for one in (player, teacher)]
     answers, stacks = [], environments.reset()
@@ -110,7 +108,7 @@ def on_policy_answers(
             for who, answer in (("player", own), ("teacher", asked)):
                 check_num_actions(answer.shape[-1], environments, who=who)
             answers.append((own, asked))
-            actions = decide(behavior, asked, own, np.random.default_rng((seed, step)))
+            actions = decide(Behavior(beta=0.0), asked, own, np.random.default_rng((seed, step)))
             stacks = environments.step(actions).stacks
             advance(settings.num_envs)
     return OnPolicyAnswers(*(np.stack(both) for both in zip(*answers, strict=True)))

@@ -41,9 +41,8 @@ def _load_minari() -> Any:
     try:
         return [importlib.import_module(name) for name in ("h5py", "PIL", "minari")][-1]
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"data sets of Minari need minari, h5py and PIL ({error}): install the extra 'minari'"
-        ) from error
+        text = f"data sets of Minari need minari, h5py and PIL ({error})"
+        raise ModuleNotFoundError(f"{text}: install the extra 'minari'") from error
 
 
 def export_minari(
@@ -80,13 +79,12 @@ def export_minari(
         "description": f"Play of {settings.game} with a teacher's answers.",
         **about,
     }
-    text = f"exporting {dataset_id}"
     try:
         with (
-            progress_bar(text, recording.num_states) as advance,
+            progress_bar(f"exporting {dataset_id}", recording.num_states) as advance,
             warnings.catch_warnings(action="ignore", category=UserWarning),  # nobody's name is set
         ):
-            episodes = _exported(minari, recording, stacked=stacked, advance=advance)
+            episodes = _exported(minari, recording, stacked, advance)
             minari.create_dataset_from_buffers(dataset_id, episodes, **about)
     except BaseException:
         shutil.rmtree(place, ignore_errors=True)
@@ -94,11 +92,9 @@ def export_minari(
     return place
 
 
-def _exported(
-    minari: Any, recording: Recording, *, stacked: bool, advance: Advance
-) -> Iterator[Any]:
+def _exported(minari: Any, recording: Recording, stacked: bool, advance: Advance) -> Iterator[Any]:
     buffer = minari.data_collector.episode_buffer.EpisodeBuffer
-    ends = np.cumsum(list(chain.from_iterable(recording.episode_lengths)))
+    ends = np.cumsum([*chain(*recording.episode_lengths)])
     for rows in np.split(np.arange(recording.num_states), ends[:-1]):
         states = recording.states[rows]
         frames = recording.stacks(rows) if stacked else recording.frames(rows)[:, None]
@@ -114,7 +110,6 @@ def _exported(
 
 
 def _padded(values: np.ndarray, filling: float) -> np.ndarray:
-    """Add the entry that belongs to the observation behind the last step."""
     return np.concatenate([values, np.full_like(values[:1], filling)])
 
 
@@ -155,20 +150,17 @@ def import_minari(
         try:
             dataset = minari.load_dataset(dataset)
         except FileNotFoundError as error:
-            raise FileNotFoundError(
-                f"dataset must be here, got {dataset!r}: 'minari download {dataset}' fetches it"
-            ) from error
+            remedy = f"'minari download {dataset}' fetches it"
+            raise FileNotFoundError(f"dataset must be here, got {dataset!r}: {remedy}") from error
     settings = replace(settings, num_envs=1)
-    chosen = np.asarray(dataset.episode_indices, "<i8").tobytes()
-    imported = {
-        "dataset": dataset.id,
-        "num_states": int(dataset.total_steps),
-        "episodes_sha256": hashlib.sha256(chosen).hexdigest(),
+    episodes = hashlib.sha256(np.asarray(dataset.episode_indices, "<i8").tobytes()).hexdigest()
+    imported = {"dataset": dataset.id, "num_states": int(dataset.total_steps)}
+    identity = {
+        "settings": asdict(settings),
+        "teacher_sha256": stored.fingerprint(teacher),
+        "imported": {**imported, "episodes_sha256": episodes},
     }
-    sha256 = stored.fingerprint(teacher)
-    identity = {"settings": asdict(settings), "teacher_sha256": sha256, "imported": imported}
-    index = None if remake else stored.read_index(folder)
-    if index is not None:
+    if not remake and (index := stored.read_index(folder)) is not None:
         if index.identity == identity:
             return Recording(folder)
         raise ValueError(f"folder must be new, or remake=True, got {folder} with another recording")
@@ -195,17 +187,13 @@ def _imported(
         steps = len(episode.actions)
         frames = _to_frames(np.asarray(episode.observations)[:steps], settings)
         answers = _answers(teacher, frames, settings.stack_num, device)
-        highest = int(np.max(episode.actions))
-        if highest >= answers.shape[1]:
-            raise ValueError(
-                f"teacher must have an output for every action of {dataset.id}, got "
-                f"{answers.shape[1]} outputs and action {highest}"
-            )
+        if (highest := int(np.max(episode.actions))) >= answers.shape[1]:
+            text = f"teacher must have an output for every action of {dataset.id}"
+            raise ValueError(f"{text}, got {answers.shape[1]} outputs and action {highest}")
         states = np.zeros(steps, stored.state_dtype(answers.shape[1]))
-        states["episode"], states["age"] = number, np.arange(steps)
+        states["episode"], states["age"], states["log_probs"] = number, np.arange(steps), answers
         states["action"], states["reward"] = episode.actions, episode.rewards
         states["end"] = stored.ends(episode.terminations, episode.truncations)
-        states["log_probs"] = answers
         yield frames, states
         advance(steps)
 
@@ -217,8 +205,8 @@ def _answers(
     device: torch.device | str,
 ) -> Float[np.ndarray, "step actions"]:
     black = np.zeros_like(frames, shape=(stack_num - 1, *frames.shape[1:]))
-    stacks = sliding_window_view(np.concatenate([black, frames]), stack_num, 0)
-    stacks = np.moveaxis(stacks, -1, 1)
+    windows = sliding_window_view(np.concatenate([black, frames]), stack_num, 0)
+    stacks = np.moveaxis(windows, -1, 1)
     answers = [
         log_probabilities(teacher, stacks[start : start + _ASKED_AT_ONCE].copy(), device=device)
         for start in range(0, len(frames), _ASKED_AT_ONCE)
@@ -229,7 +217,6 @@ def _answers(
 def _to_frames(
     observations: Shaped[np.ndarray, "step *shape"], settings: AtariSettings
 ) -> UInt8[np.ndarray, "step height width"]:
-    """Find the newest frame of every observation of an episode, grey and of the right size."""
     if observations.dtype != np.uint8 or observations.ndim not in (3, 4):
         raise ValueError(
             "observations must be uint8 [height, width], [height, width, 3] or stacks of "
@@ -240,8 +227,7 @@ def _to_frames(
     if frames.shape[1:] == size:
         return frames
     rows, columns = (_areas(old, new) for old, new in zip(frames.shape[1:], size, strict=True))
-    averaged: np.ndarray = np.rint(rows @ frames.astype(np.float64) @ columns.T).astype(np.uint8)
-    return averaged
+    return np.asarray(np.rint(rows @ frames.astype(np.float64) @ columns.T), np.uint8)
 
 
 def _newest(
@@ -250,28 +236,22 @@ def _newest(
     first, last = observations.shape[1], observations.shape[-1]
     if last < _SMALLEST_SIDE <= first:
         if last == 3 and settings.stack_num != 3:
-            grey: np.ndarray = np.rint(observations @ np.array(_LUMINANCE)).astype(np.uint8)
-            return grey
+            return np.asarray(np.rint(observations @ np.array(_LUMINANCE)), np.uint8)
         observations, first = np.moveaxis(observations, -1, 1), last
     if first == 1:
         return observations[:, 0]
     if first != settings.stack_num:
-        raise ValueError(
-            f"observations must be stacks of {settings.stack_num} frames, got {first}: "
-            "set stack_num in settings"
-        )
+        text = f"observations must be stacks of {settings.stack_num} frames, got {first}"
+        raise ValueError(f"{text}: set stack_num in settings")
     if not np.array_equal(observations[1:, :-1], observations[:-1, 1:]):
-        raise ValueError(
-            "observations must be stacks of the last frames, each moved on by one frame: these "
-            "cannot be rebuilt from single frames"
-        )
+        text = "observations must be stacks of the last frames, each moved on by one frame"
+        raise ValueError(f"{text}: these cannot be rebuilt from single frames")
     return observations[:, -1]
 
 
 def _areas(old: int, new: int) -> Float[np.ndarray, "new old"]:
-    """How much of every old pixel lies in every new one; rows sum to 1."""
+    # how much of every old pixel lies in every new one; rows sum to 1
     edges = np.linspace(0, old, new + 1)
     pixels = np.arange(old)
     overlap = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
-    weights: np.ndarray = np.maximum(overlap, 0.0) * (new / old)
-    return weights
+    return np.asarray(np.maximum(overlap, 0.0) * (new / old))

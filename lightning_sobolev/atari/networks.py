@@ -8,13 +8,16 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from lightning_sobolev._checks import require
 from lightning_sobolev.atari.environments import AtariSettings, num_actions
+
+Stacks = Float[Tensor, "batch stack height width"]
+Logits = Float[Tensor, "batch actions"]
 
 
 def scale_pixels(stacks: UInt8[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """Map bytes to float32 in 0..1; refuse anything else, which may have been scaled already."""
-    if stacks.dtype != torch.uint8:
-        raise ValueError(f"stacks must be uint8, got {stacks.dtype}")
+    require(stacks.dtype == torch.uint8, "stacks", "uint8", stacks.dtype)
     return stacks.to(torch.float32).div_(255.0)
 
 
@@ -57,15 +60,12 @@ class PixelPolicy(nn.Module):
         """Width of the output."""
         return self.head.out_features
 
-    def forward(
-        self, x: Float[Tensor, "batch stack height width"]
-    ) -> Float[Tensor, "batch actions"]:
+    def forward(self, x: Stacks) -> Logits:
         """Return logits of the actions; pixels are in 0..1, the newest frame last."""
         if tuple(x.shape[1:]) != self.in_shape or not x.is_floating_point():
-            raise ValueError(
-                f"x must be floating point [batch, {', '.join(map(str, self.in_shape))}], "
-                f"got {x.dtype} {list(x.shape)}"
-            )
+            shape = ", ".join(map(str, self.in_shape))
+            got = f"{x.dtype} {list(x.shape)}"
+            raise ValueError(f"x must be floating point [batch, {shape}], got {got}")
         logits: Tensor = self.head(self.body(x))
         return logits
 
@@ -104,19 +104,14 @@ class CenteredPolicy(nn.Module):
     Args:
         policy: Maps centered stacks to logits.
         gain: Factor :math:`g` after subtraction.
-
-    Raises:
-        ValueError: If ``gain`` is not positive.
     """
 
     mean: Tensor
 
     def __init__(self, policy: PixelPolicy, gain: float = 3.0) -> None:
         super().__init__()
-        if not gain > 0.0:
-            raise ValueError(f"gain must be positive, got {gain}")
-        self.policy = policy
-        self.gain = gain
+        require(gain > 0.0, "gain", "positive", gain)
+        self.policy, self.gain = policy, gain
         self.register_buffer("mean", torch.zeros(policy.in_shape))
 
     def center_on(self, mean: Float[Tensor, "stack height width"]) -> None:
@@ -125,9 +120,7 @@ class CenteredPolicy(nn.Module):
             raise ValueError(f"mean must have shape {list(shape)}, got {list(mean.shape)}")
         self.mean.copy_(mean)
 
-    def forward(
-        self, x: Float[Tensor, "batch stack height width"]
-    ) -> Float[Tensor, "batch actions"]:
+    def forward(self, x: Stacks) -> Logits:
         """Return logits of the actions; pixels are in 0..1, the newest frame last."""
         logits: Tensor = self.policy((x - self.mean).mul_(self.gain))
         return logits

@@ -9,7 +9,8 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from lightning_sobolev import _paths
-from lightning_sobolev.atari.networks import scale_pixels
+from lightning_sobolev._checks import require
+from lightning_sobolev.atari.networks import Logits, Stacks, scale_pixels
 
 
 def log_probabilities(
@@ -25,19 +26,16 @@ def log_probabilities(
             raise ValueError(
                 f"network must answer [{stacks.shape[0]}, actions], got {list(logits.shape)}"
             )
-        answer: np.ndarray = torch.log_softmax(logits.float(), dim=-1).cpu().numpy()
-    return answer
+        return np.asarray(torch.log_softmax(logits.float(), dim=-1).cpu().numpy())
 
 
 def choose(
     log_probs: Float[np.ndarray, "batch actions"], rng: np.random.Generator | None
 ) -> Int[np.ndarray, " batch"]:
     """Sample one action per row, or take the greedy one where there is no source of the draw."""
-    # argmax of log p + Gumbel noise is distributed as p: Maddison, Tarlow and Minka 2014, A*
-    # sampling, section 2
+    # argmax of log p + Gumbel noise is distributed as p: Maddison et al. 2014, A* sampling
     scores = log_probs if rng is None else log_probs + rng.gumbel(size=log_probs.shape)
-    actions: np.ndarray = scores.argmax(axis=-1)
-    return actions
+    return np.asarray(scores.argmax(axis=-1))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,13 +53,6 @@ class Behavior:
         epsilon: Share of the decisions that are replaced by an action drawn evenly from all.
         greedy: Whether the greedy action is taken instead of a sampled one.
         beta: Probability, drawn anew for every decision, that the teacher acts.
-
-    Raises:
-        ValueError: If a number is out of range, or a temperature is given to a greedy policy.
-
-    Source:
-        Ross, Gordon and Bagnell 2011, A reduction of imitation learning and structured prediction
-        to no-regret online learning, algorithm 3.1.
     """
 
     temperature: float = 1.0
@@ -70,24 +61,19 @@ class Behavior:
     beta: float = 1.0
 
     def __post_init__(self) -> None:
-        if not (0.0 < self.temperature < math.inf):
-            raise ValueError(f"temperature must be positive and finite, got {self.temperature}")
-        for name in ("epsilon", "beta"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
+        positive = 0.0 < self.temperature < math.inf
+        require(positive, "temperature", "positive and finite", self.temperature)
+        for name, share in (("epsilon", self.epsilon), ("beta", self.beta)):
+            require(0.0 <= share <= 1.0, name, "in [0, 1]", share)
         if self.greedy and self.temperature != 1.0:
-            raise ValueError(
-                f"temperature must be 1 for a greedy policy, got {self.temperature}: the greedy "
-                "action is the same at every temperature"
-            )
+            text = f"temperature must be 1 for a greedy policy, got {self.temperature}"
+            raise ValueError(f"{text}: the greedy action is the same at every temperature")
 
     def check_player(self, player: object | None) -> None:
         """Refuse a player that never acts, and decisions that nobody takes."""
         if (self.beta < 1.0) != (player is not None):
-            raise ValueError(
-                "player must be given exactly where beta is below 1, got "
-                f"{'no player' if player is None else 'a player'} and beta={self.beta}"
-            )
+            got = f"{'no' if player is None else 'a'} player and beta={self.beta}"
+            raise ValueError(f"player must be given exactly where beta is below 1, got {got}")
 
 
 def decide(
@@ -97,8 +83,7 @@ def decide(
     rng: np.random.Generator,
 ) -> Int[np.ndarray, " env"]:
     """Choose one action for every game by the log-probabilities of teacher and player."""
-    # All draws are made, in a fixed order, whether they are needed or not: behaviors that differ in
-    # one number share the luck of the others.
+    # all draws are made, needed or not: behaviors that differ in one number share their luck
     num_envs, num_actions = teacher.shape
     gumbel = rng.gumbel(size=teacher.shape)
     acts, strays = rng.random((2, num_envs))
@@ -122,9 +107,6 @@ class ModulePolicy(nn.Module):
             mapping that it returns, the first floating-point tensor is taken.
         input_scale: Factor :math:`s`: 1 where the module takes pixels in 0..1, 255 where it takes
             0..255, also if it then divides by 255 itself.
-
-    Raises:
-        ValueError: If ``module`` is not a module or ``input_scale`` not positive.
     """
 
     input_scale: Tensor
@@ -133,14 +115,11 @@ class ModulePolicy(nn.Module):
         super().__init__()
         if not isinstance(module, nn.Module):
             raise ValueError(f"module must be a torch.nn.Module, got {type(module).__name__}")
-        if not 0.0 < input_scale < math.inf:
-            raise ValueError(f"input_scale must be a positive number, got {input_scale}")
+        require(0.0 < input_scale < math.inf, "input_scale", "a positive number", input_scale)
         self.module = module
         self.register_buffer("input_scale", torch.tensor(float(input_scale)))
 
-    def forward(
-        self, x: Float[Tensor, "batch stack height width"]
-    ) -> Float[Tensor, "batch actions"]:
+    def forward(self, x: Stacks) -> Logits:
         """Return logits of the actions; pixels are in 0..1, the newest frame last."""
         answer = self.module(x * self.input_scale.to(x.dtype))
         path = _paths.first_float(answer)

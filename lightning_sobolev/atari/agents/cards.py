@@ -54,10 +54,8 @@ def load_agent(agent: Agent) -> tuple[nn.Module, Card]:
     if str(agent).startswith(PREFIX) or path.suffix != ".safetensors":
         return _load_described(ForeignAgent(agent))
     if not path.exists():
-        raise ValueError(
-            f"agent must be one of {', '.join(agent_names())} or a .safetensors file, "
-            f"got {str(agent)!r}"
-        )
+        known = f"one of {', '.join(agent_names())} or a .safetensors file"
+        raise ValueError(f"agent must be {known}, got {str(agent)!r}")
     return _load_with_card(path)
 
 
@@ -65,10 +63,10 @@ def _load_described(agent: ForeignAgent) -> tuple[nn.Module, Card]:
     path, _ = agent.fetch()
     if path.suffix != ".safetensors" or not path.with_suffix(".json").exists():
         return load_foreign(agent)
-    said = (agent.input_scale, agent.temperature)
-    if said != (1.0, None):
+    scale, temperature = agent.input_scale, agent.temperature
+    if (scale, temperature) != (1.0, None):
         text = f"input_scale and temperature of {agent.source} are said by its card"
-        raise ValueError(f"{text}, got {said[0]} and {said[1]}: leave them out")
+        raise ValueError(f"{text}, got {scale} and {temperature}: leave them out")
     network, card = _load_with_card(path)
     agent.check_num_actions(card["num_actions"])
     return network, card
@@ -76,12 +74,9 @@ def _load_described(agent: ForeignAgent) -> tuple[nn.Module, Card]:
 
 def _load_with_card(path: Path) -> tuple[nn.Module, Card]:
     card = _read_card(path.with_suffix(".json"))
-    found = sha256_of(path)
-    if found != card["sha256"]:
-        raise ValueError(
-            f"{path} must have the sha256 of its card, {card['sha256']}, got {found}: the file is "
-            "damaged or belongs to another card"
-        )
+    if (found := sha256_of(path)) != card["sha256"]:
+        text = f"{path} must have the sha256 of its card, {card['sha256']}, got {found}"
+        raise ValueError(f"{text}: the file is damaged or belongs to another card")
     kind, settings = NETWORKS[card["network"]], AtariSettings(**card["environment"])
     network = filled(kind, card["num_actions"], settings, read_weights(path), str(path))
     scale_input(network, card["input_scale"])
@@ -139,13 +134,10 @@ def save_agent(
     Raises:
         ValueError: If the path ends otherwise or the network is of another class.
     """
-    path = Path(path)
-    name = type(network).__name__
+    path, name = Path(path), type(network).__name__
     if path.suffix != ".safetensors" or name not in NETWORKS:
-        raise ValueError(
-            f"path must end in .safetensors and network be one of {', '.join(NETWORKS)}, "
-            f"got {path} and {name}"
-        )
+        text = f"path must end in .safetensors and network be one of {', '.join(NETWORKS)}"
+        raise ValueError(f"{text}, got {path} and {name}")
     weights = {key: value.cpu() for key, value in network.state_dict().items()}
     if half:
         # rounding the first layer's 8,192 weights moved Pong's log-probabilities by up to 0.014,
@@ -153,13 +145,8 @@ def save_agent(
         weights |= {key: v.half() for key, v in weights.items() if not key.startswith("body.0.")}
     with whole(path) as writing:
         writing.write_bytes(save(weights))  # save_file would leave a file that others may not read
-    facts: Card = {
-        "network": name,
-        "num_actions": network.num_actions,
-        "environment": asdict(settings),
-        "input_scale": 1.0,
-        "sha256": sha256_of(path),
-    }
+    facts: Card = {"network": name, "num_actions": network.num_actions, "input_scale": 1.0}
+    facts |= {"environment": asdict(settings), "sha256": sha256_of(path)}
     card = {**facts, **(about or {}), **facts}
     write_json(path.with_suffix(".json"), {**card, _DIGEST: _digest(card)})
     return card

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_sobolev._checks import require
 from lightning_sobolev._files import sha256_of
 from lightning_sobolev.atari.agents import hub
 from lightning_sobolev.atari.agents.reading import read_weights
@@ -65,7 +66,7 @@ LAYOUTS = (
     Layout(
         "stable-baselines3 PPO or A2C, one extractor",
         _sb3("features_extractor", "action_net"),
-        others=_CRITIC,
+        _CRITIC,
         frames=_AREA,
     ),
     Layout(
@@ -102,9 +103,6 @@ class ForeignAgent:
         sha256: Digest that the file must have; None only notes it. Needed for a revision that is
             not a commit.
 
-    Raises:
-        ValueError: If a number is not positive or a revision is not fixed.
-
     Source:
         Rusu et al. 2015, Policy distillation (arXiv:1511.06295), for the softmax of Q-values at a
         temperature of 0.01.
@@ -120,8 +118,7 @@ class ForeignAgent:
     def __post_init__(self) -> None:
         for name in ("input_scale", "temperature"):
             value = getattr(self, name)
-            if value is not None and not 0.0 < value < math.inf:
-                raise ValueError(f"{name} must be a positive number, got {value}")
+            require(value is None or 0.0 < value < math.inf, name, "a positive number", value)
         hub_file = self.hub_file
         if hub_file is not None and not hub_file.is_commit and self.sha256 is None:
             raise ValueError(
@@ -138,8 +135,7 @@ class ForeignAgent:
     def fetch(self) -> tuple[Path, str]:
         """Return the file's path and sha256, fetching it if it is elsewhere."""
         path = Path(self.source) if self.hub_file is None else hub.download(self.hub_file)
-        if not path.is_file():
-            raise ValueError(f"source must be an existing file, got {str(path)!r}")
+        require(path.is_file(), "source", "an existing file", str(path))
         found = sha256_of(path)
         if self.sha256 is not None and found != self.sha256.lower():
             raise ValueError(f"{self.source} must have the sha256 {self.sha256}, got {found}")
@@ -151,10 +147,8 @@ class ForeignAgent:
         if wanted is None and self.environment is not None:
             wanted = num_actions(self.environment)
         if wanted not in (None, found):
-            raise ValueError(
-                f"{self.source} must have num_actions={wanted} outputs, got {found}: it was "
-                "trained on another game or another set of actions"
-            )
+            text = f"{self.source} must have num_actions={wanted} outputs, got {found}"
+            raise ValueError(f"{text}: it was trained on another game or another set of actions")
 
 
 def load_foreign(agent: ForeignAgent) -> tuple[PixelPolicy, dict[str, Any]]:
@@ -164,10 +158,8 @@ def load_foreign(agent: ForeignAgent) -> tuple[PixelPolicy, dict[str, Any]]:
     weights = read_weights(path)
     layout = _recognize(weights, name)
     if agent.temperature is not None and not layout.is_q_values:
-        raise ValueError(
-            f"temperature must be None for {name}, whose head gives logits ({layout.name}), "
-            f"got {agent.temperature}"
-        )
+        text = f"temperature must be None for {name}, whose head gives logits ({layout.name})"
+        raise ValueError(f"{text}, got {agent.temperature}")
     outputs = weights[layout.names["head.bias"]].numel()
     agent.check_num_actions(outputs)
     settings = agent.environment or AtariSettings()
@@ -180,20 +172,14 @@ def load_foreign(agent: ForeignAgent) -> tuple[PixelPolicy, dict[str, Any]]:
         with torch.no_grad():
             for parameter in network.head.parameters():
                 parameter.div_(temperature)
+    source = {"file": name, "sha256": digest, "layout": layout.name, "frames": layout.frames}
     card: dict[str, Any] = {
         "network": "NatureCNN",
         "num_actions": outputs,
         "input": "float32 in 0..1 (bytes / 255), the newest frame last",
         "input_scale": 1.0,
         "output": f"{output}, of which the softmax is the policy",
-        "source": {
-            "file": name,
-            "sha256": digest,
-            "layout": layout.name,
-            "input_scale": agent.input_scale,
-            "temperature": temperature,
-            "frames": layout.frames,
-        },
+        "source": {**source, "input_scale": agent.input_scale, "temperature": temperature},
     }
     if agent.environment is not None:
         card["environment"] = asdict(agent.environment)
@@ -207,16 +193,12 @@ def _recognize(weights: Mapping[str, Tensor], name: str) -> Layout:
             continue
         extra = [key for key in weights if key not in needed and not key.startswith(layout.others)]
         if extra:
-            raise ValueError(
-                f"{name} must be a Nature network and nothing more, as {layout.name} stores it, "
-                f"got further tensors {extra[:4]}"
-            )
+            text = f"{name} must be a Nature network and nothing more, as {layout.name} stores it"
+            raise ValueError(f"{text}, got further tensors {extra[:4]}")
         return layout
     known = "; ".join(layout.name for layout in LAYOUTS)
-    raise ValueError(
-        f"{name} must hold a Nature network (three convolutions, one hidden layer) as one of these "
-        f"stores it: {known}; got tensors {list(weights)[:6]}"
-    )
+    text = "a Nature network (three convolutions, one hidden layer) as one of these stores it"
+    raise ValueError(f"{name} must hold {text}: {known}; got tensors {list(weights)[:6]}")
 
 
 def filled(
@@ -253,10 +235,8 @@ def _check_weight(weight: Tensor, shape: list[int], name: str) -> None:
         raise ValueError(f"{name} must have shape {shape}, got {list(weight.shape)}")
     is_dense = weight.layout == torch.strided and not weight.is_meta
     if not is_dense or not weight.is_floating_point():
-        raise ValueError(
-            f"{name} must be a dense array of real numbers, got {weight.dtype}, {weight.layout} "
-            f"on {weight.device}"
-        )
+        got = f"{weight.dtype}, {weight.layout} on {weight.device}"
+        raise ValueError(f"{name} must be a dense array of real numbers, got {got}")
     if (size := weight.untyped_storage().nbytes()) < weight.nbytes:
         raise ValueError(f"{name} must hold all of its {weight.numel()} numbers, got {size} bytes")
     if not weight.isfinite().all():

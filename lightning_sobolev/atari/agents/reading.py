@@ -17,17 +17,15 @@ import torch
 from safetensors.torch import load
 from torch import Tensor
 
-_POLICY = "policy.pth"
+from lightning_sobolev._checks import require
+
 _LARGEST = 2**28  # bytes; a DQN's policy.pth, two networks, has 13 MB
-_CHUNK = 2**16
-_ZIP = b"PK\x03\x04"
 _KINDS = {".zip": "zip of stable-baselines3", ".safetensors": "safetensors file"}
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Read a state dict by the file's ending, torch's where it is none that is known."""
-    if not path.is_file():
-        raise ValueError(f"source must be an existing file, got {str(path)!r}")
+    require(path.is_file(), "source", "an existing file", str(path))
     try:
         content = _content(path)
     except Exception as error:  # a damaged file makes readers raise nearly everything
@@ -49,7 +47,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 def _content(path: Path) -> Any:
     if path.suffix == ".zip":
         with zipfile.ZipFile(path) as archive:
-            member = archive.getinfo(_POLICY)
+            member = archive.getinfo("policy.pth")
             _check_size(member.file_size)
             content = b"".join(_chunks(archive, member))
     else:
@@ -57,7 +55,7 @@ def _content(path: Path) -> Any:
         content = path.read_bytes()
     if path.suffix == ".safetensors":
         return load(content)
-    if content.startswith(_ZIP):
+    if content.startswith(b"PK\x03\x04"):
         _check_zip_of_torch(content)
     return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
 
@@ -73,7 +71,7 @@ def _chunks(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Iterator[bytes
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise zipfile.BadZipFile(f"{member.filename} is neither stored nor deflated")
     with archive.open(member) as file:
-        while chunk := file.read(_CHUNK):
+        while chunk := file.read(2**16):
             yield chunk
 
 

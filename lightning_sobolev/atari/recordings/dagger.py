@@ -15,6 +15,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
+from lightning_sobolev._checks import require
 from lightning_sobolev.atari.recordings.datamodule import RecordingDataModule
 from lightning_sobolev.atari.recordings.dataset import choose_fraction
 from lightning_sobolev.atari.recordings.format import Recording
@@ -53,10 +54,8 @@ class DAgger(pl.Callback):
     ) -> None:
         counts = {"rounds": rounds, "num_states": 1 if num_states is None else num_states}
         for name, count in counts.items():
-            if type(count) is not int or count < 1:
-                raise ValueError(f"{name} must be a whole number >= 1, got {count!r}")
-        if not 0.0 <= beta < 1.0:
-            raise ValueError(f"beta must be in [0, 1), got {beta}")
+            require(type(count) is int and count >= 1, name, "a whole number >= 1", count)
+        require(0.0 <= beta < 1.0, "beta", "in [0, 1)", beta)
         self.rounds, self.num_states, self.beta, self.student = rounds, num_states, beta, student
         self.visited: list[Recording] = []
         self._data: Any = None  # the data module of a fit
@@ -69,14 +68,11 @@ class DAgger(pl.Callback):
             return
         data = trainer.datamodule  # type: ignore[attr-defined]
         if not isinstance(data, RecordingDataModule):
-            raise ValueError(
-                f"datamodule must be a RecordingDataModule for DAgger, got {type(data).__name__}"
-            )
-        if trainer.max_steps < self.rounds:
-            raise ValueError(
-                f"max_steps of the trainer must be at least the {self.rounds} rounds, "
-                f"got {trainer.max_steps}"
-            )
+            found = type(data).__name__
+            raise ValueError(f"datamodule must be a RecordingDataModule for DAgger, got {found}")
+        enough = trainer.max_steps >= self.rounds
+        least = f"at least the {self.rounds} rounds"
+        require(enough, "max_steps of the trainer", least, trainer.max_steps)
         _student(pl_module, self.student)
         self._steps = -(-trainer.max_steps * trainer.accumulate_grad_batches // self.rounds)
         self._data, self.visited = data, []
@@ -93,10 +89,8 @@ class DAgger(pl.Callback):
         # a trainer that cuts epochs short has more of them than there are rounds
         due = min(trainer.current_epoch, self.rounds - 1)
         if len(self.visited) < due - 1:
-            raise ValueError(
-                f"ckpt must come from a run with the same rounds: round {due} begins, got "
-                f"{len(self.visited)} played rounds"
-            )
+            text = f"ckpt must come from a run with the same rounds: round {due} begins"
+            raise ValueError(f"{text}, got {len(self.visited)} played rounds")
         if len(self.visited) < due:
             has_bar = trainer.progress_bar_callback is not None
             self._join(self._play(due, _student(pl_module, self.student), has_bar))
@@ -130,8 +124,7 @@ class DAgger(pl.Callback):
 
     @property
     def _folder(self) -> Path:
-        folder: Path = self._data.folder
-        return folder.with_name(f"{folder.name}_dagger")
+        return Path(f"{self._data.folder}_dagger")
 
     def state_dict(self) -> dict[str, Any]:
         """Return the names of what the student has visited, and the length of a round."""
@@ -141,11 +134,9 @@ class DAgger(pl.Callback):
         """Go on with what the student had visited; refuse rounds of another length."""
         if self._data is None:  # a test of stored weights
             return
-        if state_dict["steps"] != self._steps:
-            raise ValueError(
-                f"ckpt must come from a run with rounds of {self._steps} batches, got rounds of "
-                f"{state_dict['steps']}"
-            )
+        if (steps := state_dict["steps"]) != self._steps:
+            text = f"ckpt must come from a run with rounds of {self._steps} batches"
+            raise ValueError(f"{text}, got rounds of {steps}")
         for name in state_dict["visited"]:
             self._join(Recording(self._folder / name))
 
@@ -156,8 +147,6 @@ def _student(pl_module: pl.LightningModule, name: str) -> nn.Module:
     except AttributeError as error:
         raise ValueError(f"student must name a submodule, got {name!r} ({error})") from error
     if any(hasattr(parameter, "device_mesh") for parameter in student.parameters()):
-        raise ValueError(
-            "rounds need the whole student in every process, got one that is split over them: "
-            "train with trainer=cpu, gpu or ddp"
-        )
+        text = "rounds need the whole student in every process, got one that is split over them"
+        raise ValueError(f"{text}: train with trainer=cpu, gpu or ddp")
     return student

@@ -13,17 +13,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from lightning_sobolev._checks import require
 from lightning_sobolev.atari.agents.cards import Agent, load_agent
 from lightning_sobolev.atari.environments import AtariSettings
 from lightning_sobolev.atari.policy import Behavior
-from lightning_sobolev.atari.recordings.dataset import (
-    RecordedStates,
-    Split,
-    SplitSizes,
-    choose_fraction,
-    split_all,
-    split_by_episode,
-)
+from lightning_sobolev.atari.recordings import dataset as states
+from lightning_sobolev.atari.recordings.dataset import RecordedStates, Split, SplitSizes
 from lightning_sobolev.atari.recordings.format import Recording, fingerprint
 from lightning_sobolev.atari.recordings.record import identity_of, record
 from lightning_sobolev.loading import OrderedBatches, ResumableLoader, ShuffledBatches
@@ -35,13 +30,13 @@ _MEAN_STATES = 2_000  # the standard error of a pixel in 0..1 is then at most 0.
 class _GrowingBatches(ShuffledBatches):
     """Shuffled batches of a data set that may be longer in the next epoch."""
 
-    def __init__(self, states: Sized, *arguments: Any, **options: Any) -> None:
-        super().__init__(len(states), *arguments, **options)
-        self._states: Sized = states
+    def __init__(self, rows: Sized, *arguments: Any, **options: Any) -> None:
+        super().__init__(len(rows), *arguments, **options)
+        self._rows: Sized = rows
 
     def batch(self, number: int) -> Int[Tensor, " batch"]:
-        if self.num_rows != len(self._states):
-            self.num_rows = len(self._states)
+        if self.num_rows != len(self._rows):
+            self.num_rows = len(self._rows)
             self._per_pass = self.num_rows // self.batch_size
             self._shuffled = (-1, self._shuffled[1])  # of no pass
         return super().batch(number)
@@ -73,13 +68,12 @@ class StatesDataModule(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         for name, count in (("batch_size", batch_size), ("steps_per_epoch", steps_per_epoch)):
-            if count is not None and count < 1:
-                raise ValueError(f"{name} must be at least 1, got {count}")
+            require(count is None or count >= 1, name, "at least 1", count)
         self.sizes, self.fraction, self.seed = sizes, fraction, seed
         self.batch_size, self.steps_per_epoch = batch_size, steps_per_epoch
         self._data: dict[str, RecordedStates] = {}
         count = sizes.train or 1_000_000
-        choose_fraction(count, count, fraction, seed)  # a bad one is said at once
+        states.choose_fraction(count, count, fraction, seed)  # a bad one is said at once
 
     @abstractmethod
     def open(self) -> tuple[Sequence[Recording], Sequence[Split]]:
@@ -96,15 +90,15 @@ class StatesDataModule(pl.LightningDataModule):
         }
         train = self._data["train"]
         count = self.sizes.train or len(train)
-        rows = choose_fraction(len(train), count, self.fraction, self.seed)
-        train.index = train.index[rows]
+        train.index = train.index[
+            states.choose_fraction(len(train), count, self.fraction, self.seed)
+        ]
 
     def extend(self, recording: Recording, num_states: int) -> None:
         """Train on a recording more from the next epoch on; ``fraction`` is of ``num_states``."""
         train = self._dataset("train")
-        seed = (self.seed, len(train.recordings))
-        rows = choose_fraction(recording.num_states, num_states, self.fraction, seed)
-        train.add(recording, rows)
+        seed, found = (self.seed, len(train.recordings)), recording.num_states
+        train.add(recording, states.choose_fraction(found, num_states, self.fraction, seed))
 
     @property
     def num_train_states(self) -> int:
@@ -123,9 +117,8 @@ class StatesDataModule(pl.LightningDataModule):
     def train_dataloader(self) -> ResumableLoader:
         """Serve ``steps_per_epoch`` full batches of the chosen states, shuffled pass by pass."""
         dataset = self._dataset("train")
-        batches = _GrowingBatches(
-            dataset, self.batch_size, self.steps_per_epoch, seed=self.seed, **self._process()
-        )
+        how = {"seed": self.seed, **self._process()}
+        batches = _GrowingBatches(dataset, self.batch_size, self.steps_per_epoch, **how)
         return ResumableLoader(dataset, batches, self.trainer)
 
     def val_dataloader(self) -> DataLoader[Any]:
@@ -200,13 +193,10 @@ class RecordingDataModule(StatesDataModule):
         super().__init__(sizes or SplitSizes(), **serving)
         if self.sizes.train is None:
             raise ValueError("train must be a number where it is recorded for, got None")
-        self.folder = Path(root) / settings.game
-        self.settings = settings
-        self.teacher = _network(teacher)
-        self.options = recording or RecordingOptions()
+        self.folder, self.settings = Path(root) / settings.game, settings
+        self.teacher, self.options = _network(teacher), recording or RecordingOptions()
         self.options.behavior.check_player(None)
-        self._check = check
-        self._is_made = False
+        self._check, self._is_made = check, False
 
     def prepare_data(self) -> None:
         """Check the teacher and record what is missing; once per machine."""
@@ -225,7 +215,7 @@ class RecordingDataModule(StatesDataModule):
         identity = identity_of(
             self.settings, self.teacher, seed=options.seed, behavior=options.behavior
         )
-        split = split_by_episode(recording.episode_lengths, self.sizes)
+        split = states.split_by_episode(recording.episode_lengths, self.sizes)
         if recording.identity != identity or split is None:
             raise ValueError(
                 f"{self.folder} must be this teacher's recording, long enough for {self.sizes}, "
@@ -260,10 +250,8 @@ class StoredDataModule(StatesDataModule):
         **serving: Any,
     ) -> None:
         super().__init__(sizes or SplitSizes(train=None), **serving)
-        if isinstance(folders, str) or not folders or len(set(folders)) < len(folders):
-            raise ValueError(
-                f"folders must be a list of at least one recording, each once, got {folders!r}"
-            )
+        are_many = not isinstance(folders, str) and folders and len(set(folders)) == len(folders)
+        require(bool(are_many), "folders", "a list of at least one recording, each once", folders)
         self.folders = [Path(root) / folder for folder in folders]
         self.teacher = None if teacher is None else _network(teacher)
 
@@ -274,12 +262,10 @@ class StoredDataModule(StatesDataModule):
         for one in recordings:
             theirs = one.identity["teacher_sha256"]
             if ours not in (None, theirs):
-                raise ValueError(
-                    f"teacher must be the one that answered in {one.folder}, "
-                    f"sha256 {theirs}, got {ours}"
-                )
+                who = f"the one that answered in {one.folder}, sha256 {theirs}"
+                raise ValueError(f"teacher must be {who}, got {ours}")
         lengths = {str(one.folder): [*chain(*one.episode_lengths)] for one in recordings}
-        return recordings, split_all(lengths, self.sizes)
+        return recordings, states.split_all(lengths, self.sizes)
 
 
 def _network(teacher: Agent | nn.Module) -> nn.Module:

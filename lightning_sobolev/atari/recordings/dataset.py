@@ -10,6 +10,7 @@ from jaxtyping import Int
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from lightning_sobolev._checks import require
 from lightning_sobolev.atari.recordings.format import Recording
 
 STRIDE = 1_000_000_000
@@ -35,9 +36,8 @@ class RecordedStates(Dataset[dict[str, Tensor]]):
         """Serve states of one more recording, too, after the others."""
         shapes = {str(one.folder): one.state_shape for one in (*self.recordings, recording)}
         if len(set(shapes.values())) != 1:
-            raise ValueError(
-                f"recordings must have stacks of one shape and as many actions, got {shapes}"
-            )
+            text = "recordings must have stacks of one shape and as many actions"
+            raise ValueError(f"{text}, got {shapes}")
         part = len(self.recordings)
         self.recordings = (*self.recordings, recording)
         self.index = np.concatenate([self.index, part * STRIDE + rows.astype(np.int64)])
@@ -55,11 +55,8 @@ class RecordedStates(Dataset[dict[str, Tensor]]):
             own, recording = parts == part, self.recordings[part]
             x[own] = recording.stacks(rows[own])
             log_probs[own] = recording.log_probs[rows[own]]
-        return {
-            "x": torch.from_numpy(x),
-            "log_probs": torch.from_numpy(log_probs),
-            "index": torch.from_numpy(index),
-        }
+        batch = {"x": x, "log_probs": log_probs, "index": index}
+        return {name: torch.from_numpy(array) for name, array in batch.items()}
 
 
 class Split(NamedTuple):
@@ -88,8 +85,8 @@ class SplitSizes:
         train = 1 if self.train is None else self.train
         counts = {"train": train, "validation": self.validation, "test": self.test}
         for name, count in counts.items():
-            if type(count) is not int or count < 1:
-                raise ValueError(f"{name} must be a whole number of states >= 1, got {count!r}")
+            is_whole = type(count) is int and count >= 1
+            require(is_whole, name, "a whole number of states >= 1", count)
 
     @property
     def total(self) -> int:
@@ -130,7 +127,7 @@ def split_all(recordings: Mapping[str, Sequence[int]], sizes: SplitSizes) -> lis
 
 
 def _share(count: int, lengths: Int[np.ndarray, " parts"]) -> Int[np.ndarray, " parts"]:
-    """Divide a number in proportion, rounding so that the parts still sum to it."""
+    # rounded so that the parts still sum to the number
     ends = np.round(count * np.cumsum(lengths) / lengths.sum()).astype(np.int64)
     return np.diff(ends, prepend=0)
 
@@ -148,21 +145,19 @@ def _deal(lengths: Sequence[int], train: int, validation: int, test: int) -> Spl
 
 
 def _spread(rows: Int[np.ndarray, " rows"], count: int) -> Int[np.ndarray, " count"]:
-    chosen: np.ndarray = rows[np.linspace(0, len(rows) - 1, count).round().astype(np.int64)]
-    return chosen
+    return rows[np.linspace(0, len(rows) - 1, count).round().astype(np.int64)]
 
 
 def choose_fraction(
     num_rows: int, num_states: int, fraction: float, seed: int | tuple[int, ...]
 ) -> Int[np.ndarray, " chosen"]:
     """Choose positions at random, of which a smaller fraction has a part of a larger one's."""
-    if not 0.0 < fraction <= 1.0:
-        raise ValueError(f"fraction must be in (0, 1], got {fraction}")
+    require(0.0 < fraction <= 1.0, "fraction", "in (0, 1]", fraction)
     if num_states > num_rows:
         raise ValueError(
             f"train must be at most {num_rows} states, those that are there beside test and "
             f"validation, got {num_states}"
         )
-    if round(fraction * num_states) < 1:
+    if (count := round(fraction * num_states)) < 1:
         raise ValueError(f"fraction must leave a state of {num_states}, got {fraction}")
-    return np.random.default_rng(seed).permutation(num_rows)[: round(fraction * num_states)]
+    return np.random.default_rng(seed).permutation(num_rows)[:count]

@@ -116,11 +116,8 @@ def write_shard(
 
 def write_index(folder: Path, identity: dict[str, Any], shards: list[Shard]) -> None:
     """Say which shards count: from now on they are the recording."""
-    content = {
-        "format": FORMAT_VERSION,
-        "identity": identity,
-        "shards": [asdict(shard) for shard in shards],
-    }
+    said = [asdict(shard) for shard in shards]
+    content = {"format": FORMAT_VERSION, "identity": identity, "shards": said}
     write_json(folder / INDEX_FILE, {**content, "sha256": _checksum(content)})
 
 
@@ -130,8 +127,7 @@ def _checksum(content: dict[str, Any]) -> str:
 
 def read_index(folder: Path) -> Index | None:
     """Read what a recording says of itself, or None where there is none; refuse a damaged one."""
-    path = folder / INDEX_FILE
-    if not path.exists():
+    if not (path := folder / INDEX_FILE).exists():
         return None
     content = read_json(path)
     if content is None:
@@ -190,10 +186,8 @@ class Recording:
         opened = [self._open(*shard, verify) for shard in enumerate(index.shards)]
         self._frames = [frames for frames, _ in opened]
         self.states = np.concatenate([states for _, states in opened])
-        # the teacher's log-probabilities
-        self.log_probs: Float[np.ndarray, "states actions"] = np.ascontiguousarray(
-            self.states["log_probs"]
-        )
+        answers: Float[np.ndarray, "states actions"] = self.states["log_probs"]
+        self.log_probs = np.ascontiguousarray(answers)
         self.episode_lengths = [shard.episode_lengths for shard in index.shards]
         self._ends = np.cumsum([shard.num_states for shard in index.shards])
 
@@ -223,14 +217,13 @@ class Recording:
     @property
     def state_shape(self) -> tuple[int, int, int, int]:
         """Frames in a stack, their height and width, and the teacher's actions."""
-        settings = self.settings
-        return settings.stack_num, settings.img_height, settings.img_width, self.num_actions
+        seen = self.settings
+        return seen.stack_num, seen.img_height, seen.img_width, self.num_actions
 
     @property
     def episodes(self) -> Int[np.ndarray, " states"]:
         """Number of the episode of every state; it never decreases."""
-        numbers: np.ndarray = self.states["episode"].astype(np.int64)
-        return numbers
+        return np.asarray(self.states["episode"], np.int64)
 
     def frames(self, rows: Int[np.ndarray, " batch"]) -> UInt8[np.ndarray, "batch height width"]:
         """Look up the newest frame of each state."""

@@ -105,8 +105,8 @@ def record(
         if shards:
             rank_zero_info(f"Recording {folder}: going on after {done} states.")
         games = _Games(Environments(settings, seed), copies, behavior, device, seed)
-        text = f"recording {settings.game}"
-        with progress_bar(text, total, completed=done, enabled=progress) as advance:
+        bar = progress_bar(f"recording {settings.game}", total, completed=done, enabled=progress)
+        with bar as advance:
             while not _suffice(shards, num_states):
                 pieces = games.play(len(shards), advance)
                 shards.append(stored.write_shard(folder, len(shards), pieces))
@@ -121,14 +121,12 @@ def _suffice(shards: Sequence[stored.Shard], wanted: int | SplitSizes) -> bool:
 
 
 def _make_room(folder: Path, identity: dict[str, Any], *, remake: bool) -> list[stored.Shard]:
-    """Forget another recording, and say why; return the shards that are gone on with."""
     index = None if remake else stored.read_index(folder)
     if index is not None and index.identity != identity:
         if "imported" in index.identity:
-            raise ValueError(
-                "folder must not be an imported recording, which cannot be made again, got "
-                f"{folder}: choose another one, or pass remake=True to replace it"
-            )
+            text = "folder must not be an imported recording, which cannot be made again, got"
+            remedy = "choose another one, or pass remake=True to replace it"
+            raise ValueError(f"{text} {folder}: {remedy}")
         difference = _difference(index.identity, identity)
         rank_zero_info(f"Recording {folder}: made with other settings ({difference}), anew.")
         index = None
@@ -139,16 +137,10 @@ def _make_room(folder: Path, identity: dict[str, Any], *, remake: bool) -> list[
 
 
 def _difference(found: dict[str, Any], asked: dict[str, Any]) -> str:
-    """Say in which entries two recordings differ."""
-    old, new = (
-        {**one, **one["settings"], **one["behavior"], "settings": None, "behavior": None}
-        for one in (found, asked)
-    )
-    return ", ".join(
-        f"{key}: {old.get(key)} instead of {new.get(key)}"
-        for key in sorted({*old, *new})
-        if old.get(key) != new.get(key)
-    )
+    nested = dict.fromkeys(("settings", "behavior"))
+    old, new = ({**one, **one["settings"], **one["behavior"], **nested} for one in (found, asked))
+    changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
+    return ", ".join(f"{key}: {old.get(key)} instead of {new.get(key)}" for key in changed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,15 +154,13 @@ class _Games:
     def play(
         self, number: int, advance: Advance
     ) -> Iterator[tuple[UInt8[np.ndarray, "games height width"], np.ndarray]]:
-        """Play a shard: every game once, asking for those that are still running."""
         num_envs = self.environments.settings.num_envs
         seed = np.random.SeedSequence((self.seed, number)).generate_state(1)[0]
         running, age, stacks = np.arange(num_envs), 0, self.environments.reset(int(seed))
         _check_stacks(np.zeros_like(stacks), stacks)
         while len(running):
             seen = stacks[running]
-            rng = np.random.default_rng((self.seed, number, age))
-            chosen, answers = self._decide(seen, rng)
+            chosen, answers = self._decide(seen, np.random.default_rng((self.seed, number, age)))
             actions = np.zeros(num_envs, np.int64)
             actions[running] = chosen
             result = self.environments.step(actions)

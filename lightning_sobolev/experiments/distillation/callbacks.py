@@ -41,28 +41,21 @@ class PlayGame(pl.Callback):
         self.num_episodes, self.seed = num_episodes, seed
         self.ways = {"": False, "_greedy": True} if greedy else {"": False}
 
-    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_test_epoch_end(self, _: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Play and log means and standard errors."""
-        del trainer
         if self.num_episodes > 0:
             pl_module.log_dict(self.returns(distillation(pl_module)))
 
     def returns(self, module: DistillationModule, *, progress: bool = False) -> dict[str, Tensor]:
         """Play with a student and its teacher; return means and standard errors by their keys."""
         numbers: dict[str, Tensor] = {}
+        games: dict[str, Any] = {"num_episodes": self.num_episodes, "seed": self.seed}
+        games |= {"device": module.device, "progress": progress}
         for way, greedy in self.ways.items():
             for who, network in module.players.items():
-                numbers |= returns_of(
-                    network,
-                    f"test/{who}_return{way}",
-                    self.settings,
-                    cache=self.cache if who == "teacher" else None,
-                    device=module.device,
-                    progress=progress,
-                    num_episodes=self.num_episodes,
-                    greedy=greedy,
-                    seed=self.seed,
-                )
+                cache, key = self.cache if who == "teacher" else None, f"test/{who}_return{way}"
+                played = {"cache": cache, "greedy": greedy, **games}
+                numbers |= returns_of(network, key, self.settings, **played)
         return numbers
 
 
@@ -83,9 +76,8 @@ class OnPolicyKL(pl.Callback):
         self.settings = settings
         self.games = {"num_states": num_states, "seed": seed}
 
-    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_test_epoch_end(self, _: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Play, compare, and log means and standard errors."""
-        del trainer
         if self.games["num_states"] == 0:
             return
         teacher, student = distillation(pl_module).players.values()

@@ -113,10 +113,8 @@ class Film(NamedTuple):
 class GameVideo(pl.Callback):
     """Let teacher and student play the same game and write it as ``game.gif``.
 
-    Both start from the same seed; their games differ from the first different action on. Colors as
-    in :class:`SaliencyFigure`, but each
-    player's own greedy action and the newest frame of the stack alone, with one scale for both and
-    all frames.
+    Both start from the same seed. Colors as in :class:`SaliencyFigure`, but each player's own
+    greedy action and the newest frame of the stack alone, with one scale for both and all frames.
 
     Args:
         settings: What is played.
@@ -125,9 +123,6 @@ class GameVideo(pl.Callback):
         greedy: Whether greedy actions are taken instead of sampled ones.
         seed: Seed of the game and of the sampled actions.
         enabled: Whether to play and draw at all.
-
-    Raises:
-        ValueError: If ``num_frames`` or ``every`` is less than 1.
     """
 
     def __init__(
@@ -143,9 +138,8 @@ class GameVideo(pl.Callback):
         if min(num_frames, every) < 1:
             raise ValueError(f"num_frames and every must be at least 1, got {num_frames}, {every}")
         self.settings = replace(settings, num_envs=1, reward_clipping=False, episodic_life=False)
-        self.num_frames, self.every = num_frames, every
+        self.num_frames, self.every, self.enabled = num_frames, every, enabled
         self.greedy, self.seed = greedy, seed
-        self.enabled = enabled
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Play and draw."""
@@ -183,18 +177,14 @@ class GameVideo(pl.Callback):
 
 
 def save_films(films: Mapping[str, Film], path: Path, milliseconds: int) -> None:
-    """Write films by the names of their players side by side as a GIF, whole or not at all.
-
-    A film that ends sooner stops at its last frame. GIF knows multiples of ten milliseconds.
-    """
+    """Write films side by side as a GIF; one that ends sooner stops at its last frame."""
     from PIL import Image, ImageDraw, ImageFont
 
     font = ImageFont.load_default(13)
     # One scale for everybody and all the time: a player that looks flat is flat beside the other.
     every = np.concatenate([film.gradients.abs().numpy().ravel() for film in films.values()])
     limit = float(np.quantile(every, 0.995)) or 1.0
-    # A gradient is noise to a compressor: a few strengths, the weakest of them nothing, make a
-    # sixth of the file (300 frames of Pong: 1.7 MB against 10.9).
+    # a gradient is noise to a compressor: a few strengths make a sixth of the file
     colored = {
         name: overlay(film.frames, (film.gradients / limit * _STRENGTHS).trunc(), _STRENGTHS)
         for name, film in films.items()
@@ -211,8 +201,7 @@ def save_films(films: Mapping[str, Film], path: Path, milliseconds: int) -> None
             zoomed = screen.repeat(_ZOOM, axis=0).repeat(_ZOOM, axis=1)
             image.paste(Image.fromarray(zoomed), (left, _CAPTION))
         images.append(image)
-    # One palette for all: a color that means the same everywhere, and frames that differ only
-    # where the game does.
+    # one palette for all: frames that differ only where the game does
     sample = np.concatenate([np.asarray(one) for one in images[:: max(1, len(images) // 16)]])
     palette = Image.fromarray(sample).quantize(_COLORS)
     first, *rest = (image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images)

@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
+from lightning_sobolev._checks import require
 from lightning_sobolev._types import Teacher
 from lightning_sobolev.atari import CenteredPolicy, StatesDataModule
 from lightning_sobolev.experiments.common.optimizers import (
@@ -29,13 +30,9 @@ from lightning_sobolev.teachers import NetworkTeacher
 
 
 def log_softmax(logits: Float[Tensor, "batch actions"]) -> Float[Tensor, "batch actions"]:
-    """Return log-probabilities, the function of the output that is compared.
-
-    In float32 at least: CPU autocast leaves log_softmax in bfloat16, where the probabilities do not
-    sum to one. The gradient then pushes all logits of a state in the same direction, step after
-    step, until they are too large for their differences to be told apart (measured: KL 0.002 after
-    6,000 steps, 0.03 after 10,000).
-    """
+    """Return log-probabilities, the function of the output that is compared."""
+    # In float32 at least: under CPU autocast the probabilities would not sum to one, and the logits
+    # drift until their differences are lost (KL 0.002 after 6,000 steps, 0.03 after 10,000).
     return torch.log_softmax(logits if logits.dtype == torch.float64 else logits.float(), dim=-1)
 
 
@@ -62,9 +59,6 @@ class DistillationModule(pl.LightningModule):
         loss: What is minimised: ``kl`` of the student from the teacher, ``reverse_kl`` of the
             teacher from the student, or ``cross_entropy`` with the teacher's probabilities, whose
             gradient is that of ``kl``. Validation and test log ``kl`` in every case.
-
-    Raises:
-        ValueError: If ``loss`` is none of them.
     """
 
     def __init__(
@@ -78,24 +72,19 @@ class DistillationModule(pl.LightningModule):
         loss: str = "kl",
     ) -> None:
         super().__init__()
-        if loss not in POLICY_LOSSES:
-            raise ValueError(f"loss must be one of {tuple(POLICY_LOSSES)}, got {loss!r}")
+        require(loss in POLICY_LOSSES, "loss", f"one of {tuple(POLICY_LOSSES)}", loss)
         self.save_hyperparameters(ignore=["net", "optimizer", "scheduler", "teacher"])
-        self.net = net
+        self.net, self.teacher = net, teacher
         self.optimizer, self.scheduler = optimizer, scheduler
-        self.value_loss = POLICY_LOSSES[loss]
-        self.teacher = teacher
-        self.num_derivative_states = num_derivative_states
+        self.value_loss, self.num_derivative_states = POLICY_LOSSES[loss], num_derivative_states
         self.val_kl = PolicyKL()
-        self.policies = MetricCollection(
-            {
-                "kl": PolicyKL(),
-                "action_disagreement": ActionDisagreement(),
-                "merged_disagreement": ActionDisagreement(merge=[list(a) for a in same_actions]),
-            },
-            prefix="test/",
-            compute_groups=False,
-        )
+        merge = [list(group) for group in same_actions]
+        policies: dict[str, Any] = {
+            "kl": PolicyKL(),
+            "action_disagreement": ActionDisagreement(),
+            "merged_disagreement": ActionDisagreement(merge=merge),
+        }
+        self.policies = MetricCollection(policies, prefix="test/", compute_groups=False)
         self.derivatives = MetricCollection(
             {"derivative_nmse": DerivativeNMSE(), "derivative_cosine": DerivativeCosine()},
             prefix="test/",
@@ -116,10 +105,8 @@ class DistillationModule(pl.LightningModule):
     def players(self) -> dict[str, nn.Module]:
         """The networks of teacher and student; an error where the teacher is none that plays."""
         if not isinstance(self.teacher, NetworkTeacher):
-            raise ValueError(
-                "module must have a NetworkTeacher to play against, got "
-                f"teacher={type(self.teacher).__name__}"
-            )
+            got = f"teacher={type(self.teacher).__name__}"
+            raise ValueError(f"module must have a NetworkTeacher to play against, got {got}")
         return {"teacher": self.teacher.network, "student": self.net}
 
     def configure_model(self) -> None:
@@ -134,22 +121,19 @@ class DistillationModule(pl.LightningModule):
         """Return states as the networks take them, in 0..1."""
         return x.to(next(self.net.parameters()).dtype, copy=True).div_(255)
 
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+    def training_step(self, batch: dict[str, Tensor], _: int) -> Tensor:
         """Return the batch's mean loss."""
-        del batch_idx
         loss = self.value_loss(self(batch["x"]), batch["log_probs"]).mean()
         self.log("train/loss", loss, batch_size=len(batch["x"]))
         return loss
 
-    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+    def validation_step(self, batch: dict[str, Tensor], _: int) -> None:
         """Log the divergence on held-out states."""
-        del batch_idx
         self.val_kl.update(self(batch["x"]), batch["log_probs"])
         self.log("val/kl", self.val_kl, prog_bar=True)
 
-    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+    def test_step(self, batch: dict[str, Tensor], *_: int) -> None:
         """Compare the policies and, given a teacher, their input derivatives."""
-        del batch_idx
         self.policies.update(self(batch["x"]), batch["log_probs"])
         self.log_dict(self.policies)
         if self.teacher is None or self._compared >= self.num_derivative_states:

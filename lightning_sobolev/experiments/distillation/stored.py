@@ -6,17 +6,13 @@ from typing import Any
 
 import pandas as pd
 
+from lightning_sobolev._checks import require
 from lightning_sobolev.atari import AtariSettings
 from lightning_sobolev.experiments.distillation.callbacks import PlayGame
 from lightning_sobolev.experiments.distillation.figures import VIDEO, GameVideo
 from lightning_sobolev.experiments.distillation.module import DistillationModule, distillation
-from lightning_sobolev.experiments.report.runs import (
-    Run,
-    find_runs,
-    read_table,
-    tabulate,
-    write_table,
-)
+from lightning_sobolev.experiments.report import runs as stored
+from lightning_sobolev.experiments.report.runs import Run
 from lightning_sobolev.experiments.run.stored import load_module
 
 TABLE = "play.csv"
@@ -31,13 +27,11 @@ def play_stored(
     """Play with the student of every finished distillation below a folder; yield the table.
 
     ``play.csv`` has two lines a student, sampled and greedy actions, and is written whole after
-    each student; what it holds already is not played again. Teachers play once for each game, and
-    what they returned is kept in the same folder.
+    each student; what it holds already is not played again, and no teacher plays a game twice.
     """
-    if num_episodes < 2:  # a single one has no standard error
-        raise ValueError(f"num_episodes must be at least 2, got {num_episodes}")
+    require(num_episodes >= 2, "num_episodes", "at least 2", num_episodes)
     path = out / TABLE
-    table = read_table(path).astype({"run": str}) if path.is_file() else pd.DataFrame()
+    table = stored.read_table(path).astype({"run": str}) if path.is_file() else pd.DataFrame()
     for run in _distillations(root):
         name = run.folder.relative_to(root).as_posix()
         games = dict(zip(_GAMES, (name, num_episodes, seed), strict=True))
@@ -46,7 +40,7 @@ def play_stored(
         module, settings = _student(run)
         game = PlayGame(settings, out / "returns", num_episodes=num_episodes, seed=seed)
         numbers = {key: float(value) for key, value in game.returns(module, progress=True).items()}
-        about = tabulate([run]).reindex(columns=_ABOUT).iloc[0].to_dict()
+        about = stored.tabulate([run]).reindex(columns=_ABOUT).iloc[0].to_dict()
         lines = []
         for actions, way in (("sampled", ""), ("greedy", "_greedy")):
             line = {"run": name, **about, "actions": actions, **games}
@@ -55,7 +49,7 @@ def play_stored(
                 line[f"{who}_error"] = numbers[f"test/{who}_return{way}_standard_error"]
             lines.append(line)
         table = pd.concat([table, pd.DataFrame(lines)], ignore_index=True)
-        write_table(path, table)
+        stored.write_table(path, table)
         yield path
 
 
@@ -68,7 +62,7 @@ def film_stored(root: Path, **look: Any) -> Iterator[Path]:
 
 
 def _distillations(root: Path) -> list[Run]:
-    runs, wanted = find_runs(root), DistillationModule.__qualname__
+    runs, wanted = stored.find_runs(root), DistillationModule.__qualname__
     for run in runs:
         target = str(run.setting("module._target_"))
         if target.rpartition(".")[-1] != wanted:
@@ -78,6 +72,6 @@ def _distillations(root: Path) -> list[Run]:
 
 def _student(run: Run) -> tuple[DistillationModule, AtariSettings]:
     # read, not instantiated: the folder may be somebody else's
-    keys = [key for key in run.config["env"]["settings"] if key != "_target_"]
+    keys = {*run.config["env"]["settings"]} - {"_target_"}
     settings: dict[str, Any] = {key: run.setting(f"env.settings.{key}") for key in keys}
     return distillation(load_module(run.folder)), AtariSettings(**settings)

@@ -41,11 +41,7 @@ def returns_of(
     progress: bool = False,
     **games: Any,
 ) -> dict[str, Tensor]:
-    """Return the mean return of whole episodes, called ``key``, and its standard error.
-
-    With a cache, what the same weights returned in the same games is looked up; processes that want
-    the same returns wait for the first one. ``games`` are further arguments of ``play``.
-    """
+    """Return the mean return of episodes, called ``key``, and its standard error; look it up."""
 
     def found() -> dict[str, Any]:
         played = play(network, settings, device=device, progress=progress, **games)
@@ -84,9 +80,6 @@ class ReplayCheck(pl.Callback):
         num_episodes: Whole episodes to play; 0 plays none.
         greedy: Whether it plays greedy actions instead of sampled ones.
         seed: Seed of the games and of the sampled actions.
-
-    Raises:
-        ValueError: If there is a return to reach and no episode to reach it in.
     """
 
     def __init__(
@@ -118,9 +111,8 @@ class ReplayCheck(pl.Callback):
             )
         self._replayed(network)
 
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+    def setup(self, trainer: pl.Trainer, _: pl.LightningModule, stage: str) -> None:
         """Check the teacher before training and leave its card."""
-        del pl_module
         if stage != "fit":
             return
         network, card = _loaded(self.agent)
@@ -131,9 +123,8 @@ class ReplayCheck(pl.Callback):
             path = Path(trainer.default_root_dir) / CARD
             write_json(path, {**card, "replay": replay} if replay else card)
 
-    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_test_epoch_end(self, _: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log what the teacher returned."""
-        del trainer
         pl_module.log_dict(self._replayed(_loaded(self.agent)[0]))
 
     def _replayed(self, network: nn.Module) -> dict[str, Tensor]:

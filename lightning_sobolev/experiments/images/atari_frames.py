@@ -45,7 +45,7 @@ def atari_frames(
     games = len(GAMES)
     for name, count in (("num_train", num_train), ("num_test", num_test)):
         require(count > 0 and count % games == 0, name, f"a multiple of {games} games", count)
-    folder = Path(root) if root is not None else cache_folder()
+    folder = cache_folder() if root is None else Path(root)
     path = folder / f"atari-frames-{num_train}-{num_test}-seed-{seed}.npz"
     if not path.is_file():
         if not download:
@@ -95,13 +95,11 @@ def _images(game: str, counts: list[int], generator: torch.Generator) -> Sequenc
 
 
 def _episodes(game: str, generator: torch.Generator) -> Iterator[list[UInt8[Tensor, "3 32 32"]]]:
-    """Play one episode after the other at random; yield the pieces that each has shown."""
     try:
         from ale_py import ALEInterface, LoggerMode, roms
     except ModuleNotFoundError as error:
-        raise ValueError(
-            f"Atari frames must be recorded with the extra 'atari': {error}"
-        ) from error
+        text = f"Atari frames must be recorded with the extra 'atari': {error}"
+        raise ValueError(text) from error
     ALEInterface.setLoggerMode(LoggerMode.Error)
     console = ALEInterface()
     console.setInt("random_seed", 0)  # without sticky actions nothing is left to chance

@@ -6,15 +6,16 @@ from pathlib import Path
 import torch
 from jaxtyping import Int
 from torch import Tensor
+from typing_extensions import override
 
 from lightning_sobolev._checks import require
-from lightning_sobolev.experiments.common.tables import TableDataModule, check_counts
+from lightning_sobolev.experiments.common.tables import check_counts
 from lightning_sobolev.experiments.images.atari_frames import atari_frames
 from lightning_sobolev.experiments.images.fashion_mnist import fashion_mnist
-from lightning_sobolev.experiments.images.image_set import ImageSet, Labeled
+from lightning_sobolev.experiments.images.image_set import ImageSet, Labeled, SplitDataModule
 from lightning_sobolev.experiments.images.networks import Standardize
 from lightning_sobolev.functional.projections import generator_for
-from lightning_sobolev.loading import ResumableLoader, Table
+from lightning_sobolev.loading import Table
 
 IMAGES: Mapping[str, Callable[..., ImageSet]] = {
     "fashion_mnist": fashion_mnist,
@@ -34,7 +35,7 @@ class ImageTable(Table):
         return {**batch, "x": self.standardize(batch["x"].to(torch.float32) / 255)}
 
 
-class ImageDataModule(TableDataModule):
+class ImageDataModule(SplitDataModule):
     """Fashion-MNIST or Atari frames with a validation split.
 
     A batch is ``{"x": [batch, channels, height, width], "y": [batch]}``; an epoch is one pass over
@@ -50,9 +51,6 @@ class ImageDataModule(TableDataModule):
         num_train: Training images that are used; all that are left when None.
         standardize: Whether pixels get mean zero and standard deviation one, or stay in [0, 1].
         seed: Seed of the order. None takes one from the system.
-
-    Raises:
-        ValueError: If a count is out of range or the set is unknown.
     """
 
     rows_at_once = 500
@@ -71,9 +69,8 @@ class ImageDataModule(TableDataModule):
     ) -> None:
         super().__init__(batch_size=batch_size, steps_per_epoch=None, seed=seed)
         require(images in IMAGES, "images", f"one of {tuple(IMAGES)}", images)
-        check_counts(
-            1, num_validation=num_validation, num_train=1 if num_train is None else num_train
-        )
+        counts = {"num_validation": num_validation, "num_train": num_train}
+        check_counts(1, **{name: one for name, one in counts.items() if one is not None})
         self.images, self.root, self.download = images, root, download
         self.num_validation, self.num_train = num_validation, num_train
         self.standardize = standardize
@@ -84,19 +81,17 @@ class ImageDataModule(TableDataModule):
         """Find the files, or download them, before processes start."""
         self.setup()
 
+    @override
     def setup(self, stage: str | None = None) -> None:
-        """Read and split the images."""
-        del stage
         if self.tables:
             return
         found = IMAGES[self.images](self.root, download=self.download)
         images, labels = found.train
         order = torch.randperm(len(labels), generator=generator_for(1))
         if len(order) - self.num_validation < (self.num_train or 1):
-            raise ValueError(
-                f"num_validation and num_train must leave room for each other in {len(order)} "
-                f"images, got {self.num_validation} and {self.num_train}"
-            )
+            text = f"must leave room for each other in {len(order)} images"
+            got = f"{self.num_validation} and {self.num_train}"
+            raise ValueError(f"num_validation and num_train {text}, got {got}")
         validation = order[: self.num_validation]
         train = order[self.num_validation :][: self.num_train]
         pixels = images[train].movedim(1, 0).flatten(1).float() / 255
@@ -105,20 +100,6 @@ class ImageDataModule(TableDataModule):
             mean, std = torch.zeros_like(mean), torch.ones_like(std)
         parts = {"train": train, "val": validation}
         labeled = {stage: Labeled(images[rows], labels[rows]) for stage, rows in parts.items()}
-        self.tables = {
-            stage: ImageTable(part, Standardize(mean, std))
-            for stage, part in {**labeled, "test": found.test}.items()
-        }
+        labeled["test"] = found.test
+        self.tables = {k: ImageTable(part, Standardize(mean, std)) for k, part in labeled.items()}
         self.classes = found.classes
-
-    def training_points(self) -> Table:
-        """Return the training images."""
-        return self.tables["train"]
-
-    def test_points(self) -> Table:
-        """Return the test images."""
-        return self.tables["test"]
-
-    def val_dataloader(self) -> ResumableLoader:
-        """Return every validation image once."""
-        return self.ordered(self.tables["val"])

@@ -22,10 +22,8 @@ CLASSES = (
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # of Debian's package dataset-fashion-mnist
 URL = "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/"
 NAMES = (
-    "train-images-idx3-ubyte.gz",
-    "train-labels-idx1-ubyte.gz",
-    "t10k-images-idx3-ubyte.gz",
-    "t10k-labels-idx1-ubyte.gz",
+    *("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"),
+    *("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"),
 )
 # SHA-256 of the packed files at URL, in the order of their names.
 PACKED = (
@@ -46,11 +44,10 @@ CONTENT = (
 def fashion_mnist(root: str | Path | None = None, *, download: bool = True) -> ImageSet:
     """Read Fashion-MNIST: from a folder, from Debian's package, or from a download."""
     folder = _folder(Path(root) if root is not None else cache_folder() / "fashion-mnist", download)
-    train_images, train_labels, test_images, test_labels = (
-        _array(_content(folder / name, sha256)) for name, sha256 in zip(NAMES, CONTENT, strict=True)
-    )
-    train = Labeled(train_images.unsqueeze(1), train_labels.long())
-    return ImageSet(train, Labeled(test_images.unsqueeze(1), test_labels.long()), CLASSES)
+    files = zip(NAMES, CONTENT, strict=True)
+    x, y, test_x, test_y = (_array(_content(folder / name, sha256)) for name, sha256 in files)
+    train, test = Labeled(x.unsqueeze(1), y.long()), Labeled(test_x.unsqueeze(1), test_y.long())
+    return ImageSet(train, test, CLASSES)
 
 
 def _folder(own: Path, download: bool) -> Path:
@@ -81,10 +78,8 @@ def _content(path: Path, sha256: str) -> bytes:
     except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path} must be a readable file, got {error}") from error
     if (found := hashlib.sha256(content).hexdigest()) != sha256:
-        raise ValueError(
-            f"{path} must be the published file of Fashion-MNIST with the SHA-256 {sha256}, "
-            f"got {found}: delete it and fetch it again"
-        )
+        text = f"{path} must be the published file of Fashion-MNIST with the SHA-256 {sha256}"
+        raise ValueError(f"{text}, got {found}: delete it and fetch it again")
     return content
 
 

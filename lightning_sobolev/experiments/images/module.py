@@ -47,9 +47,8 @@ class ClassificationModule(NetModule):
         self.val_accuracy = MulticlassAccuracy(num_classes, average="micro")
         self.test_accuracy = MulticlassAccuracy(num_classes, average="micro")
 
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+    def training_step(self, batch: dict[str, Tensor], _: int) -> Tensor:
         """Return the batch's mean loss."""
-        del batch_idx
         logits = self.net(batch["x"])
         if self.teacher is None:
             loss = cross_entropy(logits, batch["y"])
@@ -59,15 +58,13 @@ class ClassificationModule(NetModule):
         self.log("train/loss", loss, batch_size=len(batch["x"]))
         return loss
 
-    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+    def validation_step(self, batch: dict[str, Tensor], _: int) -> None:
         """Count right answers on held-out images."""
-        del batch_idx
         self.val_accuracy.update(self.net(batch["x"]), batch["y"])
         self.log("val/accuracy", self.val_accuracy, prog_bar=True)
 
-    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+    def test_step(self, batch: dict[str, Tensor], *_: int) -> None:
         """Count right answers on the test images."""
-        del batch_idx
         self.test_accuracy.update(self.net(batch["x"]), batch["y"])
         self.log("test/accuracy", self.test_accuracy)
 

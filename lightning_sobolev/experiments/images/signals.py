@@ -7,12 +7,13 @@ from functools import cache
 
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
+from typing_extensions import override
 
-from lightning_sobolev.experiments.common.tables import TableDataModule
-from lightning_sobolev.loading import ResumableLoader, Table
+from lightning_sobolev.experiments.images.image_set import SplitDataModule
+from lightning_sobolev.loading import Table
 
 
-class SignalDataModule(TableDataModule):
+class SignalDataModule(SplitDataModule):
     """MNIST-1D, generated where it is needed (extra ``signals``); nothing is downloaded.
 
     A batch is ``{"x": [batch, 1, 40], "y": [batch]}``, standardized. The signals do not depend on
@@ -26,25 +27,10 @@ class SignalDataModule(TableDataModule):
 
     def __init__(self, *, batch_size: int = 64, steps_per_epoch: int = 500, seed: int = 0) -> None:
         super().__init__(batch_size=batch_size, steps_per_epoch=steps_per_epoch, seed=seed)
-        self._tables: dict[str, Table] = {}
 
+    @override
     def setup(self, stage: str | None = None) -> None:
-        """Generate the signals."""
-        del stage
-        if not self._tables:
-            self._tables = _generated()
-
-    def training_points(self) -> Table:
-        """Return the training signals."""
-        return self._tables["train"]
-
-    def test_points(self) -> Table:
-        """Return the test signals."""
-        return self._tables["test"]
-
-    def val_dataloader(self) -> ResumableLoader:
-        """Return the signals to choose settings by, in order."""
-        return self.ordered(self._tables["val"])
+        self.tables = _generated()
 
 
 @cache  # two seconds

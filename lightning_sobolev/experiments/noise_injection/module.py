@@ -1,6 +1,7 @@
 """Train a classifier against attacks, with noise on its weights or without."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -21,7 +22,6 @@ from lightning_sobolev.layers import (
 )
 
 NOISES = ("none", "white", "colored")
-_TEST_STEPS = 20
 
 
 class AdversarialModule(NetModule):
@@ -50,9 +50,6 @@ class AdversarialModule(NetModule):
         penalty: Factor of :func:`~lightning_sobolev.layers.noise_penalty`.
         draws: Draws of the noise at test time.
 
-    Raises:
-        ValueError: If the kind of noise is unknown or a number is out of range.
-
     Source:
         Zheltonozhskii et al. 2020 (arXiv:2003.02188), after their released code.
     """
@@ -75,18 +72,16 @@ class AdversarialModule(NetModule):
         require(penalty >= 0, "penalty", "at least 0", penalty)
         self.noisy = noise != "none"
         self.attack = GradientAttack(radius=radius)
-        strong = GradientAttack(radius=radius, steps=_TEST_STEPS)
+        strong = GradientAttack(radius=radius, steps=20)
         self.attacks = {"fgsm": GradientAttack.fgsm(radius), "pgd": strong}
         if self.noisy:
             inject_noise(net, rank=rank, color=noise == "colored")
-            expected = GradientAttack(radius=radius, steps=_TEST_STEPS, draws=draws)
-            self.attacks["expected_pgd"] = expected
+            self.attacks["expected_pgd"] = replace(strong, draws=draws)
         self.defended, self.penalty = defended, penalty
         self.draws = draws if self.noisy else 1
 
-    def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
+    def training_step(self, batch: Mapping[str, Tensor], _: int) -> Tensor:
         """Return the loss."""
-        del batch_idx
         x, y = batch["x"], batch["y"]
         loss = cross_entropy(self(x), y)
         if self.defended:
@@ -97,14 +92,12 @@ class AdversarialModule(NetModule):
         self.log("train/loss", loss)
         return loss
 
-    def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
+    def validation_step(self, batch: Mapping[str, Tensor], _: int) -> None:
         """Measure accuracy on clean and attacked images."""
-        del batch_idx
         self._log_accuracies("val/", batch, {"attacked": self.attack})
 
-    def test_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
+    def test_step(self, batch: Mapping[str, Tensor], *_: int) -> None:
         """Measure accuracy under every attack, with noise and without."""
-        del batch_idx
         self._log_accuracies("test/", batch, self.attacks)
         if not self.noisy:
             return
@@ -130,7 +123,6 @@ class AdversarialModule(NetModule):
         self.log_dict(named, batch_size=len(y))
 
     def _accuracy(self, x: Tensor, y: Int[Tensor, " batch"]) -> Tensor:
-        """Return the share of right answers over all draws of the noise."""
         logits = torch.cat([self(x) for _ in range(self.draws)])
         classes = logits.shape[-1]
         return multiclass_accuracy(logits, y.repeat(self.draws), classes, average="micro")

@@ -18,8 +18,6 @@ from lightning_sobolev.experiments.sensitivity.attacks import PGD_STEPS, Example
 from lightning_sobolev.functional.projections import generator_for
 from lightning_sobolev.loading import ResumableLoader, ShuffledBatches, Table
 
-_NUM_ATTACKED_BY_PGD = 250
-
 
 def trained_on(model: nn.Module, images: Labeled, steps: int, *, seed: int) -> nn.Module:
     """Return a copy whose training went on, with Adam and a rate that falls to zero."""
@@ -67,13 +65,8 @@ def examined(
     num_attacked: int,
     seed: int,
 ) -> dict[str, float]:
-    """Measure accuracies, against fresh attacks on this very network too.
-
-    ``earlier`` holds adversarial images that were made for the network before its training went on.
-    The swarm attacks the first images that are classified correctly; its accuracy counts the others
-    as well.
-    """
-    x, labels = test.images[:_NUM_ATTACKED_BY_PGD], test.labels[:_NUM_ATTACKED_BY_PGD]
+    """Measure accuracies: plain, under fresh attacks, and on images made for an earlier network."""
+    x, labels = test.images[:250], test.labels[:250]
     pgd = GradientAttack(radius=swarm.radius, steps=PGD_STEPS)
     attacked = pgd(model, x, labels, generator=generator_for(seed, 3))
     right = Examples.of(model, x, labels)

@@ -56,8 +56,7 @@ class Examples:
 
     def odds(self) -> Float[Tensor, " batch"]:
         """Return the odds against the right class, 1 / P - 1."""
-        log_probs = self.gradients.log_probs.double()
-        own = self.labels[:, None]
+        log_probs, own = self.gradients.log_probs.double(), self.labels[:, None]
         # From the other classes: 1 - P is lost to rounding where P is nearly 1.
         others = log_probs.scatter(1, own, -torch.inf).logsumexp(1)
         return (others - log_probs.gather(1, own)[:, 0]).exp()
@@ -128,8 +127,7 @@ def _of_foolbox(
 
 def measured(model: nn.Module, examples: Examples, attack: Attack) -> tuple[dict[str, Any], Tensor]:
     """Run an attack by the clock of the processor; return its row and what it has made."""
-    began = time.process_time()
-    attacked = attack.run()
+    began, attacked = time.process_time(), attack.run()
     seconds = time.process_time() - began
     with torch.no_grad():
         fooled = model(attacked).argmax(-1) != examples.labels

@@ -14,11 +14,9 @@ _SHOWN = 8
 
 
 class _Row(NamedTuple):
-    """Images of one kind; ``unit`` is None for images as they are."""
-
     label: str
     images: Tensor
-    unit: str | None = None
+    unit: str | None = None  # None for images as they are
     signed: bool = False
 
 
@@ -74,8 +72,8 @@ def draw_adversarial(
     for name in ("pgd", "swarm", "swarm_influence"):
         attacked = made[name][:_SHOWN]
         change = 255 * (attacked - shown.images).mean(1)
-        rows += [_Row(name.replace("_", "\n"), attacked)]
-        rows += [_Row("change", change, "levels of 255", signed=True)]
+        rows.append(_Row(name.replace("_", "\n"), attacked))
+        rows.append(_Row("change", change, "levels of 255", signed=True))
     with torch.no_grad():
         taken = model(made["swarm"][:_SHOWN]).argmax(-1)
     titles = [

@@ -10,6 +10,7 @@ import lightning.pytorch as pl
 import pandas as pd
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from lightning_sobolev._checks import require
 from lightning_sobolev._files import whole
@@ -22,7 +23,6 @@ from lightning_sobolev.experiments.sensitivity.attacks import Examples, attacks,
 from lightning_sobolev.functional.projections import generator_for
 
 AUTHORS_THRESHOLD = 1e-3
-_NUM_INFLUENCES = 2000
 
 
 class AttackStudy(pl.Callback):
@@ -60,9 +60,8 @@ class AttackStudy(pl.Callback):
         self.adversarial_steps, self.num_pixels = adversarial_steps, num_pixels
         self.seed, self.figures = seed, figures
 
+    @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Look at the run before any work is done."""
-        del pl_module, stage
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         right = isinstance(data, ImageDataModule)
         require(right, "data of AttackStudy", "an ImageDataModule", type(data).__name__)
@@ -76,7 +75,7 @@ class AttackStudy(pl.Callback):
         model.eval().requires_grad_(False).cpu()
         train, test = (_pixels(data, stage) for stage in ("train", "test"))
         with torch.enable_grad():
-            seen = Examples.of(model, *(part[:_NUM_INFLUENCES] for part in test))
+            seen = Examples.of(model, *(part[:2000] for part in test))
             vulnerable = seen.most_vulnerable(self.num_attacked)
             rows, made = self._attacked(model, seen, vulnerable)
             _write(folder / "attacks.csv", rows)
@@ -95,7 +94,6 @@ class AttackStudy(pl.Callback):
     def _attacked(
         self, model: nn.Module, seen: Examples, vulnerable: Examples
     ) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
-        """Return the rows of the table, and the images made of the vulnerable ones."""
         drawn = torch.randperm(len(seen), generator=generator_for(self.seed))
         kinds = {"ordinary": seen[drawn[: self.num_attacked]], "vulnerable": vulnerable}
         rows, made = [], {}
@@ -109,7 +107,6 @@ class AttackStudy(pl.Callback):
     def _trained(
         self, model: nn.Module, train: Labeled, test: Labeled, earlier: Labeled
     ) -> list[dict[str, Any]]:
-        """Return a row for the network as it is and one for every set that joins its training."""
         seen = Examples.of(model, *(part[: 10 * self.num_adversarial] for part in train))
         vulnerable = seen.most_vulnerable(self.num_adversarial)
         made = training.successes(model, vulnerable, self.swarm, seed=self.seed)
@@ -126,8 +123,7 @@ class AttackStudy(pl.Callback):
 
 def influences_of(model: nn.Module, seen: Examples) -> dict[str, Examples]:
     """Differentiate the network as it is, and the same one with four times its logits."""
-    # In float64: the odds against a class that the network is sure of are lost in float32. The
-    # sharpened network is far surer of itself and errs as often.
+    # in float64: the odds against a class that the network is sure of are lost in float32
     precise = copy.deepcopy(model).double()
     images, labels = seen.images.double(), seen.labels
     return {
@@ -141,11 +137,8 @@ def influence_numbers(seen: Examples) -> dict[str, float]:
     influence = seen.gradients.image_influence(seen.labels)
     cut = seen.gradients.image_influence(seen.labels, threshold=AUTHORS_THRESHOLD)
     odds = seen.odds()
-    shares = {
-        "is_odds": (influence - odds).abs() <= 1e-2 * odds,
-        "cut_differs": cut < 0.99 * influence,
-        "cut_is_zero": cut == 0,
-    }
+    is_odds = (influence - odds).abs() <= 1e-2 * odds
+    shares = {"is_odds": is_odds, "cut_differs": cut < 0.99 * influence, "cut_is_zero": cut == 0}
     return {name: float(share.double().mean()) for name, share in shares.items()}
 
 
