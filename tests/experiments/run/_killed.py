@@ -22,8 +22,8 @@ def die():
 
 
 class HalfWritten(test_resume.LastCheckpoint):
-    def _write(self, trainer):
-        super()._write(trainer)
+    def _save(self, trainer):
+        super()._save(trainer)
         if trainer.global_step == NUMBER + 1:
             content = self.path.read_bytes()
             self.path.with_name("last.ckpt.01234567.tmp").write_bytes(content[: len(content) // 2])
