@@ -115,7 +115,7 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 def checked(cfg: DictConfig) -> DictConfig:
     """Return a copy in which everything that was left open is decided."""
-    if missing := [part for part in ("module", "data", "model") if cfg.get(part) is None]:
+    if missing := [part for part in ("module", "data") if cfg.get(part) is None]:
         raise ValueError(
             "an experiment must be chosen, +experiment=distill_pong or another one of "
             f"conf/experiment (with the plus): it fills in {', '.join(missing)}, got none"
