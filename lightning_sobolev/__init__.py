@@ -29,27 +29,9 @@ from lightning_sobolev.teachers import (
 __version__ = "0.1.0"
 
 __all__ = [
-    "AnalyticTeacher",
-    "Balanced",
-    "BatchTeacher",
-    "CacheSettings",
-    "CachedTeacher",
-    "CompileSettings",
-    "Cosine",
-    "DirectionalTeacher",
-    "HarmCheck",
-    "KeepGenerators",
-    "Linear",
-    "NetworkTeacher",
-    "SobolevCallback",
-    "SobolevMixin",
-    "SobolevSpec",
-    "SobolevTerm",
-    "StandardUnits",
-    "Standardized",
-    "Standardizer",
-    "Step",
-    "TimeSpaceNorm",
-    "__version__",
+    "AnalyticTeacher", "Balanced", "BatchTeacher", "CacheSettings", "CachedTeacher",
+    "CompileSettings", "Cosine", "DirectionalTeacher", "HarmCheck", "KeepGenerators", "Linear",
+    "NetworkTeacher", "SobolevCallback", "SobolevMixin", "SobolevSpec", "SobolevTerm",
+    "StandardUnits", "Standardized", "Standardizer", "Step", "TimeSpaceNorm", "__version__",
     "cache_answers",
-]
+]  # fmt: skip

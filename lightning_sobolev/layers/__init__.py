@@ -9,11 +9,6 @@ from lightning_sobolev.layers.noise import (
 )
 
 __all__ = [
-    "BandLimitedConv1d",
-    "BandLimitedConv2d",
-    "NoiseInjection",
-    "band_limit",
-    "inject_noise",
-    "noise_penalty",
-    "switch_evaluation_noise",
-]
+    "BandLimitedConv1d", "BandLimitedConv2d", "NoiseInjection", "band_limit", "inject_noise",
+    "noise_penalty", "switch_evaluation_noise",
+]  # fmt: skip

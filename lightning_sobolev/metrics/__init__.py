@@ -6,10 +6,6 @@ from lightning_sobolev.metrics.time_space import TimeSpaceError
 from lightning_sobolev.metrics.values import ValueNMSE
 
 __all__ = [
-    "ActionDisagreement",
-    "DerivativeCosine",
-    "DerivativeNMSE",
-    "PolicyKL",
-    "TimeSpaceError",
+    "ActionDisagreement", "DerivativeCosine", "DerivativeNMSE", "PolicyKL", "TimeSpaceError",
     "ValueNMSE",
-]
+]  # fmt: skip

@@ -8,10 +8,6 @@ from lightning_sobolev.plugin.mixin import SobolevMixin
 from lightning_sobolev.plugin.standard_units import StandardUnits
 
 __all__ = [
-    "CompileSettings",
-    "HarmCheck",
-    "KeepGenerators",
-    "SobolevCallback",
-    "SobolevMixin",
+    "CompileSettings", "HarmCheck", "KeepGenerators", "SobolevCallback", "SobolevMixin",
     "StandardUnits",
-]
+]  # fmt: skip

@@ -9,14 +9,6 @@ from lightning_sobolev.recu.approximation import approximate, num_weights
 from lightning_sobolev.recu.exact import identity, monomial, partition_of_unity, product, square
 
 __all__ = [
-    "ReCU",
-    "ReQU",
-    "approximate",
-    "identity",
-    "monomial",
-    "num_weights",
-    "partition_of_unity",
-    "product",
-    "scale_by_sample",
-    "square",
-]
+    "ReCU", "ReQU", "approximate", "identity", "monomial", "num_weights", "partition_of_unity",
+    "product", "scale_by_sample", "square",
+]  # fmt: skip

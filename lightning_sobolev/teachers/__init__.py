@@ -9,12 +9,6 @@ from lightning_sobolev.teachers.stored import CacheSettings
 from lightning_sobolev.teachers.tabulated import BatchTeacher, TabulatedJet
 
 __all__ = [
-    "AnalyticTeacher",
-    "BatchTeacher",
-    "CacheSettings",
-    "CachedTeacher",
-    "DirectionalTeacher",
-    "NetworkTeacher",
-    "TabulatedJet",
-    "cache_answers",
-]
+    "AnalyticTeacher", "BatchTeacher", "CacheSettings", "CachedTeacher", "DirectionalTeacher",
+    "NetworkTeacher", "TabulatedJet", "cache_answers",
+]  # fmt: skip
