@@ -73,7 +73,7 @@ class Observation:
             x, inputs = x[rows], _paths.take_rows(inputs, rows, self.size)
         x, probe = widened(self.module, x), replace(probe, precise=False)
         # x[rows] of our own leaf would hang the second graph below the first one.
-        point = x if x.grad_fn is not None else x.detach().requires_grad_()
+        point = x if self.x.grad_fn is not None else x.detach().requires_grad_()
         seen, _ = observed_call(self.module, forward, inputs, self.place, point, probe)
         return seen
 
