@@ -1,5 +1,7 @@
 """A small experiment of its own: what the run room does must not depend on the others."""
 
+import sys
+
 import lightning.pytorch as pl
 import torch
 from hydra import compose, initialize_config_dir
@@ -10,6 +12,8 @@ from torch.nn.functional import mse_loss
 from lightning_sobolev.experiments.common.optimizers import configured
 from lightning_sobolev.experiments.common.tables import TableDataModule
 from lightning_sobolev.experiments.run.conf import config_folder
+from lightning_sobolev.experiments.run.sharding import shard
+from lightning_sobolev.experiments.run.train import run
 from lightning_sobolev.loading import Table
 
 
@@ -17,6 +21,9 @@ class Toy(pl.LightningModule):
     def __init__(self, net, optimizer, scheduler=None):
         super().__init__()
         self.net, self.optimizer, self.scheduler = net, optimizer, scheduler
+
+    def configure_model(self):
+        shard(self.net, self.device_mesh)
 
     def training_step(self, batch, batch_idx):
         loss = mse_loss(self.net(batch["x"]), batch["y"])
@@ -75,3 +82,8 @@ def composed(folder, *overrides, **settings):
     }
     with open_dict(cfg):
         return OmegaConf.merge(cfg, own, settings)
+
+
+if __name__ == "__main__":  # processes that Lightning starts run this again
+    FOLDER, *OVERRIDES = sys.argv[1:]
+    run(composed(FOLDER, *OVERRIDES))

@@ -5,6 +5,8 @@ import json
 import logging
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -232,6 +234,40 @@ def test_sigterm_is_no_success(straight, tmp_path):
     with pytest.raises(SystemExit, match="143"):
         run(with_callback(tmp_path / "one", sent, "callbacks=best"))
     assert_goes_on(tmp_path / "one" / LAST, tmp_path / "two", straight)
+
+
+def test_what_killed_writers_left_is_deleted_and_nothing_else(tmp_path):
+    (tmp_path / LAST).parent.mkdir()
+    left = [tmp_path / "metrics.json.0123abcd.tmp", tmp_path / f"{LAST}.0123abcd.tmp"]
+    mine = [tmp_path / "notes.tmp", tmp_path / "deadbeef.txt"]
+    for path in left + mine:
+        path.write_text("half")
+    run(composed(tmp_path))
+    assert [path.exists() for path in left + mine] == [False, False, True, True]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["trainer=ddp_cpu"],
+        ["trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=2"],
+    ],
+    ids=["ddp", "fully_shard"],
+)
+def test_behind_several_processes_one_tests_the_whole_network_on_every_row(overrides, tmp_path):
+    command = [sys.executable, "-m", "tests.experiments.run._toy", str(tmp_path), *overrides]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    kept = {name.removeprefix("net."): value for name, value in weights(tmp_path).items()}
+    x = torch.linspace(-1.0, 1.0, 14)[:, None]
+    hidden = (x @ kept["0.weight"].T + kept["0.bias"]).tanh()
+    fit = hidden @ kept["2.weight"][0] + kept["2.bias"]
+    expected = float((fit - (3 * x[:, 0]).sin()).square().mean())
+    assert metrics["test/error"] == pytest.approx(expected, rel=1e-5)
+    assert metrics["trainable_parameters"] == 49
+    assert metrics["steps"] == 12
 
 
 # Read back
