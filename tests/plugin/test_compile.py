@@ -42,6 +42,12 @@ def test_it_trains_as_the_loop_written_by_hand(kind):
     assert_close(compiled(Regressor(), kind), by_hand(None, *TERMS[kind]))
 
 
+def test_chosen_rows_are_a_point_of_their_own_to_the_compiler():
+    """Left on the graph of the step's own input they do not compile."""
+    kind = "a fraction of the rows"  # the tape's are compared with references in other files
+    assert_close(compiled(Regressor(), kind), taught(Regressor(), TERMS[kind]))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("compile", [TRACED, True], ids=["traced", "inductor"])
 @pytest.mark.parametrize("kind", TERMS)
