@@ -5,11 +5,12 @@ its derivatives with respect to the input. A student and a teacher that answer a
 compared without either knowing how the other one differentiates.
 """
 
-from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 Points = Float[Tensor, "batch *in"]
 Values = Float[Tensor, "batch *out"]
@@ -42,28 +43,76 @@ class Jet(Protocol):
         ...
 
 
-@runtime_checkable
-class DrawnJet(Jet, Protocol):
-    """A jet that knows its derivatives along directions of its own alone."""
+class Directions(NamedTuple):
+    """What a term is projected on; None where it needs no such direction."""
 
-    def drawn(self, term: Any, counter: int) -> Float[Tensor, "proj batch *rest"]:
-        """Return the directions for step number ``counter``."""
+    cotangents: OutRows | None = None
+    tangents: InRows | None = None
+
+
+class StudentCall(Protocol):
+    """How the student was called, for a teacher that is called alike."""
+
+    @property
+    def output(self) -> Sequence[str | int]:
+        """Key path of the matched tensor in what the student returned; empty for a tensor."""
         ...
+
+    def accepts(self, network: nn.Module) -> bool:
+        """Whether ``network`` takes every argument of the call under the same name."""
+        ...
+
+    def repeat(self, network: nn.Module, point: Tensor) -> Any:
+        """Call ``network`` with the student's arguments, ``point`` in the observed input's place.
+
+        Floating-point arguments are cast to the type of ``point``.
+        """
+        ...
+
+
+def identity(y: Tensor) -> Tensor:
+    """The output map that changes nothing."""
+    return y
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Query:
+    """What a teacher is asked.
+
+    Args:
+        x: Where; without a graph to the student.
+        on: Output map: the answer is the jet of ``on(target)``.
+        batch: What ``training_step`` was given, whole.
+        rows: Numbers of those rows of the batch that ``x`` holds; None for all.
+        call: How the student was called; None where there is no student.
+        step: Number of the evaluation, which stored directions are chosen by.
+    """
+
+    x: Points
+    on: BatchFn = identity
+    batch: Any = None
+    rows: Tensor | None = None
+    call: StudentCall | None = None
+    step: int = 0
 
 
 @runtime_checkable
 class Teacher(Protocol):
-    """Answers at any points with the target's jet.
+    """Answers at any points with the target's jet. Derive from it to inherit the defaults."""
 
-    Two more attributes are looked up and need not be there: ``takes = "call"`` asks for a keyword
-    argument ``call`` of :meth:`at`, which calls a network as the student was called;
-    ``has_directions = True`` says that jets are a :class:`DrawnJet`, of which the directions are
-    asked before the student runs.
-    """
-
-    allows_unknown: bool
+    allows_unknown: bool = False
     """Whether NaN in an answer means "not known" (masked out) rather than an error."""
 
-    def at(self, x: Points, on: BatchFn, batch: Any = None) -> Jet:
-        """Return the jet of ``on(target)`` at ``x``, without a graph to the student."""
+    default_term: Any = None
+    """The :class:`SobolevTerm` that is matched where none was chosen; None for order 1."""
+
+    def at(self, query: Query) -> Jet:
+        """Return the jet of ``query.on(target)`` at ``query.x``, without a graph to the student."""
         ...
+
+    def directions(self, query: Query, term: Any) -> Directions | None:
+        """Return the only directions along which the target is known; None: draw them.
+
+        They are asked before the student runs wherever forward mode needs them.
+        """
+        return None

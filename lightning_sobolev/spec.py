@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lightning_sobolev._checks import require
+from lightning_sobolev._types import identity
 from lightning_sobolev.functional.band_limits import check_rate
 from lightning_sobolev.functional.covariance import Covariance
 from lightning_sobolev.functional.discrepancies import DISCREPANCIES
@@ -25,7 +26,7 @@ from lightning_sobolev.schedules import Cosine, Linear, Schedule, Step, is_weigh
 __all__ = ["OUTPUT_MAPS", "Cosine", "Linear", "Schedule", "SobolevSpec", "SobolevTerm", "Step"]
 
 OUTPUT_MAPS: dict[str, Callable[[Tensor], Tensor]] = {
-    "identity": lambda y: y,
+    "identity": identity,
     "log_softmax": lambda y: torch.log_softmax(y, dim=-1),
     "softmax": lambda y: torch.softmax(y, dim=-1),
 }
