@@ -4,10 +4,13 @@ Teach a network a target's derivatives with respect to its input, beside the tar
 (Czarnecki et al. 2017, Sobolev Training for Neural Networks, arXiv:1706.04859).
 """
 
-from lightning_sobolev.balance import Balanced
+from lightning_sobolev._types import Directions, Jet, Query, Teacher
 from lightning_sobolev.functional.norms import TimeSpaceNorm
+from lightning_sobolev.loss.balance import Balanced
+from lightning_sobolev.loss.compiling import CompileSettings
+from lightning_sobolev.loss.loss import SobolevLoss
+from lightning_sobolev.loss.report import Report
 from lightning_sobolev.plugin import (
-    CompileSettings,
     HarmCheck,
     KeepGenerators,
     SobolevCallback,
@@ -29,9 +32,33 @@ from lightning_sobolev.teachers import (
 __version__ = "0.1.0"
 
 __all__ = [
-    "AnalyticTeacher", "Balanced", "BatchTeacher", "CacheSettings", "CachedTeacher",
-    "CompileSettings", "Cosine", "DirectionalTeacher", "HarmCheck", "KeepGenerators", "Linear",
-    "NetworkTeacher", "SobolevCallback", "SobolevMixin", "SobolevSpec", "SobolevTerm",
-    "StandardUnits", "Standardized", "Standardizer", "Step", "TimeSpaceNorm", "__version__",
+    "AnalyticTeacher",
+    "Balanced",
+    "BatchTeacher",
+    "CacheSettings",
+    "CachedTeacher",
+    "CompileSettings",
+    "Cosine",
+    "DirectionalTeacher",
+    "Directions",
+    "HarmCheck",
+    "Jet",
+    "KeepGenerators",
+    "Linear",
+    "NetworkTeacher",
+    "Query",
+    "Report",
+    "SobolevCallback",
+    "SobolevLoss",
+    "SobolevMixin",
+    "SobolevSpec",
+    "SobolevTerm",
+    "StandardUnits",
+    "Standardized",
+    "Standardizer",
+    "Step",
+    "Teacher",
+    "TimeSpaceNorm",
+    "__version__",
     "cache_answers",
-]  # fmt: skip
+]

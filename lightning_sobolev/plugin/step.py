@@ -1,46 +1,55 @@
 """Shadows of a LightningModule's methods while fit runs: one set for all its callbacks."""
 
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from types import MethodType
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from lightning_sobolev.plugin.matching import StepPart
-from lightning_sobolev.plugin.protect import explained, kept_gathered, sharded_parts
-from lightning_sobolev.plugin.shadow import Passing, Shadow
-from lightning_sobolev.plugin.step_log import key, log_step
+from lightning_sobolev.observe.remedies import explain, kept_gathered, sharded_parts
+from lightning_sobolev.observe.shadow import Passing, Shadow
+from lightning_sobolev.plugin.report import log_step
 
 if TYPE_CHECKING:
     from lightning_sobolev.plugin.callback import SobolevCallback
 
-_SHADOWED = ("training_step", "manual_backward", "backward")
+LARGE = 2**15
+"""Elements of an observed input from which on its own gradient, which nobody reads, is left out of
+the backward pass: up to 28 % of the step of a convolutional network; for less it costs more than
+it saves, as the whole graph is walked for it."""
+
+
+_SHADOWED = ("training_step", "manual_backward", "backward", "validation_step", "test_step")
 
 
 class ObservedStep:
     """Runs the user's step under observation and adds what the callbacks return."""
 
-    def __init__(self, module: LightningModule) -> None:
-        self.matchers: list[SobolevCallback] = []
-        self._module = module
+    def __init__(self, module: LightningModule, trainer: Trainer) -> None:
+        self.callbacks: list[SobolevCallback] = []
+        self._module, self._trainer = module, trainer
         self._earlier = {name: vars(module).get(name) for name in _SHADOWED}
         self._step: Callable[..., Any] = self._original("training_step")
-        self._pending: list[StepPart] = []
-        self._used: set[int] = set()
-        self._totals: list[Tensor] = []
-        self._batch: Any = None
         self._leaves: list[Tensor] = []
-        self._sharded = bool(sharded_parts(module))
+        self._is_sharded = bool(sharded_parts(module))
+        # By name: pytorch_lightning has a LightningModule of its own.
+        own_backward = type(module).backward.__qualname__ != "LightningModule.backward"
+        self._may_leave_out = not own_backward
 
     def install(self) -> None:
         """Shadow the module's methods."""
-        functions = (self.training_step, self.manual_backward, self.backward)
-        for name, function in zip(_SHADOWED, functions, strict=True):
-            vars(self._module)[name] = Shadow(self._module, name, function)
+        for name in ("training_step", "manual_backward", "backward"):
+            Shadow(self._module, name, getattr(self, name)).put_on()
         vars(self._module)["_sobolev_step"] = Passing(held=self)
+
+    def validate_too(self) -> None:
+        """Shadow the steps of validation and test as well."""
+        for name in ("validation_step", "test_step"):
+            if not isinstance(vars(self._module).get(name), Shadow):
+                Shadow(self._module, name, getattr(self, name)).put_on()
 
     def restore(self) -> None:
         """Give the module its methods back."""
@@ -51,76 +60,104 @@ class ObservedStep:
         vars(self._module).pop("_sobolev_step", None)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the user's step; add the terms to its loss under automatic optimisation."""
-        if not torch.is_grad_enabled():  # a validation step that asks for the training loss
+        """Run the user's step; add the terms to its loss under automatic optimization."""
+        # A validation step may ask for the training loss, with gradients or without.
+        if not torch.is_grad_enabled() or not self._trainer.training:
             return self._step(*args, **kwargs)
-        batch = self._batch = self._find_batch(args, kwargs)
-        self._pending = [matcher.begin(self._module, batch) for matcher in self.matchers]
-        self._used, self._totals = set(), []
+        batch = _batch_of(args, kwargs)
+        for callback in self.callbacks:
+            callback.begin(batch)
         try:
-            with ExitStack() as stack:
-                for part in self._pending:
-                    stack.enter_context(part.watching())
-                output = self._with_terms(self._step(*args, **kwargs))
-                if self._totals:
-                    size = self._pending[0].observed[0][0].shape[0]
-                    total = torch.stack(self._totals).sum()
-                    log_step(self._module, key("train", "total"), total, size)
-                return output
+            if any(callback.plan.eager_step for callback in self.callbacks):
+                with torch.compiler.set_stance("force_eager"):
+                    output = self._step(*args, **kwargs)
+            else:
+                output = self._step(*args, **kwargs)
+            if self._module.automatic_optimization:
+                return self._with_terms(output)
+            for callback in self.callbacks:
+                callback.check_manual()
+            return output
+        except RuntimeError as error:
+            explain(error)
+            raise
         finally:
-            self._pending, self._batch = [], None
-
-    def manual_backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        """Add each term to the first loss whose graph reaches its observed output."""
-        for part in self._pending:
-            if id(part) in self._used or not part.captured:
-                continue
-            if _reaches(loss, [y for _, y in part.observed]):
-                loss = loss + self._loss_of(part, loss)
-        self._original("manual_backward")(loss, *args, **kwargs)
-
-    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        """Leave out the gradient in the observed input: nobody reads it, and it is up to 28 %."""
-        leaves, self._leaves = self._leaves, []
-        # By name: pytorch_lightning has a LightningModule of its own.
-        overridden = type(self._module).backward.__qualname__ != "LightningModule.backward"
-        if leaves and not overridden and "inputs" not in kwargs:
-            hidden = {id(leaf) for leaf in leaves}
-            others = [v for v in _leaf_variables(loss) if id(v) not in hidden]
-            kwargs.update({"inputs": others} if others else {})  # torch refuses an empty list
-        gathered = kept_gathered(self._module, to_the_end=True) if self._sharded else nullcontext()
-        with explained(), gathered:
-            self._original("backward")(loss, *args, **kwargs)
+            for callback in self.callbacks:
+                callback.end()
 
     def _with_terms(self, output: Any) -> Any:
-        if not self._module.automatic_optimization:
-            unused = [part for part in self._pending if id(part) not in self._used]
-            if any(part.observed for part in unused):
-                raise ValueError(
-                    "under manual optimization the term enters through self.manual_backward(loss) "
-                    "with a loss that depends on the observed output, but training_step made no "
-                    "such call; loss.backward() cannot be seen from outside"
-                )
-            return output
-        loss = output.get("loss") if isinstance(output, Mapping) else output
-        if not isinstance(loss, Tensor):
+        value_loss = output.get("loss") if isinstance(output, Mapping) else output
+        if not isinstance(value_loss, Tensor):
             return output  # None skips the batch; anything else is Lightning's to refuse
-        value_loss = loss
-        for part in self._pending:
-            loss = loss + self._loss_of(part, value_loss)
+        loss, total, size = value_loss, None, 1
+        for callback in self.callbacks:
+            report = callback.terms(callback.plan.recorder.chosen(), value_loss)
+            if report is not None:
+                self._leaves += report.leaves
+                loss, size = loss + report.loss, report.size
+                value = report.loss.detach()
+                total = value if total is None else total + value
+        if total is not None:
+            log_step(self._module, "train/sobolev/total", total, size)
         return {**output, "loss": loss} if isinstance(output, Mapping) else loss
 
-    def _loss_of(self, part: StepPart, value_loss: Tensor) -> Tensor:
-        self._used.add(id(part))
-        value = part.loss(self._batch, value_loss)
-        self._totals.append(value.detach())
-        self._leaves += [x for x, _ in part.observed if x.is_leaf]
-        return value
+    def manual_backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Add the terms of those observed calls that the loss was computed from."""
+        value_loss = loss
+        for callback in self.callbacks if self._trainer.training else ():
+            report = callback.manual_terms(value_loss)
+            if report is not None:
+                self._leaves += report.leaves
+                scaled = callback.options.manual_scale * report.loss
+                loss = loss + scaled
+                log_step(self._module, "train/sobolev/total", scaled.detach(), report.size)
+        # What the second derivative computes must not be cast by the step's own autocast.
+        with torch.autocast(loss.device.type, enabled=False):
+            self._original("manual_backward")(loss, *args, **kwargs)
 
-    def _find_batch(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if "dataloader_iter" in kwargs or (args and hasattr(args[0], "__next__")):
-            return None
-        return args[0] if args else kwargs.get("batch")
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Run the backward pass under the remedies, and see that its gradients are numbers."""
+        leaves, self._leaves = self._leaves, []
+        is_large = any(leaf.numel() >= LARGE for leaf in leaves)
+        if is_large and self._may_leave_out and "inputs" not in kwargs:
+            kwargs.update(_inputs_but(loss, leaves))
+        with ExitStack() as stack:
+            for callback in self.callbacks:
+                stack.enter_context(callback.plan.recorder.replay_options.remedies)
+            if self._is_sharded:
+                stack.enter_context(kept_gathered(self._module, to_the_end=True))
+            try:
+                self._original("backward")(loss, *args, **kwargs)
+            except RuntimeError as error:
+                explain(error)
+                raise
+        for callback in self.callbacks:
+            callback.check_gradients(leaves)
+
+    def validation_step(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the user's step; log the terms at its call of the student."""
+        return self._validated("validation_step", "val", args, kwargs)
+
+    def test_step(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the user's step; log the terms at its call of the student."""
+        return self._validated("test_step", "test", args, kwargs)
+
+    def _validated(self, name: str, stage: str, args: tuple[Any, ...], kwargs: Any) -> Any:
+        validating = [callback for callback in self.callbacks if callback.options.validate]
+        for callback in validating:
+            callback.plan.recorder.start(without_gradients=True)
+        try:
+            output = self._original(name)(*args, **kwargs)
+            for callback in validating:
+                callback.validate(stage, _batch_of(args, kwargs), self._number_of_batch(args, kwargs))
+            return output
+        finally:
+            for callback in validating:
+                callback.plan.recorder.stop()
+
+    @staticmethod
+    def _number_of_batch(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+        return int(args[1] if len(args) > 1 else kwargs.get("batch_idx", 0))
 
     def _original(self, name: str) -> Callable[..., Any]:
         method = self._earlier[name]
@@ -129,28 +166,32 @@ class ObservedStep:
         return MethodType(getattr(type(self._module), name), self._module)
 
 
-def install(module: LightningModule, matcher: "SobolevCallback") -> None:
-    """Let ``matcher`` take part in the module's training steps."""
+def install(module: LightningModule, trainer: Trainer, callback: "SobolevCallback") -> None:
+    """Let ``callback`` take part in the module's steps."""
     step = _step_of(module)
     if step is None:
-        step = ObservedStep(module)
+        step = ObservedStep(module, trainer)
         step.install()
-    taken = {key for other in step.matchers for key in other.term_keys}
-    clash = sorted(taken.intersection(matcher.term_keys))
+    taken = {key for other in step.callbacks for key in other.loss.term_keys}
+    clash = sorted(taken.intersection(callback.loss.term_keys))
     if clash:
         raise ValueError(
             "the terms of several callbacks must be named differently (SobolevTerm(name=...)), "
             f"got {clash[0]!r} twice"
         )
-    step.matchers.append(matcher)
+    step.callbacks.append(callback)
+    if callback.options.validate:
+        step.validate_too()
+    callback.plan.recorder.install()
 
 
-def uninstall(module: LightningModule, matcher: "SobolevCallback") -> None:
-    """Take ``matcher`` out; restore the module when it was the last one."""
+def uninstall(module: LightningModule, callback: "SobolevCallback") -> None:
+    """Take ``callback`` out; restore the module when it was the last one."""
     step = _step_of(module)
-    if step is not None and matcher in step.matchers:
-        step.matchers.remove(matcher)
-        if not step.matchers:
+    if step is not None and callback in step.callbacks:
+        callback.plan.recorder.remove()
+        step.callbacks.remove(callback)
+        if not step.callbacks:
             step.restore()
 
 
@@ -158,31 +199,28 @@ def _step_of(module: LightningModule) -> ObservedStep | None:
     return getattr(vars(module).get("_sobolev_step"), "held", None)
 
 
-def _reaches(loss: Tensor, outputs: list[Tensor]) -> bool:
-    wanted = {y.grad_fn for y in outputs if y.grad_fn is not None}
-    stack, seen = [loss.grad_fn], {loss.grad_fn}
-    while stack:
-        node = stack.pop()
-        if node in wanted:
-            return True
-        new = {child for child, _ in node.next_functions} - seen if node is not None else set()
-        seen |= new
-        stack += new
-    return False
+def _batch_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    if "dataloader_iter" in kwargs or (args and hasattr(type(args[0]), "__next__")):
+        return None
+    return args[0] if args else kwargs.get("batch")
 
 
-def _leaf_variables(loss: Tensor) -> list[Tensor]:
+def _inputs_but(loss: Tensor, hidden: list[Tensor]) -> dict[str, list[Tensor]]:
     # Every node is visited at every step: no generator, no set of all nodes beforehand.
+    own = {id(leaf) for leaf in hidden}
     stack, seen, found = [loss.grad_fn], {loss.grad_fn}, []
     while stack:
         node = stack.pop()
         if node is None:
             continue
         if (variable := getattr(node, "variable", None)) is not None:
-            found.append(variable)
+            if id(variable) not in own:
+                found.append(variable)
             continue
+        if "CheckpointFunction" in node.name():  # reentrant: torch refuses it with inputs=
+            return {}
         for child, _ in node.next_functions:
             if child not in seen:
                 seen.add(child)
                 stack.append(child)
-    return found
+    return {"inputs": found} if found else {}  # torch refuses an empty list

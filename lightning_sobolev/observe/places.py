@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,15 +10,13 @@ import torch
 from torch import Tensor
 
 from lightning_sobolev import _paths
+from lightning_sobolev.observe.options import Wrt
 
 Inputs = dict[str, Any]
 """``{"args": tuple, "kwargs": dict}`` of one call."""
 
 Forward = Callable[..., Any]
 """Calls the observed module."""
-
-Wrt = str | int | Sequence[str | int] | None
-"""Which input is differentiated; of several, one or more."""
 
 
 @dataclass(frozen=True)
@@ -47,18 +45,11 @@ class Place:
         old = [_paths.get(inputs, path, "wrt") for path in self.paths]
         parts = torch.split(point, [tensor.shape[1:].numel() for tensor in old], 1)
         for path, tensor, part in zip(self.paths, old, parts, strict=True):
-            inputs = _paths.put(inputs, path, part.reshape(tensor.shape).to(tensor.dtype))
+            inputs = _paths.put(inputs, path, part.reshape(len(part), *tensor.shape[1:]).to(tensor.dtype))
         return inputs
 
 
-def parse_wrt(wrt: Any) -> str | int | tuple[str | int, ...] | None:
-    """Check the form of ``wrt``; a list of one is that one."""
-    if wrt is None:
-        return None
-    several: tuple[str | int, ...] = (wrt,) if isinstance(wrt, str | int) else tuple(wrt)
-    if not several or len({_paths.parse(one) for one in several}) < len(several):
-        raise ValueError(f"wrt must name one or more inputs, each once, got {wrt!r}")
-    return several[0] if len(several) == 1 else several
+FIRST = Place((("args", 0),))
 
 
 def locate(wrt: Wrt, forward: Forward, inputs: Inputs) -> Place:
@@ -68,8 +59,13 @@ def locate(wrt: Wrt, forward: Forward, inputs: Inputs) -> Place:
 
 
 def _locate_one(wrt: str | int | None, forward: Forward, inputs: Inputs) -> _paths.Path:
-    path = () if wrt is None else _resolve(wrt, forward, inputs)
+    path = () if wrt is None else resolve(wrt, forward, inputs)
     chosen = _paths.get(inputs, path, f"wrt={wrt!r}")
+    if isinstance(chosen, Tensor) and chosen.is_floating_point() and chosen.ndim == 0:
+        raise ValueError(
+            f"wrt={wrt!r}: the observed input must have rows, got {_paths.describe(chosen)}; name "
+            "another argument with wrt="
+        )
     inner = _paths.first_float(chosen)
     if inner is None:
         got = "; ".join(_paths.describe(arg) for arg in inputs["args"]) or _paths.describe(inputs)
@@ -78,29 +74,37 @@ def _locate_one(wrt: str | int | None, forward: Forward, inputs: Inputs) -> _pat
             f"with respect to, got {got if wrt is None else _paths.describe(chosen)}; for integer "
             "inputs name the submodule behind the embedding with module="
         )
-    found = (*path, *inner)
-    if (tensor := _paths.get(inputs, found, "wrt")).ndim == 0:
-        raise ValueError(
-            f"wrt={wrt!r}: the observed input must have rows, got {_paths.describe(tensor)}; name "
-            "another argument with wrt="
-        )
-    return found
+    return (*path, *inner)
 
 
-def select_output(result: Any, output: str | int | None) -> Tensor:
-    """Pick the matched tensor from what the observed module returned."""
-    path = _paths.first_float(result) if output is None else _paths.parse(output)
-    chosen = None if path is None else _paths.get(result, path, f"output={output!r}")
+def locate_output(result: Any, output: str | int | None, rows: int) -> _paths.Path:
+    """Return where the matched tensor stands: as named, or the first float with as many rows."""
+    if output is not None:
+        return _paths.parse(output)
+    found = _paths.first_float(result, rows)
+    return found if found is not None else _paths.first_float(result) or ()
+
+
+def select_output(result: Any, path: _paths.Path, x: Tensor) -> Tensor:
+    """Pick the matched tensor from what the observed module returned; one row for each of ``x``."""
+    name = f"output={'.'.join(map(str, path)) or None!r}"
+    chosen = _paths.get(result, path, name)
     if not isinstance(chosen, Tensor) or not chosen.is_floating_point():
         got = _paths.describe(result if chosen is None else chosen)
         raise ValueError(
-            f"output={output!r}: the observed module must return a real floating-point tensor "
-            f"there to have a derivative, got {got}"
+            f"{name}: the observed module must return a real floating-point tensor there to have a "
+            f"derivative, got {got}"
+        )
+    if chosen.shape[:1] != x.shape[:1]:
+        raise ValueError(
+            f"output: the observed module must give one row for each of its {x.shape[0]} input "
+            f"rows, got {_paths.describe(chosen)}; name another output= or module="
         )
     return chosen
 
 
-def _resolve(wrt: str | int, forward: Forward, inputs: Inputs) -> _paths.Path:
+def resolve(wrt: str | int, forward: Forward, inputs: Inputs) -> _paths.Path:
+    """Return the path of an argument that is named by position, parameter or key."""
     head, *rest = _paths.parse(wrt)
     if isinstance(head, int):
         return ("args", head, *rest)
@@ -109,6 +113,10 @@ def _resolve(wrt: str | int, forward: Forward, inputs: Inputs) -> _paths.Path:
     names = list(inspect.signature(forward).parameters)
     if head in names and names.index(head) < len(inputs["args"]):
         return ("args", names.index(head), *rest)
-    if inputs["args"] and not isinstance(inputs["args"][0], Tensor):
+    if inputs["args"] and not isinstance(inputs["args"][0], Tensor) and head not in names:
         return ("args", 0, head, *rest)
+    if head in names:
+        raise ValueError(
+            f"wrt={wrt!r}: the argument must be given in the call, got one that was not given"
+        )
     raise ValueError(f"wrt={wrt!r}: the observed module has no such argument, got {names}")

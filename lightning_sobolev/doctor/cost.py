@@ -4,32 +4,25 @@ A copy of the observed module runs as it is and with the terms, on the first bat
 and outside its remedies: fused kernels that the terms do without count for the plain side.
 """
 
-import copy
 import math
 import time
 import weakref
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from lightning_sobolev import _paths
-from lightning_sobolev.draws import Draws
-from lightning_sobolev.objective import RunningScales, weighted_sum
-from lightning_sobolev.plugin.compiled import Choices
-from lightning_sobolev.plugin.matching import evaluate
-from lightning_sobolev.plugin.observation import Observation, observed_call
-from lightning_sobolev.plugin.policy import Policy
-from lightning_sobolev.plugin.probing import make_probe
-from lightning_sobolev.plugin.protect import sharded_parts
-from lightning_sobolev.plugin.select import select_output
+from lightning_sobolev.doctor.rehearsal import Rehearsal
+from lightning_sobolev.loss.loss import Occasion, SobolevLoss
+from lightning_sobolev.observe.places import locate_output
+from lightning_sobolev.observe.recorder import Recorder
+from lightning_sobolev.observe.recorder import plain as plain_result
 
 _ROUNDS = 10
 _ENOUGH_SECONDS = 0.03
@@ -63,47 +56,18 @@ class Cost:
         )
 
 
-class CostMeter:
-    """Keeps what a step observed and measures when the step is over and its graph is gone."""
-
-    def __init__(self) -> None:
-        self.cost: Cost | None = None
-        self._kept: tuple[Observation, Any, Draws] | None = None
-
-    def keep(self, seen: Observation, batch: Any, draws: Draws) -> None:
-        """Keep a call's arguments without their graph."""
-        inputs = _paths.map_tensors(seen.inputs, Tensor.detach)
-        bare = replace(seen, inputs=inputs, x=seen.x.detach(), y=seen.y.detach(), pushed=None)
-        self._kept = (bare, batch, draws)
-
-    def forget(self) -> None:
-        """Drop what was kept: the step did not come to its end."""
-        self._kept = None
-
-    @rank_zero_only
-    def measure(self, policy: Policy, precision: Callable[[], AbstractContextManager[Any]]) -> None:
-        """Measure once and say what came out; a student that cannot be measured is said to be."""
-        kept, self._kept = self._kept, None
-        if kept is None or sharded_parts(kept[0].module):
-            return
-        try:
-            with precision():
-                self.cost = measure(*kept, policy)
-        except (RuntimeError, TypeError, ValueError) as problem:  # memory may be short, for one
-            rank_zero_info(f"Sobolev doctor: the cost was not measured: {problem}")
-            return
-        rank_zero_info(f"Sobolev doctor: with the terms the student takes {self.cost}")
-
-
-def measure(seen: Observation, batch: Any, draws: Draws, policy: Policy) -> Cost:
-    """Measure what the terms of one step add."""
-    module: nn.Module = copy.deepcopy(getattr(seen.module, "_orig_mod", seen.module))
-    device = seen.x.device
+def measure(rehearsal: Rehearsal, occasion: Occasion, loss: SobolevLoss) -> Cost:
+    """Measure what the terms of one step add to a call of the student."""
+    copied = rehearsal.on_copy()
+    device = next((p.device for p in copied.module.parameters()), torch.device("cpu"))
+    # A schedule may begin at zero, where a term costs nothing yet.
+    terms = [replace(term, weight=float(term.weight != 0.0)) for term in loss.spec.terms]
+    probe = SobolevLoss(loss.teacher, terms, on=loss.spec.on, seed=loss.seed)
+    probe.non_finite, probe.gaps = loss.non_finite, loss.gaps
+    recorder = probe.recorder_of(copied.module, None, copied.options)
+    plain = partial(_run_plain, copied, recorder)
+    matched = partial(_run_matched, copied, recorder, probe, occasion)
     devices = [device] if device.type == "cuda" else []
-
-    copied = replace(seen, module=module)
-    plain = partial(_run, copied, None, draws, policy)
-    matched = partial(_run, copied, (batch,), draws, policy)
     with torch.random.fork_rng(devices=devices), torch.enable_grad():
         peaks = [_peak(work) for work in (plain, matched)]  # warms up, too
         rounds: list[list[float]] = []
@@ -113,33 +77,33 @@ def measure(seen: Observation, batch: Any, draws: Draws, policy: Policy) -> Cost
     return Cost(*seconds, *peaks)
 
 
-def _run(seen: Observation, batch: tuple[Any] | None, draws: Draws, policy: Policy) -> None:
-    parameters = [p for p in seen.module.parameters() if p.requires_grad]
-    if batch is None:
-        filled = seen.place.fill(seen.inputs, seen.x)
-        result = seen.module(*filled["args"], **filled["kwargs"])
-        y = select_output(result, seen.probe.output)
-        torch.autograd.grad(y.float().square().mean(), parameters, allow_unused=True)
-        return
-    # A schedule may begin at zero, where a term costs nothing yet.
-    weights = {term.key: float(term.weight != 0.0) for term in policy.spec.terms}
-    probe = make_probe(policy, draws)
-    if policy.only_again:
-        probe = replace(probe, engine="tape")
-    point = seen.x.clone().requires_grad_()
-    with policy.protected():
-        now, _ = observed_call(seen.module, seen.module, seen.inputs, seen.place, point, probe)
-        with torch.autocast(point.device.type, enabled=False):
-            outcome = evaluate(
-                [now],
-                batch[0],
-                Choices(policy, draws, weights),
-                RunningScales(),
-                lambda total: total,
-            )
-        loss = now.y.float().square().mean()
-        if outcome.terms:
-            loss = loss + weighted_sum(outcome.terms, weights)
+def _run_plain(copied: Rehearsal, recorder: Recorder) -> None:
+    result, output = plain_result(copied.call()), recorder.options.output
+    inputs = [tensor for _, tensor in _paths.tensors(copied.inputs) if tensor.ndim]
+    path = locate_output(result, output, len(inputs[0]) if inputs else 0)
+    _backward(_paths.get(result, path, "output").float().square().mean(), copied)
+
+
+def _run_matched(
+    copied: Rehearsal, recorder: Recorder, probe: SobolevLoss, occasion: Occasion
+) -> None:
+    recorder.install()
+    try:
+        if recorder.engine == "func":
+            recorder.push = probe.push(occasion.number, occasion.batch)
+        recorder.start()
+        copied.call()
+        recorder.stop()
+        seen = recorder.chosen()
+        report = probe.evaluate(seen, occasion)
+        with recorder.replay_options.remedies:
+            _backward(seen[0].y.float().square().mean() + report.loss, copied)
+    finally:
+        recorder.remove()
+
+
+def _backward(loss: Tensor, copied: Rehearsal) -> None:
+    parameters = [p for p in copied.module.parameters() if p.requires_grad]
     torch.autograd.grad(loss, parameters, allow_unused=True)
 
 

@@ -15,22 +15,56 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 
-@contextmanager
-def protected(*, exact_norms: bool, compiled: bool, recurrent: bool) -> Iterator[None]:
-    """Run what is inside on operations that can be differentiated twice."""
-    with ExitStack() as stack:
-        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        if compiled:  # aot_autograd has no double backward
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
+class Remedies:
+    """What the observed forward, its replay and the backward pass run under; nothing else does.
+
+    Args:
+        exact_norms: Whether norms are written out: for tangents and order 2.
+        recurrent: Whether cuDNN is off.
+        compiled: Whether compiled parts run eager: aot_autograd has no double backward.
+    """
+
+    def __init__(
+        self, *, exact_norms: bool = False, recurrent: bool = False, compiled: bool = False
+    ) -> None:
+        self._makers: list[Callable[[], Any]] = []
+        if compiled:
+            self._makers.append(lambda: torch.compiler.set_stance("force_eager"))
         if recurrent:
-            stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+            self._makers.append(lambda: torch.backends.cudnn.flags(enabled=False))
         if exact_norms:
-            stack.enter_context(ExactNorms())
-        yield
+            self._makers.append(ExactNorms)
+        self._open: list[tuple[ExitStack | None, tuple[bool, ...]]] = []
+
+    def __enter__(self) -> None:
+        stack = None
+        if self._makers:
+            stack = ExitStack()
+            for make in self._makers:
+                stack.enter_context(make())
+        # At every step: the flags themselves, not torch's context manager, which takes ten times
+        # as long. Recomputed activations of a checkpoint ask for them in the backward pass.
+        cuda = torch.backends.cuda
+        before = cuda.flash_sdp_enabled(), cuda.mem_efficient_sdp_enabled(), cuda.cudnn_sdp_enabled()
+        self._open.append((stack, (*before, cuda.math_sdp_enabled())))
+        _allow_fused_attention(False, False, False, True)
+
+    def __exit__(self, *error: Any) -> None:
+        stack, before = self._open.pop()
+        _allow_fused_attention(*before)
+        if stack is not None:
+            stack.__exit__(*error)
+
+
+def _allow_fused_attention(flash: bool, efficient: bool, cudnn: bool, math: bool) -> None:
+    cuda = torch.backends.cuda
+    cuda.enable_flash_sdp(flash)
+    cuda.enable_mem_efficient_sdp(efficient)
+    cuda.enable_cudnn_sdp(cudnn)
+    cuda.enable_math_sdp(math)
 
 
 class ExactNorms(TorchFunctionMode):
@@ -142,35 +176,47 @@ _WRITTEN_OUT: dict[Callable[..., Any], Callable[..., Any]] = {
 
 
 _HINTS = {
-    "use_reentrant": "activation checkpointing must use use_reentrant=False",
+    "use_reentrant": "activation checkpointing inside the observed module must use "
+    "use_reentrant=False",
     "does not currently support double backward": (
         "a compiled part of the step cannot be differentiated twice; call it through the trained "
         "module so that it can run eager, or leave it uncompiled"
+    ),
+    "donated buffers": (
+        "a compiled function inside the student cannot be differentiated twice; leave it "
+        "uncompiled, or compile the module instead, which then runs eager"
     ),
     "saved tensor hooks": "activation checkpointing works with engine='tape' only",
     "torch.utils.checkpoint": "activation checkpointing works with engine='tape' only",
     "override the setup_context": "this autograd.Function works with engine='tape' only",
     "would mutate a captured Tensor": "batch norm in train mode works with engine='tape' only",
+    "Autograd not support dtype": "this layer (an EmbeddingBag?) works with engine='tape' only",
     "forward AD": "this layer has no forward mode; use engine='tape'",
     "mkldnn_rnn_layer": "this layer has no forward mode; use engine='tape'",
-    "is not implemented": "this operation has no second derivative",
+    "derivative for ": "this operation has no second derivative",
+    "modified by an inplace operation": (
+        "something is written in place that a second derivative needs; leave inplace=True and "
+        "its kin out of the student"
+    ),
 }
-
-
-class ExplainedError(RuntimeError):
-    """One of torch's errors with what to do about it."""
 
 
 @contextmanager
 def explained() -> Iterator[None]:
-    """Say what to do about torch's own errors of higher derivatives."""
+    """Add what to do about it to torch's own errors of higher derivatives; types stay."""
     try:
         yield
     except RuntimeError as error:
-        hints = [hint for text, hint in _HINTS.items() if text in str(error)]
-        if not hints or isinstance(error, ExplainedError):
-            raise
-        raise ExplainedError(f"{hints[0]} (torch says: {error})") from error
+        explain(error)
+        raise
+
+
+def explain(error: BaseException) -> None:
+    """Add a note to one of torch's errors that a derivative of higher order meets."""
+    hint = next((hint for text, hint in _HINTS.items() if text in str(error)), None)
+    note = None if hint is None else f"lightning_sobolev: {hint}"
+    if note is not None and note not in getattr(error, "__notes__", ()):
+        error.add_note(note)
 
 
 def has_recurrent(module: nn.Module) -> bool:
@@ -195,23 +241,3 @@ def kept_gathered(module: nn.Module, *, to_the_end: bool = False) -> Iterator[No
             part.set_reshard_after_backward(True, recurse=False)
             if to_the_end:  # else the next forward would use them as they were before the update
                 part.reshard()
-
-
-@contextmanager
-def batch_norm_aside(module: nn.Module, *, evaluate: bool) -> Iterator[None]:
-    """Keep a second forward from moving running statistics; in eval mode rows do not meet."""
-    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    training = [m for m in norms if m.training]
-    kept = [dict(norm._buffers) for norm in training]
-    for norm in training:
-        norm.train(not evaluate)
-        if not evaluate:
-            # Copies stand in; writing the old values back would be an in-place change of what
-            # the first forward saved for its backward.
-            norm._buffers.update({n: b.clone() for n, b in norm._buffers.items() if b is not None})
-    try:
-        yield
-    finally:
-        for norm, buffers in zip(training, kept, strict=True):
-            norm.train()
-            norm._buffers.update(buffers)

@@ -9,16 +9,23 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch import _dynamo  # noqa: F401 - an attribute of torch after its import alone
 from torch._dynamo.utils import counters
 
 from lightning_sobolev._checks import require
-from lightning_sobolev.joint import Joint
-from lightning_sobolev.plugin.protect import ExplainedError
+from lightning_sobolev.loss.compare import Comparison
 
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-3}
 """Largest relative deviation of compiled from eager numbers; a compiler may reorder sums."""
 
 _HALF_TOLERANCE = 5e-2
+
+_LIMITS = tuple(
+    kind
+    for name in ("FailOnRecompileLimitHit", "RecompileLimitExceeded", "RecompileError")
+    if isinstance(kind := getattr(torch._dynamo.exc, name, None), type)
+)
+"""What torch raises when one function has been compiled too often."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +67,15 @@ class CompileSettings:
         return {**found, "fullgraph": True}
 
 
+@dataclass(frozen=True, slots=True)
+class Joint:
+    """What one evaluation gives; ``aux`` is what the student returned beside its value."""
+
+    aux: Any
+    value: Tensor
+    comparisons: dict[int, Comparison]
+
+
 class GivenUp(Exception):
     """The function does not compile, and something else may stand in."""
 
@@ -99,7 +115,7 @@ class CompiledFunction:
                 return compiled(*arguments)
         except torch.OutOfMemoryError:
             raise
-        except RuntimeError as error:  # torch._dynamo's own errors are of this kind
+        except (RuntimeError, torch._dynamo.exc.TorchDynamoException, *_LIMITS) as error:
             self._refuse(error)
             raise GivenUp from error
         finally:
@@ -115,11 +131,11 @@ class CompiledFunction:
                 stacklevel=2,
             )
 
-    def _refuse(self, error: RuntimeError) -> None:
+    def _refuse(self, error: Exception) -> None:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         why = "; ".join(lines[:2]) or type(error).__name__
         if self._settings.uncompilable == "raise":
-            raise ExplainedError(
+            raise RuntimeError(
                 "compile: torch.compile does not take the student's call and its derivatives as "
                 "one graph; CompileSettings(uncompilable='tape') goes on without a compiler, and "
                 f"compile=False runs engine='func' as it is (torch says: {why})"
@@ -131,7 +147,7 @@ class CompiledFunction:
         tolerance = self._settings.tolerance or TOLERANCES.get(dtype, _HALF_TOLERANCE)
         for index, name in self._names.items():
             compiled, eager = (
-                float(joint.matched[index].distance.detach().nanmean())
+                float(joint.comparisons[index].distance.detach().nanmean())
                 for joint in (found, expected)
             )
             _require_near(f"term {name!r}", compiled, eager, tolerance)
@@ -170,8 +186,8 @@ def _require_near(name: str, compiled: float, eager: float, tolerance: float) ->
 def _gradient(joint: Joint, module: nn.Module) -> Tensor:
     parameters = [p for p in module.parameters() if p.requires_grad]
     total = joint.value.float().square().mean()
-    for matched in joint.matched.values():
-        total = total + matched.distance.mean()
+    for comparison in joint.comparisons.values():
+        total = total + comparison.distance.mean()
     if not parameters or not total.requires_grad:
         return torch.zeros(0)
     found = torch.autograd.grad(total, parameters, allow_unused=True)

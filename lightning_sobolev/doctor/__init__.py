@@ -1,0 +1,61 @@
+"""What is looked at before a training begins: layers, the terms' gradient, and their cost."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+from torch import nn
+
+from lightning_sobolev.doctor import layers
+from lightning_sobolev.doctor.cost import Cost, measure
+from lightning_sobolev.doctor.gradients import examine
+from lightning_sobolev.doctor.rehearsal import Rehearsal
+from lightning_sobolev.loss.loss import Occasion, SobolevLoss
+from lightning_sobolev.observe.recorder import Observed, Recorder
+from lightning_sobolev.observe.remedies import sharded_parts
+
+__all__ = ["Cost", "Doctor"]
+
+
+class Doctor:
+    """Examines one fit: its layers at the start, its gradient and cost on the first step."""
+
+    def __init__(self) -> None:
+        self._kept: tuple[Rehearsal, Occasion] | None = None
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether a call is kept whose cost is to be measured when the step is over."""
+        return self._kept is not None
+
+    def scan(self, student: nn.Module, loss: SobolevLoss, recorder: Recorder) -> None:
+        """Say which layers need a remedy; refuse those that have none."""
+        layers.report(layers.scan(student, layers.Facts.of(loss, recorder)))
+
+    def examine(self, seen: Observed, loss: SobolevLoss, occasion: Occasion) -> None:
+        """Check the terms' gradient, and keep the call for :meth:`measure_cost`."""
+        examine(seen, loss)
+        if seen.comparisons is None:  # a copy would have to be compiled, too
+            self._kept = Rehearsal.of(seen), occasion
+
+    def forget(self) -> None:
+        """Drop what was kept: the step did not come to its end."""
+        self._kept = None
+
+    @rank_zero_only
+    def measure_cost(
+        self, loss: SobolevLoss, precision: Callable[[], AbstractContextManager[Any]]
+    ) -> Cost | None:
+        """Measure once and say what came out; a student that cannot be measured is said to be."""
+        kept, self._kept = self._kept, None
+        if kept is None or sharded_parts(kept[0].module):
+            return None
+        try:
+            with precision():
+                cost = measure(*kept, loss)
+        except (RuntimeError, TypeError, ValueError) as problem:  # memory may be short, for one
+            rank_zero_info(f"Sobolev doctor: the cost was not measured: {problem}")
+            return None
+        rank_zero_info(f"Sobolev doctor: with the terms the student takes {cost}")
+        return cost

@@ -1,0 +1,54 @@
+"""A call of the student, kept so that a copy of it can be called alike."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_sobolev import _paths
+from lightning_sobolev.observe.options import ObserveOptions
+from lightning_sobolev.observe.places import Inputs
+from lightning_sobolev.observe.recorder import Observed, RowCut
+
+Change = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Rehearsal:
+    """A module, the arguments of a call without their graph, and how it was observed."""
+
+    module: nn.Module
+    inputs: Inputs
+    modes: tuple[bool, ...]
+    options: ObserveOptions
+    direct: bool
+
+    @classmethod
+    def of(cls, seen: Observed, cut: RowCut | None = None) -> "Rehearsal":
+        """Keep an observed call, whole or cut to some rows."""
+        call = seen.call
+        inputs = call.inputs if call.outer is None else call.outer
+        if cut is not None:
+            own = {} if call.outer is not None else dict.fromkeys(call.place.paths, 0)
+            inputs = RowCut(cut.rows, {**own, **cut.axes}).take(inputs)
+        modes = [training for _, training in call.snapshot.modes] if call.snapshot else []
+        kept = _paths.map_tensors(inputs, Tensor.detach)
+        # The copy is called once: whichever call it was, it is the first.
+        options = replace(seen.recorder.options, call="first", engine="tape")
+        return cls(call.module, kept, tuple(modes), options, call.direct)
+
+    def on_copy(self, change: Change = torch.clone) -> "Rehearsal":
+        """Return the call on a copy of the module, parameters, buffers and arguments changed."""
+        copied: nn.Module = copy.deepcopy(getattr(self.module, "_orig_mod", self.module))
+        copied = copied._apply(change)
+        for part, training in zip(copied.modules(), self.modes, strict=False):
+            part.training = training
+        return replace(self, module=copied, inputs=_paths.map_tensors(self.inputs, change))
+
+    def call(self) -> Any:
+        """Make the call."""
+        called = self.module.forward if self.direct else self.module
+        return called(*self.inputs["args"], **self.inputs["kwargs"])

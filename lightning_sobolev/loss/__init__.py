@@ -1,0 +1,1 @@
+"""The loss of derivatives: what is compared, reduced and reported; torch alone."""

@@ -1,0 +1,358 @@
+r"""From two jets to named terms: what is matched, divided by its scale, reduced once.
+
+.. math:: \text{term}_j = \frac{1}{s_j\,|R|} \sum_{(p, b) \in R}
+    \ell_j\big(\mathrm{proj}_p D^j m(x_b),\ \mathrm{proj}_p D^j f(x_b)\big)
+
+``R`` are the (projection, row) pairs with any known target entry and :math:`s_j` the running mean
+of :math:`\ell_j(0, \cdot)`, or 1. Up to the reduction no number is looked at, so it compiles whole.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from lightning_sobolev._types import Directions, Jet
+from lightning_sobolev.functional.band_limits import low_pass, space_axes
+from lightning_sobolev.functional.derivatives import FuncJet, TapeJet
+from lightning_sobolev.functional.discrepancies import DISCREPANCIES
+from lightning_sobolev.spec import SobolevTerm
+
+SumOverProcesses = Callable[[Tensor], Tensor]
+"""Sums a small vector over processes, so that all of them use one scale and one count."""
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One term before reduction, by projection and row; ``distance`` also by element where asked.
+
+    ``reference`` is the distance of the target from zero, ``known`` says which pairs have any known
+    target entry, ``vanishes`` whether the student's side of an order-2 term is zero everywhere;
+    ``skipped`` counts rows whose target is not finite, ``total`` sums what is known of the target.
+    """
+
+    distance: Float[Tensor, "proj batch ..."]
+    reference: Float[Tensor, "proj batch ..."] | None
+    known: Bool[Tensor, "proj batch"] | None = None
+    vanishes: Bool[Tensor, ""] | None = None
+    skipped: Tensor | None = None
+    total: Float[Tensor, ""] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Gaps:
+    """What may be missing in a target: NaN as "not known", and rows that are left out."""
+
+    allows_unknown: bool = False
+    non_finite: Literal["raise", "skip"] = "raise"
+
+
+def project(term: SobolevTerm, jet: Jet, directions: Directions) -> Float[Tensor, "proj batch ..."]:
+    """Ask a jet for what a term compares: its value as one projection, or a derivative."""
+    cotangents, tangents = directions
+    if term.order == 0:
+        return jet.value.unsqueeze(0)
+    if tangents is None:
+        assert cotangents is not None
+        return jet.vjp(cotangents)
+    if cotangents is None:
+        return jet.jvp(tangents)
+    if term.num_projections is None:
+        each = tangents.repeat(len(cotangents), *[1] * (tangents.ndim - 1))
+        return jet.hvp(cotangents.repeat_interleave(len(tangents), 0), each)
+    return jet.hvp(cotangents, tangents)
+
+
+def project_target(
+    term: SobolevTerm, target: Jet, directions: Directions, out_shape: Sequence[int]
+) -> Float[Tensor, "proj batch ..."]:
+    """Ask a teacher for what a term compares; ``out_shape`` is that of the student's output."""
+    cotangents = directions.cotangents
+    # A network that gives [batch] may teach one that gives [batch, 1].
+    if (
+        cotangents is not None
+        and isinstance(target, TapeJet | FuncJet)
+        and (shape := target.value.shape) != cotangents.shape[1:]
+        and without_ones(shape) == without_ones(cotangents.shape[1:])
+    ):
+        directions = directions._replace(cotangents=cotangents.reshape(len(cotangents), *shape))
+    try:
+        return project(term, target, directions)
+    except ValueError as error:
+        raise ValueError(
+            f"term {term.key!r}: the teacher must answer for a student whose output is "
+            f"{list(out_shape[1:])}, got: {error}"
+        ) from error
+
+
+def evaluate(
+    term: SobolevTerm, student: Jet, target: Jet, directions: Directions, gaps: Gaps | None = None
+) -> Comparison:
+    """Return the distances of one projected derivative of two jets, by projection and row.
+
+    Raises:
+        ValueError: If the shapes of student and target differ, or the target is not finite.
+    """
+    gaps = Gaps() if gaps is None else gaps
+    rows = project_target(term, target, directions, student.value.shape)
+    comparison = compare(term, project(term, student, directions), rows, gaps)
+    if gaps.non_finite == "raise" and comparison.total is not None:
+        check_target(term, float(comparison.total), rows, gaps.allows_unknown)
+    return comparison
+
+
+def compare(
+    term: SobolevTerm,
+    student: Float[Tensor, "proj batch ..."],
+    target: Float[Tensor, "proj batch ..."],
+    gaps: Gaps,
+) -> Comparison:
+    """Compare projected derivatives; looks at no number."""
+    target = _aligned(term, student, target).detach()
+    if student.dtype.itemsize < 4:  # squares of half-precision rows overflow and underflow
+        student = student.float()
+    if target.dtype.itemsize < 4:
+        target = target.float()
+    known, skipped = (~target.isnan() if gaps.allows_unknown else None), None
+    if gaps.non_finite == "skip":
+        known, skipped = _finite_rows(target, known)
+    pairs = None
+    if known is not None:
+        known = _whole_rows(known) if _is_filtered(term) else known
+        pairs = known.flatten(2).any(-1) if known.ndim > 2 else known
+        target = torch.where(known, target, 0.0)
+        # where() before the distance keeps the gradient of unknown entries exactly zero.
+        student = torch.where(known, student, 0.0)
+    # A finite sum is one pass over the numbers; only one that is not needs a second look.
+    total = target.sum()
+    if _is_filtered(term):
+        student, target = (_filtered(term, rows) for rows in (student, target))
+    vanishes = _vanishes(student, known) if term.order == 2 else None
+    distance, reference = _distances(term, student, target)
+    return Comparison(distance, reference, pairs, vanishes, skipped, total)
+
+
+def _distances(term: SobolevTerm, student: Tensor, target: Tensor) -> tuple[Tensor, Tensor | None]:
+    is_scaled, distance = term.normalize != "none", DISCREPANCIES[term.discrepancy]
+    if term.normalize == "elements":  # an unknown element is zero on both sides
+        shape = (*student.shape[:2], student.shape[2:].numel())
+        return (student - target).square().reshape(shape), target.square().reshape(shape)
+    if term.discrepancy == "squared":  # at every step of most trainings: no detour
+        axes = tuple(range(2, target.ndim))
+        errors, squares = (student - target).square(), target.square() if is_scaled else None
+        if not axes:
+            return errors, squares
+        return errors.sum(axes), None if squares is None else squares.sum(axes)
+    reference = distance(torch.zeros_like(target), target) if is_scaled else None
+    return distance(student, target), reference
+
+
+@dataclass(slots=True)
+class RunningScales:
+    """Running mean of each term's reference: plain at first, exponential after ``memory``."""
+
+    memory: int = 100
+    state: dict[str, tuple[Tensor, int]] = field(default_factory=dict)
+    frozen: bool = False
+    """Whether a batch is divided by what is there and leaves it alone: in validation."""
+
+    def update(self, key: str, batch_mean: Tensor) -> Tensor:
+        """Take in one batch's mean and return the scale."""
+        mean, count = self.state.get(key, (batch_mean, 0))
+        mean = mean.to(batch_mean)
+        if self.frozen and count:
+            return mean
+        # Looking at a number makes everybody wait: only where a constant target can show itself.
+        if count == 0 and not float(batch_mean.sum()) > 0.0:
+            raise ValueError(
+                f"the target of term {key!r} must not vanish when it is normalized, got a mean of "
+                f"{float(batch_mean.sum())}; use normalize='none' if a zero derivative is what you "
+                "teach"
+            )
+        if self.frozen:
+            return batch_mean
+        mean = mean + (batch_mean - mean) / min(count + 1, self.memory)
+        self.state[key] = (mean, count + 1)
+        return mean
+
+
+def reduce(
+    term: SobolevTerm,
+    comparison: Comparison,
+    scales: RunningScales,
+    sum_over_processes: SumOverProcesses | None = None,
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""] | None]:
+    """Return a term as its unweighted mean, divided by its running scale, and the target's size.
+
+    The mean is over known (projection, row) pairs, zero when there is none. Where some are not
+    known and several processes train, each divides by its share of all pairs known to any of them:
+    the mean of their gradients is that of one process with all rows. ``scales`` are changed in
+    place. The size is the sum that the scale is made of; it must be finite.
+    """
+    distance, known = comparison.distance, comparison.known
+    pairs = distance.shape[0] * distance.shape[1]
+    weights = None if known is None else known.to(distance.dtype)
+    total, count = _known_sum(distance, weights)
+    if comparison.reference is None and (known is None or sum_over_processes is None):
+        return total / _at_least_one(count), None
+    if known is None and sum_over_processes is None:
+        mean = total / max(pairs, 1)
+        if not pairs:
+            return mean.sum(), None  # nothing is known in this batch: zero, and the scale stays
+        assert comparison.reference is not None
+        energy = comparison.reference.detach().sum((0, 1))
+        return _scaled(term, mean, scales.update(term.key, energy / pairs)), energy.sum()
+    return _reduced_together(term, comparison, scales, sum_over_processes, weights)
+
+
+def _reduced_together(
+    term: SobolevTerm, comparison: Comparison, scales: RunningScales,
+    sum_over_processes: SumOverProcesses | None, weights: Tensor | None,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    total, count = _known_sum(comparison.distance, weights)
+    reference = comparison.reference
+    energy = None if reference is None else _known_sum(reference.detach(), weights)[0]
+    parts = [] if energy is None else [energy.reshape(-1)]
+    parts += [total.new_tensor([float(count)]) if isinstance(count, int) else count.reshape(1)]
+    sums = torch.cat([*parts, total.new_ones(1)]).detach()
+    sums = sums if sum_over_processes is None else sum_over_processes(sums)
+    known_to_all, processes = sums[-2], sums[-1]
+    share = known_to_all / processes if weights is not None else count
+    mean = total / _at_least_one(share)
+    if energy is None:
+        return mean, None
+    if not float(known_to_all) > 0.0:
+        return mean.sum(), None
+    batch_mean = (sums[:-2] / known_to_all).reshape(mean.shape)
+    return _scaled(term, mean, scales.update(term.key, batch_mean)), sums[:-2].sum()
+
+
+def _scaled(term: SobolevTerm, mean: Tensor, scale: Tensor) -> Tensor:
+    return by_element(mean, scale) if term.normalize == "elements" else mean / scale
+
+
+def _known_sum(numbers: Tensor, weights: Tensor | None) -> tuple[Tensor, "Tensor | int"]:
+    if weights is None:
+        return numbers.sum((0, 1)), numbers.shape[0] * numbers.shape[1]
+    return torch.einsum("pb,pb...->...", weights, numbers), weights.sum()
+
+
+def _at_least_one(count: "Tensor | int") -> "Tensor | int":
+    # Of a share of one row among several processes the fraction counts.
+    if isinstance(count, int):
+        return max(count, 1)
+    return torch.where(count > 0, count, torch.ones_like(count))
+
+
+def by_element(
+    errors: Float[Tensor, " elements"], scales: Float[Tensor, " elements"]
+) -> Float[Tensor, ""]:
+    r"""Return :math:`\frac1D \sum_j e_j / \max(s_j, 10^{-4}\,\bar s)`.
+
+    An element whose target is zero, or nearly so, is held to zero with at most 10,000 times the
+    weight of an ordinary one: it neither vanishes from the term nor takes it over. The bound
+    compares elements, so inputs should be in comparable units.
+    """
+    return (errors / torch.maximum(scales, 1e-4 * scales.mean())).mean()
+
+
+def weighted_sum(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
+    """Sum the named terms with their weights, the last step of a loss."""
+    total: Tensor | None = None
+    for key, term in terms.items():
+        weighted = term if weights[key] == 1.0 else weights[key] * term
+        total = weighted if total is None else total + weighted
+    assert total is not None
+    return total
+
+
+def join(parts: Sequence[Comparison]) -> Comparison:
+    """Put what was compared at several calls together, row after row."""
+    if len(parts) == 1:
+        return parts[0]
+    distance = torch.cat([part.distance for part in parts], dim=1)
+    references = [part.reference for part in parts if part.reference is not None]
+    known = None
+    if any(part.known is not None for part in parts):
+        whole = [part.distance.new_ones(part.distance.shape[:2]).bool() for part in parts]
+        pairs = zip(parts, whole, strict=True)
+        known = torch.cat([every if p.known is None else p.known for p, every in pairs], dim=1)
+    skipped = [part.skipped for part in parts if part.skipped is not None]
+    vanishes = [part.vanishes for part in parts if part.vanishes is not None]
+    return Comparison(
+        distance,
+        torch.cat(references, dim=1) if references else None,
+        known,
+        torch.stack(vanishes).all() if vanishes else None,
+        torch.stack(skipped).sum() if skipped else None,
+    )
+
+
+def check_target(
+    term: SobolevTerm, total: float, target: Tensor | None, allows_unknown: bool
+) -> None:
+    """Refuse a teacher's answer that holds NaN or Inf; it may be gone by then, but for its sum."""
+    if math.isfinite(total):
+        return
+    where = "some rows"
+    if target is not None:
+        known = ~target.isnan() if allows_unknown else None
+        count = int(_finite_rows(target.float(), known)[1])
+        if not count:  # finite numbers whose sum is too large
+            return
+        where = f"{count} of {target.shape[1]} rows"
+    raise ValueError(
+        f"the teacher's answer for term {term.key!r} must be finite, got NaN or Inf in {where}; "
+        "non_finite='skip' leaves such rows out"
+    )
+
+
+def _whole_rows(known: Bool[Tensor, "proj batch *in"]) -> Bool[Tensor, "proj batch *in"]:
+    # Each number of a filtered row needs all others.
+    whole = known.flatten(2).all(-1).reshape(*known.shape[:2], *[1] * (known.ndim - 2))
+    return whole.expand_as(known)
+
+
+def _vanishes(student: Tensor, known: Tensor | None) -> Bool[Tensor, ""]:
+    is_zero = ~student.detach().any()
+    return is_zero if known is None else is_zero & known.any()
+
+
+def _is_filtered(term: SobolevTerm) -> bool:
+    return term.band is not None and term.needs_cotangents
+
+
+def _filtered(term: SobolevTerm, rows: Float[Tensor, "proj batch *in"]) -> Tensor:
+    assert term.band is not None
+    return low_pass(rows, term.band, space_axes(rows.shape[2:], term.band, f"term {term.key!r}"))
+
+
+def _finite_rows(
+    target: Float[Tensor, "proj batch *d"], known: Bool[Tensor, "proj batch *d"] | None
+) -> tuple[Bool[Tensor, "proj batch *d"], Tensor]:
+    seen = torch.ones_like(target, dtype=torch.bool) if known is None else known
+    bad_rows = (seen & ~target.isfinite()).transpose(0, 1).flatten(1).any(1)
+    return seen & ~bad_rows.reshape(1, -1, *[1] * (seen.ndim - 2)), bad_rows.sum()
+
+
+def _aligned(term: SobolevTerm, student: Tensor, target: Tensor) -> Tensor:
+    # Only axes of length one may differ: a [batch, 1] output against a [batch] target would
+    # broadcast to [batch, batch].
+    if student.shape == target.shape:
+        return target
+    if without_ones(student.shape[1:]) != without_ones(target.shape[1:]):
+        raise ValueError(
+            f"student and teacher must agree in shape for term {term.key!r}, got "
+            f"{list(student.shape[1:])} from the student and {list(target.shape[1:])} from the "
+            "teacher"
+        )
+    return target.reshape(student.shape)
+
+
+def without_ones(shape: Sequence[int]) -> tuple[int, ...]:
+    """Return the shape without axes of length one behind the first."""
+    return (*shape[:1], *(size for size in shape[1:] if size != 1))

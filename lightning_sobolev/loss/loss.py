@@ -1,0 +1,507 @@
+"""The loss of derivatives, in torch alone: asked, derived, compared, reduced, reported.
+
+Callback, mixin, Fabric and plain loops, the doctor and the cost meter all call this one.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from lightning_sobolev._checks import require
+from lightning_sobolev._types import Directions, Jet, Query, Teacher
+from lightning_sobolev.loss import recorded
+from lightning_sobolev.loss.balance import Balanced, RunningBalance
+from lightning_sobolev.loss.checks import Checks
+from lightning_sobolev.loss.compare import (
+    Comparison,
+    Gaps,
+    RunningScales,
+    SumOverProcesses,
+    check_target,
+    compare,
+    join,
+    project,
+    project_target,
+    reduce,
+    weighted_sum,
+)
+from lightning_sobolev.loss.draws import Draws, Generators
+from lightning_sobolev.loss.report import Report, cosine
+from lightning_sobolev.observe.call import ReplayOptions
+from lightning_sobolev.observe.options import ObserveOptions, check_word
+from lightning_sobolev.observe.recorder import Needs, Observed, Recorder
+from lightning_sobolev.observe.remedies import Remedies, explain, has_recurrent, kept_gathered
+from lightning_sobolev.spec import FISHER, SobolevSpec, SobolevTerm
+from lightning_sobolev.teachers import NetworkTeacher
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Occasion:
+    """On which occasion terms are evaluated.
+
+    Args:
+        number: Number of the evaluation, which its draws depend on.
+        step: Global step, which weights depend on.
+        batch: What the step was given.
+        value_loss: The loss that balanced weights are measured against.
+        parameters: What is trained; None: the parameters of the observed module.
+        trains: Whether a graph to the parameters is expected.
+    """
+
+    number: int
+    step: int
+    batch: Any = None
+    value_loss: Tensor | None = None
+    parameters: Callable[[], Any] | None = None
+    trains: bool = True
+
+
+@dataclass(slots=True, eq=False)
+class Point:
+    """Where a call's terms are evaluated: at the call itself or at a replay on some rows."""
+
+    seen: Observed
+    draws: Draws
+    query: Query
+    student: Jet | None = None  # None: the call has compared them itself
+    target: Jet | None = None
+
+
+class SobolevLoss:
+    r"""Derivative matching as a loss, for any loop.
+
+    .. math:: \sum_j w_j\,\text{term}_j
+
+    of the terms between the observed module and the teacher at the observed input.
+
+    Cost: for one order-1 projection about 2 to 3 times a plain step. Assumes that row b of the
+    student's output depends on row b of its input alone.
+
+    Args:
+        teacher: Answers with value and derivatives; a module is wrapped in a
+            :class:`~lightning_sobolev.teachers.NetworkTeacher`.
+        terms: What is matched: a term, several, or a whole :class:`SobolevSpec`; None: what the
+            teacher can give, in general one projection of the Jacobian with weight 1.
+        on: Output map, where ``terms`` is no spec.
+        seed: Seed of the projections; processes differ, resumed runs continue.
+        non_finite: ``"raise"`` refuses a teacher's answer with NaN or Inf; ``"skip"`` leaves such
+            rows out of the term and counts them.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+
+    Source:
+        Czarnecki et al. 2017, Sobolev Training for Neural Networks (arXiv:1706.04859): objective
+        with stochastic projections.
+
+    Example:
+        >>> net, teacher = torch.nn.Linear(2, 1), torch.nn.Linear(2, 1)
+        >>> x, y = torch.ones(3, 2), torch.ones(3, 1)
+        >>> loss_fn = SobolevLoss(teacher)
+        >>> with loss_fn.observe(net):
+        ...     value = (net(x) - y).square().mean()
+        >>> (value + loss_fn()).backward()
+    """
+
+    def __init__(
+        self,
+        teacher: Teacher | nn.Module,
+        terms: SobolevTerm | Sequence[SobolevTerm] | SobolevSpec | None = None,
+        *,
+        on: str | Callable[[Tensor], Tensor] = "identity",
+        seed: int = 0,
+        non_finite: Literal["raise", "skip"] = "raise",
+    ) -> None:
+        check_word("non_finite", non_finite, ("raise", "skip"))
+        self.teacher = as_teacher(teacher)
+        self.spec = as_spec(terms, on, self.teacher)
+        self.seed, self.non_finite = seed, non_finite
+        self.gaps = Gaps(self.teacher.allows_unknown, non_finite)
+        self.checks = Checks()
+        self.forgives_overflow = False
+        self._generators: Generators = {}
+        self._recorder: Recorder | None = None
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget draws, scales and balanced weights, as a new one."""
+        self.counter, self.scales, self.balance = 0, RunningScales(), RunningBalance()
+        self.start_anew()
+
+    def start_anew(self) -> None:
+        """Look at the student's backward pass again, and at the processes there are."""
+        self._looked_at: set[str] = set()
+        is_several = torch.distributed.is_available() and torch.distributed.is_initialized()
+        self._rank = torch.distributed.get_rank() if is_several else 0
+        self._sum: SumOverProcesses | None = sum_over_processes if is_several else None
+
+    @property
+    def term_keys(self) -> list[str]:
+        """Names under which the terms are reported."""
+        return [term.key for term in self.spec.terms]
+
+    @property
+    def pushed_term(self) -> int | None:
+        """Index of the term whose tangents the func engine pushes through the forward itself."""
+        terms = self.spec.terms
+        tangents = [i for i, t in enumerate(terms) if t.order == 1 and t.side == "tangent"]
+        alone = len(tangents) == 1 and not any(t.needs_cotangents for t in terms)
+        return tangents[0] if alone else None
+
+    @contextmanager
+    def observe(self, module: nn.Module, **where: Any) -> Iterator[Recorder]:
+        """Observe the calls of a module that are made inside; the next evaluation is of them.
+
+        Args:
+            module: The student.
+            **where: As for :class:`~lightning_sobolev.observe.ObserveOptions`.
+
+        Yields:
+            Who records the calls.
+        """
+        recorder = self.recorder_of(module, None, ObserveOptions(**where))
+        # The root itself is meant; a child is not, as it may be in a LightningModule.
+        recorder.install()
+        recorder.start()
+        recorder.push = self.push(self.counter, None) if recorder.engine == "func" else None
+        try:
+            yield recorder
+        finally:
+            recorder.stop()
+            recorder.remove()
+            self._recorder = recorder
+
+    def recorder_of(
+        self, root: nn.Module, target: str | None, options: ObserveOptions, *,
+        every_call: bool = False, compiled: bool = False,
+    ) -> Recorder:  # fmt: skip
+        """Return a recorder that gives what the terms need."""
+        terms = self.spec.terms
+        exact = any(term.needs_tangents for term in terms)
+        student = root if target is None else root.get_submodule(target)
+        remedies = Remedies(
+            exact_norms=exact, recurrent=has_recurrent(student), compiled=compiled
+        )
+        in_eval = options.batch_norm == "eval"
+        needs = Needs(
+            on=self.spec.output_map,
+            parts=any(term.rows < 1.0 for term in terms),
+            only_parts=all(term.rows < 1.0 for term in terms),
+            every_call=every_call,
+            replays=options.engine == "func",
+        )
+        teachers = [self.teacher.network] if isinstance(self.teacher, NetworkTeacher) else []
+        how = ReplayOptions(options.inner_precision, in_eval, remedies)
+        return Recorder(root, target, options, needs, how, teachers)
+
+    def __call__(
+        self,
+        observed: Sequence[Observed] | None = None,
+        batch: Any = None,
+        *,
+        step: int | None = None,
+        value_loss: Tensor | None = None,
+    ) -> Report:
+        """Evaluate the terms at what was observed.
+
+        Args:
+            observed: Calls; None for those of the last :meth:`observe`.
+            batch: What a teacher looks its answers up in.
+            step: Global step, for schedules; None counts the evaluations.
+            value_loss: The loss that :class:`Balanced` weights are measured against.
+
+        Returns:
+            The terms and their weighted sum.
+
+        Raises:
+            ValueError: If nothing was observed, or a term cannot be evaluated.
+            FloatingPointError: If a term is not finite.
+        """
+        if observed is None:
+            require(self._recorder is not None, "observed", "made in observe()", None)
+            assert self._recorder is not None
+            observed = self._recorder.chosen()
+            require(bool(observed), "observed", "at least one call", list(observed))
+        self.checks.flush()
+        number, self.counter = self.counter, self.counter + 1
+        return self.evaluate(observed, Occasion(number, number if step is None else step, batch, value_loss))
+
+    def evaluate(self, observed: Sequence[Observed], occasion: Occasion) -> Report:
+        """Evaluate the terms on an occasion whose number was given out before."""
+        device = observed[0].x.device.type
+        if not torch.is_autocast_enabled(device):
+            return self._evaluated(observed, occasion)
+        with torch.autocast(device, enabled=False):
+            return self._evaluated(observed, occasion)
+
+    def _evaluated(self, observed: Sequence[Observed], occasion: Occasion) -> Report:
+        report = Report(observed[0].x, size=observed[0].size)
+        points: dict[tuple[int, float], Point] = {}
+        asked = []
+        # The teacher is asked for all terms, so that its graph is gone before the student's grows.
+        for index, term in enumerate(self.spec.terms):
+            weight = term.weight
+            weight = weight if type(weight) is float and term.every_n_steps == 1 else term.weight_at(occasion.step)
+            report.weights[term.key] = weight
+            if weight != 0.0:
+                parts = [self._ask(index, seen, points, occasion) for seen in observed]
+                asked.append((index, term, parts))
+        for index, term, parts in asked:
+            compared = [self._compare(index, part, report, occasion.trains) for part in parts]
+            self._take_in(term, join(compared), report)
+        points_x = [point.seen.x for point in points.values()]
+        report.leaves = [x for x in points_x if x.is_leaf and x.requires_grad]
+        self._sum_up(observed, report, occasion)
+        self._settle(observed, report, occasion)
+        return report
+
+    def _ask(
+        self, index: int, seen: Observed, points: dict[tuple[int, float], Point], occasion: Occasion
+    ) -> tuple[Point, Directions, Tensor | None]:
+        term = self.spec.terms[index]
+        place = (seen.number, term.rows)
+        point = points.get(place)
+        if point is None:
+            point = points[place] = self._point(seen, term.rows, occasion)
+        if point.student is None or point.target is None:
+            return point, Directions(), None
+        directions = self.directions(index, point, point.student.value)
+        target = project_target(term, point.target, directions, point.student.value.shape)
+        return point, directions, target
+
+    def _point(self, seen: Observed, fraction: float, occasion: Occasion) -> Point:
+        draws = self.draws(occasion.number, seen.number)
+        rows = None
+        if fraction < 1.0 and seen.size:
+            rows = draws.rows(fraction, seen.size).to(seen.x.device)
+        if rows is not None or seen.replay_only:
+            push = self.push(occasion.number, occasion.batch, rows)
+            seen = seen.replay(rows, fraction, push if self.pushed_term is not None else None)
+        call, x = seen.call, seen.x.detach()
+        query = Query(x, self.spec.output_map, occasion.batch, rows, call, occasion.number)
+        if seen.comparisons is not None:
+            return Point(seen, draws, query)
+        try:
+            return Point(seen, draws, query, seen.jet(), self.teacher.at(query))
+        except RuntimeError as error:
+            explain(error)
+            raise
+
+    def draws(self, number: int, call: int) -> Draws:
+        """Return the random choices of one call on the occasion of a number."""
+        return Draws(self.seed, self._rank, number, call, self._generators)
+
+    def directions(self, index: int, point: Point, y: Tensor) -> Directions:
+        """Return what term number ``index`` is projected on at a point; ``y`` is like its output."""
+        term, draws = self.spec.terms[index], point.draws
+        if term.order == 0:
+            return Directions()
+        own = self.teacher.directions(point.query, term)
+        if own is not None:
+            return _fitting(own, term, y)
+        cotangents = tangents = None
+        if term.needs_cotangents:
+            target = point.target
+            log_probs = None if target is None or term.projection != FISHER else target.value
+            cotangents = draws.cotangents(index, term, y, log_probs)
+        if term.needs_tangents:
+            ready = point.seen.tangents
+            tangents = ready if ready is not None else draws.tangents(index, term, point.query.x)
+        return Directions(cotangents, tangents)
+
+    def push(self, number: int, batch: Any, rows: Tensor | None = None) -> Any:
+        """Return who gives forward mode its tangents, once the input is known."""
+
+        def tangents(call: Any, x: Tensor) -> Tensor | None:
+            index = self.pushed_term
+            if index is None:
+                return None
+            term = self.spec.terms[index]
+            query = Query(x.detach(), self.spec.output_map, batch, rows, call, number)
+            own = self.teacher.directions(query, term)
+            if own is not None:
+                return _fitting(own, term, x).tangents
+            return self.draws(number, 0).tangents(index, term, x)
+
+        return tangents
+
+    def _compare(
+        self, index: int, asked: tuple[Point, Directions, Tensor | None], report: Report, trains: bool
+    ) -> Comparison:
+        (point, directions, target), term = asked, self.spec.terms[index]
+        unknown, seen = self.gaps.allows_unknown, point.seen
+        if seen.comparisons is not None:
+            comparison = seen.comparisons[index]
+        else:
+            assert point.student is not None
+            assert target is not None
+            recorder = seen.recorder
+            with kept_gathered(seen.call.module) if recorder.is_sharded else nullcontext():
+                rows = _derived(term, point.student, directions)
+                if trains:
+                    self._look_at(term, point, rows)
+            comparison = compare(term, rows, target, self.gaps)
+            if not trains:
+                report.cosines[term.key] = cosine(rows, target.reshape(rows.shape), comparison.known)
+        if self.gaps.non_finite == "raise":
+            assert comparison.total is not None
+            judge = lambda total: check_target(term, total, target, unknown)  # noqa: E731
+            report.pending.append((comparison.total, judge))
+        return comparison
+
+    def _look_at(self, term: SobolevTerm, point: Point, rows: Tensor) -> None:
+        if term.order == 0 or point.seen.size == 0:
+            return
+        if not rows.requires_grad:
+            recorded.check_graph(term, rows, point.seen.recorder.root)
+        elif term.key not in self._looked_at:
+            self._looked_at.add(term.key)
+            assert point.student is not None
+            recorded.check_linear(term, point.student)
+
+    def _take_in(self, term: SobolevTerm, comparison: Comparison, report: Report) -> None:
+        key = term.key
+        if comparison.known is not None or comparison.skipped is not None or term.order == 2:
+            report.take_in(key, comparison, counts_unknown=self.gaps.allows_unknown)
+        value, energy = reduce(term, comparison, self.scales, self._sum)
+        report.terms[key] = value
+        if energy is not None:
+            judge = lambda size: _check_energy(term, size, value.dtype)  # noqa: E731
+            report.pending.append((energy, judge))
+
+    def _sum_up(self, observed: Sequence[Observed], report: Report, occasion: Occasion) -> None:
+        if any(isinstance(term.weight, Balanced) for term in self.spec.terms) and occasion.trains:
+            require(occasion.value_loss is not None, "value_loss", "given for a balanced weight", None)
+            assert occasion.value_loss is not None
+            parameters = occasion.parameters or observed[0].call.module.parameters
+            report.weights = self.balance.weights(
+                report.terms, self.spec.terms, occasion.step, occasion.value_loss, parameters,
+                self._sum or _alone,
+            )
+        if report.terms:
+            report.loss = weighted_sum(report.terms, report.weights)
+        else:
+            report.loss = observed[0].x.new_zeros(())
+        if self._sum is not None:
+            report.loss = report.loss + attached(observed)
+
+    def _settle(self, observed: Sequence[Observed], report: Report, occasion: Occasion) -> None:
+        if occasion.trains:
+            outputs = [seen.y.detach() for seen in observed]
+            for key, value in report.terms.items():
+                judge = lambda n, k=key: self._judge(k, n, outputs, occasion.step)  # noqa: E731
+                report.pending.append((value, judge))
+        self.checks.settle(report.pending)
+
+    def _judge(self, key: str, number: float, outputs: list[Tensor], step: int) -> None:
+        # The targets are finite: they were checked before.
+        if math.isfinite(number) or self.forgives_overflow:
+            return
+        culprit = _CULPRITS[all(bool(y.isfinite().all()) for y in outputs)]
+        raise FloatingPointError(f"term {key!r} must be finite, got {number} at step {step}: {culprit}")
+
+    def mark(self) -> tuple[Any, ...]:
+        """Return where it stands, for :meth:`go_back`."""
+        return self.counter, dict(self.scales.state), dict(self.balance.state)
+
+    def go_back(self, mark: tuple[Any, ...]) -> None:
+        """Forget what was evaluated since a :meth:`mark`."""
+        self.counter, scales, balance = mark
+        self.scales.state, self.balance.state = dict(scales), dict(balance)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return plain values and tensors: all that a resumed run needs to go on exactly."""
+        scales = {k: {"mean": mean, "count": n} for k, (mean, n) in self.scales.state.items()}
+        return {"counter": self.counter, "scales": scales, "balance": dict(self.balance.state)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` said."""
+        self.counter = int(state["counter"])
+        self.balance.state = dict(state.get("balance", {}))  # older checkpoints have none
+        saved = state["scales"]
+        self.scales.state = {k: (s["mean"], int(s["count"])) for k, s in saved.items()}
+
+
+def as_teacher(teacher: object) -> Teacher:
+    """Wrap a module in a :class:`NetworkTeacher`; refuse what is neither."""
+    if isinstance(teacher, nn.Module):
+        return NetworkTeacher(teacher)
+    if not isinstance(teacher, Teacher):
+        raise ValueError(
+            f"teacher must be a Teacher or a module, got {type(teacher).__name__}; derive it from "
+            "lightning_sobolev.Teacher"
+        )
+    return teacher
+
+
+def as_spec(terms: Any, on: str | Callable[[Tensor], Tensor], teacher: Teacher) -> SobolevSpec:
+    """Return what is matched; the teacher says so where nobody else does."""
+    if isinstance(terms, SobolevSpec):
+        require(on == "identity", "on", "that of the SobolevSpec", on)
+        return terms
+    if terms is None:
+        terms = teacher.default_term or SobolevTerm()
+    return SobolevSpec(terms=[terms] if isinstance(terms, SobolevTerm) else terms, on=on)
+
+
+def attached(observed: Sequence[Observed]) -> Tensor:
+    """Return a zero whose graph reaches every observed output: DDP must finish its reduction."""
+    # The last bias has no part in any derivative; without a path to it ranks drift apart.
+    # The sum over no rows is zero even where an output is infinite, as masked logits are.
+    nothing = [seen.y[:0].float().sum() for seen in observed]
+    return nothing[0] if len(nothing) == 1 else torch.stack(nothing).sum()
+
+
+def sum_over_processes(total: Tensor) -> Tensor:
+    """Sum over processes, in place, so that all of them use one scale."""
+    torch.distributed.all_reduce(total)
+    return total
+
+
+def _alone(total: Tensor) -> Tensor:
+    return total
+
+
+def _derived(term: SobolevTerm, student: Jet, directions: Directions) -> Tensor:
+    try:
+        return project(term, student, directions)
+    except RuntimeError as error:
+        if "backward through the graph a second time" in str(error):
+            raise ValueError(
+                "call: the graph of the observed call must still be there, but the step has freed "
+                "it (an attack or a penalty that differentiates the first call: FGSM, VAT); name "
+                "the call that is trained, e.g. call=1, or keep its graph with retain_graph=True"
+            ) from error
+        explain(error)
+        raise
+
+
+def _fitting(own: Directions, term: SobolevTerm, y: Tensor) -> Directions:
+    if own.tangents is not None and term.band is not None:
+        raise ValueError(
+            f"band of term {term.key!r} must be None where the teacher knows its own tangents "
+            f"alone, which cannot be filtered, got {term.band}"
+        )
+    if own.cotangents is None:
+        return own
+    return own._replace(cotangents=own.cotangents.reshape(len(own.cotangents), *y.shape))
+
+
+def _check_energy(term: SobolevTerm, energy: float, dtype: torch.dtype) -> None:
+    if not math.isfinite(energy):  # one such batch would make the term zero for good
+        raise ValueError(
+            f"the target of term {term.key!r} must be small enough to be squared in "
+            f"{dtype}, got a sum of {energy}; rescale it or use normalize='none'"
+        )
+
+
+_CULPRITS = {
+    True: "the student's output is finite and its derivative is not, or too large to be squared "
+    "(a root or a norm at zero? half precision?)",
+    False: "the student's own output is not finite, so training had diverged before",
+}

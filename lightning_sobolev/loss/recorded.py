@@ -1,0 +1,67 @@
+"""Whether a student's derivative has a graph at all.
+
+Note [backward without a graph]
+    An adjoint solver, or a Function whose backward pass runs in numpy or under ``no_grad``, gives
+    right derivatives that nothing can be trained by: their gradient in the parameters is zero, in
+    silence. A pulled-back row is linear in its cotangent u; where all of it was recorded, Euler's
+    identity holds: the derivative of <u J, v> along u is <u J, v>.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from lightning_sobolev._types import Jet
+from lightning_sobolev.functional.derivatives import FuncJet
+from lightning_sobolev.spec import SobolevTerm
+
+_WAY_OUT = (
+    "its gradient in the parameters would be zero or wrong without a word. A backward pass that "
+    "records no graph is the usual reason: an adjoint ODE solver (odeint instead of odeint_adjoint "
+    "records one), or an autograd.Function whose backward runs in numpy or under no_grad (write it "
+    "in differentiable torch operations, or name another submodule with module=)"
+)
+TOLERANCE = 1e-2
+"""Relative; Euler's identity holds to rounding where it holds."""
+
+
+def check_graph(term: SobolevTerm, rows: Tensor, root: nn.Module) -> None:
+    """Refuse a derivative without any graph, unless nothing is trained or it is zero of order 2.
+
+    Raises:
+        ValueError: If the student has something to train and its derivative does not depend on it.
+    """
+    if not any(parameter.requires_grad for parameter in root.parameters()):
+        return
+    if term.order == 2 and not bool(rows.detach().any()):
+        return  # piecewise linear: warned of
+    raise ValueError(
+        f"term {term.key!r}: the student's derivative must depend on its trained parameters, got "
+        f"one without a graph; {_WAY_OUT}"
+    )
+
+
+def check_linear(term: SobolevTerm, student: Jet) -> None:
+    """Refuse a derivative of which a part has no graph, see Note [backward without a graph].
+
+    Raises:
+        ValueError: If Euler's identity does not hold.
+    """
+    y = student.value
+    if isinstance(student, FuncJet) or y.dtype.itemsize < 4:
+        return
+    generator = torch.Generator().manual_seed(0)
+    u = torch.randn(y.shape, generator=generator, dtype=y.dtype).to(y.device).requires_grad_()
+    row = student.vjp(u.unsqueeze(0))[0]
+    v = torch.randn(row.shape, generator=generator, dtype=row.dtype).to(row.device)
+    product = (row * v).sum()
+    found: Tensor | None = None
+    if product.requires_grad:
+        (found,) = torch.autograd.grad(product, u, retain_graph=True, allow_unused=True)
+    along = torch.zeros_like(product) if found is None else (found * u).sum()
+    apart = float((along - product).detach().abs())
+    size = float((row.detach().norm() * v.norm()).detach()) / max(row.numel(), 1) ** 0.5
+    if apart > TOLERANCE * size:
+        raise ValueError(
+            f"term {term.key!r}: the student's derivative must have been recorded whole, got one of "
+            f"which a part has no graph; {_WAY_OUT}"
+        )

@@ -1,0 +1,1 @@
+"""The student's calls: observed while a step runs, and made once more where a term needs it."""

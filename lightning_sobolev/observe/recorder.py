@@ -1,0 +1,520 @@
+"""The observed forward: the student's own call, recorded while a step runs.
+
+A shadowed ``forward`` catches ``self(x)``, ``self.forward(x)`` and calls of submodules alike; it is
+put on once and switched by a flag. The chosen input becomes a leaf that requires grad, and (x, y)
+is kept as it was when the call returned: no second student forward, and the dropout masks of value
+and derivative agree.
+"""
+
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from lightning_sobolev import _paths
+from lightning_sobolev._types import BatchFn, Jet
+from lightning_sobolev.functional.derivatives import FuncJet, TapeJet
+from lightning_sobolev.observe.call import Call, ReplayOptions, RowCut, Snapshot, is_half, runs_in_half
+from lightning_sobolev.observe.options import ObserveOptions
+from lightning_sobolev.observe.places import FIRST, Inputs, locate, locate_output, select_output
+from lightning_sobolev.observe.remedies import sharded_parts
+from lightning_sobolev.observe.rows import RowAxes
+from lightning_sobolev.observe.shadow import Passing, Shadow
+
+Push = Callable[["Call | None", Tensor], Tensor | None]
+"""Tangents of forward mode, once the input is known; None where there are none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What the terms ask of the recorder.
+
+    Args:
+        on: The output map.
+        parts: Whether some term is evaluated on a part of the rows.
+        only_parts: Whether every term is.
+        every_call: Whether calls behind the chosen one may count, too (manual optimization).
+        replays: Whether a jet may evaluate the call again (order 2 by ``torch.func``).
+    """
+
+    on: BatchFn
+    parts: bool = False
+    only_parts: bool = False
+    every_call: bool = False
+    replays: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class Observed:
+    """A call, its input and its output as they were when it returned; gives a jet.
+
+    Args:
+        call: The call.
+        recorder: Who observed it.
+        x: The observed input, a leaf of its own or an intermediate of the step's graph.
+        y: The matched output, before the output map.
+        number: Which of the step's calls it is, from zero.
+        node: The step's own node of the output in autograd's graph.
+        replay_only: Whether its own forward cannot give the derivative.
+        func_jet: The func engine's jet, there when the call is over.
+        tangents: Those that forward mode pushed.
+        comparisons: Terms that a compiled call evaluated itself, by number.
+    """
+
+    call: Call
+    recorder: "Recorder"
+    x: Tensor
+    y: Tensor
+    number: int = 0
+    node: Any = None
+    replay_only: bool = False
+    func_jet: FuncJet | None = None
+    tangents: Tensor | None = None
+    comparisons: dict[int, Any] | None = None
+
+    @property
+    def size(self) -> int:
+        """Number of rows."""
+        return self.x.shape[0]
+
+    def jet(self) -> Jet:
+        """The jet of ``on(module)`` at the observed input; no further forward pass."""
+        if self.func_jet is not None:
+            return self.func_jet
+        return TapeJet(mapped(self.recorder.needs.on, self.y, self.x), self.x)
+
+    def replay(
+        self, rows: Tensor | None = None, fraction: float = 1.0, push: Push | None = None
+    ) -> "Observed":
+        """Make the call once more, on all rows or a fraction, as :mod:`observe.call` says."""
+        recorder, call = self.recorder, self.call
+        cut = None if rows is None else recorder.row_axes.cut(self, rows)
+        x = self.x if rows is None else self.x[rows]
+        if x.dtype.itemsize < 4 and not (recorder.is_half and recorder.is_sharded):
+            x = x.float()
+        # x[rows] of our own leaf would hang the second graph below the first one.
+        x = x if self.x.grad_fn is not None else x.detach().requires_grad_()
+        seen = Observed(call, recorder, x, self.y, self.number)
+        if recorder.compiled is not None:
+            whole = recorder.compiled.replay(seen, rows, fraction, cut)
+            if whole is not None:
+                return whole
+        run = partial(call.replay, options=recorder.replay_options, cut=cut)
+        if recorder.engine == "func":
+            seen.tangents = None if push is None else push(call, x)
+            seen.func_jet, _, seen.y = recorder.func_jet(run, call, x, seen.tangents)
+        else:
+            seen.y = select_output(plain(run(x.clone())), call.output, x)
+        return seen
+
+
+    def outside_of_inference(self) -> "Observed":
+        """Return the same call with ordinary tensors in the place of inference tensors."""
+
+        def ordinary(tensor: Tensor) -> Tensor:
+            return tensor.clone() if tensor.is_inference() else tensor
+
+        old, snapshot = self.call, self.call.snapshot
+        assert snapshot is not None
+        call = replace(
+            old,
+            inputs=_paths.map_tensors(old.inputs, ordinary),
+            outer=None if old.outer is None else _paths.map_tensors(old.outer, ordinary),
+            snapshot=replace(snapshot, buffers={n: ordinary(b) for n, b in snapshot.buffers.items()}),
+        )
+        return replace(self, call=call, x=ordinary(self.x).detach(), y=ordinary(self.y))
+
+
+def mapped(on: BatchFn, y: Tensor, x: Tensor) -> Tensor:
+    """Apply an output map in the precision of the input: autocast leaves outputs in half."""
+    wide = y if y.dtype == x.dtype else y.to(torch.promote_types(y.dtype, x.dtype))
+    if not torch.is_autocast_enabled(x.device.type):
+        return on(wide)
+    with torch.autocast(x.device.type, enabled=False):
+        return on(wide)
+
+
+def plain(result: Any) -> Any:
+    """Return a result whose tensors of a subclass with attributes are ordinary ones."""
+    return _paths.map_tensors(result, lambda t: t.as_subclass(Tensor) if _is_dressed(t) else t)
+
+
+def _is_dressed(tensor: Tensor) -> bool:
+    kind = type(tensor)
+    ordinary = kind in (Tensor, nn.Parameter) or hasattr(tensor, "__tensor_flatten__")
+    return not ordinary and kind.__torch_dispatch__ is Tensor.__torch_dispatch__
+
+
+def _dress(point: Tensor, like: Tensor) -> Tensor:
+    # A subclass's own attributes are lost by detach() and clone().
+    if not _is_dressed(like):
+        return point
+    dressed = point.as_subclass(type(like))
+    vars(dressed).update(vars(like))
+    return dressed
+
+
+class Compiled(Protocol):
+    """Evaluates calls together with their terms; None where that does not compile."""
+
+    def observe(self, seen: Observed) -> tuple[Any] | None:
+        """Make the step's own call; fill in output and comparisons, return its result."""
+        ...
+
+    def replay(
+        self, seen: Observed, rows: Tensor | None, fraction: float, cut: RowCut | None
+    ) -> Observed | None:
+        """Make a call once more."""
+        ...
+
+
+@dataclass(slots=True, eq=False)
+class _Watch:
+    """One candidate for the student."""
+
+    name: str
+    module: nn.Module
+    calls: int = 0
+    observed: list[Observed] = field(default_factory=list)
+    under_way: Observed | None = None
+    result: Any = None
+    outer: Inputs | None = None
+    entered: bool = False
+    shadow: Any = None
+    handles: list[Any] = field(default_factory=list)
+
+
+class Recorder:
+    """Records the calls that a step makes of one module: the target, the root or a child.
+
+    Args:
+        root: What is trained.
+        target: Name of the observed submodule; None: the root itself or, if a step never calls
+            that, the one child that it calls.
+        options: What is observed.
+        needs: What the terms ask.
+        replay_options: How a call is made once more.
+        passed_over: Modules that are no candidates: teachers inside the root.
+    """
+
+    def __init__(
+        self, root: nn.Module, target: str | None, options: ObserveOptions, needs: Needs,
+        replay_options: ReplayOptions, passed_over: Collection[nn.Module] = (),
+    ) -> None:  # fmt: skip
+        self.root, self.options, self.needs = root, options, needs
+        self.replay_options = replay_options
+        self.engine = "func" if options.engine == "func" else "tape"
+        self.push: Push | None = None
+        self.compiled: Compiled | None = None
+        self.row_axes = RowAxes(options.row_axes)
+        candidates = _candidates(root, target, passed_over)
+        self._watches = [_Watch(name, module) for name, module in candidates.items()]
+        watched = self.watched = [watch.module for watch in self._watches]
+        self.is_half = any(map(is_half, watched))
+        self.is_sharded = any(map(sharded_parts, watched))
+        self.snapshots = False
+        self.is_closed = False
+        self._active = self._busy = self._without_gradients = False
+        self._inserted: tuple[_Watch, Tensor] | None = None
+        for module in watched:
+            if isinstance(module, torch.jit.ScriptModule):
+                raise ValueError(
+                    "module must be an ordinary nn.Module, got one of torch.jit, whose calls cannot "
+                    "be observed; train the module that it was scripted from"
+                )
+
+    def install(self) -> None:
+        """Put on the shadows and hooks, off until :meth:`start`."""
+        for watch in self._watches:
+            watch.shadow = Shadow(watch.module, "forward", partial(self._called, watch)).put_on()
+            before, after = Passing(partial(self._before, watch)), Passing(partial(self._after, watch))
+            watch.handles = [
+                watch.module.register_forward_pre_hook(before, prepend=True, with_kwargs=True),
+                watch.module.register_forward_hook(after),
+            ]
+
+    def remove(self) -> None:
+        """Take off what :meth:`install` put on."""
+        self._active = False
+        for watch in self._watches:
+            if watch.shadow is not None:
+                watch.shadow.take_off()
+            for handle in watch.handles:
+                handle.remove()
+            watch.shadow, watch.handles = None, []
+
+    def start(self, *, without_gradients: bool = False) -> None:
+        """Forget what was observed and begin to observe."""
+        self._active, self._without_gradients, self.is_closed = True, without_gradients, False
+        for watch in self._watches:
+            watch.calls, watch.observed, watch.under_way = 0, [], None
+            watch.outer, watch.entered = None, False
+            if len(watch.module._forward_hooks) > 1:  # ours has the last word
+                watch.module._forward_hooks.move_to_end(watch.handles[1].id)
+
+    def resume(self) -> None:
+        """Go on to observe the step."""
+        self._active = True
+
+    def stop(self) -> None:
+        """Let calls pass."""
+        self._active = False
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Let calls pass for a while."""
+        before, self._busy = self._busy, True
+        try:
+            yield
+        finally:
+            self._busy = before
+
+    def called(self) -> "_Watch | None":
+        """Return the candidate that the step called; None if there is none."""
+        called = [watch for watch in self._watches if watch.calls]
+        root = next((watch for watch in called if not watch.name), None)
+        if root is not None or len(called) <= 1:
+            return root or next(iter(called), None)
+        raise ValueError(
+            f"module: training_step called several submodules ({', '.join(repr(w.name) for w in called)}); "
+            "name the one whose input and output are meant"
+        )
+
+    def chosen(self) -> list[Observed]:
+        """Return the observed calls that count; none where ``missing="skip"`` allows it."""
+        watch, call = self.called(), self.options.call
+        if watch is None:
+            return self._missing()
+        if call == "all":
+            return watch.observed
+        if call == "first":
+            return watch.observed[:1]
+        if not -watch.calls <= call < watch.calls:
+            raise ValueError(
+                f"call must be in [{-watch.calls}, {watch.calls}) for {watch.calls} calls, got {call}"
+            )
+        return [watch.observed[call]] if call < 0 else watch.observed[:1]
+
+    def _missing(self) -> list[Observed]:
+        if self.options.missing == "skip":
+            return []
+        watched = ", ".join(repr(w.name) if w.name else "the module itself" for w in self._watches)
+        raise ValueError(
+            "module: training_step called none of the watched modules with gradients enabled "
+            f"(watched: {watched}); name the submodule that maps the input to the output, or let "
+            "such steps pass with missing='skip'"
+        )
+
+    def describe(self, seen: Observed) -> str:
+        """Say in a line what was observed: ``net(x: args.0 [8, 3]) -> [8, 2], call 1 of 2``."""
+        watch = next(w for w in self._watches if w.module is seen.call.module)
+        name = watch.name or type(watch.module).__name__
+        calls = f"call {seen.number + 1} of {watch.calls}"
+        return f"{name}({seen.call.describe_input(seen.x)}) -> {list(seen.y.shape)}, {calls}"
+
+    def _wants(self, number: int) -> bool:
+        call = self.options.call
+        if isinstance(call, int):
+            return call < 0 or number == call
+        return number == 0 or call == "all" or self.needs.every_call
+
+    def _called(self, watch: _Watch, *args: Any, **kwargs: Any) -> Any:
+        forward, inserted = watch.shadow.inner, self._inserted
+        if inserted is not None and inserted[0] is watch:
+            self._inserted, watch.entered, watch.outer = None, False, None
+            return self._with_point(forward, inserted[1], {"args": args, "kwargs": kwargs})
+        if not self._active or self._busy:
+            return forward(*args, **kwargs)
+        outer, watch.outer, direct, watch.entered = watch.outer, None, not watch.entered, False
+        watch.under_way = None
+        # A call without gradients is somebody's bookkeeping, one inside of torch.func as well.
+        is_counted = torch.is_grad_enabled() or self._without_gradients
+        if not is_counted or torch._C._functorch.maybe_current_level() is not None:
+            return forward(*args, **kwargs)
+        watch.calls += 1
+        if self.is_closed:
+            raise ValueError(
+                f"call={self.options.call} counts back from the step's last call, but another call "
+                "came behind the manual_backward that took the term; name it from the front, or use "
+                "call='first' (of each manual_backward) or call='all'"
+            )
+        if not self._wants(watch.calls - 1):
+            return forward(*args, **kwargs)
+        self._busy = True  # a nested call is part of this one
+        try:
+            return self._observe(watch, {"args": args, "kwargs": kwargs}, outer, direct)
+        finally:
+            self._busy = False
+
+    def _with_point(self, forward: Callable[..., Any], point: Tensor, inputs: Inputs) -> Any:
+        call_place = self._place_of_replay
+        like = call_place.read(inputs) if len(call_place.paths) == 1 else point
+        filled = call_place.fill(inputs, _dress(point, like))
+        return forward(*filled["args"], **filled["kwargs"])
+
+    def _observe(self, watch: _Watch, inputs: Inputs, outer: Inputs | None, direct: bool) -> Any:
+        args, forward = inputs["args"], watch.shadow.inner
+        if self.options.wrt is None and args and _has_rows(args[0]):
+            place, tensor = FIRST, args[0]
+        else:
+            place = locate(self.options.wrt, forward, inputs)
+            tensor = place.read(inputs)
+        again = self._without_gradients or self._needs_replay(tensor.device)
+        x = tensor.clone() if tensor.requires_grad else tensor.detach().clone()
+        if _is_dressed(x):
+            x = x.as_subclass(Tensor)
+        only = again or self.needs.only_parts
+        if not only and not x.requires_grad:
+            x.requires_grad_()
+        call = Call(watch.module, forward, inputs, place, self.inserting, outer=outer, direct=direct)
+        if only or self.needs.parts or self.needs.replays or self.snapshots:
+            call.snapshot = Snapshot.take(watch.module, x.device)
+        call.keep_inputs(x)
+        seen = Observed(call, self, x, x, watch.calls - 1, only)
+        with self.replay_options.remedies:
+            result = self._evaluated(seen, inputs, tensor)
+        watch.observed.append(seen)
+        watch.under_way, watch.result = seen, result
+        return result
+
+    def _evaluated(self, seen: Observed, inputs: Inputs, tensor: Tensor) -> Any:
+        call, x = seen.call, seen.x
+        if seen.replay_only:  # looked at, not differentiated
+            result = call.forward(*inputs["args"], **inputs["kwargs"])
+            seen.y = self._output(call, result, x)
+            seen.node = seen.y.grad_fn
+            return result
+        if self.compiled is not None:
+            found = self.compiled.observe(seen)
+            if found is not None:
+                return found[0]
+        if self.engine == "func":
+            seen.tangents = None if self.push is None else self.push(call, x)
+            run = partial(_first_then_again, call, inputs, [], self.replay_options)
+            seen.func_jet, result, y = self.func_jet(run, call, x, seen.tangents)
+            seen.y, seen.node = y.clone(), y.grad_fn
+            return result
+        # A clone is passed on: a forward that writes in place must not change the leaf.
+        point = x.clone() if type(tensor) is Tensor else _dress(x.clone(), tensor)
+        if call.place is FIRST:
+            result = call.forward(point, *inputs["args"][1:], **inputs["kwargs"])
+        else:
+            filled = call.place.fill(inputs, point)
+            result = call.forward(*filled["args"], **filled["kwargs"])
+        # Another clone is kept: the step may write into its output.
+        y = self._output(call, result, x)
+        seen.y, seen.node = y.clone(), y.grad_fn
+        return result
+
+    def _output(self, call: Call, result: Any, x: Tensor) -> Tensor:
+        if type(result) is Tensor and self.options.output is None and _fits(result, x):
+            return result
+        result = plain(result)
+        call.output = locate_output(result, self.options.output, len(x))
+        return select_output(result, call.output, x)
+
+    def func_jet(
+        self, run: Callable[[Tensor], Any], call: Call, x: Tensor, tangents: Tensor | None
+    ) -> tuple[FuncJet, Any, Tensor]:
+        """Return the jet of ``on(run)`` by torch.func, what ``run`` returned, and its output."""
+        kept: dict[str, Any] = {}
+
+        def function(point: Tensor) -> tuple[Tensor, tuple[Tensor, list[Tensor]]]:
+            result = run(point)
+            y = self._output(call, result, x)
+            # torch.func carries tensors alone; everything else of the result is the same outside.
+            kept["result"], kept["paths"] = result, _paths.tensors(result)
+            return mapped(self.needs.on, y, x), (y, [tensor for _, tensor in kept["paths"]])
+
+        jet = FuncJet(function, x, tangents=tangents, has_aux=True)
+        y, tensors = jet.aux
+        result, paths = kept.pop("result"), kept.pop("paths")
+        for (path, _), tensor in zip(paths, tensors, strict=True):
+            result = _paths.put(result, path, tensor)
+        return jet, result, y
+
+    def _needs_replay(self, device: torch.device) -> bool:
+        options = self.options
+        if options.batch_norm == "eval":
+            return True
+        if options.inner_precision == "float32":
+            return runs_in_half(self.is_half and not self.is_sharded, device)
+        if options.inner_precision == "bf16-mixed":
+            low = torch.is_autocast_enabled(device.type)
+            return not (low and torch.get_autocast_dtype(device.type) == torch.bfloat16)
+        return False
+
+    @contextmanager
+    def inserting(self, call: Call, point: Tensor) -> Iterator[None]:
+        """Let the next forward of the called module take ``point`` in."""
+        watch = next(w for w in self._watches if w.module is call.module)
+        is_bare = watch.shadow is None
+        if is_bare:  # a plain loop evaluates its loss behind the observed part
+            self.install()
+        before = self._busy, self._inserted
+        self._busy, self._inserted, self._place_of_replay = True, (watch, point), call.place
+        try:
+            yield
+        finally:
+            self._busy, self._inserted = before
+            if is_bare:
+                self.remove()
+
+    def _before(self, watch: _Watch, module: nn.Module, args: Any, kwargs: Any) -> None:
+        if self._active and not self._busy:
+            watch.entered = True
+            if len(module._forward_pre_hooks) > 1:
+                watch.outer = {"args": args, "kwargs": kwargs}
+
+    def _after(self, watch: _Watch, module: nn.Module, args: Any, result: Any) -> None:
+        # Sharded modules replace their output after forward; the step sees the replacement, and
+        # only its graph knows how to gather the parameters again.
+        del module, args
+        seen, watch.under_way = watch.under_way, None
+        if seen is None or self._busy or result is watch.result:
+            return
+        if seen.func_jet is not None or seen.comparisons is not None:
+            raise ValueError(
+                "engine must be 'tape' where a forward hook of the observed module replaces its "
+                f"output, which torch.func does not see, got engine={self.options.engine!r}"
+            )
+        watch.result = None
+        y = self._output(seen.call, result, seen.x)
+        seen.y, seen.node = y if seen.replay_only else y.clone(), y.grad_fn
+
+
+def _first_then_again(
+    call: Call, inputs: Inputs, evaluated: list[bool], options: ReplayOptions, point: Tensor
+) -> Any:
+    # The step's own evaluation comes first; what torch.func evaluates later is a replay.
+    if evaluated:
+        return call.replay(point, options)
+    evaluated.append(True)
+    filled = call.place.fill(inputs, point)
+    return call.forward(*filled["args"], **filled["kwargs"])
+
+
+def _has_rows(value: Any) -> bool:
+    return type(value) is Tensor and value.is_floating_point() and value.ndim > 0
+
+
+def _fits(y: Tensor, x: Tensor) -> bool:
+    return y.ndim > 0 and y.shape[0] == x.shape[0] and y.is_floating_point()
+
+
+def _candidates(
+    root: nn.Module, target: str | None, passed_over: Collection[nn.Module]
+) -> dict[str, nn.Module]:
+    if target is not None:
+        return {target: root.get_submodule(target)}
+    children = {
+        name: module
+        for name, module in root.named_children()
+        if module not in passed_over and next(module.parameters(), None) is not None
+    }
+    trained = {n: m for n, m in children.items() if any(p.requires_grad for p in m.parameters())}
+    return {"": root, **(trained or children)}

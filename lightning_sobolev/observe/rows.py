@@ -1,0 +1,154 @@
+"""Which arguments of a call have rows: by declaration, or by the call's own evidence.
+
+Note [evidence]
+    That a length agrees with the number of rows proves nothing: a memory bank, a table or a mask
+    may have it by chance. The call is replayed in eval mode on all rows and on some; only if the
+    arguments were cut rightly, and no row depends on another, the second gives rows of the first.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from itertools import combinations
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from lightning_sobolev import _paths
+from lightning_sobolev.observe.call import RowCut
+from lightning_sobolev.observe.places import resolve, select_output
+
+if TYPE_CHECKING:
+    from lightning_sobolev.observe.recorder import Observed
+
+_MOST = 6
+"""Ambiguous arguments of which all subsets are tried."""
+
+
+class RowAxes:
+    """The axis of the rows in every argument of a module that has them; learned once."""
+
+    def __init__(self, declared: Mapping[str | int, int | None] | None) -> None:
+        self._declared = declared
+        self._known: dict[frozenset[_paths.Path], dict[_paths.Path, int]] = {}
+        self._whole: set[_paths.Path] = set()
+
+    def cut(self, seen: "Observed", rows: Tensor) -> RowCut:
+        """Return the cut of a call's arguments to some rows.
+
+        Raises:
+            ValueError: If rows depend on one another, or nothing tells what has rows.
+        """
+        candidates = self._candidates(seen)
+        key = frozenset(candidates)
+        if key not in self._known:
+            self._known[key] = self._learned(seen, rows, candidates)
+        return RowCut(rows, self._known[key])
+
+    def _candidates(self, seen: "Observed") -> dict[_paths.Path, int]:
+        call = seen.call
+        inputs = call.inputs if call.outer is None else call.outer
+        if self._declared is not None:
+            named = {resolve(name, call.forward, inputs): a for name, a in self._declared.items()}
+            axes = {path: axis for path, axis in named.items() if axis is not None}
+            for path, axis in axes.items():
+                _check_axis(path, axis, _paths.get(inputs, path, "row_axes"), seen.size)
+            return axes
+        found = {}
+        for path, tensor in _paths.tensors(inputs):
+            is_x = call.outer is None and path in call.place.paths
+            has_length = tensor.ndim > 0 and tensor.shape[0] == seen.size
+            if not is_x and not has_length:
+                self._whole.add(path)  # no row for each row: whole also where a length agrees later
+            elif not is_x and path not in self._whole:
+                found[path] = 0
+        return found
+
+    def _learned(
+        self, seen: "Observed", rows: Tensor, candidates: dict[_paths.Path, int]
+    ) -> dict[_paths.Path, int]:
+        if len(rows) == seen.size or seen.size < 2:
+            rows = torch.arange(0, max(seen.size // 2, 1), device=rows.device)
+        with _trial(seen):
+            whole = _replayed(seen, seen.x.detach(), None)
+            for axes in _subsets(candidates, exact=self._declared is not None):
+                try:
+                    part = _replayed(seen, seen.x.detach()[rows], RowCut(rows, axes))
+                except Exception:  # noqa: S112, BLE001, PERF203 - a wrong cut may fail in any way
+                    continue
+                if part.shape == whole[rows].shape and _agree(part, whole[rows]):
+                    return axes
+        raise ValueError(
+            "rows must be 1.0 for this student, got a term on a part of the rows: evaluated on "
+            "some rows alone, its output is not that of the same rows among all, however the other "
+            "arguments are cut; rows depend on one another (a causal or sequence-first model, a "
+            "graph), or row_axes= must say which arguments have rows"
+        )
+
+
+def _check_axis(path: _paths.Path, axis: int, tensor: Tensor, size: int) -> None:
+    if not isinstance(tensor, Tensor) or not axis < tensor.ndim or tensor.shape[axis] != size:
+        raise ValueError(
+            f"row_axes: {'.'.join(map(str, path[1:]))!r} must have {size} rows along axis {axis}, "
+            f"got {_paths.describe(tensor)}"
+        )
+
+
+def _subsets(
+    candidates: dict[_paths.Path, int], *, exact: bool
+) -> Iterator[dict[_paths.Path, int]]:
+    sizes = range(len(candidates), -1, -1)
+    if exact or len(candidates) > _MOST:
+        sizes = [len(candidates)] if exact else [len(candidates), 0]  # type: ignore[assignment]
+    for size in sizes:
+        for chosen in combinations(candidates.items(), size):
+            yield dict(chosen)
+
+
+@contextmanager
+def _trial(seen: "Observed") -> Iterator[None]:
+    # In eval mode dropout draws nothing and batch norms keep rows apart. The weights are shaken: a
+    # last layer of zeros would make every cut agree.
+    snapshot = seen.call.snapshot
+    assert snapshot is not None
+    modes, weights, copies = list(snapshot.modes), dict(snapshot.weights), seen.call.copies
+    snapshot.modes[:] = [(module, False) for module, _ in modes]
+    if not seen.recorder.is_sharded:
+        generator = torch.Generator().manual_seed(0)
+        shaken = {id(tensor): _shaken(tensor, generator) for tensor, _ in weights.values()}
+        for name, (tensor, _) in weights.items():
+            snapshot.weights[name] = (shaken[id(tensor)], shaken[id(tensor)]._version)
+    seen.call.copies = None
+    try:
+        with torch.no_grad(), seen.recorder.paused():
+            yield
+    finally:
+        snapshot.modes[:] = modes
+        snapshot.weights.update(weights)
+        seen.call.copies = copies
+
+
+def _shaken(tensor: Tensor, generator: torch.Generator) -> Tensor:
+    if not tensor.is_floating_point():
+        return tensor.detach()
+    noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float32).to(tensor)
+    return tensor.detach() + 0.1 * noise
+
+
+def _replayed(seen: "Observed", x: Tensor, cut: RowCut | None) -> Tensor:
+    x = x.float() if x.dtype.itemsize < 4 else x
+    result = seen.call.replay(x.clone(), seen.recorder.replay_options, cut)
+    return select_output(result, seen.call.output, x).detach()
+
+
+def _agree(part: Tensor, whole: Tensor) -> bool:
+    # Products are summed in another order for another number of rows.
+    tolerance = torch.finfo(part.dtype).eps ** 0.5
+    part, whole = part.double().nan_to_num(), whole.double().nan_to_num()
+    return bool((part - whole).abs().max() <= tolerance * whole.abs().max().clamp_min(1e-30))
+
+
+def trained_batch_norms(module: nn.Module) -> bool:
+    """Whether some batch norm is in train mode, which couples rows; that is known and said."""
+    return any(isinstance(part, _BatchNorm) and part.training for part in module.modules())

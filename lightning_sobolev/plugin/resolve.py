@@ -1,0 +1,217 @@
+"""What a callback was told, and what its module and trainer make of it."""
+
+from dataclasses import dataclass, field
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
+from torch import nn
+
+from lightning_sobolev._checks import require
+from lightning_sobolev.loss.balance import Balanced
+from lightning_sobolev.loss.compiled import Compiler
+from lightning_sobolev.loss.compiling import CompileSettings
+from lightning_sobolev.loss.loss import SobolevLoss
+from lightning_sobolev.observe.call import is_half
+from lightning_sobolev.observe.options import ObserveOptions
+from lightning_sobolev.observe.recorder import Recorder
+from lightning_sobolev.observe.remedies import sharded_parts
+from lightning_sobolev.spec import SobolevSpec
+from lightning_sobolev.teachers import NetworkTeacher
+
+_NO_DOUBLE_BACKWARD = {
+    "FSDPStrategy": "torch's FullyShardedDataParallel says so itself",
+    "DeepSpeedStrategy": "its engine takes over the backward pass; not verified here",
+}
+# By name: pytorch_lightning has classes of its own.
+_FINDERS = ("LearningRateFinder", "BatchSizeFinder")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What a callback was told beside teacher and terms."""
+
+    module: str | None = None
+    observe: ObserveOptions = field(default_factory=ObserveOptions)
+    doctor: bool = True
+    validate: bool = False
+    manual_scale: float = 1.0
+    compile: CompileSettings | bool | None = None
+
+    def __post_init__(self) -> None:
+        fits = self.compile is None or isinstance(self.compile, bool | CompileSettings)
+        require(fits, "compile", "True, False or CompileSettings", self.compile)
+        if self.compile and self.observe.engine == "tape":
+            raise ValueError("compile needs engine='func' or 'auto', got engine='tape'")
+        is_number = isinstance(self.manual_scale, int | float) and self.manual_scale > 0.0
+        require(is_number, "manual_scale", "a number > 0", self.manual_scale)
+
+    @property
+    def compile_settings(self) -> CompileSettings | None:
+        """How the observed call is compiled if it is; None: as the module was compiled."""
+        if isinstance(self.compile, CompileSettings):
+            return self.compile
+        return CompileSettings() if self.compile else None
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What holds for one fit."""
+
+    recorder: Recorder
+    compiler: Compiler | None
+    eager_step: bool
+
+
+def resolve(
+    trainer: Trainer, module: LightningModule, options: Options, loss: SobolevLoss
+) -> Plan:
+    """Check a module and its trainer, and find out what holds for the fit."""
+    check_modules(module, loss, options)
+    compiled = is_compiled(module)
+    settings = _chosen_compile(options, module, compiled)
+    searches = searches_lines(trainer)
+    if searches and not module.automatic_optimization:
+        raise ValueError(
+            "automatic_optimization must be True with torch.optim.LBFGS, got False: under manual "
+            "optimization each evaluation of the closure would have directions of its own"
+        )
+    obstacles = {
+        "parameters are sharded over processes": bool(sharded_parts(module)),
+        "the student is compiled": compiled or settings is not None,
+        "the optimizer searches along lines": searches,
+    }
+    _check_weights(loss.spec, next((text for text, holds in obstacles.items() if holds), None))
+    recorder = loss.recorder_of(
+        module, options.module, options.observe,
+        every_call=not module.automatic_optimization, compiled=compiled,
+    )  # fmt: skip
+    compiler = None
+    if settings is not None:
+        compiler = Compiler(loss, recorder, settings, nested=compiled)
+        recorder.engine, recorder.compiled = "tape", compiler  # the tape, should it not compile
+    _say_engine(options, compiled, compiler is not None, "16" in str(trainer.precision))
+    return Plan(recorder, compiler, _is_entered_compiled(module) and compiler is None)
+
+
+def _say_engine(options: Options, compiled: bool, compiles: bool, half: bool) -> None:
+    if options.observe.engine == "auto" and not compiles:
+        text = "compiled parts of the student run eager meanwhile; engine='func' compiles them, too"
+        eager = f"; {text}" if compiled else ""
+        rank_zero_info(f"Sobolev: engine='tape', which reuses the step's own forward{eager}")
+    if half and options.observe.inner_precision == "float32":
+        rank_zero_info(
+            "Sobolev: derivatives are taken in a replay in float32; inner_precision='step' takes "
+            "them from the step's own forward"
+        )
+
+
+def check_strategy(trainer: Trainer) -> None:
+    """Refuse strategies that have no double backward."""
+    for name in (kind.__name__ for kind in type(trainer.strategy).__mro__):
+        if name in _NO_DOUBLE_BACKWARD:
+            raise ValueError(
+                f"strategy: {name} does not support double backward, which a derivative term "
+                f"needs ({_NO_DOUBLE_BACKWARD[name]}); use ModelParallelStrategy with torch's "
+                "fully_shard (FSDP2), or DDPStrategy"
+            )
+
+
+def check_modules(module: LightningModule, loss: SobolevLoss, options: Options) -> None:
+    """Refuse a student that is not there, is its own teacher, or ignores the inner precision."""
+    target = options.module
+    # Not only those that named_modules() lists: it gives a shared submodule one name.
+    if target is not None and not _has_submodule(module, target):
+        names = [name for name, _ in module.named_modules() if name]
+        raise ValueError(f"module must name a submodule, one of {names}, got {target!r}")
+    inner = options.observe.inner_precision
+    is_double = any(parameter.dtype == torch.float64 for parameter in module.parameters())
+    if inner == "bf16-mixed" and is_double:
+        raise ValueError(
+            f"inner_precision={inner!r} needs a student in float32, got one in float64, which "
+            "autocast leaves alone"
+        )
+    if isinstance(loss.teacher, NetworkTeacher):
+        _check_teacher(module, loss.teacher, target)
+
+
+def _check_teacher(module: nn.Module, teacher: NetworkTeacher, target: str | None) -> None:
+    # A module may hold its teacher, beside the student and not trained with it.
+    student = module if target is None else module.get_submodule(target)
+    own = {id(parameter) for parameter in student.parameters()}
+    shared = [n for n, p in teacher.network.named_parameters() if id(p) in own]
+    inside = target is None and any(part is teacher.network for part in module.modules())
+    if shared and not (inside and not teacher.was_trainable):
+        raise ValueError(
+            "teacher must not share parameters with the student, which it froze; got "
+            f"{len(shared)} shared ones, first {shared[0]!r}; pass copy.deepcopy(network), or, for "
+            "a teacher that the module holds beside its student, name the student with module= or "
+            "call requires_grad_(False) on the teacher before"
+        )
+
+
+def _has_submodule(module: nn.Module, name: str) -> bool:
+    try:
+        return module.get_submodule(name) is not module
+    except AttributeError:
+        return False
+
+
+def _check_weights(spec: SobolevSpec, obstacle: str | None) -> None:
+    # Balancing takes gradients of which no process has the whole (sharded), two backward passes
+    # through a graph that gives its buffers away in one (compiled), and would change the function
+    # that a line search compares within one step.
+    for term in spec.terms:
+        fits = obstacle is None or not isinstance(term.weight, Balanced)
+        expected = f"a number or a schedule where {obstacle}"
+        require(fits, f"weight of {term.key}", expected, term.weight)
+
+
+def _chosen_compile(
+    options: Options, module: nn.Module, compiled: bool
+) -> CompileSettings | None:
+    settings = options.compile_settings
+    if settings is None and options.compile is None and options.observe.engine == "func":
+        settings = CompileSettings() if compiled else None
+    if settings is None:
+        return None
+    if is_half(module):
+        raise ValueError(
+            "compile needs parameters in at least float32, got half-precision ones; "
+            "Trainer(precision='bf16-mixed') keeps them"
+        )
+    rank_zero_info(
+        f"Sobolev: engine='func', compiled ({settings.backend}) as one graph with the terms; "
+        "held against eager numbers on the first batch"
+    )
+    return settings
+
+
+def searches_lines(trainer: Trainer) -> bool:
+    """Whether an optimizer evaluates a step several times to compare losses."""
+    return any(isinstance(one, torch.optim.LBFGS) for one in trainer.optimizers)
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether the module or one below it was compiled."""
+    return getattr(module, "_compiler_ctx", None) is not None or any(
+        hasattr(part, "_orig_mod") or part._compiled_call_impl is not None
+        for part in module.modules()
+    )
+
+
+def _is_entered_compiled(module: nn.Module) -> bool:
+    # Compiled in place, or as a whole: its frames are compiled before any forward of ours is called.
+    return getattr(module, "_compiler_ctx", None) is not None or any(
+        part._compiled_call_impl is not None for part in module.modules()
+    )
+
+
+def ahead_of_finders(trainer: Trainer, callback: Callback) -> None:
+    """Let ``callback`` begin before those that search for a setting, else by the plain loss."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    others = [other for other in callbacks if other is not callback]
+    places = [n for n, other in enumerate(others) if type(other).__name__ in _FINDERS]
+    if places:
+        moved = [*others[: places[0]], callback, *others[places[0] :]]
+        trainer.callbacks = moved  # type: ignore[attr-defined]
