@@ -1,4 +1,7 @@
-"""Key paths into nested batches, inputs and outputs: ``"inputs.pos"``, ``"1"``, ``0``."""
+"""Key paths into nested batches, inputs and outputs: ``"inputs.pos"``, ``"1"``, ``0``.
+
+A name is a key of a mapping and an attribute of everything else; a number is a place in a sequence.
+"""
 
 import copy
 import dataclasses
@@ -7,7 +10,7 @@ from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Key = str | int
 Path = tuple[Key, ...]
@@ -40,51 +43,49 @@ def put(tree: Any, path: Path, value: Any) -> Any:
     if not path:
         return value
     key, rest = path[0], path[1:]
-    if _is_record(tree):
-        return dataclasses.replace(tree, **{str(key): put(getattr(tree, str(key)), rest, value)})
+    child = put(_child(tree, key), rest, value)
     if isinstance(tree, Mapping):
         # A copy keeps what a constructor may not: the default factory, a subclass's own state.
         # Except that of a plain dict, which a compiler does not follow.
         plain = type(tree) is dict or not isinstance(tree, MutableMapping)
         changed: Any = dict(tree) if plain else copy.copy(tree)
-        changed[key] = put(tree[key], rest, value)
+        changed[key] = child
         return changed
-    items = list(tree)
-    items[int(key)] = put(items[int(key)], rest, value)
-    return type(tree)(*items) if hasattr(tree, "_fields") else type(tree)(items)
+    if _is_named(tree):
+        return tree._replace(**{tree._fields[key] if isinstance(key, int) else key: child})
+    if isinstance(key, int):
+        items = list(tree)
+        items[key] = child
+        return type(tree)(items)
+    changed = copy.copy(tree)
+    is_frozen = _is_record(tree) and tree.__dataclass_params__.frozen
+    (object.__setattr__ if is_frozen else setattr)(changed, key, child)
+    return changed
 
 
-def first_float(tree: Any) -> Path | None:
-    """Return the path of the first floating-point tensor, depth first, or None."""
-    if isinstance(tree, Tensor):
-        return () if tree.is_floating_point() else None
-    for key, child in _children(tree):
-        found = first_float(child)
-        if found is not None:
-            return (key, *found)
+def tensors(tree: Any) -> list[tuple[Path, Tensor]]:
+    """Return all tensors in ``tree`` with their paths, depth first."""
+    return _tensors(tree, (), ())
+
+
+def first_float(tree: Any, rows: int | None = None) -> Path | None:
+    """Return the path of the first floating-point tensor with axes, depth first, or None.
+
+    With ``rows`` it is the first whose first axis has that length.
+    """
+    for path, tensor in tensors(tree):
+        if tensor.is_floating_point() and tensor.ndim and rows in (None, tensor.shape[0]):
+            return path
     return None
 
 
 def map_tensors(tree: Any, function: Callable[[Tensor], Tensor]) -> Any:
     """Apply ``function`` to every tensor in ``tree``; parts it leaves alone are not copied."""
-    if isinstance(tree, Tensor):
-        return function(tree)
-    changed = tree
-    for key, child in _children(tree):
-        mapped = map_tensors(child, function)
-        if mapped is not child:
-            changed = put(changed, (key,), mapped)
-    return changed
-
-
-def take_rows(tree: Any, rows: Tensor, size: int) -> Any:
-    """Index with ``rows`` every tensor in ``tree`` whose first axis has length ``size``."""
-
-    def take(tensor: Tensor) -> Tensor:
-        is_batched = tensor.ndim > 0 and tensor.shape[0] == size
-        return tensor[rows.to(tensor.device)] if is_batched else tensor
-
-    return map_tensors(tree, take)
+    for path, tensor in tensors(tree):
+        mapped = function(tensor)
+        if mapped is not tensor:
+            tree = put(tree, path, mapped)
+    return tree
 
 
 def describe(tree: Any) -> str:
@@ -96,20 +97,50 @@ def describe(tree: Any) -> str:
 
 
 def _child(tree: Any, key: Key) -> Any:
-    if isinstance(tree, Tensor | str):
-        raise TypeError("has no keys; an index into it would take a row for an argument")
-    return getattr(tree, str(key)) if _is_record(tree) else tree[key]
+    if isinstance(tree, Mapping):
+        return tree[key]
+    is_sequence = isinstance(tree, Sequence)
+    if isinstance(tree, Tensor | str | bytes) or (isinstance(key, int) and not is_sequence):
+        raise TypeError("has no places; an index into a tensor would take a row for an argument")
+    if isinstance(key, int):
+        return tree[key]
+    if type(tree) in (list, tuple):
+        raise TypeError("has no names but those of its methods")
+    return getattr(tree, key)
+
+
+def _tensors(tree: Any, path: Path, above: tuple[Any, ...]) -> list[tuple[Path, Tensor]]:
+    if isinstance(tree, Tensor):
+        return [(path, tree)]
+    if any(tree is one for one in above):  # an object that knows its owner
+        return []
+    found = []
+    for key, child in _children(tree):
+        found += _tensors(child, (*path, key), (*above, tree))
+    return found
+
+
+def _children(tree: Any) -> list[tuple[Key, Any]]:
+    if isinstance(tree, Mapping):
+        return list(tree.items())
+    if _is_record(tree):
+        names = [field.name for field in dataclasses.fields(tree)]
+        return [(name, getattr(tree, name)) for name in names if hasattr(tree, name)]
+    if isinstance(tree, Sequence):
+        is_flat = isinstance(tree, str | bytes | bytearray | range | torch.Size)
+        return [] if is_flat else list(enumerate(tree))
+    if isinstance(tree, type | nn.Module) or not hasattr(tree, "__dict__"):
+        return []
+    # Graphs of torch_geometric keep their tensors elsewhere, under the names they list.
+    listed = getattr(tree, "keys", None)
+    own = listed() if callable(listed) else vars(tree)
+    names = [name for name in own if isinstance(name, str) and not name.startswith("_")]
+    return [(name, getattr(tree, name)) for name in names if hasattr(tree, name)]
 
 
 def _is_record(tree: Any) -> bool:
     return dataclasses.is_dataclass(tree) and not isinstance(tree, type)
 
 
-def _children(tree: Any) -> list[tuple[Key, Any]]:
-    if _is_record(tree):
-        return [(field.name, getattr(tree, field.name)) for field in dataclasses.fields(tree)]
-    if isinstance(tree, Mapping):
-        return list(tree.items())
-    if isinstance(tree, Sequence) and not isinstance(tree, str | bytes | torch.Size):
-        return list(enumerate(tree))
-    return []
+def _is_named(tree: Any) -> bool:
+    return isinstance(tree, tuple) and hasattr(tree, "_fields")

@@ -1,18 +1,16 @@
 """A closed form as the target function."""
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from lightning_sobolev._types import BatchFn, Jet, Points
+from lightning_sobolev._types import Jet, Query, Teacher, identity
 from lightning_sobolev.functional.derivatives import tape_jet
-from lightning_sobolev.spec import OUTPUT_MAPS
 from lightning_sobolev.teachers.tabulated import TabulatedJet
 
 
-class AnalyticTeacher:
+class AnalyticTeacher(Teacher):
     """A target known in closed form.
 
     With ``gradient`` (and ``hessian``) the derivatives are those given; without, ``value`` must be
@@ -27,8 +25,6 @@ class AnalyticTeacher:
         ValueError: If ``hessian`` is given without ``gradient``.
     """
 
-    allows_unknown = False
-
     def __init__(
         self,
         value: Callable[[Tensor], Tensor],
@@ -39,12 +35,12 @@ class AnalyticTeacher:
             raise ValueError("hessian needs gradient beside it, got gradient=None")
         self._value, self._gradient, self._hessian = value, gradient, hessian
 
-    def at(self, x: Points, on: BatchFn, batch: Any = None) -> Jet:
-        """Return the closed form's jet at ``x``."""
-        del batch
+    def at(self, query: Query) -> Jet:
+        """Return the closed form's jet at the query's points."""
+        x, on = query.x, query.on
         if self._gradient is None:
             return tape_jet(lambda point: on(self._value(point)), x)
-        if on is not OUTPUT_MAPS["identity"]:
+        if on is not identity:
             raise ValueError(
                 "closed-form derivatives are those of the output: on must be 'identity'"
             )

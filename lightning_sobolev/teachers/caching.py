@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lightning_sobolev._types import Points, Teacher
+from lightning_sobolev._types import Points, Query, Teacher
 from lightning_sobolev.functional.projections import counter_draw
 from lightning_sobolev.spec import OUTPUT_MAPS
 from lightning_sobolev.teachers.network import NetworkTeacher
@@ -56,7 +56,7 @@ def cache_answers(
     """
     settings, folder = settings or CacheSettings(), Path(folder)
     x = inputs(torch.arange(min(2, num_samples)))
-    out_shape = tuple(teacher.at(x, OUTPUT_MAPS[settings.on]).value.shape[1:])
+    out_shape = tuple(teacher.at(Query(x, OUTPUT_MAPS[settings.on])).value.shape[1:])
     content = {"teacher": label or _identity(teacher), "num_samples": num_samples}
     shapes = {"in_shape": list(x.shape[1:]), "out_shape": list(out_shape)}
     claim(folder, content | shapes | asdict(settings))  # all that decides a byte
@@ -86,7 +86,7 @@ def marks(x: Points, seed: int) -> Float[Tensor, " batch"]:
 def _fill(
     records: np.ndarray, teacher: Teacher, x: Tensor, index: Tensor, settings: CacheSettings
 ) -> None:
-    jet = teacher.at(x, OUTPUT_MAPS[settings.on])
+    jet = teacher.at(Query(x, OUTPUT_MAPS[settings.on]))
     records["value"] = jet.value.detach().float().cpu().numpy()
     records["mark"] = marks(x, settings.seed).cpu().numpy()
     like = jet.value if settings.side == "cotangent" else x

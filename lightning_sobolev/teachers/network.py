@@ -1,6 +1,8 @@
 """A frozen network as the target function."""
 
 from collections.abc import Callable
+from functools import partial
+from operator import attrgetter
 from typing import Any, Literal, Self
 
 import torch
@@ -8,47 +10,50 @@ from torch import Tensor, nn
 
 from lightning_sobolev import _paths
 from lightning_sobolev._checks import require
-from lightning_sobolev._types import BatchFn, Jet, Points
+from lightning_sobolev._types import BatchFn, Jet, Query, StudentCall, Teacher
 from lightning_sobolev.functional.derivatives import tape_jet
 
-Ask = Callable[[nn.Module, Tensor], Any]
+_NAME = "the teacher's output"
+_IS_TRAINING = attrgetter("training")
 
 
-def _with_the_input_alone(network: nn.Module, point: Tensor) -> Any:
-    return network(point)
-
-
-class NetworkTeacher:
+class NetworkTeacher(Teacher):
     """A frozen network that answers with its value and its derivatives at x.
 
     The network is put into eval mode and its parameters no longer require gradients. The teacher is
-    not a module, so it never enters the student's parameters, checkpoints or optimizers. It answers
-    in its own precision, outside autocast, and the answer is cast to the student's dtype.
+    not a module, so it never enters the student's parameters, checkpoints or optimizers; a module
+    may hold the network itself. Parts that somebody puts into train mode later are in eval mode
+    while the teacher answers, and behind it as they were. It answers in its own precision, outside
+    autocast, and the answer is cast to the student's dtype.
 
     Cost: one forward pass a batch, one backward pass for each projection.
 
     Args:
         network: Any module that maps what the student's observed module takes to its output.
-        output: Key path of the matched tensor when the network returns a tuple or a dict.
-        takes: ``"input"`` calls the network with the observed input alone, ``"call"`` with all
-            arguments of the student's call: masks, conditions, whole batches.
+        output: Key path of the matched tensor when the network returns a tuple or a dict; None
+            follows the student's own path, or takes the first tensor with as many rows as x.
+        takes: ``"call"`` calls the network as the student was called, with masks and conditions;
+            ``"input"`` with the observed input alone; ``"auto"`` as the student where the network
+            takes all of its arguments under the same names, else with the input alone.
+
+    Attributes:
+        was_trainable: Whether a parameter required gradients before.
 
     Raises:
-        ValueError: If ``network`` is not a module, or ``takes`` is neither.
+        ValueError: If ``network`` is not a module, or ``takes`` is none of these.
     """
-
-    allows_unknown = False
 
     def __init__(
         self,
         network: nn.Module,
         output: str | int | None = None,
-        takes: Literal["input", "call"] = "input",
+        takes: Literal["auto", "input", "call"] = "auto",
     ) -> None:
         if not isinstance(network, nn.Module):
             raise ValueError(f"network must be a torch.nn.Module, got {type(network).__name__}")
-        require(takes in ("input", "call"), "takes", "'input' or 'call'", takes)
+        require(takes in ("auto", "input", "call"), "takes", "'auto', 'input' or 'call'", takes)
         self.takes = takes
+        self.was_trainable = any(p.requires_grad for p in network.parameters())
         self.network = network.eval().requires_grad_(False)
         self._output = None if output is None else _paths.parse(output)
 
@@ -57,36 +62,79 @@ class NetworkTeacher:
         self.network.to(device)
         return self
 
-    def at(self, x: Points, on: BatchFn, batch: Any = None, call: Ask | None = None) -> Jet:
+    def at(self, query: Query) -> Jet:
         """Return the jet of ``on(network)`` at ``x``; one forward pass."""
-        del batch
-        ask = _with_the_input_alone if self.takes == "input" else call
-        if ask is None:
-            raise ValueError("takes='call' needs call=, which a SobolevCallback gives, got None")
-        return tape_jet(self.function(on, x.dtype, ask), x)
+        network, call, takes = self.network, query.call, self.takes
+        if takes == "call" and call is None:
+            raise ValueError("takes='call' needs the student's call in the query, got call=None")
+        ask: Callable[[Tensor], Any] = network
+        if call is not None and (takes == "call" or (takes == "auto" and call.accepts(network))):
+            ask = partial(call.repeat, network)
+        answer = self._answered_by(ask, query.on, query.x.dtype, call)
+        training = list(filter(_IS_TRAINING, network.modules()))
+        for module in training:
+            module.training = False
+        try:
+            return tape_jet(answer, query.x)
+        finally:
+            for module in training:
+                module.training = True
 
-    def function(
-        self, on: BatchFn, dtype: torch.dtype, ask: Ask = _with_the_input_alone
-    ) -> BatchFn:
-        """Return ``on(network)``, asked by ``ask``, as a function with results of one type."""
-        # A train() on a module that happens to hold the network must not change the target.
-        if any(module.training for module in self.network.modules()):
+    def function(self, on: BatchFn, dtype: torch.dtype) -> BatchFn:
+        """Return ``on(network)`` of the input alone, for a compiler; it puts the network to eval.
+
+        Results are of type ``dtype``.
+        """
+        if any(map(_IS_TRAINING, self.network.modules())):
             self.network.eval()
-        parameter = next(self.network.parameters(), None)
-        own = dtype if parameter is None else parameter.dtype
+        return self._answered_by(self.network, on, dtype, None)
+
+    def _answered_by(
+        self,
+        ask: Callable[[Tensor], Any],
+        on: BatchFn,
+        dtype: torch.dtype,
+        call: StudentCall | None,
+    ) -> BatchFn:
+        own = dtype
+        for parameter in self.network.parameters():
+            if parameter.is_floating_point():  # not one that is packed in integers
+                own = parameter.dtype
+                break
 
         def answer(point: Tensor) -> Tensor:
             with torch.autocast(point.device.type, enabled=False):
-                y = self._select(ask(self.network, point.to(own)))
+                y = ask(point.to(own))
+                if self._output is not None or not (
+                    isinstance(y, Tensor) and y.is_floating_point()
+                ):
+                    y = self._select(y, call, point.shape[0])
                 return on(y.to(torch.promote_types(y.dtype, dtype))).to(dtype)
 
         return answer
 
-    def _select(self, output: Any) -> Tensor:
-        path = self._output if self._output is not None else _paths.first_float(output)
-        name = "the teacher's output"
-        selected = output if path is None else _paths.get(output, path, name)
-        if path is None or not isinstance(selected, Tensor):
-            expected = "hold a floating-point tensor" if path is None else "be a tensor"
-            raise ValueError(f"{name} must {expected}, got {_paths.describe(selected)}")
-        return selected
+    def _select(self, output: Any, call: StudentCall | None, rows: int) -> Tensor:
+        if self._output is not None:
+            selected = _paths.get(output, self._output, _NAME)
+            if not isinstance(selected, Tensor) or not selected.is_floating_point():
+                got = _paths.describe(selected)
+                raise ValueError(f"{_NAME} must be a floating-point tensor, got {got}")
+            return selected
+        followed = None if call is None else _followed(output, tuple(call.output))
+        if followed is not None:
+            return followed
+        path = _paths.first_float(output, rows)
+        if path is None:
+            got = _paths.describe(output)
+            raise ValueError(f"{_NAME} must hold a floating-point tensor of {rows} rows, got {got}")
+        found: Tensor = _paths.get(output, path, _NAME)
+        return found
+
+
+def _followed(output: Any, path: _paths.Path) -> Tensor | None:
+    try:
+        found = _paths.get(output, path, _NAME)
+    except ValueError:  # the teacher's output has another structure
+        return None
+    is_one = isinstance(found, Tensor) and found.is_floating_point() and found.ndim > 0
+    return found if is_one else None

@@ -1,14 +1,14 @@
 """Derivatives that are data: forces, adjoints, greeks, stored Jacobians."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from lightning_sobolev import _paths
-from lightning_sobolev._types import BatchFn, InRows, Jet, OutRows, Points, Values
+from lightning_sobolev._types import InRows, Jet, OutRows, Query, Teacher, Values
+from lightning_sobolev.teachers.arrays import BatchCheck, lookup
 
 
 class TabulatedJet:
@@ -84,20 +84,24 @@ def _contract(equation: str, array: Tensor, *directions: Tensor) -> Tensor:
     # Sums of products; NaN or Inf times zero is zero.
     finite = array.isfinite()
     sums = torch.einsum(equation, array.masked_fill(~finite, 0.0), *directions)
-    if bool(finite.all()):
+    if array.is_cpu and bool(finite.all()):  # elsewhere reading a number waits for the device
         return sums
+    # Counts of what entered: one for Inf, for NaN a number that all Infs together do not reach. In
+    # float32 a sum of ones is exact up to 2^24, and powers of two survive any rounding.
+    for_nan = 2.0 ** min(array[0].numel() if len(array) else 0, 2**24).bit_length()
+    counted = array.isinf().float() + for_nan * array.isnan().float()
+    entered = torch.einsum(equation, counted, *[(d != 0).float() for d in directions])
     # NaN after Inf: a sum of both is not known.
-    for kind, result in ((array.isinf(), torch.inf), (array.isnan(), torch.nan)):
-        entered = torch.einsum(equation, kind.to(array.dtype), *[d.abs() for d in directions]) > 0
-        sums = sums.masked_fill(entered, result)
-    return sums
+    sums = sums.masked_fill(entered > 0, torch.inf)
+    return sums.masked_fill(entered >= for_nan, torch.nan)
 
 
-class BatchTeacher:
+class BatchTeacher(Teacher):
     """Derivatives that arrive in the batch, beside the inputs and values.
 
     NaN entries mean "not known": they are masked out, and rows without any known entry are counted
-    in the log. The output map of the spec is not applied to stored arrays.
+    in the log. The derivatives are those with respect to the batch's own inputs: a warning tells
+    where the observed input is none of them.
 
     Args:
         jacobian: Key path of the Jacobian ``[batch, *out, *in]`` in the batch, e.g. ``"forces"``
@@ -105,6 +109,8 @@ class BatchTeacher:
             array for all, ``[batch, *out, D_1 + D_2 + ...]``, or a list with one array for each.
         value: Key path of the value, for order-0 terms.
         hessian: Key path of the Hessian, for order-2 terms.
+        stores_mapped: Whether the arrays are those of the output behind the spec's output map,
+            which is refused otherwise: it is not applied to stored arrays.
 
     Raises:
         ValueError: If no path is given.
@@ -117,6 +123,8 @@ class BatchTeacher:
         jacobian: str | int | Sequence[str | int] | None = None,
         value: str | int | None = None,
         hessian: str | int | None = None,
+        *,
+        stores_mapped: bool = False,
     ) -> None:
         parts = jacobian if not isinstance(jacobian, str | int | None) else ()
         self._parts = [_paths.parse(part) for part in parts]
@@ -127,32 +135,16 @@ class BatchTeacher:
                 "BatchTeacher needs a key path for jacobian, value or hessian, got none"
             )
         self._paths = {k: None if p is None else _paths.parse(p) for k, p in paths.items()}
+        self._check = BatchCheck("BatchTeacher", stores_mapped=stores_mapped)
 
-    def at(self, x: Points, on: BatchFn, batch: Any = None) -> Jet:
-        """Return the jet stored in ``batch``."""
-        del on
-        if batch is None:
-            raise ValueError("BatchTeacher needs the batch, but training_step was given none")
-        arrays = {name: lookup(name, path, x, batch) for name, path in self._paths.items()}
+    def at(self, query: Query) -> Jet:
+        """Return the jet stored in the query's batch."""
+        self._check(query)
+        arrays = {name: lookup(name, path, query) for name, path in self._paths.items()}
         if self._parts:
-            parts = [lookup("jacobian", path, x, batch) for path in self._parts]
-            arrays["jacobian"] = _joined([part for part in parts if part is not None], x)
-        return TabulatedJet(x.shape[1:], source="the batch", **arrays)
-
-
-def lookup(
-    name: str, path: _paths.Path | None, x: Tensor, batch: Any, teacher: str = "BatchTeacher"
-) -> Tensor | None:
-    """Return the array of a teacher that stands in the batch, in the type and place of ``x``."""
-    if path is None:
-        return None
-    array = _paths.get(batch, path, f"{teacher}({name}={'.'.join(map(str, path))!r})")
-    if not isinstance(array, Tensor) or array.ndim == 0 or array.shape[0] != x.shape[0]:
-        raise ValueError(
-            f"{name} in the batch must be a tensor with {x.shape[0]} rows, "
-            f"got {_paths.describe(array)}"
-        )
-    return array.detach().to(device=x.device, dtype=x.dtype)
+            parts = [lookup("jacobian", path, query) for path in self._parts]
+            arrays["jacobian"] = _joined([part for part in parts if part is not None], query.x)
+        return TabulatedJet(query.x.shape[1:], source="the batch", **arrays)
 
 
 def _joined(parts: list[Tensor], x: Tensor) -> Float[Tensor, "batch out in"]:

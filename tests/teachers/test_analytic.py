@@ -3,10 +3,9 @@ import torch
 from torch.testing import assert_close
 
 from lightning_sobolev import AnalyticTeacher
+from lightning_sobolev._types import Query
 from lightning_sobolev.spec import OUTPUT_MAPS
 from tests._reference import dense_hessian, dense_jacobian
-
-IDENTITY = OUTPUT_MAPS["identity"]
 
 
 def value(x):
@@ -35,7 +34,7 @@ def closed_form():
 @pytest.mark.parametrize("build", [lambda: AnalyticTeacher(value), closed_form])
 def test_answers_agree_with_dense_derivatives(build, x, directions):
     u, v = directions
-    jet = build().at(x, IDENTITY)
+    jet = build().at(Query(x))
     jacobian, hessian = dense_jacobian(value, x), dense_hessian(value, x)
     assert_close(jet.value, value(x))
     assert_close(jet.vjp(u), torch.einsum("pbo,boi->pbi", u, jacobian))
@@ -45,7 +44,7 @@ def test_answers_agree_with_dense_derivatives(build, x, directions):
 
 def test_a_differentiated_value_takes_an_output_map(x, directions):
     u, _ = directions
-    jet = AnalyticTeacher(value).at(x, torch.tanh)
+    jet = AnalyticTeacher(value).at(Query(x, torch.tanh))
     jacobian = dense_jacobian(lambda p: value(p).tanh(), x)
     assert_close(jet.vjp(u), torch.einsum("pbo,boi->pbi", u, jacobian))
 
@@ -58,7 +57,7 @@ def test_answers_carry_no_graph(x, directions):
             lambda p: p * weight, gradient=lambda _: weight.diag().expand(4, 3, 3)
         ),
     ):
-        jet = build().at(x, IDENTITY)
+        jet = build().at(Query(x))
         assert not jet.value.requires_grad
         assert not jet.vjp(torch.ones(1, 4, 3, dtype=torch.float64)).requires_grad
         assert not jet.jvp(directions[1]).requires_grad
@@ -66,9 +65,9 @@ def test_answers_carry_no_graph(x, directions):
 
 def test_what_a_closed_form_cannot_answer_is_named(x, directions):
     with pytest.raises(ValueError, match="on must be 'identity'"):
-        closed_form().at(x, OUTPUT_MAPS["softmax"])
+        closed_form().at(Query(x, OUTPUT_MAPS["softmax"]))
     with pytest.raises(ValueError, match=r"hessian needs gradient beside it, got gradient=None"):
         AnalyticTeacher(value, hessian=lambda x: x)
     teacher = AnalyticTeacher(value, gradient=lambda x: dense_jacobian(value, x))
     with pytest.raises(ValueError, match=r"order-2 term needs hessian=.*AnalyticTeacher gives no"):
-        teacher.at(x, IDENTITY).hvp(*directions)
+        teacher.at(Query(x)).hvp(*directions)

@@ -17,6 +17,8 @@ from lightning_sobolev import (
     SobolevTerm,
     cache_answers,
 )
+from lightning_sobolev._types import Query
+from lightning_sobolev.functional import counter_draw
 from lightning_sobolev.spec import OUTPUT_MAPS
 from tests._reference import dense_jacobian
 
@@ -25,6 +27,7 @@ TERMS = {
     "tangent": SobolevTerm(side="tangent", projection="rademacher", num_projections=2),
 }
 SIZE = 23
+EXPECTED_DRAWS = [2, 2, 1, 3, 3, 2, 3, 3]  # of four, at the first steps
 
 
 def network():
@@ -50,19 +53,29 @@ def cached(tmp_path, data, chosen, teacher=None, **options):
     return CachedTeacher(folder)
 
 
+def query(data, rows, *, on="log_softmax", **more):
+    return Query(data[rows], OUTPUT_MAPS[on], {"index": torch.tensor(rows)}, **more)
+
+
 def asked(teacher, data, rows):
-    batch = {"index": torch.tensor(rows)}
-    return teacher.at(data[rows], OUTPUT_MAPS["log_softmax"], batch)
+    return teacher.at(query(data, rows))
+
+
+def given(teacher, asked_about, term):
+    directions = teacher.directions(asked_about, term)
+    found, missing = directions if term.side == "cotangent" else reversed(directions)
+    assert missing is None
+    return found
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize("side", TERMS)
 def test_answers_are_projections_of_the_dense_jacobian(side, dtype, tmp_path, data):
     term, rows = TERMS[side], [0, 22, 7, 10, 9]
-    jet = asked(cached(tmp_path, data, settings(term, dtype=dtype)), data, rows)
+    teacher, about = cached(tmp_path, data, settings(term, dtype=dtype)), query(data, rows, step=5)
     mapped = lambda x: torch.log_softmax(network()(x), -1)  # noqa: E731
     dense = dense_jacobian(mapped, data[rows])
-    directions = jet.drawn(term, counter=5)
+    directions, jet = given(teacher, about, term), teacher.at(about)
     assert_close(jet.value, mapped(data[rows]))
     tolerance = {} if dtype == "float32" else {"rtol": 2e-3, "atol": 2e-3}
     if side == "cotangent":
@@ -80,8 +93,8 @@ def test_columns_of_a_teacher_with_attention(tmp_path, generator):
         net = nn.Sequential(layer, nn.Flatten(), nn.Linear(12, 3))
     x = torch.randn(SIZE, 3, 4, generator=generator)
     stored = cached(tmp_path, x, settings(TERMS["tangent"]), NetworkTeacher(net))
-    jet = asked(stored, x, [5, 2])
-    v = jet.drawn(TERMS["tangent"], 0)
+    about = query(x, [5, 2])
+    v, jet = given(stored, about, TERMS["tangent"]), stored.at(about)
     mapped = lambda points: torch.log_softmax(net(points), -1)  # noqa: E731
     step = 1e-3 * v
     difference = [(mapped(x[[5, 2]] + s) - mapped(x[[5, 2]] - s)) / 2e-3 for s in step]
@@ -92,23 +105,54 @@ def test_tiny_derivatives_survive_half_precision(tmp_path, data):
     teacher = AnalyticTeacher(lambda x: 1e-9 * x[:, :3])
     chosen = settings(dtype="float16", on="identity")
     stored = cached(tmp_path, data, chosen, teacher, label="tiny")
-    jet = stored.at(data[:2], OUTPUT_MAPS["identity"], {"index": torch.arange(2)})
-    u = jet.drawn(TERMS["cotangent"], 0)
-    assert_close(jet.vjp(u)[..., :3], 1e-9 * u, rtol=1e-3, atol=0)
+    about = query(data, [0, 1], on="identity")
+    u = given(stored, about, TERMS["cotangent"])
+    assert_close(stored.at(about).vjp(u)[..., :3], 1e-9 * u, rtol=1e-3, atol=0)
 
 
 def test_a_sample_has_its_directions_in_every_batch(tmp_path, data):
     teacher, term = cached(tmp_path, data, settings()), TERMS["cotangent"]
-    first = asked(teacher, data, [4, 20]).drawn(term, 7)
-    other = asked(teacher, data, [20, 3, 4]).drawn(term, 7)
+    first = given(teacher, query(data, [4, 20], step=7), term)
+    other = given(teacher, query(data, [20, 3, 4], step=7), term)
     assert_close(first[:, 0], other[:, 2], rtol=0, atol=0)
     assert_close(first[:, 1], other[:, 0], rtol=0, atol=0)
 
 
 def test_steps_take_turns_with_all_the_draws(tmp_path, data):
     teacher, term = cached(tmp_path, data, settings()), SobolevTerm()
-    seen = {tuple(asked(teacher, data, [0]).drawn(term, c)[0, 0].tolist()) for c in range(40)}
-    assert len(seen) == 4
+    drawn = [given(teacher, query(data, [0], step=step), term)[0, 0] for step in range(40)]
+    assert len({tuple(one.tolist()) for one in drawn}) == 4
+    # which one of them is a hash of the step: the same in every version
+    every = [
+        counter_draw("sphere", torch.tensor([0]), (3,), seed=0, draw=draw, dtype=torch.float32)[0]
+        for draw in range(4)
+    ]
+    taken = [[torch.equal(one, each) for each in every].index(True) for one in drawn[:8]]
+    assert taken == EXPECTED_DRAWS
+
+
+def test_terms_and_their_rows_are_asked_in_any_order(tmp_path, data):
+    teacher, rows = cached(tmp_path, data, settings()), torch.tensor([3, 0])
+    numbers = torch.tensor([7, 2, 9, 20])
+    batch, on = {"index": numbers}, OUTPUT_MAPS["log_softmax"]
+    whole = Query(data[numbers], on, batch, step=3)
+    part = Query(data[numbers[rows]], on, batch, rows=rows, step=3)
+    one, two = SobolevTerm(), SobolevTerm(num_projections=2)
+    u_whole, u_two, u_part = (
+        given(teacher, *asking) for asking in ((whole, one), (whole, two), (part, two))
+    )
+    again = Query(data[numbers[rows]], on, batch, rows=rows.clone(), step=3)
+    dense = dense_jacobian(lambda x: torch.log_softmax(network()(x), -1), data[numbers])
+    expected = lambda u, J: torch.einsum("pbo,boi->pbi", u, J)  # noqa: E731
+    assert_close(teacher.at(again).vjp(u_part), expected(u_part, dense[rows]))
+    assert_close(teacher.at(whole).vjp(u_whole), expected(u_whole, dense))
+    assert_close(teacher.at(whole).vjp(u_two), expected(u_two, dense))
+    assert_close(teacher.at(part).value, teacher.at(whole).value[rows])
+
+
+def test_a_term_of_the_values_needs_no_directions(tmp_path, data):
+    teacher = cached(tmp_path, data, settings())
+    assert teacher.directions(query(data, [0]), SobolevTerm(order=0)) is None
 
 
 def test_what_was_interrupted_goes_on_and_ends_in_the_same_bytes(tmp_path, data):
@@ -198,7 +242,7 @@ def test_inputs_that_were_rounded_elsewhere_are_accepted(tmp_path, data):
 def test_a_batch_must_say_which_samples_it_holds(batch, text, tmp_path, data):
     teacher = cached(tmp_path, data, settings())
     with pytest.raises(ValueError, match=text):
-        teacher.at(data[:2], OUTPUT_MAPS["log_softmax"], batch)
+        teacher.at(Query(data[:2], OUTPUT_MAPS["log_softmax"], batch))
 
 
 @pytest.mark.parametrize(
@@ -211,27 +255,34 @@ def test_a_batch_must_say_which_samples_it_holds(batch, text, tmp_path, data):
     ],
 )
 def test_terms_that_were_not_stored_are_refused(term, text, tmp_path, data):
-    jet = asked(cached(tmp_path, data, settings()), data, [0, 1])
+    teacher = cached(tmp_path, data, settings())
     with pytest.raises(ValueError, match=text):
-        jet.drawn(term, 0)
+        teacher.directions(query(data, [0, 1]), term)
 
 
 def test_other_directions_and_maps_are_refused(tmp_path, data):
     teacher = cached(tmp_path, data, settings())
-    jet = asked(teacher, data, [0, 1])
-    u = jet.drawn(SobolevTerm(), 0)
+    about = query(data, [0, 1])
+    jet = teacher.at(about)
     with pytest.raises(ValueError, match="knows its own cotangents alone"):
-        jet.vjp(u.clone())
+        jet.vjp(torch.ones(1, 2, 3))  # before any was given
+    u = given(teacher, about, SobolevTerm())
+    for other in (u.repeat(2, 1, 1), u[:, :1], u[..., :2]):
+        with pytest.raises(ValueError, match="knows its own cotangents alone"):
+            jet.vjp(other)
     with pytest.raises(ValueError, match="knows its own cotangents alone"):
         jet.jvp(torch.ones(1, 2, 5))
     with pytest.raises(ValueError, match="first derivatives only"):
         jet.hvp(u, torch.ones(1, 2, 5))
     with pytest.raises(ValueError, match="on must be 'log_softmax', as in the cache"):
-        teacher.at(data[:2], OUTPUT_MAPS["identity"], {"index": torch.arange(2)})
+        teacher.at(query(data, [0, 1], on="identity"))
+    with pytest.raises(ValueError, match="on must be 'log_softmax', as in the cache"):
+        teacher.directions(query(data, [0, 1], on="identity"), SobolevTerm())
 
 
 def test_it_travels_to_other_processes_without_its_contents(tmp_path, data):
     teacher = cached(tmp_path, data, settings(num_draws=200))
+    given(teacher, query(data, list(range(SIZE))), SobolevTerm(num_projections=200))
     packed = pickle.dumps(teacher)
     assert len(packed) < 2000
     again = pickle.loads(packed)

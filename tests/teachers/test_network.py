@@ -1,13 +1,17 @@
+import inspect
+import sys
+from collections import Counter
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 from torch.testing import assert_close
 
 from lightning_sobolev import NetworkTeacher
+from lightning_sobolev._types import Query
 from lightning_sobolev.spec import OUTPUT_MAPS
 from tests._reference import dense_jacobian
-
-IDENTITY = OUTPUT_MAPS["identity"]
 
 
 def network(dtype=torch.float64):
@@ -34,19 +38,59 @@ def x(generator):
 @pytest.mark.parametrize("on", ["identity", "log_softmax", "softmax"])
 def test_answers_agree_with_the_dense_jacobian_of_the_output_map(on, x, generator):
     net, u = network(), torch.randn(2, 4, 2, generator=generator, dtype=torch.float64)
-    jet = NetworkTeacher(net).at(x, OUTPUT_MAPS[on])
+    jet = NetworkTeacher(net).at(Query(x, OUTPUT_MAPS[on]))
     mapped = lambda p: OUTPUT_MAPS[on](net(p))  # noqa: E731
     assert_close(jet.value, mapped(x))
     assert_close(jet.vjp(u), torch.einsum("pbo,boi->pbi", u, dense_jacobian(mapped, x)))
 
 
-def test_the_network_is_frozen_and_stays_in_eval_mode(x):
-    teacher = NetworkTeacher(network())
-    assert not any(p.requires_grad for p in teacher.network.parameters())
-    teacher.network.train()  # as a module that holds it would do
-    first, second = (teacher.at(x, IDENTITY).value for _ in range(2))
-    assert_close(first, second, rtol=0, atol=0)
-    assert not first.requires_grad
+def test_the_network_is_frozen():
+    net = network()
+    teacher = NetworkTeacher(net)
+    assert teacher.network is net
+    assert teacher.was_trainable
+    assert not any(p.requires_grad for p in net.parameters())
+    assert not any(module.training for module in net.modules())
+    assert not NetworkTeacher(net).was_trainable
+
+
+def test_it_answers_in_eval_mode_and_leaves_modes_as_they_were(x):
+    net = network()
+    teacher = NetworkTeacher(net)
+    expected = net(x)
+    net[2].train()  # as a module that holds it would do; the rest stays in eval mode
+    modes = [module.training for module in net.modules()]
+    assert_close(teacher.at(Query(x)).value, expected, rtol=0, atol=0)
+    assert not teacher.at(Query(x)).value.requires_grad
+    assert [module.training for module in net.modules()] == modes
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        teacher.at(Query(x[:, :2]))
+    assert [module.training for module in net.modules()] == modes
+
+
+def test_a_function_for_the_compiler_is_in_eval_mode(x):
+    net = network()
+    function = NetworkTeacher(net).function(torch.tanh, torch.float64)
+    expected = net(x).tanh()
+    net.train()
+    function = NetworkTeacher(net).function(torch.tanh, torch.float64)
+    assert_close(function(x), expected, rtol=0, atol=0)
+
+
+def test_a_tensor_passes_through_few_functions(x):
+    teacher, counts = NetworkTeacher(network()), Counter()
+
+    def count(frame, event, _):
+        if event == "call":
+            counts[Path(frame.f_code.co_filename).name] += 1
+
+    sys.setprofile(count)
+    try:
+        teacher.at(Query(x))
+    finally:
+        sys.setprofile(None)
+    assert 0 < counts["network.py"] <= 4
+    assert counts["_paths.py"] == 0
 
 
 def test_the_teacher_is_no_module():
@@ -63,7 +107,7 @@ def test_the_teacher_is_no_module():
 
 def test_it_answers_in_its_own_precision_and_the_students_type(x):
     teacher = NetworkTeacher(network(torch.float32))
-    jet = teacher.at(x, IDENTITY)
+    jet = teacher.at(Query(x))
     assert jet.value.dtype == torch.float64
     assert_close(jet.value, teacher.network(x.float()).double(), rtol=0, atol=0)
     assert jet.vjp(torch.ones(1, 4, 2, dtype=torch.float64)).dtype == torch.float64
@@ -71,24 +115,24 @@ def test_it_answers_in_its_own_precision_and_the_students_type(x):
 
 def test_autocast_around_it_does_not_reach_it(x):
     teacher = NetworkTeacher(network(torch.float32))
-    expected = teacher.at(x.float(), IDENTITY).value
+    expected = teacher.at(Query(x.float())).value
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert_close(teacher.at(x.float(), IDENTITY).value, expected, rtol=0, atol=0)
+        assert_close(teacher.at(Query(x.float())).value, expected, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_it_answers_without_gradients_around(mode, x):
     teacher = NetworkTeacher(network())
     u = torch.ones(1, 4, 2, dtype=torch.float64)
-    expected = teacher.at(x, IDENTITY).vjp(u)
+    expected = teacher.at(Query(x)).vjp(u)
     with mode():
-        assert_close(teacher.at(x.clone(), IDENTITY).vjp(u), expected)
+        assert_close(teacher.at(Query(x.clone())).vjp(u), expected)
 
 
 @pytest.mark.parametrize(("output", "power"), [(None, 2), ("hidden", 2), ("heads.1", 1)])
 def test_output_selects_among_several(output, power, x):
     net = Headed()
-    jet = NetworkTeacher(net, output=output).at(x, IDENTITY)
+    jet = NetworkTeacher(net, output=output).at(Query(x))
     assert_close(jet.value, net.body(x).pow(power))
 
 
@@ -96,12 +140,12 @@ def test_output_selects_among_several(output, power, x):
     ("output", "text"),
     [
         ("logits", r"the teacher's output: no 'logits' here; got a dict with keys \['hidden'"),
-        ("heads", r"the teacher's output must be a tensor, got a tuple"),
+        ("heads", r"the teacher's output must be a floating-point tensor, got a tuple"),
     ],
 )
 def test_an_output_that_does_not_exist(output, text, x):
     with pytest.raises(ValueError, match=text):
-        NetworkTeacher(Headed(), output=output).at(x, IDENTITY)
+        NetworkTeacher(Headed(), output=output).at(Query(x))
 
 
 def test_a_network_without_a_real_output(x):
@@ -109,8 +153,106 @@ def test_a_network_without_a_real_output(x):
         def forward(self, x):
             return x.argmax(-1)
 
-    with pytest.raises(ValueError, match="must hold a floating-point tensor, got a tensor"):
-        NetworkTeacher(Decides()).at(x, IDENTITY)
+    with pytest.raises(
+        ValueError, match="must hold a floating-point tensor of 4 rows, got a tensor"
+    ):
+        NetworkTeacher(Decides()).at(Query(x))
+
+
+class Conditioned(nn.Module):
+    """Takes two arguments beside the observed one and returns a loss first."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = network()
+        self.asked = []
+
+    def forward(self, x, scale, shift=None):
+        self.asked.append((scale, shift))
+        y = self.body(x) * scale + (0.0 if shift is None else shift)
+        return {"loss": y.sum(), "bank": y.new_ones(7, 2), "y": y, "logits": y.square()}
+
+
+class Call:
+    """A student's call, written for the tests."""
+
+    def __init__(self, *args, output=(), **kwargs):
+        self.args, self.kwargs, self.output = args, kwargs, output
+
+    def accepts(self, network):
+        try:
+            inspect.signature(network.forward).bind(*self.args, **self.kwargs)
+        except TypeError:
+            return False
+        return True
+
+    def repeat(self, network, point):
+        return network(point, *self.args[1:], **self.kwargs)
+
+
+SCALE = torch.tensor(3.0, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("takes", ["auto", "call"])
+@pytest.mark.parametrize(("output", "power"), [(("logits",), 2), (("y",), 1)])
+def test_it_is_called_as_the_student_and_follows_its_output(takes, output, power, x, generator):
+    net, u = Conditioned(), torch.randn(1, 4, 2, generator=generator, dtype=torch.float64)
+    call = Call(x, SCALE, shift=1.0, output=output)
+    jet = NetworkTeacher(net, takes=takes).at(Query(x + 1, torch.tanh, call=call))
+    function = lambda p: (net.body(p) * 3.0 + 1.0).pow(power).tanh()  # noqa: E731
+    assert net.asked == [(SCALE, 1.0)]
+    assert_close(jet.value, function(x + 1))
+    dense = dense_jacobian(function, x + 1)
+    assert_close(jet.vjp(u), torch.einsum("pbo,boi->pbi", u, dense))
+
+
+@pytest.mark.parametrize("output", [(), ("missing",), ("loss",), (0,), ("y", 0)])
+def test_an_output_that_it_cannot_follow_is_the_first_with_the_inputs_rows(output, x):
+    net = Conditioned()
+    jet = NetworkTeacher(net).at(Query(x, call=Call(x, SCALE, output=output)))
+    assert_close(jet.value, 3.0 * net.body(x))
+
+
+def test_its_own_output_comes_before_the_students(x):
+    net = Conditioned()
+    call = Call(x, SCALE, output=("y",))
+    jet = NetworkTeacher(net, output="logits").at(Query(x, call=call))
+    assert_close(jet.value, (3.0 * net.body(x)).square())
+
+
+def test_a_network_with_other_arguments_is_called_with_the_input_alone(x):
+    net, call = network(), Call(x, SCALE, shift=1.0, output=("y",))
+    for teacher in (NetworkTeacher(net), NetworkTeacher(net, takes="input")):
+        assert_close(teacher.at(Query(x, call=call)).value, net(x))
+
+
+def test_the_input_alone_where_it_was_asked_for(x):
+    class Scaled(nn.Module):
+        def forward(self, x, scale=1.0):
+            return x.sin() * scale
+
+    call = Call(x, SCALE)
+    assert_close(NetworkTeacher(Scaled()).at(Query(x, call=call)).value, 3 * x.sin())
+    alone = NetworkTeacher(Scaled(), takes="input")
+    assert_close(alone.at(Query(x, call=call)).value, x.sin())
+
+
+def test_a_call_that_is_missing_or_does_not_fit_is_named(x):
+    with pytest.raises(ValueError, match=r"takes='call' needs the student's call .* got call=None"):
+        NetworkTeacher(Conditioned(), takes="call").at(Query(x))
+    with pytest.raises(ValueError, match="takes must be 'auto', 'input' or 'call', got 'all'"):
+        NetworkTeacher(network(), takes="all")
+    with pytest.raises(TypeError, match="takes 2 positional arguments but 3"):
+        NetworkTeacher(network(), takes="call").at(Query(x, call=Call(x, SCALE)))
+
+
+def test_quantized_weights_do_not_choose_the_precision(x):
+    net = network(torch.float32)
+    net.register_parameter("packed", nn.Parameter(torch.zeros(3).byte(), requires_grad=False))
+    net.double()
+    jet = NetworkTeacher(net).at(Query(x.float()))
+    assert jet.value.dtype == torch.float32
+    assert_close(jet.value, net(x.float().double()).float(), rtol=0, atol=0)
 
 
 def test_a_network_must_be_a_module():

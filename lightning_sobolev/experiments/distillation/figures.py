@@ -14,7 +14,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from lightning_sobolev._files import whole
-from lightning_sobolev._types import Jet
+from lightning_sobolev._types import Jet, Query
 from lightning_sobolev.atari import AtariSettings, Environments, choose, log_probabilities
 from lightning_sobolev.experiments.distillation.module import (
     DistillationModule,
@@ -36,7 +36,7 @@ def saliency(module: DistillationModule, x: Tensor) -> list[Float[Tensor, "batch
     if module.teacher is None:
         raise ValueError("module must have a teacher to compare with, got teacher=None")
     states = module.scaled(x)
-    teacher = module.teacher.at(states, log_softmax)
+    teacher = module.teacher.at(Query(states, log_softmax))
     student = tape_jet(lambda point: log_softmax(module.net(point)), states)
     return [gradient_of(jet, teacher.value.argmax(-1)) for jet in (teacher, student)]
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
 from lightning_sobolev._checks import require
-from lightning_sobolev._types import Teacher
+from lightning_sobolev._types import Query, Teacher
 from lightning_sobolev.atari import CenteredPolicy, StatesDataModule
 from lightning_sobolev.experiments.common.optimizers import (
     OptimizerFactory,
@@ -144,7 +144,7 @@ class DistillationModule(pl.LightningModule):
         # Every basis direction: nothing random is left for the generator to decide.
         shape, unused = student.value.shape, torch.Generator()
         cotangents = draw("basis", shape, num_projections=None, generator=unused).to(x)
-        targets = self.teacher.at(x, log_softmax, batch).vjp(cotangents)
+        targets = self.teacher.at(Query(x, log_softmax, batch)).vjp(cotangents)
         self.derivatives.update(student.vjp(cotangents), targets)
         self.log_dict(self.derivatives)
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torchmetrics.classification import MulticlassAccuracy
 
+from lightning_sobolev._types import Query
 from lightning_sobolev.experiments.common.module import NetModule
 from lightning_sobolev.experiments.common.optimizers import OptimizerFactory, SchedulerFactory
 from lightning_sobolev.experiments.run.stored import load_module
@@ -53,7 +54,7 @@ class ClassificationModule(NetModule):
         if self.teacher is None:
             loss = cross_entropy(logits, batch["y"])
         else:
-            answers = self.teacher.at(batch["x"], _log_softmax).value.detach()
+            answers = self.teacher.at(Query(batch["x"], _log_softmax)).value.detach()
             loss = kl(_log_softmax(logits), answers).mean()
         self.log("train/loss", loss, batch_size=len(batch["x"]))
         return loss

@@ -1,0 +1,99 @@
+import pytest
+import torch
+from torch.testing import assert_close
+
+from lightning_sobolev import DirectionalTeacher, SobolevTerm
+from lightning_sobolev._types import Query
+
+TERM = SobolevTerm(side="tangent")
+NAN = float("nan")
+
+
+@pytest.fixture
+def randn(generator):
+    return lambda *shape: torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+def answers(query, teacher=None):
+    teacher = DirectionalTeacher("v", "jv", value="y") if teacher is None else teacher
+    given = teacher.directions(query, TERM)
+    assert given.cotangents is None
+    jet = teacher.at(query)
+    return given.tangents, jet.jvp(given.tangents), jet
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 2), ()])
+@pytest.mark.parametrize("proj", [None, 1, 3])
+def test_the_batchs_directions_come_with_their_derivatives(proj, shape, randn):
+    several = () if proj is None else (proj,)
+    x, v, jv, y = randn(5, *shape), randn(5, *several, *shape), randn(5, *several, 2), randn(5, 2)
+    batch = {"x": x, "v": v, "jv": jv, "y": y}
+    whole = {name: array[:, None] if proj is None else array for name, array in batch.items()}
+    tangents, pushed, jet = answers(Query(x, batch=batch))
+    assert_close(tangents, whole["v"].movedim(1, 0))
+    assert_close(pushed, whole["jv"].movedim(1, 0))
+    assert_close(jet.value, y)
+    rows = torch.tensor([4, 1])
+    tangents, pushed, jet = answers(Query(x[rows], batch=batch, rows=rows))
+    assert_close(tangents, whole["v"][rows].movedim(1, 0))
+    assert_close(pushed, whole["jv"][rows].movedim(1, 0))
+    assert_close(jet.value, y[rows])
+
+
+def test_what_is_unknown_is_pushed_along_nothing_and_left_out(randn):
+    x, v, jv = randn(3, 4), randn(3, 2, 4), randn(3, 2, 2)
+    v[0, 1, 2], jv[1, 0, 1] = NAN, NAN
+    tangents, pushed, _ = answers(Query(x, batch=(x, v, jv)), DirectionalTeacher(1, 2))
+    assert_close(tangents[1, 0], torch.where(v[0, 1].isnan(), 0.0, v[0, 1]))
+    unknown = torch.zeros(2, 3, 2).bool()
+    unknown[1, 0], unknown[0, 1, 1] = True, True
+    assert_close(pushed.isnan(), unknown)
+    assert_close(pushed[~unknown], jv.movedim(1, 0)[~unknown])
+
+
+def test_it_needs_no_spec():
+    term = DirectionalTeacher("v", "jv").default_term
+    assert (term.order, term.side, term.weight) == (1, "tangent", 1.0)
+    assert DirectionalTeacher("v", "jv").allows_unknown
+
+
+def test_other_terms_are_refused(randn):
+    x = randn(5, 3)
+    teacher, query = DirectionalTeacher(0, 0), Query(x, batch=(x,))
+    for term in (SobolevTerm(), SobolevTerm(order=2)):
+        with pytest.raises(ValueError, match="serve terms of order 1 with side='tangent', got"):
+            teacher.directions(query, term)
+    assert teacher.directions(query, SobolevTerm(order=0)) is None
+    jet, u = teacher.at(query), randn(1, 5, 3)
+    with pytest.raises(ValueError, match="have no cotangents; use side='tangent'"):
+        jet.vjp(u)
+    with pytest.raises(ValueError, match="have no second order"):
+        jet.hvp(u, u)
+    with pytest.raises(ValueError, match=r"order-0 term needs value=.*the batch gives none"):
+        jet.value  # noqa: B018
+    with pytest.raises(ValueError, match=r"tangents must be the teacher's own, .*\[1, 5, 3\], got"):
+        jet.jvp(randn(2, 5, 3))
+
+
+def test_other_shapes_are_refused(randn):
+    x = randn(5, 3)
+    for other in (randn(5, 2), randn(5), randn(5, 2, 3, 1)):
+        with pytest.raises(ValueError, match=r"tangents must have shape \[batch, \*in\]"):
+            DirectionalTeacher(1, 1).at(Query(x, batch=(x, other)))
+    with pytest.raises(ValueError, match="one derivative for each of 2 tangents"):
+        DirectionalTeacher(1, 2).at(Query(x, batch=(x, randn(5, 2, 3), randn(5, 3, 2))))
+    with pytest.raises(ValueError, match=r"DirectionalTeacher\(pushed='2'\): no '2' here"):
+        DirectionalTeacher(1, 2).at(Query(x, batch=(x, x)))
+    with pytest.raises(ValueError, match="DirectionalTeacher needs the batch"):
+        DirectionalTeacher(1, 2).directions(Query(x), TERM)
+
+
+def test_an_output_map_needs_derivatives_of_the_mapped_output(randn):
+    x = randn(5, 3)
+    query = Query(x, torch.tanh, (x, randn(5, 2)))
+    with pytest.raises(
+        ValueError, match=r"on must be 'identity' with DirectionalTeacher, .*='tanh'"
+    ):
+        DirectionalTeacher(0, 1).at(query)
+    _, pushed, _ = answers(query, DirectionalTeacher(0, 1, stores_mapped=True))
+    assert_close(pushed[0], query.batch[1])
