@@ -5,18 +5,13 @@ Teach a network a target's derivatives with respect to its input, beside the tar
 """
 
 from lightning_sobolev._types import Directions, Jet, Query, Teacher
+from lightning_sobolev.callbacks import HarmCheck, KeepGenerators, StandardUnits
 from lightning_sobolev.functional.norms import TimeSpaceNorm
 from lightning_sobolev.loss.balance import Balanced
 from lightning_sobolev.loss.compiling import CompileSettings
 from lightning_sobolev.loss.loss import SobolevLoss
 from lightning_sobolev.loss.report import Report
-from lightning_sobolev.plugin import (
-    HarmCheck,
-    KeepGenerators,
-    SobolevCallback,
-    SobolevMixin,
-    StandardUnits,
-)
+from lightning_sobolev.plugin import SobolevCallback, SobolevMixin
 from lightning_sobolev.spec import Cosine, Linear, SobolevSpec, SobolevTerm, Step
 from lightning_sobolev.standardization import Standardized, Standardizer
 from lightning_sobolev.teachers import (

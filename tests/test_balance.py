@@ -4,7 +4,7 @@ from torch.nn.functional import mse_loss
 from torch.testing import assert_close
 
 from lightning_sobolev import Balanced, SobolevCallback, SobolevSpec, SobolevTerm
-from lightning_sobolev.balance import RunningBalance
+from lightning_sobolev.loss.balance import RunningBalance
 from lightning_sobolev.plugin.checks import check_weights
 from tests.plugin._students import ManualRegressor, Regressor, mlp
 from tests.plugin._trainers import fit, points, weights

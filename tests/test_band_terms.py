@@ -6,7 +6,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from lightning_sobolev import BatchTeacher, CompileSettings, SobolevTerm
-from lightning_sobolev.draws import Draws
+from lightning_sobolev.loss.draws import Draws
 from lightning_sobolev.functional import FuncJet, tape_jet
 from lightning_sobolev.functional.band_limits import kept
 from lightning_sobolev.objective import RunningScales, match, reduced

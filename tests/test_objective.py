@@ -5,7 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from lightning_sobolev import SobolevTerm
-from lightning_sobolev.draws import Draws
+from lightning_sobolev.loss.draws import Draws
 from lightning_sobolev.objective import Matched, RunningScales, match, reduced
 from lightning_sobolev.teachers import TabulatedJet
 

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from lightning_sobolev import _paths
+from lightning_sobolev.observe.call import RowCut
 from lightning_sobolev.observe.options import ObserveOptions
 from lightning_sobolev.observe.places import Inputs
-from lightning_sobolev.observe.recorder import Observed, RowCut
+from lightning_sobolev.observe.recorder import Observed
 
 Change = Callable[[Tensor], Tensor]
 
@@ -43,7 +44,7 @@ class Rehearsal:
     def on_copy(self, change: Change = torch.clone) -> "Rehearsal":
         """Return the call on a copy of the module, parameters, buffers and arguments changed."""
         copied: nn.Module = copy.deepcopy(getattr(self.module, "_orig_mod", self.module))
-        copied = copied._apply(change)
+        copied._apply(change)  # type: ignore[no-untyped-call]
         for part, training in zip(copied.modules(), self.modes, strict=False):
             part.training = training
         return replace(self, module=copied, inputs=_paths.map_tensors(self.inputs, change))

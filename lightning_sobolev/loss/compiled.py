@@ -28,8 +28,9 @@ from lightning_sobolev.loss.compare import Comparison, Gaps, compare, project, p
 from lightning_sobolev.loss.compiling import CompiledFunction, CompileSettings, GivenUp, Joint
 from lightning_sobolev.loss.compiling import same_random_numbers
 from lightning_sobolev.loss.loss import Occasion, Point, SobolevLoss
+from lightning_sobolev.observe.call import RowCut
 from lightning_sobolev.observe.places import Inputs, Place, locate_output, select_output
-from lightning_sobolev.observe.recorder import Observed, Recorder, RowCut, mapped
+from lightning_sobolev.observe.recorder import Observed, Recorder, mapped
 from lightning_sobolev.observe.shadow import bare
 from lightning_sobolev.spec import SobolevTerm
 from lightning_sobolev.teachers import NetworkTeacher

@@ -36,7 +36,8 @@ from lightning_sobolev.observe.call import ReplayOptions
 from lightning_sobolev.observe.options import ObserveOptions, check_word
 from lightning_sobolev.observe.recorder import Needs, Observed, Recorder
 from lightning_sobolev.observe.remedies import Remedies, explain, has_recurrent, kept_gathered
-from lightning_sobolev.spec import FISHER, SobolevSpec, SobolevTerm
+from lightning_sobolev.functional.fisher import FISHER
+from lightning_sobolev.spec import SobolevSpec, SobolevTerm
 from lightning_sobolev.teachers import NetworkTeacher
 
 
@@ -336,7 +337,7 @@ class SobolevLoss:
         (point, directions, target), term = asked, self.spec.terms[index]
         unknown, seen = self.gaps.allows_unknown, point.seen
         if seen.comparisons is not None:
-            comparison = seen.comparisons[index]
+            comparison: Comparison = seen.comparisons[index]
         else:
             assert point.student is not None
             assert target is not None

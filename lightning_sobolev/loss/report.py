@@ -51,7 +51,7 @@ class Report:
 
     def backward(self, **options: Any) -> None:
         """Back-propagate the weighted sum alone."""
-        self.loss.backward(**options)
+        torch.autograd.backward(self.loss, **options)
 
     def take_in(self, key: str, comparison: Comparison, *, counts_unknown: bool) -> None:
         """Note what there is to say about a term beside its size."""

@@ -254,7 +254,8 @@ class Recorder:
             watch.calls, watch.observed, watch.under_way = 0, [], None
             watch.outer, watch.entered = None, False
             if len(watch.module._forward_hooks) > 1:  # ours has the last word
-                watch.module._forward_hooks.move_to_end(watch.handles[1].id)
+                hooks: Any = watch.module._forward_hooks
+                hooks.move_to_end(watch.handles[1].id)
 
     def resume(self) -> None:
         """Go on to observe the step."""

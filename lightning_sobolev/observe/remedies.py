@@ -47,7 +47,7 @@ class Remedies:
                 stack.enter_context(make())
         # At every step: the flags themselves, not torch's context manager, which takes ten times
         # as long. Recomputed activations of a checkpoint ask for them in the backward pass.
-        cuda = torch.backends.cuda
+        cuda: Any = torch.backends.cuda
         before = cuda.flash_sdp_enabled(), cuda.mem_efficient_sdp_enabled(), cuda.cudnn_sdp_enabled()
         self._open.append((stack, (*before, cuda.math_sdp_enabled())))
         _allow_fused_attention(False, False, False, True)
@@ -60,7 +60,7 @@ class Remedies:
 
 
 def _allow_fused_attention(flash: bool, efficient: bool, cudnn: bool, math: bool) -> None:
-    cuda = torch.backends.cuda
+    cuda: Any = torch.backends.cuda
     cuda.enable_flash_sdp(flash)
     cuda.enable_mem_efficient_sdp(efficient)
     cuda.enable_cudnn_sdp(cudnn)

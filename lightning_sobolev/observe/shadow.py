@@ -25,6 +25,7 @@ class Shadow(functools.partial):
     name: str
     inner: Callable[..., Any]
     earlier: Any
+    is_own: bool
 
     def __new__(cls, owner: nn.Module, name: str, function: Callable[..., Any]) -> "Shadow":  # noqa: D102
         self = super().__new__(cls, function)
@@ -64,7 +65,7 @@ class Shadow(functools.partial):
         owner = copy.deepcopy(self.owner, memo)
         return MethodType(getattr(type(owner), self.name), owner)
 
-    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:  # type: ignore[override]
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:  
         if not self.is_own:
             return _same, (self.earlier,)
         return getattr, (self.owner, self.name)

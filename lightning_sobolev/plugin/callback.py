@@ -7,6 +7,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 from typing_extensions import override
 
 from lightning_sobolev import _paths
@@ -397,13 +398,13 @@ class SobolevCallback(Callback):
         report = self.report
         if report is None or not report.terms or self.loss.forgives_overflow:
             return
-        gradients = [leaf.grad for leaf in leaves]
-        if not gradients or any(gradient is None for gradient in gradients):
-            gradients = [p.grad for p in self._module.parameters() if p.grad is not None]
-            gradients = [getattr(g, "_local_tensor", g) for g in gradients]
-        if gradients:
-            norms = torch._foreach_norm(gradients)
-            size = norms[0] if len(norms) == 1 else torch.stack([n.float() for n in norms]).sum()
+        # What is no number anywhere in the student is none in the gradient of its input.
+        found = [leaf.grad for leaf in leaves if leaf.grad is not None]
+        if not found or len(found) < len(leaves):
+            of_weights = (p.grad for p in self._module.parameters() if p.grad is not None)
+            found = [getattr(gradient, "_local_tensor", gradient) for gradient in of_weights]
+        if found:
+            size = found[0].norm() if len(found) == 1 else get_total_norm(found)
             self.loss.checks.settle([(size, self._judge_gradient)])
 
     def _judge_gradient(self, size: float) -> None:
@@ -463,7 +464,8 @@ def _weighted(spec: SobolevSpec, weight: float | Schedule) -> SobolevTerm:
 
 def _reached(loss: Tensor, observed: list[Observed]) -> list[Observed]:
     wanted = {seen.node: seen for seen in observed if seen.node is not None}
-    stack, visited, found = [loss.grad_fn], {loss.grad_fn}, []
+    stack, visited = [loss.grad_fn], {loss.grad_fn}
+    found: list[Observed] = []
     while stack and len(found) < len(wanted):
         node = stack.pop()
         if node in wanted:

@@ -26,7 +26,7 @@ def log_key(stage: str, name: str) -> str:
 def log_step(module: LightningModule, name: str, value: Tensor, batch_size: int) -> None:
     """Log a scalar of a training step, as ``module.log(name, value, batch_size=...)`` does."""
     trainer: Any = module._trainer
-    results = getattr(trainer, "_results", None)
+    results: Any = getattr(trainer, "_results", None)
     metric = results.get(f"{_HOOK}.{name}") if isinstance(results, dict) else None
     # What is not as expected, in some other release of Lightning, takes the documented way.
     known = metric is not None and hasattr(results, "update_metrics")

@@ -16,7 +16,7 @@ from torch.autograd import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lightning_sobolev import AnalyticTeacher, SobolevCallback, SobolevSpec, SobolevTerm
-from lightning_sobolev.draws import Draws
+from lightning_sobolev.loss.draws import Draws
 from tests.plugin._trainers import fit_one_step
 
 SEED = 5

@@ -6,7 +6,7 @@ from torch.nn.functional import mse_loss
 from torch.testing import assert_close
 
 from lightning_sobolev import NetworkTeacher, SobolevCallback, SobolevSpec, SobolevTerm
-from lightning_sobolev.draws import Draws
+from lightning_sobolev.loss.draws import Draws
 from tests.plugin._students import mlp
 from tests.plugin._trainers import fit, points, weights
 

@@ -9,7 +9,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from lightning_sobolev import Linear, SobolevCallback, SobolevSpec, SobolevTerm
-from lightning_sobolev.plugin.cost import PeakMemory
+from lightning_sobolev.doctor.cost import PeakMemory
 from tests.plugin._ordinary import ORDINARY, Last
 from tests.plugin._students import ManualRegressor, Regressor, Remembers, mlp
 from tests.plugin._trainers import as_loader, fit, points, weights

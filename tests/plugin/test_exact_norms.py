@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from lightning_sobolev.plugin.protect import ExactNorms, batch_norm_aside
+from lightning_sobolev.observe.remedies import ExactNorms
 
 
 def layers(dtype=torch.float64):

@@ -54,7 +54,7 @@ def gradient(dtype, precision, engine="tape", **term):
 @pytest.mark.parametrize("term", [{}, HALF_ROWS, {"side": "tangent"}], ids=str)
 def test_the_gradient_is_that_of_float64_to_the_digits_of_bfloat16(term, engine, monkeypatch):
     # Directions are drawn in float32 for either: a draw depends on its type.
-    monkeypatch.setattr("lightning_sobolev.draws.draw", drawn_in_single)
+    monkeypatch.setattr("lightning_sobolev.loss.draws.draw", drawn_in_single)
     exact = gradient(torch.float64, "float32", engine, **term)
     errors = [
         float((gradient(torch.float32, precision, engine, **term) - exact).norm() / exact.norm())

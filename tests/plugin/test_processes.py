@@ -10,7 +10,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.testing import assert_close
 
 from lightning_sobolev import SobolevCallback
-from lightning_sobolev.plugin.checks import check_strategy
+from lightning_sobolev.plugin.resolve import check_strategy
 from tests.plugin._loops import train_by_hand
 from tests.plugin._processes import (
     CASES,

@@ -1,6 +1,6 @@
 """A step looks at no number of the device: where a look makes the host wait, it comes a step later.
 
-The processor stands in for such a device: :func:`lightning_sobolev.readings.is_free` is told to
+The processor stands in for such a device: :func:`lightning_sobolev.loss.checks.is_free` is told to
 say no, and whoever looks at a number within a step is refused.
 """
 
@@ -11,7 +11,8 @@ from torch import nn
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lightning_sobolev import SobolevCallback, SobolevSpec, SobolevTerm, readings
+from lightning_sobolev import SobolevCallback, SobolevSpec, SobolevTerm
+from lightning_sobolev.loss import checks
 from tests.plugin._loops import by_hand, taught
 from tests.plugin._students import Regressor, mlp
 from tests.plugin._trainers import fit, points
@@ -49,7 +50,7 @@ class Guard(L.Callback):
 
 @pytest.fixture
 def far_away(monkeypatch):
-    monkeypatch.setattr(readings, "is_free", lambda _: False)
+    monkeypatch.setattr(checks, "is_free", lambda _: False)
 
 
 TERMS = {

@@ -9,8 +9,8 @@ from typing_extensions import override
 
 from lightning_sobolev import _paths
 from lightning_sobolev.plugin.callback import SobolevCallback
-from lightning_sobolev.plugin.order import ahead_of_finders
-from lightning_sobolev.plugin.shadow import Shadow
+from lightning_sobolev.plugin.resolve import ahead_of_finders
+from lightning_sobolev.observe.shadow import Shadow
 from lightning_sobolev.standardization import Standardized
 from lightning_sobolev.teachers import BatchTeacher, DirectionalTeacher
 

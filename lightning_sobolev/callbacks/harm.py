@@ -8,8 +8,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
 from lightning_sobolev._checks import require
-from lightning_sobolev.plugin.step_log import key
-from lightning_sobolev.plugin.twin import Silent, Twin
+from lightning_sobolev.plugin.report import log_key as key
+from lightning_sobolev.callbacks.twin import Silent, Twin
 
 
 class HarmCheck(Callback):
