@@ -98,7 +98,7 @@ class Observed:
             x = x.float()
         # x[rows] of our own leaf would hang the second graph below the first one.
         x = x if self.x.grad_fn is not None else x.detach().requires_grad_()
-        seen = Observed(call, recorder, x, self.y, self.number)
+        seen = Observed(call if cut is None else call.cut_to(cut), recorder, x, self.y, self.number)
         if recorder.compiled is not None:
             whole = recorder.compiled.replay(seen, rows, fraction, cut)
             if whole is not None:
@@ -375,7 +375,7 @@ class Recorder:
         if only or self.needs.parts or self.needs.replays or self.snapshots:
             call.snapshot = Snapshot.take(watch.module, x.device)
         call.keep_inputs(x)
-        seen = Observed(call, self, x, x, watch.calls - 1, only)
+        seen = Observed(call, self, x, x, watch.calls - 1, replay_only=only)
         with self.replay_options.remedies:
             result = self._evaluated(seen, inputs, tensor)
         watch.observed.append(seen)

@@ -206,7 +206,7 @@ class SobolevCallback(Callback):
             loss.teacher.to(module.device)  # the trainer moves no callback
         self._trainer = trainer
         self._plan = resolve(trainer, module, self.options, loss)
-        loss.start_anew()
+        loss.begin()
         loss.forgives_overflow = getattr(trainer.precision_plugin, "scaler", None) is not None
         self._reporter = Reporter(loss)
         self._module, self._is_described = module, False
@@ -305,9 +305,11 @@ class SobolevCallback(Callback):
     def _occasion(self, value_loss: Tensor | None) -> Occasion:
         assert self._trainer is not None
         parameters: Callable[[], Any] = self._module.parameters
+        offset = 0 if self._module.automatic_optimization else self._gave - 1
         return Occasion(
-            self._number, self._trainer.global_step, self._batch, value_loss, parameters
-        )
+            self._number, self._trainer.global_step, self._batch, value_loss, max(offset, 0),
+            parameters,
+        )  # fmt: skip
 
     def terms(self, observed: list[Observed], value_loss: Tensor) -> Report | None:
         """Return the terms at observed calls; None where there is no call."""
