@@ -64,11 +64,15 @@ def loader(batches):
     return DataLoader(list(batches), batch_size=None)
 
 
+def trainer(*callbacks, **flags):
+    return L.Trainer(callbacks=list(callbacks), **{**QUIET, **flags})
+
+
 def fit(module, batches, *callbacks, val=None, ckpt_path=None, **flags):
-    trainer = L.Trainer(callbacks=list(callbacks), **{**QUIET, **flags})
+    used = trainer(*callbacks, **flags)
     val = None if val is None else loader(val)
-    trainer.fit(module, loader(batches), val, ckpt_path=ckpt_path)
-    return trainer
+    used.fit(module, loader(batches), val, ckpt_path=ckpt_path)
+    return used
 
 
 def exact(teacher=target, *, doctor=False, on="identity", term=(), **options):

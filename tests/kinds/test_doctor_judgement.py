@@ -6,9 +6,25 @@ from torch import nn
 from torch.testing import assert_close
 
 from tests.kinds._by_hand import (
-    SIDES, X, Y, Step, assert_is, by_rows, distance, exact, fit, jacobian, mlp, numbers, refuses,
-    said, share, slope, target, weights,
-)  # fmt: skip
+    SIDES,
+    Step,
+    X,
+    Y,
+    assert_is,
+    by_rows,
+    distance,
+    exact,
+    fit,
+    jacobian,
+    mlp,
+    numbers,
+    refuses,
+    said,
+    share,
+    slope,
+    target,
+    weights,
+)
 
 KINDS = [(1, "cotangent"), (1, "tangent"), (2, "cotangent")]
 

@@ -10,7 +10,7 @@ from torch.nn.functional import mse_loss
 from torch.testing import assert_close
 
 from lightning_sobolev import NetworkTeacher, SobolevCallback, SobolevSpec, SobolevTerm
-from tests.kinds._by_hand import X, Y, Step, exact, fit, mlp, numbers, weights
+from tests.kinds._by_hand import Step, X, Y, exact, fit, mlp, numbers, weights
 
 BATCH = (X, Y)
 
@@ -18,14 +18,14 @@ BATCH = (X, Y)
 @pytest.fixture
 def seeded():
     """Seed every global generator and give it back afterwards."""
-    states = torch.get_rng_state(), random.getstate(), np.random.get_state()  # noqa: NPY002
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()
     torch.default_generator.manual_seed(5)
     random.seed(5)
-    np.random.seed(5)  # noqa: NPY002
+    np.random.seed(5)
     yield
     torch.set_rng_state(states[0])
     random.setstate(states[1])
-    np.random.set_state(states[2])  # noqa: NPY002
+    np.random.set_state(states[2])
 
 
 class Noisy(nn.Module):
@@ -36,7 +36,7 @@ class Noisy(nn.Module):
         self.body, self.drop = mlp(), nn.Dropout(0.5)
 
     def forward(self, x):
-        scale = 1.0 + 0.1 * random.random() + 0.1 * np.random.rand()  # noqa: NPY002
+        scale = 1.0 + 0.1 * random.random() + 0.1 * np.random.rand()
         return self.drop(self.body(scale * x + 0.1 * torch.randn_like(x)))
 
 
@@ -46,13 +46,13 @@ class Noisy(nn.Module):
 def test_no_global_generator_moves_because_of_the_doctor(doctor):
     module = Step(Noisy())
     fit(module, [BATCH] * 2, exact(doctor=doctor))
-    found = [torch.get_rng_state(), random.random(), np.random.rand()]  # noqa: NPY002
+    found = [torch.get_rng_state(), random.random(), np.random.rand()]
     torch.default_generator.manual_seed(5)
     random.seed(5)
-    np.random.seed(5)  # noqa: NPY002
+    np.random.seed(5)
     plain = Step(Noisy())
     fit(plain, [BATCH] * 2)
-    expected = [torch.get_rng_state(), random.random(), np.random.rand()]  # noqa: NPY002
+    expected = [torch.get_rng_state(), random.random(), np.random.rand()]
     assert_close(found, expected, rtol=0, atol=0)
 
 

@@ -10,9 +10,20 @@ from torch.nn.functional import mse_loss
 
 from lightning_sobolev import BatchTeacher
 from tests.kinds._by_hand import (
-    X, Y, Step, assert_is, distance, exact, frobenius, jacobian, mlp, numbers, share, slope,
+    Step,
+    X,
+    Y,
+    assert_is,
+    distance,
+    exact,
+    frobenius,
+    jacobian,
+    mlp,
+    numbers,
+    share,
+    slope,
     target,
-)  # fmt: skip
+)
 
 J = numbers(6, 2, 3, seed=2)
 

@@ -11,9 +11,23 @@ from torch.testing import assert_close
 
 from lightning_sobolev import CompileSettings
 from tests.kinds._by_hand import (
-    SIDES, X, Y, Step, assert_is, descend, distance, exact, fit, frobenius, jacobian, mlp, share, slope,
-    target, weights,
-)  # fmt: skip
+    SIDES,
+    Step,
+    X,
+    Y,
+    assert_is,
+    descend,
+    distance,
+    exact,
+    fit,
+    frobenius,
+    jacobian,
+    mlp,
+    share,
+    slope,
+    target,
+    weights,
+)
 
 pytestmark = [
     pytest.mark.slow,

@@ -7,8 +7,20 @@ from torch.func import functional_call, grad, jacrev, vmap
 from torch.nn.functional import mse_loss
 
 from tests.kinds._by_hand import (
-    SIDES, X, Y, Step, assert_is, exact, frobenius, mlp, numbers, refuses, share, slope, target,
-)  # fmt: skip
+    SIDES,
+    Step,
+    X,
+    Y,
+    assert_is,
+    exact,
+    frobenius,
+    mlp,
+    numbers,
+    refuses,
+    share,
+    slope,
+    target,
+)
 
 
 def slopes(net, x):

@@ -7,9 +7,21 @@ from torch.nn.functional import mse_loss, scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
 from tests.kinds._by_hand import (
-    SIDES, X, Y, Step, assert_is, by_rows, distance, exact, fit, jacobian, mlp, share, slope,
+    SIDES,
+    Step,
+    X,
+    Y,
+    assert_is,
+    by_rows,
+    distance,
+    exact,
+    fit,
+    jacobian,
+    mlp,
+    share,
+    slope,
     target,
-)  # fmt: skip
+)
 
 
 class Attention(nn.Module):

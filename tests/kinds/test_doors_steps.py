@@ -7,9 +7,23 @@ from torch.testing import assert_close
 
 from lightning_sobolev import BatchTeacher, SobolevCallback
 from tests.kinds._by_hand import (
-    EXACT, SIDES, X, Y, Step, assert_is, descend, exact, fit, frobenius, mlp, numbers, share,
-    slope, target, weights,
-)  # fmt: skip
+    EXACT,
+    SIDES,
+    Step,
+    X,
+    Y,
+    assert_is,
+    descend,
+    exact,
+    fit,
+    frobenius,
+    mlp,
+    numbers,
+    share,
+    slope,
+    target,
+    weights,
+)
 
 
 class Alternates(Step):

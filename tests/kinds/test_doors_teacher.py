@@ -10,9 +10,21 @@ from torch.testing import assert_close
 
 from lightning_sobolev import NetworkTeacher
 from tests.kinds._by_hand import (
-    SIDES, X, Y, Step, assert_is, exact, fit, frobenius, mlp, numbers, refuses, share, slope,
+    SIDES,
+    Step,
+    X,
+    Y,
+    assert_is,
+    exact,
+    fit,
+    frobenius,
+    mlp,
+    numbers,
+    refuses,
+    share,
+    slope,
     target,
-)  # fmt: skip
+)
 
 BATCHES = [(X, Y), (numbers(6, 3, seed=8), Y)]
 
@@ -45,6 +57,21 @@ def held(make, batches, callback_of, **flags):
 def test_a_module_may_hold_its_frozen_teacher(side, doctor):
     found = held(Distils, [(X, Y)], lambda module: exact(
         module.teacher, doctor=doctor, term={"side": side}))  # fmt: skip
+    net = mlp()
+    assert_is(found, slope(frobenius(net, mlp(seed=7), X), net))
+
+
+class Careless(Distils):
+    """Calls the frozen teacher with gradients enabled: it is no second student."""
+
+    def training_step(self, batch, batch_idx):
+        wanted = self.teacher(batch[0])
+        return mse_loss(self.net(batch[0]), wanted)
+
+
+@pytest.mark.parametrize("module", [None, "net"])
+def test_a_frozen_child_is_not_taken_for_the_student(module):
+    found = held(Careless, [(X, Y)], lambda held: exact(held.teacher, module=module))
     net = mlp()
     assert_is(found, slope(frobenius(net, mlp(seed=7), X), net))
 

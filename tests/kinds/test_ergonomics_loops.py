@@ -11,8 +11,17 @@ from torch.testing import assert_close
 
 from lightning_sobolev import AnalyticTeacher, SobolevLoss, SobolevTerm
 from tests.kinds._by_hand import (
-    EXACT, SIDES, X, Y, assert_is, frobenius, mlp, numbers, slope, target,
-)  # fmt: skip
+    EXACT,
+    SIDES,
+    X,
+    Y,
+    assert_is,
+    frobenius,
+    mlp,
+    numbers,
+    slope,
+    target,
+)
 
 TERM = SobolevTerm(**EXACT, weight=0.1)
 
@@ -55,7 +64,7 @@ def test_a_term_may_be_added_to_a_loss_that_is_gone():
     assert_is(gradient(net), slope(dense(net, X, Y), net))
 
 
-def closure_of(net, optimizer, loss):
+def closure_of(optimizer, loss):
     def closure():
         optimizer.zero_grad()
         value = loss()
@@ -77,7 +86,7 @@ def test_a_closure_may_be_called_as_often_as_it_pleases():
     for net, loss in ((ours, observed), (theirs, lambda: dense(theirs, X, Y))):
         optimizer = torch.optim.LBFGS(net.parameters(), **options)
         for _ in range(2):
-            optimizer.step(closure_of(net, optimizer, loss))
+            optimizer.step(closure_of(optimizer, loss))
     assert_close(flat(ours.parameters()), flat(theirs.parameters()), rtol=1e-7, atol=1e-9)
 
 
@@ -198,3 +207,24 @@ def test_a_loss_goes_on_from_its_state(tmp_path):
     fresh.load_state_dict(saved["net"])
     train(fresh, anew, range(3, 6))
     assert (flat(fresh.parameters()) - flat(net.parameters())).norm() > 1e-6
+
+
+def test_running_scales_are_means_of_all_steps():
+    net, loss_fn = mlp(), loss_of(SobolevTerm(**{**EXACT, "normalize": "target"}))
+    sizes = []
+    for x in (X, 2.0 * X, numbers(4, 3, seed=8)):
+        with loss_fn.observe(net):
+            net(x)
+        sizes.append(frobenius(lambda row: 0.0 * target(row), target, x))
+        expected = frobenius(net, target, x) / torch.stack(sizes).mean()
+        assert_is(slope(loss_fn().loss, net), slope(expected, net))
+
+
+def test_two_losses_may_observe_one_network():
+    net, one = mlp(), loss_of()
+    other = SobolevLoss(mlp(seed=7), SobolevTerm(**EXACT, side="tangent"))
+    with one.observe(net), other.observe(net):
+        net(X)
+    found = one().loss + other().loss
+    expected = 0.1 * frobenius(net, target, X) + frobenius(net, mlp(seed=7), X)
+    assert_is(slope(found, net), slope(expected, net))

@@ -7,9 +7,21 @@ from torch.testing import assert_close
 
 from lightning_sobolev import BatchTeacher
 from tests.kinds._by_hand import (
-    X, Y, Step, assert_is, distance, exact, fit, jacobian, mlp, numbers, said, share,
-    slope, weights,
-)  # fmt: skip
+    Step,
+    X,
+    Y,
+    assert_is,
+    distance,
+    exact,
+    fit,
+    jacobian,
+    mlp,
+    numbers,
+    said,
+    share,
+    slope,
+    weights,
+)
 
 J = numbers(6, 2, 3, seed=2)
 BATCH = (X, Y, J)

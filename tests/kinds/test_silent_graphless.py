@@ -6,9 +6,23 @@ import torch
 from torch import nn
 
 from tests.kinds._by_hand import (
-    SIDES, X, Y, Step, assert_is, by_rows, distance, exact, frobenius, jacobian, mlp, numbers,
-    refuses, share, slope, target,
-)  # fmt: skip
+    SIDES,
+    Step,
+    X,
+    Y,
+    assert_is,
+    by_rows,
+    distance,
+    exact,
+    frobenius,
+    jacobian,
+    mlp,
+    numbers,
+    refuses,
+    share,
+    slope,
+    target,
+)
 
 
 class Blind(torch.autograd.Function):

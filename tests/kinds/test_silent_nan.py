@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.functional import mse_loss
 from torch.testing import assert_close
 
-from tests.kinds._by_hand import X, Y, Step, exact, fit, numbers, weights
+from tests.kinds._by_hand import Step, X, Y, exact, fit, numbers, weights
 
 
 class Length(nn.Module):
@@ -49,10 +49,21 @@ def test_plain_training_and_the_term_itself_are_finite():
 
 
 @pytest.mark.parametrize("doctor", [False, True])
-@pytest.mark.parametrize("make", [Step, Manual])
-def test_it_is_refused_before_the_optimizer_and_the_parameter_is_named(make, doctor):
+@pytest.mark.parametrize(
+    ("make", "flags"),
+    [
+        (Step, {}),
+        (Manual, {}),
+        (Step, {"accumulate_grad_batches": 2}),
+        (Step, {"gradient_clip_val": 1.0}),
+    ],
+    ids=["automatic", "manual", "accumulated", "clipped"],
+)
+def test_it_is_refused_before_the_optimizer_and_the_parameter_is_named(make, flags, doctor):
+    good = [GOOD] * flags.get("accumulate_grad_batches", 1)  # one step
     module, before = make(Length()), make(Length())
-    fit(before, [GOOD], exact())
-    with pytest.raises(FloatingPointError, match=r"gradient.*inner\.weight|inner\.weight.*gradient"):
-        fit(module, [GOOD, BAD], exact(doctor=doctor))
+    fit(before, good, exact(), **flags)
+    text = r"gradient.*inner\.weight|inner\.weight.*gradient"
+    with pytest.raises(FloatingPointError, match=text):
+        fit(module, [*good, BAD, GOOD], exact(doctor=doctor), **flags)
     assert_close(weights(module), weights(before), rtol=0, atol=0)

@@ -70,9 +70,7 @@ def by_hand(number):
             scale = torch.stack(sizes).mean() if normalize == "target" else 1.0
             loss = loss + 0.1 * term / scale
         if torch.is_tensor(loss):
-            torch.nn.utils.vector_to_parameters(
-                weights(net) - slope(loss, net), net.parameters()
-            )
+            torch.nn.utils.vector_to_parameters(weights(net) - slope(loss, net), net.parameters())
     return weights(net)
 
 
@@ -102,7 +100,8 @@ def test_two_processes_train_as_one(tmp_path):
             process.kill()
     assert all(process.returncode == 0 for process in group), "\n".join(e[-3000:] for e in errors)
     for number, found in enumerate(torch.load(tmp_path / "weights.pt")):
-        assert_close(found, by_hand(number), rtol=1e-10, atol=1e-12, msg=lambda m: f"{number}: {m}")
+        text = f"{CASES[number]}: {{}}".format
+        assert_close(found, by_hand(number), rtol=1e-10, atol=1e-12, msg=text)
 
 
 def main(path):

@@ -8,9 +8,23 @@ from torch.testing import assert_close
 
 from lightning_sobolev import AnalyticTeacher, SobolevSpec, SobolevTerm
 from tests.kinds._by_hand import (
-    EXACT, SIDES, X, Y, Step, assert_is, descend, exact, fit, frobenius, jacobian, mlp, share,
-    slope, target, weights,
-)  # fmt: skip
+    EXACT,
+    SIDES,
+    Step,
+    X,
+    Y,
+    assert_is,
+    descend,
+    exact,
+    fit,
+    frobenius,
+    jacobian,
+    mlp,
+    share,
+    slope,
+    target,
+    weights,
+)
 
 
 def other(x):

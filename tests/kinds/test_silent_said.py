@@ -6,7 +6,7 @@ import pytest
 from torch import nn
 from torch.nn.functional import mse_loss
 
-from tests.kinds._by_hand import X, Y, Step, exact, fit, mlp, numbers, said, target
+from tests.kinds._by_hand import Step, X, Y, exact, fit, mlp, numbers, said, target
 
 BATCH = (numbers(8, 3), numbers(8, 2, seed=1))
 

@@ -6,7 +6,7 @@ from torch.nn.functional import mse_loss
 from torch.testing import assert_close
 
 from lightning_sobolev import BatchTeacher, SobolevCallback, SobolevSpec, SobolevTerm
-from tests.kinds._by_hand import X, Y, Step, fit, weights
+from tests.kinds._by_hand import Step, X, Y, fit, weights
 
 TRAIN = [(X, Y, torch.ones(6, 2, 3).double() * size) for size in (1, 2, 3)]
 VALIDATE = [(X, Y, torch.full((6, 2, 3), 1000.0).double())]
