@@ -26,6 +26,9 @@ from tests.kinds._by_hand import (
     target,
 )
 
+# A teacher may be in eval mode, which Lightning remarks on.
+pytestmark = pytest.mark.filterwarnings("ignore:Found .* in eval mode")
+
 BATCHES = [(X, Y), (numbers(6, 3, seed=8), Y)]
 
 
