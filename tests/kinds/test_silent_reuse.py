@@ -97,6 +97,24 @@ def stored(folder):
     return ModelCheckpoint(folder, save_last=True)
 
 
+def test_a_fit_that_broke_leaves_nothing_to_the_next():
+    class Breaks(Step):
+        def training_step(self, batch, batch_idx):
+            loss = super().training_step(batch, batch_idx)
+            if batch_idx == 1:
+                raise KeyError("a fault of the step itself")
+            return loss
+
+    callback, net, module, broken = exact(large, term=RUNNING), mlp(), Step(), Breaks()
+    with pytest.raises(KeyError, match="a fault"):
+        fit(broken, [(X, Y)] * 2, callback)
+    assert set(vars(broken.net)) == set(vars(mlp()))
+    callback.teacher = AnalyticTeacher(target)
+    fit(module, [(X, Y)], callback)
+    moved = descend(net, lambda: relative(net, target))
+    assert_close(weights(module), moved, rtol=1e-10, atol=1e-12)
+
+
 @pytest.mark.parametrize("fits_before", [0, 2])
 def test_running_scales_go_on_where_a_checkpoint_is_loaded(fits_before, tmp_path):
     path, callback = taught_by_large(tmp_path), exact(target, term=RUNNING)
