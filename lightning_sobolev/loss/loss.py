@@ -291,7 +291,7 @@ class SobolevLoss:
         if fraction < 1.0 and seen.size:
             rows = draws.rows(fraction, seen.size).to(seen.x.device)
         if rows is not None or seen.replay_only:
-            push = self.push(occasion.number, occasion.batch, rows)
+            push = self.push(occasion.number, occasion.batch, rows, occasion.offset + number)
             seen = seen.replay(rows, fraction, push if self.pushed_term is not None else None)
         call, x = seen.call, seen.x.detach()
         query = Query(x, self.spec.output_map, occasion.batch, rows, call, occasion.number)
@@ -325,10 +325,10 @@ class SobolevLoss:
             tangents = ready if ready is not None else draws.tangents(index, term, point.query.x)
         return Directions(cotangents, tangents)
 
-    def push(self, number: int, batch: Any, rows: Tensor | None = None) -> Any:
+    def push(self, number: int, batch: Any, rows: Tensor | None = None, offset: int = 0) -> Any:
         """Return who gives forward mode its tangents, once the input is known."""
 
-        def tangents(call: Any, x: Tensor) -> Tensor | None:
+        def tangents(call: Any, x: Tensor, place: int) -> Tensor | None:
             index = self.pushed_term
             if index is None:
                 return None
@@ -337,7 +337,7 @@ class SobolevLoss:
             own = self.teacher.directions(query, term)
             if own is not None:
                 return _fitting(own, term, x).tangents
-            return self.draws(number, 0).tangents(index, term, x)
+            return self.draws(number, place + offset).tangents(index, term, x)
 
         return tangents
 

@@ -25,7 +25,7 @@ from lightning_sobolev.observe.remedies import sharded_parts
 from lightning_sobolev.observe.rows import RowAxes
 from lightning_sobolev.observe.shadow import Passing, Shadow
 
-Push = Callable[["Call | None", Tensor], Tensor | None]
+Push = Callable[["Call", Tensor, int], Tensor | None]
 """Tangents of forward mode, once the input is known; None where there are none."""
 
 
@@ -105,7 +105,7 @@ class Observed:
                 return whole
         run = partial(call.replay, options=recorder.replay_options, cut=cut)
         if recorder.engine == "func":
-            seen.tangents = None if push is None else push(call, x)
+            seen.tangents = None if push is None else push(call, x, 0)
             seen.func_jet, _, seen.y = recorder.func_jet(run, call, x, seen.tangents)
         else:
             seen.y = select_output(plain(run(x.clone())), call.output, x)
@@ -394,7 +394,8 @@ class Recorder:
             if found is not None:
                 return found[0]
         if self.engine == "func":
-            seen.tangents = None if self.push is None else self.push(call, x)
+            place = seen.number if self.options.call == "all" or self.needs.every_call else 0
+            seen.tangents = None if self.push is None else self.push(call, x, place)
             run = partial(_first_then_again, call, inputs, [], self.replay_options)
             seen.func_jet, result, y = self.func_jet(run, call, x, seen.tangents)
             seen.y, seen.node = y.clone(), y.grad_fn
