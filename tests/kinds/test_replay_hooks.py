@@ -19,11 +19,11 @@ def hooked(register, owner="net"):
 
 
 def doubles_the_input(net):
-    net.register_forward_pre_hook(lambda net, args: (2.0 * args[0],))
+    net.register_forward_pre_hook(lambda _, args: (2.0 * args[0],))
 
 
 def doubles_a_keyword(net):
-    def hook(net, args, kwargs):
+    def hook(_, args, kwargs):
         return args, {name: 2.0 * value for name, value in kwargs.items()}
 
     net.register_forward_pre_hook(hook, with_kwargs=True)
@@ -60,11 +60,11 @@ def test_a_hook_inside_the_student_acts_once(way):
 
 
 def triples_the_output(net):
-    net.register_forward_hook(lambda net, args, y: 3.0 * y)
+    net.register_forward_hook(lambda *given: 3.0 * given[-1])
 
 
 def shifts_a_keyword_call(net):
-    net.register_forward_hook(lambda net, args, kwargs, y: 3.0 * y, with_kwargs=True)
+    net.register_forward_hook(lambda *given: 3.0 * given[-1], with_kwargs=True)
 
 
 TAPE = {name: way for name, way in WAYS.items() if "func" not in name}
@@ -96,8 +96,8 @@ def test_a_hook_on_the_output_is_refused_where_forward_alone_is_transformed(
 
 def looks(seen):
     def register(net):
-        net.register_forward_pre_hook(lambda net, args: seen.append(len(args[0])))
-        net.register_forward_hook(lambda net, args, y: seen.append(len(y)))
+        net.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+        net.register_forward_hook(lambda *given: seen.append(len(given[-1])))
 
     return register
 
@@ -132,7 +132,7 @@ class Twice(Step):
     def __init__(self):
         super().__init__()
         self.factor = 1.0
-        self.net.register_forward_pre_hook(lambda net, args: (self.factor * args[0],))
+        self.net.register_forward_pre_hook(lambda _, args: (self.factor * args[0],))
 
     def call(self, x):
         self.factor = 1.0
