@@ -13,7 +13,12 @@ from tests.kinds import _reference as reference
 from tests.plugin._trainers import fit_one_step
 
 BATCH = 6
-TERMS = {"vjp": {"order": 1}, "jvp": {"order": 1, "side": "tangent"}, "order_2": {"order": 2}}
+TERMS = {
+    "vjp": {"order": 1},
+    "jvp": {"order": 1, "side": "tangent"},
+    "order_2": {"order": 2},
+    "value": {"order": 0},
+}
 EXACT = {"projection": "basis", "num_projections": None, "normalize": "none"}
 
 
@@ -90,7 +95,9 @@ class Way:
 
     @property
     def rtol(self):
-        return 1e-4 if self.precision != "64-true" else 1e-7 if self.kind == "vjp" else 1e-5
+        return (
+            1e-4 if self.precision != "64-true" else 1e-7 if self.kind in ("vjp", "value") else 1e-5
+        )
 
 
 FUNC = {"engine": "func"}

@@ -2,7 +2,7 @@
 
 With every basis direction, and no scale, a term is the mean over rows of a squared Frobenius norm,
 
-    vjp, jvp   |J_s(x) - J_t(x)|^2        order_2   |H_s(x) - H_t(x)|^2
+    vjp, jvp   |J_s(x) - J_t(x)|^2    order_2   |H_s(x) - H_t(x)|^2    value   |s(x) - t(x)|^2
 
 whose gradient in the parameters is plain autograd's. Rows of the Jacobian are ``vmap(jacrev)``;
 what comes of tangents are sixth-order differences in x, which share no code with either engine.
@@ -10,8 +10,6 @@ what comes of tangents are sixth-order differences in x, which share no code wit
 
 import torch
 from torch.func import jacrev, vmap
-
-KINDS = ("vjp", "jvp", "order_2")
 
 _STEP, _COEFFICIENTS = 1e-2, (3 / 4, -3 / 20, 1 / 60)
 
@@ -37,7 +35,9 @@ def differences(fn, x):
 
 
 def derivative(kind, fn, x, *rows):
-    """Return ``[batch, out, in]`` or, for order 2, ``[batch, out, in, in]``."""
+    """Return ``[batch, out, in]``, ``[batch, out, in, in]`` for order 2, or ``[batch, out]``."""
+    if kind == "value":
+        return fn(x, *rows).flatten(1)
     if kind == "vjp":
         return jacobian(fn, x, *rows)
     if kind == "jvp":
