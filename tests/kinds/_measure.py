@@ -80,7 +80,9 @@ class Spy(AnalyticTeacher):
         self.function, self.asked = value, []
 
     def answer(self, x):
-        self.asked.append(x.detach().double().clone())
+        point = x.detach().double().clone()
+        if not self.asked or not torch.equal(self.asked[-1], point):
+            self.asked.append(point)
         return self.function(x)
 
 
@@ -195,3 +197,14 @@ def assert_taught(
     rest = [part[rows] for part in rest]
     value = reference.term(way.kind, lambda p, *r: function(module, p, *r), target, x[rows], *rest)
     assert_updates(found, reference.gradient(value, module), way.rtol)
+
+
+def assert_parts(make, way, parts, *, factor=1.0, data=batch, **options):
+    """The step's terms are those of ``net`` at ``parts``, the points of one call each."""
+    spy = Spy()
+    found = update(make, data, sobolev(way, spy, **options), precision=way.precision)
+    assert len(spy.asked) == len(parts)
+    module = make()
+    points = [part[chosen(at, part)] for at, part in zip(spy.asked, parts, strict=True)]
+    value = sum(reference.term(way.kind, module.net, target, part) for part in points)
+    assert_updates(found, reference.gradient(factor * value, module), way.rtol)

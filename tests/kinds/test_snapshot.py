@@ -79,11 +79,6 @@ class Dict(Tensor):
         return {"logits": y, "norm": y.detach().norm()}
 
 
-class Tuple(Tensor):
-    def hold(self, y):
-        return y, y.detach().norm()
-
-
 class Nested(Tensor):
     def hold(self, y):
         return {"heads": [{"logits": y}]}
@@ -134,7 +129,7 @@ def test_an_output_that_is_changed_in_place_is_matched_as_it_was(change, way):
 
 
 @ways
-@pytest.mark.parametrize("net", [Dict, Tuple, Nested, Dataclass, Named])
+@pytest.mark.parametrize("net", [Dict, Nested, Dataclass, Named])
 def test_an_output_is_matched_as_it_was_wherever_it_is_held(net, way):
     assert_taught(changing(net, triples), way, body)
 
@@ -191,7 +186,7 @@ class Reads(Integrates):
     def call(self, x):
         buffer = x.clone()
         y = self.net(buffer.view(-1, 3))
-        buffer.data.normal_(generator=torch.Generator().manual_seed(0))
+        buffer.data.fill_(7.0)
         return y
 
 
