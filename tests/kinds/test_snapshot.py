@@ -95,7 +95,6 @@ class Named(Tensor):
 
 
 def taken(output):
-    """Return the tensor that an output holds."""
     if isinstance(output, torch.Tensor):
         return output
     if isinstance(output, Record):
