@@ -121,6 +121,8 @@ REPLAYED = {
     "order 2, half of the rows": Way("order_2", rows=0.5),
 }
 WAYS = {**OBSERVED, **REPLAYED}
+_MAIN = ("tape", "func", "all rows", "half of the rows", "half precision", "order 2, func")
+MAIN = {name: WAYS[name] for name in _MAIN}
 
 
 def sobolev(way, teacher=target, *, weight=1.0, name=None, **options):

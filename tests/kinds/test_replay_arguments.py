@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from tests.kinds._measure import WAYS, Step, assert_taught, batch, numbers, seeded
+from tests.kinds._measure import MAIN, Step, assert_taught, batch, numbers, seeded
 
-ways = pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+ways = pytest.mark.parametrize("way", MAIN.values(), ids=MAIN)
 
 
 def conditioned(size=6):

@@ -3,7 +3,18 @@
 import pytest
 from torch import nn
 
-from tests.kinds._measure import WAYS, Spy, Step, Way, assert_taught, batch, moved, seeded, sobolev
+from tests.kinds._measure import (
+    MAIN,
+    WAYS,
+    Spy,
+    Step,
+    Way,
+    assert_taught,
+    batch,
+    moved,
+    seeded,
+    sobolev,
+)
 
 
 class Doubles(nn.Module):
@@ -79,17 +90,15 @@ class CalledInTrain(CalledInEval):
 
 
 # Not of its own layers: torch.func refuses batch norms that train when the fit begins.
-CASES = [
-    *[(name, make) for name in WAYS for make in (CalledInEval, PartsInEval, LeftInEval)],
-    *[(n, make) for n in WAYS if "func" not in n for make in (NoisyInEval, NoisyPartsInEval)],
-]
+PLAIN = [(name, make) for name in WAYS for make in (CalledInEval, PartsInEval, LeftInEval)]
+NOISY = [(n, make) for n in WAYS if "func" not in n for make in (NoisyInEval, NoisyPartsInEval)]
 
 
 def prepare(module):
     module.eval()
 
 
-@pytest.mark.parametrize(("name", "make"), CASES)
+@pytest.mark.parametrize(("name", "make"), PLAIN + NOISY)
 def test_a_call_in_eval_mode_is_taught_in_eval_mode(make, name):
     assert_taught(make, WAYS[name], prepare=prepare)
 
@@ -99,7 +108,8 @@ def test_a_call_in_train_mode_is_taught_in_train_mode(name):
     assert_taught(CalledInTrain, WAYS[name])
 
 
-@pytest.mark.parametrize(("name", "make"), [*CASES, *[(name, CalledInTrain) for name in WAYS]])
+@pytest.mark.parametrize("name", MAIN)
+@pytest.mark.parametrize("make", [CalledInEval, PartsInEval, LeftInEval, CalledInTrain])
 def test_the_modes_after_the_step_are_those_without_the_term(make, name):
     modes = []
     for callbacks in ([], [sobolev(WAYS[name], Spy())]):

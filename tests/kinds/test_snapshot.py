@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.functional import mse_loss
 
 from tests.kinds._measure import (
-    WAYS,
+    MAIN,
     Spy,
     Step,
     Way,
@@ -21,7 +21,7 @@ from tests.kinds._measure import (
     update,
 )
 
-EVERY = {**WAYS, "value": Way("value"), "value, half of the rows": Way("value", rows=0.5)}
+EVERY = {**MAIN, "value": Way("value"), "value, half of the rows": Way("value", rows=0.5)}
 ways = pytest.mark.parametrize("way", EVERY.values(), ids=EVERY)
 
 
