@@ -5,15 +5,9 @@ Teach a network a target's derivatives with respect to its input, beside the tar
 """
 
 from lightning_sobolev.balance import Balanced
+from lightning_sobolev.callbacks import HarmCheck, KeepGenerators, StandardUnits
 from lightning_sobolev.functional.norms import TimeSpaceNorm
-from lightning_sobolev.plugin import (
-    CompileSettings,
-    HarmCheck,
-    KeepGenerators,
-    SobolevCallback,
-    SobolevMixin,
-    StandardUnits,
-)
+from lightning_sobolev.plugin import CompileSettings, SobolevCallback, SobolevMixin
 from lightning_sobolev.spec import Cosine, Linear, SobolevSpec, SobolevTerm, Step
 from lightning_sobolev.standardization import Standardized, Standardizer
 from lightning_sobolev.teachers import (

@@ -9,7 +9,7 @@ from torch.testing import assert_close
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_sobolev import AnalyticTeacher, HarmCheck, SobolevCallback, SobolevSpec, SobolevTerm
-from lightning_sobolev.plugin.twin import Twin
+from lightning_sobolev.callbacks.twin import Twin
 from tests.plugin._students import Regressor, mlp
 from tests.plugin._trainers import trainer, weights
 

@@ -70,11 +70,10 @@ def test_it_answers_in_eval_mode_and_leaves_modes_as_they_were(x):
 
 def test_a_function_for_the_compiler_is_in_eval_mode(x):
     net = network()
-    function = NetworkTeacher(net).function(torch.tanh, torch.float64)
+    teacher = NetworkTeacher(net)
     expected = net(x).tanh()
     net.train()
-    function = NetworkTeacher(net).function(torch.tanh, torch.float64)
-    assert_close(function(x), expected, rtol=0, atol=0)
+    assert_close(teacher.function(torch.tanh, x.dtype)(x), expected, rtol=0, atol=0)
 
 
 def test_a_tensor_passes_through_few_functions(x):
