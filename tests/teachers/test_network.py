@@ -112,6 +112,13 @@ def test_it_answers_in_its_own_precision_and_the_students_type(x):
     assert jet.vjp(torch.ones(1, 4, 2, dtype=torch.float64)).dtype == torch.float64
 
 
+def test_an_output_map_is_not_taken_in_half_precision(x):
+    teacher = NetworkTeacher(network(torch.bfloat16))
+    found = teacher.at(Query(x.float(), OUTPUT_MAPS["softmax"])).value
+    y = teacher.network(x.bfloat16())
+    assert_close(found, y.float().softmax(-1), rtol=1e-6, atol=0)
+
+
 def test_autocast_around_it_does_not_reach_it(x):
     teacher = NetworkTeacher(network(torch.float32))
     expected = teacher.at(Query(x.float())).value
