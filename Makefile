@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup fmt check test slow doctest docs compatibility thirdparty
+.PHONY: help setup fmt check test slow doctest docs compatibility thirdparty mutation mutants
 
 help:     ## Show the targets
 	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/: +##/\t/'
@@ -23,5 +23,11 @@ thirdparty: ## Teach modules of published packages, in an environment of their o
 	.thirdparty/bin/pip install -c constraints.txt -e . pytest -r tests/third_party/requirements.txt
 	.thirdparty/bin/python -m pytest -m third_party tests/third_party \
 	  --write-compatibility docs/compatibility.md
+mutation: ## Mutate the core and count what the tests notice (pip install -e ".[mutation]")
+	python tests/mutation.py --sample 1000 --page docs/results/mutation.md
+mutants:  ## Break derivative matching in five ways; tests of ten files must notice each
+	for name in term-x-0 term-x-2 scale-left-out same-directions teacher-is-student; do \
+	  python -m pytest -n 2 -q --tb=no -p no:cacheprovider --mutant=$$name || failed=1; \
+	done; test -z "$$failed"
 docs:     ## The documentation, warnings as errors
 	python -m sphinx -W -q -b html docs docs/_build/html

@@ -42,6 +42,19 @@ def pytest_addoption(parser):
         metavar="PAGE",
         help="replace those tables of PAGE whose rows this run has measured",
     )
+    parser.addoption(
+        "--mutant",
+        metavar="NAME",
+        help="break the package as tests/_mutants.py says; pass if tests of enough files fail",
+    )
+
+
+def pytest_configure(config):
+    name = config.getoption("--mutant")
+    if name is not None:
+        from tests._mutants import BrokenPackage
+
+        config.pluginmanager.register(BrokenPackage(name))
 
 
 @pytest.fixture
