@@ -3,6 +3,7 @@
 import copy
 import json
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
@@ -120,7 +121,8 @@ def test_a_sample_has_its_directions_in_every_batch(tmp_path, data):
 
 def test_steps_take_turns_with_all_the_draws(tmp_path, data):
     teacher, term = cached(tmp_path, data, settings()), SobolevTerm()
-    drawn = [given(teacher, query(data, [0], step=step), term)[0, 0] for step in range(40)]
+    about = query(data, [0])  # the same batch in every step
+    drawn = [given(teacher, replace(about, step=step), term)[0, 0] for step in range(40)]
     assert len({tuple(one.tolist()) for one in drawn}) == 4
     # which one of them is a hash of the step: the same in every version
     every = [
@@ -141,6 +143,8 @@ def test_terms_and_their_rows_are_asked_in_any_order(tmp_path, data):
     u_whole, u_two, u_part = (
         given(teacher, *asking) for asking in ((whole, one), (whole, two), (part, two))
     )
+    assert torch.equal(u_two[:1], u_whole)
+    assert not torch.equal(*u_two)
     again = Query(data[numbers[rows]], on, batch, rows=rows.clone(), step=3)
     dense = dense_jacobian(lambda x: torch.log_softmax(network()(x), -1), data[numbers])
     expected = lambda u, J: torch.einsum("pbo,boi->pbi", u, J)  # noqa: E731
