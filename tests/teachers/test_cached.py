@@ -3,6 +3,7 @@
 import copy
 import json
 import pickle
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -152,6 +153,14 @@ def test_terms_and_their_rows_are_asked_in_any_order(tmp_path, data):
     assert_close(teacher.at(whole).vjp(u_whole), expected(u_whole, dense))
     assert_close(teacher.at(whole).vjp(u_two), expected(u_two, dense))
     assert_close(teacher.at(part).value, teacher.at(whole).value[rows])
+
+
+def test_directions_of_earlier_steps_are_let_go(tmp_path, data):
+    teacher, about = cached(tmp_path, data, settings()), query(data, [0])
+    kept = weakref.ref(given(teacher, about, SobolevTerm()))
+    assert kept() is not None
+    given(teacher, replace(about, step=1), SobolevTerm())
+    assert kept() is None
 
 
 def test_a_term_of_the_values_needs_no_directions(tmp_path, data):
