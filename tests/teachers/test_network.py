@@ -74,6 +74,10 @@ def test_a_function_for_the_compiler_is_in_eval_mode(x):
     expected = net(x).tanh()
     net.train()
     assert_close(teacher.function(torch.tanh, x.dtype)(x), expected, rtol=0, atol=0)
+    headed = NetworkTeacher(Headed())
+    y = headed.network.body(x)
+    assert_close(headed.function(torch.tanh, x.dtype)(x), y.square().tanh())
+    assert_close(headed.function(torch.tanh, x.dtype, ("heads", 1))(x), y.tanh())
 
 
 def test_a_tensor_passes_through_few_functions(x):
