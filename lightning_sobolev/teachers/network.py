@@ -88,7 +88,7 @@ class NetworkTeacher(Teacher):
 
         Results are of type ``dtype``; ``output`` is the student's path, as :meth:`at` follows it.
         """
-        if any(map(_IS_TRAINING, self.network.modules())):
+        if any(module.training for module in self.network.modules()):
             self.network.eval()
         return self._answered_by(self.network, on, dtype, output)
 
