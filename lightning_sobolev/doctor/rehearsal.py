@@ -1,20 +1,36 @@
 """A call of the student, kept so that a copy of it can be called alike."""
 
 import copy
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from lightning_sobolev import _paths
 from lightning_sobolev.observe.call import RowCut
 from lightning_sobolev.observe.options import ObserveOptions
-from lightning_sobolev.observe.places import Inputs
+from lightning_sobolev.observe.places import Inputs, dressed, undressed
 from lightning_sobolev.observe.recorder import Observed
 
 Change = Callable[[Tensor], Tensor]
+
+
+@contextmanager
+def own_random_numbers() -> Iterator[None]:
+    """Put every global generator back where it was, whatever happens."""
+    python, numpys = random.getstate(), np.random.get_state()
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=list(devices)):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpys)
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +52,7 @@ class Rehearsal:
             own = {} if call.outer is not None else dict.fromkeys(call.place.paths, 0)
             inputs = RowCut(cut.rows, {**own, **cut.axes}).take(inputs)
         modes = [training for _, training in call.snapshot.modes] if call.snapshot else []
-        kept = _paths.map_tensors(inputs, Tensor.detach)
+        kept = _paths.map_tensors(inputs, lambda t: dressed(undressed(t).detach(), t))
         # The copy is called once: whichever call it was, it is the first.
         options = replace(seen.recorder.options, call="first", engine="tape")
         return cls(call.module, kept, tuple(modes), options, call.direct)
@@ -47,7 +63,8 @@ class Rehearsal:
         copied._apply(change)  # type: ignore[no-untyped-call]
         for part, training in zip(copied.modules(), self.modes, strict=False):
             part.training = training
-        return replace(self, module=copied, inputs=_paths.map_tensors(self.inputs, change))
+        changed = _paths.map_tensors(self.inputs, lambda t: dressed(change(undressed(t)), t))
+        return replace(self, module=copied, inputs=changed)
 
     def call(self) -> Any:
         """Make the call."""

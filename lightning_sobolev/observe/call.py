@@ -15,11 +15,13 @@ Note [half precision]
 
 import functools
 import inspect
+import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -27,7 +29,7 @@ from torch.func import functional_call
 from lightning_sobolev import _paths
 from lightning_sobolev._checks import require
 from lightning_sobolev.functional.precision import InnerPrecision
-from lightning_sobolev.observe.places import FIRST, Forward, Inputs, Place
+from lightning_sobolev.observe.places import FIRST, Forward, Inputs, Place, dressed, undressed
 from lightning_sobolev.observe.remedies import Remedies, sharded_parts
 
 _HALF = (torch.float16, torch.bfloat16)
@@ -53,7 +55,7 @@ class Snapshot:
     weights: dict[str, tuple[Tensor, int]]
     buffers: dict[str, Tensor]
     modes: list[tuple[nn.Module, bool]]
-    random: Tensor
+    random: tuple[Tensor, Any, Any]
     device_random: Tensor | None
     autocast: tuple[bool, torch.dtype]
 
@@ -66,7 +68,7 @@ class Snapshot:
             {name: (tensor, tensor._version) for name, tensor in named},
             {n: b.clone() for n, b in module.named_buffers(remove_duplicate=False)},
             [(part, part.training) for part in module.modules()],
-            torch.get_rng_state(),
+            (torch.get_rng_state(), random.getstate(), np.random.get_state()),
             torch.cuda.get_rng_state(device) if kind == "cuda" else None,
             (torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)),
         )
@@ -99,15 +101,16 @@ class Call:
     snapshot: Snapshot | None = None
     copies: dict[str, Tensor] | None = None
 
-    def keep_inputs(self, x: Tensor) -> None:
+    def keep_inputs(self, x: Tensor, like: Tensor) -> None:
         """Keep the arguments as they are now: the step may write into them after the call."""
         if self.is_input_alone:
             self.inputs = {"args": (x,), "kwargs": {}}
         else:
-            own = _paths.map_tensors(self.inputs, torch.clone)
-            self.inputs = self.place.fill(own, x.detach())
+            self.inputs = self.place.fill(
+                _paths.map_tensors(self.inputs, _kept), dressed(x.detach(), like)
+            )
         if self.outer is not None:
-            self.outer = _paths.map_tensors(self.outer, torch.clone)
+            self.outer = _paths.map_tensors(self.outer, _kept)
 
     def cut_to(self, cut: "RowCut") -> "Call":
         """Return the call with some rows of the arguments that have them, for :meth:`repeat`."""
@@ -123,14 +126,8 @@ class Call:
 
     def describe_input(self, x: Tensor) -> str:
         """Say in a few words which input is observed: ``x: args.0 [8, 3]``."""
-        names = list(inspect.signature(self.forward).parameters)
-        words = []
-        for path in self.place.paths:
-            inner = path[1] if path[0] == "kwargs" else None
-            is_known = path[0] == "args" and isinstance(path[1], int) and path[1] < len(names)
-            name = names[path[1]] if is_known else inner  # type: ignore[index]
-            words.append(f"{name}: {'.'.join(map(str, path))}")
-        return f"{', '.join(words)} {list(x.shape)}"
+        paths = " + ".join(".".join(map(str, path)) for path in self.place.paths)
+        return f"x: {paths} {list(x.shape)}"
 
     def accepts(self, network: nn.Module) -> bool:
         """Whether there is more to repeat than the input, and ``network`` takes it by name."""
@@ -236,6 +233,10 @@ class Call:
         return torch.autocast(device, dtype=torch.bfloat16, enabled=low)
 
 
+def _kept(tensor: Tensor) -> Tensor:
+    return dressed(undressed(tensor).clone(), tensor)
+
+
 @functools.lru_cache(maxsize=16)
 def _accepts(own: Forward, other: Forward, count: int, names: tuple[str, ...]) -> bool:
     mine, theirs = (inspect.signature(forward).parameters for forward in (own, other))
@@ -292,11 +293,18 @@ def widened(tree: Any) -> Any:
 @contextmanager
 def _same_random_numbers(snapshot: Snapshot, device: torch.device) -> Iterator[None]:
     devices = [device] if snapshot.device_random is not None else []
+    own, numpys = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=devices):
-        torch.set_rng_state(snapshot.random)
+        torch.set_rng_state(snapshot.random[0])
+        random.setstate(snapshot.random[1])
+        np.random.set_state(snapshot.random[2])
         if snapshot.device_random is not None:
             torch.cuda.set_rng_state(snapshot.device_random, device)
-        yield
+        try:
+            yield
+        finally:
+            random.setstate(own)
+            np.random.set_state(numpys)
 
 
 @contextmanager
