@@ -6,6 +6,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from lightning_sobolev import BatchTeacher, CompileSettings, SobolevTerm
+from lightning_sobolev._types import Query
 from lightning_sobolev.loss.draws import Draws
 from lightning_sobolev.functional import FuncJet, tape_jet
 from lightning_sobolev.functional.band_limits import kept
@@ -79,8 +80,8 @@ def test_a_row_of_which_an_entry_is_unknown_is_left_out(x):
     low = masked_by_numpy(dense_jacobian(net(1), x) - jacobian, kept(SHAPE[1:], RATE))
     known = [0, 2]
     teacher = BatchTeacher(jacobian="j", value="y")
-    batch = {"j": broken, "y": net(2)(x).detach()}
-    theirs = teacher.at(x, lambda y: y, batch)
+    batch = {"x": x, "j": broken, "y": net(2)(x).detach()}
+    theirs = teacher.at(Query(x, batch=batch))
     found = evaluated(exact(), ours, theirs, x, allows_unknown=True)
     assert_close(found, low[known].square().sum() / 2)
 

@@ -1,4 +1,4 @@
-"""Companions of the Sobolev callback, each useful by itself."""
+"""Companions of the Sobolev callback: a twin without terms, standardized units, generators."""
 
 from lightning_sobolev.callbacks.generators import KeepGenerators
 from lightning_sobolev.callbacks.harm import HarmCheck

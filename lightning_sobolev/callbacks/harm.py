@@ -8,8 +8,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
 from lightning_sobolev._checks import require
-from lightning_sobolev.plugin.report import log_key as key
 from lightning_sobolev.callbacks.twin import Silent, Twin
+
+_LOGGED = "val/sobolev/harm_ratio"
 
 
 class HarmCheck(Callback):
@@ -94,7 +95,7 @@ class HarmCheck(Callback):
         if trainer.sanity_checking or not (own > 0.0 and other > 0.0):
             return
         self.ratios.append(own / other)
-        pl_module.log(key("val", "harm_ratio"), self.ratios[-1])
+        pl_module.log(_LOGGED, self.ratios[-1])
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -1,6 +1,8 @@
 """Train in standardized units with data in the user's own."""
 
-from functools import partial
+import copy
+import functools
+from collections.abc import Callable
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -8,13 +10,12 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from lightning_sobolev import _paths
-from lightning_sobolev.plugin.callback import SobolevCallback
-from lightning_sobolev.plugin.resolve import ahead_of_finders
-from lightning_sobolev.observe.shadow import Shadow
+from lightning_sobolev.plugin import SobolevCallback
 from lightning_sobolev.standardization import Standardized
 from lightning_sobolev.teachers import BatchTeacher, DirectionalTeacher
 
 _HOOK = "on_after_batch_transfer"
+_FINDERS = ("LearningRateFinder", "BatchSizeFinder")  # by name: pytorch_lightning has its own
 Where = str | int | None
 
 
@@ -61,7 +62,7 @@ class StandardUnits(Callback):
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
-            ahead_of_finders(trainer, self)
+            _move_ahead_of_finders(trainer, self)
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -72,8 +73,8 @@ class StandardUnits(Callback):
         self._network.switch(to_standard_units=True)
         self._owner = _owner(trainer, pl_module)
         self._earlier = vars(self._owner).get(_HOOK)
-        converted = partial(self._converted, getattr(self._owner, _HOOK))
-        vars(self._owner)[_HOOK] = Shadow(self._owner, _HOOK, converted)
+        hook = getattr(self._owner, _HOOK)
+        vars(self._owner)[_HOOK] = _Converting(hook, functools.partial(self._converted, hook))
 
     on_validation_start = on_test_start = on_fit_start
 
@@ -110,6 +111,27 @@ class StandardUnits(Callback):
         self._network, self._owner, self._earlier = None, None, None
 
 
+class _Converting:
+    """Stands in for a hook; copies and pickles as the method that it stands in for."""
+
+    def __init__(self, hook: Callable[..., Any], converted: Callable[..., Any]) -> None:
+        functools.update_wrapper(self, hook)
+        self._hook, self._function = hook, converted
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._function(*args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return copy.deepcopy(self._hook, memo)  # bound to the copy of its owner
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return _same, (self._hook,)
+
+
+def _same(hook: Any) -> Any:
+    return hook
+
+
 def _only_one(module: nn.Module) -> Standardized:
     found = [part for part in module.modules() if isinstance(part, Standardized)]
     if len(found) != 1:
@@ -127,6 +149,16 @@ def _owner(trainer: Trainer, module: LightningModule) -> Any:
     inherited = f"DataHooks.{_HOOK}"
     is_own = data is not None and getattr(type(data), _HOOK).__qualname__ != inherited
     return data if is_own else module
+
+
+def _move_ahead_of_finders(trainer: Trainer, callback: Callback) -> None:
+    # What searches for a setting shall search with batches in the units of the training.
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    others = [other for other in callbacks if other is not callback]
+    places = [n for n, other in enumerate(others) if type(other).__name__ in _FINDERS]
+    if places:
+        moved = [*others[: places[0]], callback, *others[places[0] :]]
+        trainer.callbacks = moved  # type: ignore[attr-defined]
 
 
 def _check_teachers(trainer: Trainer) -> None:

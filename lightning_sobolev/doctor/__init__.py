@@ -9,7 +9,7 @@ from torch import nn
 
 from lightning_sobolev.doctor import layers
 from lightning_sobolev.doctor.cost import Cost, measure
-from lightning_sobolev.doctor.gradients import examine
+from lightning_sobolev.doctor.differences import examine
 from lightning_sobolev.doctor.rehearsal import Rehearsal
 from lightning_sobolev.loss.loss import Occasion, SobolevLoss
 from lightning_sobolev.observe.recorder import Observed, Recorder

@@ -4,6 +4,12 @@ Every kind has the same scale: over the draw, the mean over projections of
 :math:`|u_p^\top J|^2` has expectation :math:`|J|_F^2`, because :math:`E[u u^\top] = I`. A weight
 therefore means the same for each kind, number of projections and batch size. A unit vector on the
 sphere in C dimensions alone would give :math:`|J|_F^2 / C`.
+
+Note [hashing]
+    What is random is a pure function of integers, hashed by the mixing function of splitmix64
+    (Steele, Lea and Flood 2014, Fast Splittable Pseudorandom Number Generators), on tensors and on
+    integers. int64 arithmetic wraps around as unsigned arithmetic does; only the shifts need a
+    mask.
 """
 
 import math
@@ -14,9 +20,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lightning_sobolev._checks import require
-from lightning_sobolev.functional._hashing import GOLDEN, hash_words, mix, shifted, signed
 
 PROJECTIONS = ("sphere", "gaussian", "rademacher", "basis")
+
+GOLDEN, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+_WORD = 2**64 - 1
 
 
 def draw(
@@ -119,9 +127,46 @@ def counter_draw(
     return flat.reshape(len(index), *rest).to(torch.get_default_dtype() if dtype is None else dtype)
 
 
-def generator_for(*words: int) -> torch.Generator:
-    """Return a CPU generator whose seed is a hash of ``words``, their order and their number."""
-    return torch.Generator().manual_seed(hash_words(*words))
+def generator_for(*words: int, generator: torch.Generator | None = None) -> torch.Generator:
+    """Return a generator whose seed is a hash of ``words``, their order and their number.
+
+    It is ``generator``, seeded anew, or a new one on the CPU.
+    """
+    seeded = torch.Generator() if generator is None else generator
+    return seeded.manual_seed(hash_words(*words))
+
+
+def hash_words(*words: int) -> int:
+    """Hash integers, their order and their number to an unsigned word."""
+    state = len(words)
+    for word in words:
+        state = _mix_int(state ^ _mix_int(word & _WORD))
+    return state
+
+
+def mix(words: Int[Tensor, "*any"]) -> Int[Tensor, "*any"]:
+    """Hash every int64."""
+    words = words + signed(GOLDEN)
+    words = (words ^ shifted(words, 30)) * signed(_FIRST)
+    words = (words ^ shifted(words, 27)) * signed(_SECOND)
+    return words.bitwise_xor(shifted(words, 31))
+
+
+def shifted(words: Int[Tensor, "*any"], by: int) -> Int[Tensor, "*any"]:
+    """Shift right as unsigned words."""
+    return (words >> by).bitwise_and((1 << (64 - by)) - 1)
+
+
+def signed(word: int) -> int:
+    """Return the int64 with the bits of an unsigned word."""
+    return word - 2**64 if word >= 2**63 else word
+
+
+def _mix_int(word: int) -> int:
+    word = (word + GOLDEN) & _WORD
+    word = ((word ^ (word >> 30)) * _FIRST) & _WORD
+    word = ((word ^ (word >> 27)) * _SECOND) & _WORD
+    return word ^ (word >> 31)
 
 
 def _check_kind(kind: str) -> None:

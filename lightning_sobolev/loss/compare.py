@@ -167,7 +167,7 @@ class RunningScales:
         if self.frozen and count:
             return mean
         # Looking at a number makes everybody wait: only where a constant target can show itself.
-        if count == 0 and not float(batch_mean.sum()) > 0.0:
+        if count == 0 and float(batch_mean.sum()) <= 0.0:  # NaN is found in the target itself
             raise ValueError(
                 f"the target of term {key!r} must not vanish when it is normalized, got a mean of "
                 f"{float(batch_mean.sum())}; use normalize='none' if a zero derivative is what you "

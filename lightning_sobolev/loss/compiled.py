@@ -154,7 +154,7 @@ class Compiler:
         query = Query(x, on, occasion.batch, asked.rows, seen.call, occasion.number)
         outside = bool(asked.indices) and not _is_inside(loss)
         target = loss.teacher.at(query) if outside else None
-        where = Point(seen, loss.draws(occasion.number, seen.number), query, None, target)
+        where = Point(seen, loss.draws(occasion.number, 0), query, None, target)
         directions = {index: loss.directions(index, where, like) for index in asked.indices}
         if target is None:
             return directions, None

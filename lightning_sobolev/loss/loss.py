@@ -4,6 +4,7 @@ Callback, mixin, Fabric and plain loops, the doctor and the cost meter all call 
 """
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -50,6 +51,7 @@ class Occasion:
         step: Global step, which weights depend on.
         batch: What the step was given.
         value_loss: The loss that balanced weights are measured against.
+        offset: Number of calls of the same step that were evaluated before.
         parameters: What is trained; None: the parameters of the observed module.
         trains: Whether a graph to the parameters is expected.
     """
@@ -58,6 +60,7 @@ class Occasion:
     step: int
     batch: Any = None
     value_loss: Tensor | None = None
+    offset: int = 0
     parameters: Callable[[], Any] | None = None
     trains: bool = True
 
@@ -127,14 +130,18 @@ class SobolevLoss:
         self.forgives_overflow = False
         self._generators: Generators = {}
         self._recorder: Recorder | None = None
+        self.counter = 0
         self.reset()
 
     def reset(self) -> None:
-        """Forget draws, scales and balanced weights, as a new one."""
-        self.counter, self.scales, self.balance = 0, RunningScales(), RunningBalance()
-        self.start_anew()
+        """Begin anew with scales and balanced weights, and look at student and processes again.
 
-    def start_anew(self) -> None:
+        The draws go on: no two trainings with one loss have the same.
+        """
+        self.scales, self.balance = RunningScales(), RunningBalance()
+        self.begin()
+
+    def begin(self) -> None:
         """Look at the student's backward pass again, and at the processes there are."""
         self._looked_at: set[str] = set()
         is_several = torch.distributed.is_available() and torch.distributed.is_initialized()
@@ -250,8 +257,10 @@ class SobolevLoss:
             weight = weight if type(weight) is float and term.every_n_steps == 1 else term.weight_at(occasion.step)
             report.weights[term.key] = weight
             if weight != 0.0:
-                parts = [self._ask(index, seen, points, occasion) for seen in observed]
+                parts = [self._ask(index, n, observed[n], points, occasion) for n in range(len(observed))]
                 asked.append((index, term, parts))
+        for point in points.values():
+            point.target = None
         for index, term, parts in asked:
             compared = [self._compare(index, part, report, occasion.trains) for part in parts]
             self._take_in(term, join(compared), report)
@@ -262,26 +271,27 @@ class SobolevLoss:
         return report
 
     def _ask(
-        self, index: int, seen: Observed, points: dict[tuple[int, float], Point], occasion: Occasion
+        self, index: int, number: int, seen: Observed, points: dict[tuple[int, float], Point],
+        occasion: Occasion,
     ) -> tuple[Point, Directions, Tensor | None]:
         term = self.spec.terms[index]
-        place = (seen.number, term.rows)
+        place = (number, term.rows)
         point = points.get(place)
         if point is None:
-            point = points[place] = self._point(seen, term.rows, occasion)
+            point = points[place] = self._point(seen, number, term.rows, occasion)
         if point.student is None or point.target is None:
             return point, Directions(), None
         directions = self.directions(index, point, point.student.value)
         target = project_target(term, point.target, directions, point.student.value.shape)
         return point, directions, target
 
-    def _point(self, seen: Observed, fraction: float, occasion: Occasion) -> Point:
-        draws = self.draws(occasion.number, seen.number)
+    def _point(self, seen: Observed, number: int, fraction: float, occasion: Occasion) -> Point:
+        draws = self.draws(occasion.number, occasion.offset + number)
         rows = None
         if fraction < 1.0 and seen.size:
             rows = draws.rows(fraction, seen.size).to(seen.x.device)
         if rows is not None or seen.replay_only:
-            push = self.push(occasion.number, occasion.batch, rows)
+            push = self.push(occasion.number, occasion.batch, rows, occasion.offset + number)
             seen = seen.replay(rows, fraction, push if self.pushed_term is not None else None)
         call, x = seen.call, seen.x.detach()
         query = Query(x, self.spec.output_map, occasion.batch, rows, call, occasion.number)
@@ -315,10 +325,10 @@ class SobolevLoss:
             tangents = ready if ready is not None else draws.tangents(index, term, point.query.x)
         return Directions(cotangents, tangents)
 
-    def push(self, number: int, batch: Any, rows: Tensor | None = None) -> Any:
+    def push(self, number: int, batch: Any, rows: Tensor | None = None, offset: int = 0) -> Any:
         """Return who gives forward mode its tangents, once the input is known."""
 
-        def tangents(call: Any, x: Tensor) -> Tensor | None:
+        def tangents(call: Any, x: Tensor, place: int) -> Tensor | None:
             index = self.pushed_term
             if index is None:
                 return None
@@ -327,7 +337,7 @@ class SobolevLoss:
             own = self.teacher.directions(query, term)
             if own is not None:
                 return _fitting(own, term, x).tangents
-            return self.draws(number, 0).tangents(index, term, x)
+            return self.draws(number, place + offset).tangents(index, term, x)
 
         return tangents
 
@@ -363,7 +373,8 @@ class SobolevLoss:
         elif term.key not in self._looked_at:
             self._looked_at.add(term.key)
             assert point.student is not None
-            recorded.check_linear(term, point.student)
+            inner = point.seen.recorder.options.inner_precision
+            recorded.check_linear(term, point.student, inner)
 
     def _take_in(self, term: SobolevTerm, comparison: Comparison, report: Report) -> None:
         key = term.key
@@ -401,7 +412,13 @@ class SobolevLoss:
 
     def _judge(self, key: str, number: float, outputs: list[Tensor], step: int) -> None:
         # The targets are finite: they were checked before.
-        if math.isfinite(number) or self.forgives_overflow:
+        if math.isfinite(number):
+            return
+        if self.forgives_overflow:
+            if "overflow" not in self._looked_at:
+                self._looked_at.add("overflow")
+                text = f"term {key!r} must be finite, got {number}; the gradient scaler skips such steps"
+                warnings.warn(text, stacklevel=2)
             return
         culprit = _CULPRITS[all(bool(y.isfinite().all()) for y in outputs)]
         raise FloatingPointError(f"term {key!r} must be finite, got {number} at step {step}: {culprit}")

@@ -17,7 +17,7 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -109,6 +109,12 @@ class Call:
         if self.outer is not None:
             self.outer = _paths.map_tensors(self.outer, torch.clone)
 
+    def cut_to(self, cut: "RowCut") -> "Call":
+        """Return the call with some rows of the arguments that have them, for :meth:`repeat`."""
+        if self.is_input_alone:
+            return self
+        return replace(self, inputs=cut.take(self.inputs))
+
     @property
     def is_input_alone(self) -> bool:
         """Whether the observed input was the only argument, given by position."""
@@ -164,7 +170,7 @@ class Call:
         with ExitStack() as stack:
             stack.enter_context(_same_random_numbers(snapshot, point.device))
             stack.enter_context(_modes(snapshot.modes, options.batch_norm_in_eval))
-            stack.enter_context(_buffers(self.module, self._own_buffers(snapshot)))
+            stack.enter_context(_buffers(self.module, self._own_buffers(snapshot, options)))
             if evaluate is not None:
                 require(not weights and self.outer is None, "compile", _AS_IT_IS, True)
                 return evaluate(inputs)
@@ -209,11 +215,16 @@ class Call:
             self.copies = {name: single[id(tensor)] for name, tensor in half.items()}
         return self.copies
 
-    def _own_buffers(self, snapshot: Snapshot) -> dict[str, Tensor]:
-        wide = not sharded_parts(self.module)
+    def _own_buffers(self, snapshot: Snapshot, options: ReplayOptions) -> dict[str, Tensor]:
+        wide, buffers = not sharded_parts(self.module), dict(snapshot.buffers)
+        if options.batch_norm_in_eval:  # as an evaluation would see them now
+            for prefix, norm in self.module.named_modules():
+                if isinstance(norm, nn.modules.batchnorm._BatchNorm):
+                    path = f"{prefix}." if prefix else ""
+                    buffers.update({path + n: b for n, b in norm.named_buffers(recurse=False)})
         return {
             name: buffer.float() if wide and buffer.dtype in _HALF else buffer.clone()
-            for name, buffer in snapshot.buffers.items()
+            for name, buffer in buffers.items()
         }
 
     def _precision(self, options: ReplayOptions, device: str) -> torch.autocast:

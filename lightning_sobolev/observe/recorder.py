@@ -25,7 +25,7 @@ from lightning_sobolev.observe.remedies import sharded_parts
 from lightning_sobolev.observe.rows import RowAxes
 from lightning_sobolev.observe.shadow import Passing, Shadow
 
-Push = Callable[["Call | None", Tensor], Tensor | None]
+Push = Callable[["Call", Tensor, int], Tensor | None]
 """Tangents of forward mode, once the input is known; None where there are none."""
 
 
@@ -98,14 +98,14 @@ class Observed:
             x = x.float()
         # x[rows] of our own leaf would hang the second graph below the first one.
         x = x if self.x.grad_fn is not None else x.detach().requires_grad_()
-        seen = Observed(call, recorder, x, self.y, self.number)
+        seen = Observed(call if cut is None else call.cut_to(cut), recorder, x, self.y, self.number)
         if recorder.compiled is not None:
             whole = recorder.compiled.replay(seen, rows, fraction, cut)
             if whole is not None:
                 return whole
         run = partial(call.replay, options=recorder.replay_options, cut=cut)
         if recorder.engine == "func":
-            seen.tangents = None if push is None else push(call, x)
+            seen.tangents = None if push is None else push(call, x, 0)
             seen.func_jet, _, seen.y = recorder.func_jet(run, call, x, seen.tangents)
         else:
             seen.y = select_output(plain(run(x.clone())), call.output, x)
@@ -375,7 +375,7 @@ class Recorder:
         if only or self.needs.parts or self.needs.replays or self.snapshots:
             call.snapshot = Snapshot.take(watch.module, x.device)
         call.keep_inputs(x)
-        seen = Observed(call, self, x, x, watch.calls - 1, only)
+        seen = Observed(call, self, x, x, watch.calls - 1, replay_only=only)
         with self.replay_options.remedies:
             result = self._evaluated(seen, inputs, tensor)
         watch.observed.append(seen)
@@ -394,7 +394,8 @@ class Recorder:
             if found is not None:
                 return found[0]
         if self.engine == "func":
-            seen.tangents = None if self.push is None else self.push(call, x)
+            place = seen.number if self.options.call == "all" or self.needs.every_call else 0
+            seen.tangents = None if self.push is None else self.push(call, x, place)
             run = partial(_first_then_again, call, inputs, [], self.replay_options)
             seen.func_jet, result, y = self.func_jet(run, call, x, seen.tangents)
             seen.y, seen.node = y.clone(), y.grad_fn

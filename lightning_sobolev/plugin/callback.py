@@ -1,5 +1,6 @@
 """Sobolev terms for any LightningModule, by a callback."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -206,7 +207,7 @@ class SobolevCallback(Callback):
             loss.teacher.to(module.device)  # the trainer moves no callback
         self._trainer = trainer
         self._plan = resolve(trainer, module, self.options, loss)
-        loss.start_anew()
+        loss.begin()
         loss.forgives_overflow = getattr(trainer.precision_plugin, "scaler", None) is not None
         self._reporter = Reporter(loss)
         self._module, self._is_described = module, False
@@ -305,9 +306,11 @@ class SobolevCallback(Callback):
     def _occasion(self, value_loss: Tensor | None) -> Occasion:
         assert self._trainer is not None
         parameters: Callable[[], Any] = self._module.parameters
+        offset = 0 if self._module.automatic_optimization else self._gave - 1
         return Occasion(
-            self._number, self._trainer.global_step, self._batch, value_loss, parameters
-        )
+            self._number, self._trainer.global_step, self._batch, value_loss, max(offset, 0),
+            parameters,
+        )  # fmt: skip
 
     def terms(self, observed: list[Observed], value_loss: Tensor) -> Report | None:
         """Return the terms at observed calls; None where there is no call."""
@@ -393,7 +396,7 @@ class SobolevCallback(Callback):
                 number = f"call {is_open[-1].number} of {watch.calls}"
                 raise ValueError(f"{_NO_BACKWARD}; it was {number}, chosen by call={call!r}")
 
-    def check_gradients(self, leaves: list[Tensor]) -> None:
+    def check_gradients(self, loss: Tensor, leaves: list[Tensor]) -> None:
         """Refuse NaN in the gradients of a finite loss, before an optimizer takes them in."""
         report = self.report
         if report is None or not report.terms or self.loss.forgives_overflow:
@@ -405,10 +408,13 @@ class SobolevCallback(Callback):
             found = [getattr(gradient, "_local_tensor", gradient) for gradient in of_weights]
         if found:
             size = found[0].norm() if len(found) == 1 else get_total_norm(found)
+            # A loss that is no number itself is its user's to see.
+            is_number = loss.detach().isfinite()
+            size = torch.where(is_number, size, torch.zeros_like(size))
             self.loss.checks.settle([(size, self._judge_gradient)])
 
     def _judge_gradient(self, size: float) -> None:
-        if size == size and size != float("inf"):
+        if math.isfinite(size):
             return
         for name, parameter in self._module.named_parameters():
             gradient = parameter.grad

@@ -132,7 +132,7 @@ class ObservedStep:
                 explain(error)
                 raise
         for callback in self.callbacks:
-            callback.check_gradients(leaves)
+            callback.check_gradients(loss, leaves)
 
     def validation_step(self, *args: Any, **kwargs: Any) -> Any:
         """Run the user's step; log the terms at its call of the student."""

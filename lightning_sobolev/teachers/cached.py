@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_sobolev import _paths
 from lightning_sobolev._types import Directions, InRows, OutRows, Query, Teacher, Values
-from lightning_sobolev.functional._hashing import hash_words
+from lightning_sobolev.functional.projections import hash_words
 from lightning_sobolev.spec import OUTPUT_MAPS, SobolevTerm
 from lightning_sobolev.teachers.arrays import taken_rows
 from lightning_sobolev.teachers.caching import marks, stored_direction

@@ -113,7 +113,7 @@ class DirectionalTeacher(Teacher):
         given = cast(Tensor, lookup("tangents", self._paths["tangents"], query, _NAME))
         shape, is_single = query.x.shape, given.shape == query.x.shape
         tangents = given[:, None] if is_single else given
-        if tangents.shape[:1] + tangents.shape[2:] != shape or tangents.ndim != len(shape) + 1:
+        if tangents.shape[:1] + tangents.shape[2:] != shape:
             raise ValueError(
                 f"tangents must have shape [batch, *in] or [batch, proj, *in] with *in = "
                 f"{list(shape[1:])}, got {list(given.shape)}"

@@ -2,9 +2,18 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from lightning_sobolev.functional._hashing import GOLDEN, mix, shifted, signed
 from lightning_sobolev.functional.fisher import fisher
-from lightning_sobolev.functional.projections import PROJECTIONS, counter_draw, draw, generator_for
+from lightning_sobolev.functional.projections import (
+    GOLDEN,
+    PROJECTIONS,
+    counter_draw,
+    draw,
+    generator_for,
+    hash_words,
+    mix,
+    shifted,
+    signed,
+)
 from tests import _laws
 
 REST = {"scalar": (), "one": (1,), "vector": (5,), "image": (2, 3)}
@@ -88,6 +97,17 @@ def test_generator_depends_on_every_word_on_their_order_and_number():
     # a CPU generator reads the low 32 bits of its seed only
     assert len({generator_for(*w).initial_seed() % 2**32 for w in words}) == len(words)
     assert generator_for(1, 2).initial_seed() == generator_for(1, 2).initial_seed()
+
+
+def test_a_run_that_is_resumed_by_a_later_release_draws_the_same():
+    assert hash_words(1, -2, 3) == 2_273_346_280_645_579_143
+
+
+def test_a_generator_is_seeded_anew(generator):
+    torch.rand(3, generator=generator)
+    assert generator_for(1, 2, generator=generator) is generator
+    again = torch.rand(3, generator=generator_for(1, 2))
+    assert_close(torch.rand(3, generator=generator), again, rtol=0, atol=0)
 
 
 def test_counter_draw_does_not_depend_on_the_batch(kind, rest):

@@ -75,9 +75,9 @@ def term_value(case, term, references):
         for number, (fn, x) in enumerate(case.observed(case.module, case.batch)):
             x = x.detach()
             shape = fn(x).shape
-            ours = projected(term, fn, x)
+            ours = projected(term, fn, x, number)
             if is_first:
-                theirs = projected(term, lambda p, s=shape: teacher_value(p, s), x)
+                theirs = projected(term, lambda p, s=shape: teacher_value(p, s), x, number)
                 references.append(theirs)
             error = ours - references[number]
             distances.append(error.square().flatten(2).sum(-1).mean())
@@ -85,9 +85,9 @@ def term_value(case, term, references):
     return torch.stack(distances).mean() / scale
 
 
-def projected(term, fn, x):
+def projected(term, fn, x, call=0):
     """The projected derivatives of fn at x for the draws of the first step, as values."""
-    draws = Draws(SEED, 0, 0)
+    draws = Draws(SEED, 0, 0, call)
     cotangents = draws.cotangents(0, term, fn(x).detach())
     tangents = draws.tangents(0, term, x)
     if term.order == 2:

@@ -38,18 +38,18 @@ def by_hand(batches=None, term=None, *, net=None, teacher=None, **options):
 
 
 def train_by_hand(net, teacher, batches, term, *, seed=0, lr=0.05, accumulate=1, ranks=1,
-                  draws=Draws, keep=lambda x: x):  # fmt: skip
+                  draws=Draws, keep=lambda x: x, first=0):  # fmt: skip
     """Run plain SGD on value loss + term; directions alone come from the package.
 
     With several ranks each has its rows of the batch and its own directions; the term is of those
-    rows that ``keep`` leaves.
+    rows that ``keep`` leaves. ``first`` is the number of the first draws.
     """
     optimizer = torch.optim.SGD(net.parameters(), lr=lr)
     references = []
     for number, (x, target) in enumerate(batches):
         loss = mse_loss(net(x), target)
         parts = [
-            _compared(net, teacher, keep(x)[rank::ranks], term, draws(seed, rank, number))
+            _compared(net, teacher, keep(x)[rank::ranks], term, draws(seed, rank, first + number))
             for rank in range(ranks)
         ]
         distance, reference = (torch.stack(values).mean() for values in zip(*parts, strict=True))

@@ -14,6 +14,7 @@ from lightning_sobolev import (
     SobolevTerm,
     Step,
 )
+from lightning_sobolev._types import Teacher
 from lightning_sobolev.plugin import report as step_log
 from tests.plugin._loops import by_hand, taught
 from tests.plugin._students import Learns, Regressor, mlp
@@ -32,15 +33,13 @@ class Log(L.Callback):
         return [float(step[f"train/sobolev/{key}"]) for step in self.steps]
 
 
-class CountsCalls:
-    allows_unknown = False
-
+class CountsCalls(Teacher):
     def __init__(self):
         self.teacher, self.calls = AnalyticTeacher(mlp(seed=7)), 0
 
-    def at(self, x, on, batch=None):
+    def at(self, query):
         self.calls += 1
-        return self.teacher.at(x, on, batch)
+        return self.teacher.at(query)
 
 
 def test_terms_and_their_weighted_sum_are_logged():

@@ -86,7 +86,7 @@ def test_a_crash_leaves_no_graph(engine, step, number):
     with pytest.raises(KeyError, match="a fault"):
         fit(module, points(), used)
     assert live_tensors(lambda tensor: tensor.grad_fn is not None) == before
-    assert used._meter._kept is None
+    assert used._doctor._kept is None
 
 
 # Which graphs are alive when

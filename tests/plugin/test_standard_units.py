@@ -1,4 +1,5 @@
 import copy
+import pickle
 
 import lightning.pytorch as L
 import pytest
@@ -125,6 +126,22 @@ def test_a_data_module_with_a_hook_of_its_own(data):
     expected = mse_loss(mlp(2, 1)(units.inputs(data["x"])), units.targets(data["y"] + 1.0))
     assert_close(student.losses[0], expected)
     assert "on_after_batch_transfer" not in vars(module)
+
+
+class Copied(Student):
+    def training_step(self, batch, batch_idx):
+        self.copies = [copy.deepcopy(self), pickle.loads(pickle.dumps(self))]
+        return super().training_step(batch, batch_idx)
+
+    def on_after_batch_transfer(self, batch, dataloader_idx):
+        return {**batch, "seen_by": id(self)}
+
+
+def test_copies_have_the_hook_of_their_own(data):
+    student = Copied(Standardized(mlp(2, 1), Standardizer.fit(data["x"], data["y"])))
+    fit(student, loader(data, rows=16), StandardUnits(x="x", y="y"))
+    for each in [student, *student.copies]:
+        assert each.on_after_batch_transfer({}, 0) == {"seen_by": id(each)}
 
 
 class Broken(Student):

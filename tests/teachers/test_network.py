@@ -70,11 +70,10 @@ def test_it_answers_in_eval_mode_and_leaves_modes_as_they_were(x):
 
 def test_a_function_for_the_compiler_is_in_eval_mode(x):
     net = network()
-    function = NetworkTeacher(net).function(torch.tanh, torch.float64)
+    teacher = NetworkTeacher(net)
     expected = net(x).tanh()
     net.train()
-    function = NetworkTeacher(net).function(torch.tanh, torch.float64)
-    assert_close(function(x), expected, rtol=0, atol=0)
+    assert_close(teacher.function(torch.tanh, x.dtype)(x), expected, rtol=0, atol=0)
 
 
 def test_a_tensor_passes_through_few_functions(x):
@@ -111,6 +110,13 @@ def test_it_answers_in_its_own_precision_and_the_students_type(x):
     assert jet.value.dtype == torch.float64
     assert_close(jet.value, teacher.network(x.float()).double(), rtol=0, atol=0)
     assert jet.vjp(torch.ones(1, 4, 2, dtype=torch.float64)).dtype == torch.float64
+
+
+def test_an_output_map_is_not_taken_in_half_precision(x):
+    teacher = NetworkTeacher(network(torch.bfloat16))
+    found = teacher.at(Query(x.float(), OUTPUT_MAPS["softmax"])).value
+    y = teacher.network(x.bfloat16())
+    assert_close(found, y.float().softmax(-1), rtol=1e-6, atol=0)
 
 
 def test_autocast_around_it_does_not_reach_it(x):

@@ -35,7 +35,7 @@ TOLERANCE = 1e-2
 SUBSPACE = 2_000_000
 """Parameters above which one direction in a random subspace is compared, and no more."""
 
-MOST = 100_000_000
+MAX_PARAMETERS = 100_000_000
 """Parameters above which nothing is compared: the copy in float64 would take too much memory."""
 
 _STEPS = {True: (1e-6, 1e-7, 1e-8), False: (1e-2, 1e-3, 1e-4)}
@@ -74,9 +74,9 @@ def _examination(seen: Observed, loss: SobolevLoss, terms: list[SobolevTerm]) ->
         raise NotChecked("parameters are sharded; finite differences need them whole")
     trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
     if not trained:
-        raise NotChecked("nothing of the observed module is trained, and the terms change nothing")
-    if sum(p.numel() for p in module.parameters()) > MOST:
-        raise NotChecked(f"the student has {trained:,} parameters, more than {MOST:,}")
+        raise NotChecked("nothing of the observed module is trained: the terms change nothing")
+    if sum(p.numel() for p in module.parameters()) > MAX_PARAMETERS:
+        raise NotChecked(f"the student has {trained:,} parameters, more than {MAX_PARAMETERS:,}")
     try:
         check = _Differences(_rehearsal(seen), loss, terms, seen)
         first, again = check.value(), check.value()
