@@ -403,8 +403,8 @@ class SobolevLoss:
             comparison = compare(term, rows, target, self.gaps)
             if not occasion.trains:
                 report.cosines[term.key] = cosine(rows, target.reshape(rows.shape), comparison.known)
-        if self.gaps.non_finite == "raise":
-            assert comparison.total is not None
+        report.targets.append((term, target))
+        if self.gaps.non_finite == "raise" and comparison.total is not None:
             judge = lambda total: check_target(term, total, target, unknown)  # noqa: E731
             report.pending.append((comparison.total, judge))
         return comparison
@@ -428,7 +428,8 @@ class SobolevLoss:
         value, energy = reduce(term, comparison, self.scales, self._sum)
         report.terms[key] = value
         if energy is not None:
-            judge = lambda size: _check_energy(term, size, value.dtype)  # noqa: E731
+            given, unknown = report.targets, self.gaps.allows_unknown
+            judge = lambda size: _check_energy(term, size, given, unknown)  # noqa: E731
             report.pending.append((energy, judge))
 
     def _sum_up(self, observed: Sequence[Observed], report: Report, occasion: Occasion) -> None:
@@ -452,7 +453,7 @@ class SobolevLoss:
     def _settle(self, observed: Sequence[Observed], report: Report, occasion: Occasion) -> None:
         for key, value in report.terms.items() if occasion.trains else ():
             report.pending.append((value, partial(self._judge, key, observed, occasion.step)))
-        report.points = {}
+        report.points, report.targets = {}, []
         if self._is_free is None:
             self._is_free = checks.is_free(observed[0].x.device)
         if not self._is_free:
@@ -573,12 +574,19 @@ def _fitting(own: Directions, term: SobolevTerm, y: Tensor) -> Directions:
     return own._replace(cotangents=own.cotangents.reshape(len(own.cotangents), *y.shape))
 
 
-def _check_energy(term: SobolevTerm, energy: float, dtype: torch.dtype) -> None:
-    if not math.isfinite(energy):  # one such batch would make the term zero for good
-        raise ValueError(
-            f"the target of term {term.key!r} must be small enough to be squared in "
-            f"{dtype}, got a sum of {energy}; rescale it or use normalize='none'"
-        )
+def _check_energy(
+    term: SobolevTerm, energy: float, targets: list[tuple[SobolevTerm, Tensor | None]], unknown: bool
+) -> None:
+    if math.isfinite(energy):
+        return
+    for own, target in targets:
+        if own is term:
+            check_target(term, energy, target, unknown)
+    # One such batch would make the term zero for good.
+    raise ValueError(
+        f"the target of term {term.key!r} must be small enough to be squared, got a mean of "
+        f"{energy}; rescale it or use normalize='none'"
+    )
 
 
 _CULPRITS = {
