@@ -85,7 +85,7 @@ class NetworkTeacher(Teacher):
 
         Results are of type ``dtype``.
         """
-        if any(map(_IS_TRAINING, self.network.modules())):
+        if any(module.training for module in self.network.modules()):  # dynamo knows no attrgetter
             self.network.eval()
         return self._answered_by(self.network, on, dtype, None)
 
