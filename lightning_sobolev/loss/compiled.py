@@ -28,7 +28,7 @@ from lightning_sobolev.loss.compare import Comparison, Gaps, compare, project, p
 from lightning_sobolev.loss.compiling import CompiledFunction, CompileSettings, GivenUp, Joint
 from lightning_sobolev.loss.compiling import same_random_numbers
 from lightning_sobolev.loss.loss import Occasion, Point, SobolevLoss
-from lightning_sobolev.observe.call import RowCut
+from lightning_sobolev.observe.call import Call, RowCut
 from lightning_sobolev.observe.places import Inputs, Place, locate_output, select_output
 from lightning_sobolev.observe.recorder import Observed, Recorder, mapped
 from lightning_sobolev.observe.shadow import bare
@@ -152,7 +152,7 @@ class Compiler:
         assert occasion is not None
         on, x = loss.spec.output_map, point.detach()
         query = Query(x, on, occasion.batch, asked.rows, seen.call, occasion.number)
-        outside = bool(asked.indices) and not _is_inside(loss)
+        outside = bool(asked.indices) and not _is_inside(loss, seen.call)
         target = loss.teacher.at(query) if outside else None
         where = Point(seen, loss.draws(occasion.number, 0), query, None, target)
         directions = {index: loss.directions(index, where, like) for index in asked.indices}
@@ -166,9 +166,12 @@ class Compiler:
         return directions, targets
 
 
-def _is_inside(loss: SobolevLoss) -> bool:
-    is_plain = isinstance(loss.teacher, NetworkTeacher) and loss.teacher.takes != "call"
-    return is_plain and all(term.projection != FISHER for term in loss.spec.terms)
+def _is_inside(loss: SobolevLoss, call: Call) -> bool:
+    teacher = loss.teacher
+    if not isinstance(teacher, NetworkTeacher) or teacher.takes == "call":
+        return False
+    takes_more = teacher.takes == "auto" and call.accepts(teacher.network)
+    return not takes_more and all(term.projection != FISHER for term in loss.spec.terms)
 
 
 def _evaluation(
