@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
@@ -67,8 +68,7 @@ def measure(rehearsal: Rehearsal, occasion: Occasion, loss: SobolevLoss) -> Cost
     recorder = probe.recorder_of(copied.module, None, copied.options)
     plain = partial(_run_plain, copied, recorder)
     matched = partial(_run_matched, copied, recorder, probe, occasion)
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), torch.enable_grad():
+    with isolate_rng(), torch.enable_grad():
         peaks = [_peak(work) for work in (plain, matched)]  # warms up, too
         rounds: list[list[float]] = []
         while len(rounds) < _ROUNDS and sum(map(sum, rounds)) < _ENOUGH_SECONDS:

@@ -8,14 +8,17 @@ with central differences along the gradient and along a random direction. A wron
 (a fused layer norm at order 2) shows as a disagreement of tens of percent.
 """
 
+import random
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -207,13 +210,13 @@ class _Differences:
         gradient = torch.autograd.grad(value, parameters, allow_unused=True, materialize_grads=True)
         norm, size = _length(gradient), float(value.detach())
         generator = torch.Generator().manual_seed(0)
-        random = [torch.randn(p.shape, generator=generator, dtype=p.dtype) for p in parameters]
+        noise = [torch.randn(p.shape, generator=generator, dtype=p.dtype) for p in parameters]
         if norm != norm:
             return norm
-        directions: list[_Tensors] = [random] if norm == 0.0 else [gradient, random]
+        directions: list[_Tensors] = [noise] if norm == 0.0 else [gradient, noise]
         if self._is_large and norm > 0.0:
-            mean = norm / _length(random)
-            directions = [[g + mean * r for g, r in zip(gradient, random, strict=True)]]
+            mean = norm / _length(noise)
+            directions = [[g + mean * r for g, r in zip(gradient, noise, strict=True)]]
         return max(self._deviation(gradient, direction, size, plain) for direction in directions)
 
     def _deviation(
@@ -288,8 +291,10 @@ def _subspace(parameters: list[nn.Parameter]) -> list[nn.Parameter]:
 
 @contextmanager
 def _same_random_numbers() -> Iterator[None]:
-    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+    with isolate_rng(), torch.enable_grad():
         torch.default_generator.manual_seed(0)  # the copy is on the CPU: no other is touched
+        random.seed(0)
+        np.random.seed(0)
         yield
 
 

@@ -352,7 +352,9 @@ class SobolevLoss:
             assert point.student is not None
             assert target is not None
             recorder = seen.recorder
-            with kept_gathered(seen.call.module) if recorder.is_sharded else nullcontext():
+            # A checkpoint inside the student is computed again in here.
+            gathered = kept_gathered(seen.call.module) if recorder.is_sharded else nullcontext()
+            with recorder.replay_options.remedies, gathered:
                 rows = _derived(term, point.student, directions)
                 if trains:
                     self._look_at(term, point, rows)

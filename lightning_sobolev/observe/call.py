@@ -15,11 +15,13 @@ Note [half precision]
 
 import functools
 import inspect
+import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -53,7 +55,7 @@ class Snapshot:
     weights: dict[str, tuple[Tensor, int]]
     buffers: dict[str, Tensor]
     modes: list[tuple[nn.Module, bool]]
-    random: Tensor
+    random: tuple[Tensor, Any, Any]
     device_random: Tensor | None
     autocast: tuple[bool, torch.dtype]
 
@@ -66,7 +68,7 @@ class Snapshot:
             {name: (tensor, tensor._version) for name, tensor in named},
             {n: b.clone() for n, b in module.named_buffers(remove_duplicate=False)},
             [(part, part.training) for part in module.modules()],
-            torch.get_rng_state(),
+            (torch.get_rng_state(), random.getstate(), np.random.get_state()),
             torch.cuda.get_rng_state(device) if kind == "cuda" else None,
             (torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)),
         )
@@ -104,10 +106,9 @@ class Call:
         if self.is_input_alone:
             self.inputs = {"args": (x,), "kwargs": {}}
         else:
-            own = _paths.map_tensors(self.inputs, torch.clone)
-            self.inputs = self.place.fill(own, x.detach())
+            self.inputs = self.place.fill(_paths.map_tensors(self.inputs, _kept), x.detach())
         if self.outer is not None:
-            self.outer = _paths.map_tensors(self.outer, torch.clone)
+            self.outer = _paths.map_tensors(self.outer, _kept)
 
     def cut_to(self, cut: "RowCut") -> "Call":
         """Return the call with some rows of the arguments that have them, for :meth:`repeat`."""
@@ -236,6 +237,11 @@ class Call:
         return torch.autocast(device, dtype=torch.bfloat16, enabled=low)
 
 
+def _kept(tensor: Tensor) -> Tensor:
+    ordinary = type(tensor) in (Tensor, nn.Parameter)
+    return tensor.clone() if ordinary else tensor  # a subclass may not survive its own clone()
+
+
 @functools.lru_cache(maxsize=16)
 def _accepts(own: Forward, other: Forward, count: int, names: tuple[str, ...]) -> bool:
     mine, theirs = (inspect.signature(forward).parameters for forward in (own, other))
@@ -292,11 +298,18 @@ def widened(tree: Any) -> Any:
 @contextmanager
 def _same_random_numbers(snapshot: Snapshot, device: torch.device) -> Iterator[None]:
     devices = [device] if snapshot.device_random is not None else []
+    own, numpys = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=devices):
-        torch.set_rng_state(snapshot.random)
+        torch.set_rng_state(snapshot.random[0])
+        random.setstate(snapshot.random[1])
+        np.random.set_state(snapshot.random[2])
         if snapshot.device_random is not None:
             torch.cuda.set_rng_state(snapshot.device_random, device)
-        yield
+        try:
+            yield
+        finally:
+            random.setstate(own)
+            np.random.set_state(numpys)
 
 
 @contextmanager

@@ -365,9 +365,8 @@ class Recorder:
             place = locate(self.options.wrt, forward, inputs)
             tensor = place.read(inputs)
         again = self._without_gradients or self._needs_replay(tensor.device)
-        x = tensor.clone() if tensor.requires_grad else tensor.detach().clone()
-        if _is_dressed(x):
-            x = x.as_subclass(Tensor)
+        bare = tensor.as_subclass(Tensor) if _is_dressed(tensor) else tensor
+        x = bare.clone() if bare.requires_grad else bare.detach().clone()
         only = again or self.needs.only_parts
         if not only and not x.requires_grad:
             x.requires_grad_()
@@ -481,8 +480,8 @@ class Recorder:
             return
         if seen.func_jet is not None or seen.comparisons is not None:
             raise ValueError(
-                "engine must be 'tape' where a forward hook of the observed module replaces its "
-                f"output, which torch.func does not see, got engine={self.options.engine!r}"
+                "a forward hook of the observed module replaces its output, which torch.func does "
+                f"not see; use engine='tape', got engine={self.options.engine!r}"
             )
         watch.result = None
         y = self._output(seen.call, result, seen.x)

@@ -187,7 +187,8 @@ _HINTS = {
         "uncompiled, or compile the module instead, which then runs eager"
     ),
     "saved tensor hooks": "activation checkpointing works with engine='tape' only",
-    "torch.utils.checkpoint": "activation checkpointing works with engine='tape' only",
+    "torch.utils.checkpoint": "activation checkpointing works with engine='tape' and "
+    "use_reentrant=False only",
     "override the setup_context": "this autograd.Function works with engine='tape' only",
     "would mutate a captured Tensor": "batch norm in train mode works with engine='tape' only",
     "Autograd not support dtype": "this layer (an EmbeddingBag?) works with engine='tape' only",

@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_sobolev import _paths
 from lightning_sobolev.observe.call import RowCut
-from lightning_sobolev.observe.places import resolve, select_output
+from lightning_sobolev.observe.places import Forward, Inputs, resolve, select_output
 
 if TYPE_CHECKING:
     from lightning_sobolev.observe.recorder import Observed
@@ -50,10 +50,11 @@ class RowAxes:
         call = seen.call
         inputs = call.inputs if call.outer is None else call.outer
         if self._declared is not None:
-            named = {resolve(name, call.forward, inputs): a for name, a in self._declared.items()}
+            named = {_resolved(name, call.forward, inputs): a for name, a in self._declared.items()}
             axes = {path: axis for path, axis in named.items() if axis is not None}
             for path, axis in axes.items():
-                _check_axis(path, axis, _paths.get(inputs, path, "row_axes"), seen.size)
+                name = next(n for n in self._declared if _resolved(n, call.forward, inputs) == path)
+                _check_axis(name, axis, _paths.get(inputs, path, "row_axes"), seen.size)
             return axes
         found = {}
         for path, tensor in _paths.tensors(inputs):
@@ -68,16 +69,11 @@ class RowAxes:
     def _learned(
         self, seen: "Observed", rows: Tensor, candidates: dict[_paths.Path, int]
     ) -> dict[_paths.Path, int]:
-        if len(rows) == seen.size or seen.size < 2:
-            rows = torch.arange(0, max(seen.size // 2, 1), device=rows.device)
+        parts = _parts(seen.size, rows.device)
         with _trial(seen):
             whole = _replayed(seen, seen.x.detach(), None)
             for axes in _subsets(candidates, exact=self._declared is not None):
-                try:
-                    part = _replayed(seen, seen.x.detach()[rows], RowCut(rows, axes))
-                except Exception:  # noqa: S112, BLE001, PERF203 - a wrong cut may fail in any way
-                    continue
-                if part.shape == whole[rows].shape and _agree(part, whole[rows]):
+                if all(_gives_rows(seen, part, axes, whole) for part in parts):
                     return axes
         raise ValueError(
             "rows must be 1.0 for this student, got a term on a part of the rows: evaluated on "
@@ -87,10 +83,34 @@ class RowAxes:
         )
 
 
-def _check_axis(path: _paths.Path, axis: int, tensor: Tensor, size: int) -> None:
+def _parts(size: int, device: torch.device) -> list[Tensor]:
+    # By the binary digits of their numbers: any two rows are parted by one of them.
+    rows = torch.arange(size, device=device)
+    digits = [(rows >> place) & 1 == 1 for place in range(max(size - 1, 1).bit_length())]
+    return [rows[chosen] for digit in digits for chosen in (digit, ~digit) if bool(chosen.any())]
+
+
+def _gives_rows(
+    seen: "Observed", rows: Tensor, axes: dict[_paths.Path, int], whole: Tensor
+) -> bool:
+    try:
+        part = _replayed(seen, seen.x.detach()[rows], RowCut(rows, axes))
+    except Exception:  # noqa: BLE001 - a wrong cut may fail in any way
+        return False
+    return part.shape == whole[rows].shape and _agree(part, whole[rows])
+
+
+def _resolved(name: str | int, forward: Forward, inputs: Inputs) -> _paths.Path:
+    try:
+        return resolve(name, forward, inputs)
+    except ValueError as error:
+        raise ValueError(f"row_axes: {name!r} must be an argument of the call, got {error}") from error
+
+
+def _check_axis(name: str | int, axis: int, tensor: Tensor, size: int) -> None:
     if not isinstance(tensor, Tensor) or not axis < tensor.ndim or tensor.shape[axis] != size:
         raise ValueError(
-            f"row_axes: {'.'.join(map(str, path[1:]))!r} must have {size} rows along axis {axis}, "
+            f"row_axes: {name!r} must have {size} rows along axis {axis}, "
             f"got {_paths.describe(tensor)}"
         )
 

@@ -3,7 +3,7 @@
 import warnings
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from lightning_sobolev import _paths
@@ -105,7 +105,7 @@ def _holds_input(query: Query) -> bool:
     return width in reached
 
 
-def _is_cast(x: Float[Tensor, "batch axes"], of: Float[Tensor, "batch axes"]) -> bool:
+def _is_cast(x: Float[Tensor, "batch axes"], of: Shaped[Tensor, "batch axes"]) -> bool:
     if of.is_complex():
         return False
     casts = (of.to(x.device, kind).to(x.dtype) for kind in (x.dtype, *_ROUNDED))

@@ -191,6 +191,8 @@ class CachedTeacher(Teacher):
         for known in self._recent:
             if known.step == query.step and torch.equal(known.numbers, numbers):
                 return known
+        if any(known.step != query.step for known in self._recent):
+            self._recent.clear()  # directions take room
         self._recent.append(Samples(index, query, numbers))
         return self._recent[-1]
 

@@ -1,6 +1,6 @@
 """A frozen network as the target function."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from operator import attrgetter
 from typing import Any, Literal, Self
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lightning_sobolev import _paths
 from lightning_sobolev._checks import require
-from lightning_sobolev._types import BatchFn, Jet, Query, StudentCall, Teacher
+from lightning_sobolev._types import BatchFn, Jet, Query, Teacher
 from lightning_sobolev.functional.derivatives import tape_jet
 
 _NAME = "the teacher's output"
@@ -70,7 +70,8 @@ class NetworkTeacher(Teacher):
         ask: Callable[[Tensor], Any] = network
         if call is not None and (takes == "call" or (takes == "auto" and call.accepts(network))):
             ask = partial(call.repeat, network)
-        answer = self._answered_by(ask, query.on, query.x.dtype, call)
+        output = None if call is None else call.output
+        answer = self._answered_by(ask, query.on, query.x.dtype, output)
         training = list(filter(_IS_TRAINING, network.modules()))
         for module in training:
             module.training = False
@@ -80,22 +81,21 @@ class NetworkTeacher(Teacher):
             for module in training:
                 module.training = True
 
-    def function(self, on: BatchFn, dtype: torch.dtype) -> BatchFn:
+    def function(
+        self, on: BatchFn, dtype: torch.dtype, output: Sequence[str | int] | None = None
+    ) -> BatchFn:
         """Return ``on(network)`` of the input alone, for a compiler; it puts the network to eval.
 
-        Results are of type ``dtype``.
+        Results are of type ``dtype``; ``output`` is the student's path, as :meth:`at` follows it.
         """
-        if any(module.training for module in self.network.modules()):  # dynamo knows no attrgetter
+        if any(module.training for module in self.network.modules()):
             self.network.eval()
-        return self._answered_by(self.network, on, dtype, None)
+        return self._answered_by(self.network, on, dtype, output)
 
     def _answered_by(
-        self,
-        ask: Callable[[Tensor], Any],
-        on: BatchFn,
-        dtype: torch.dtype,
-        call: StudentCall | None,
-    ) -> BatchFn:
+        self, ask: Callable[[Tensor], Any], on: BatchFn, dtype: torch.dtype,
+        output: Sequence[str | int] | None,
+    ) -> BatchFn:  # fmt: skip
         own = dtype
         for parameter in self.network.parameters():
             if parameter.is_floating_point():  # not one that is packed in integers
@@ -105,35 +105,34 @@ class NetworkTeacher(Teacher):
         def answer(point: Tensor) -> Tensor:
             with torch.autocast(point.device.type, enabled=False):
                 y = ask(point.to(own))
-                if self._output is not None or not (
-                    isinstance(y, Tensor) and y.is_floating_point()
-                ):
-                    y = self._select(y, call, point.shape[0])
+                is_answer = isinstance(y, Tensor) and y.is_floating_point()
+                if self._output is not None or not is_answer:
+                    y = self._select(y, output, point.shape[0])
                 return on(y.to(torch.promote_types(y.dtype, dtype))).to(dtype)
 
         return answer
 
-    def _select(self, output: Any, call: StudentCall | None, rows: int) -> Tensor:
+    def _select(self, result: Any, students: Sequence[str | int] | None, rows: int) -> Tensor:
         if self._output is not None:
-            selected = _paths.get(output, self._output, _NAME)
+            selected = _paths.get(result, self._output, _NAME)
             if not isinstance(selected, Tensor) or not selected.is_floating_point():
                 got = _paths.describe(selected)
                 raise ValueError(f"{_NAME} must be a floating-point tensor, got {got}")
             return selected
-        followed = None if call is None else _followed(output, tuple(call.output))
+        followed = None if students is None else _followed(result, tuple(students))
         if followed is not None:
             return followed
-        path = _paths.first_float(output, rows)
+        path = _paths.first_float(result, rows)
         if path is None:
-            got = _paths.describe(output)
+            got = _paths.describe(result)
             raise ValueError(f"{_NAME} must hold a floating-point tensor of {rows} rows, got {got}")
-        found: Tensor = _paths.get(output, path, _NAME)
+        found: Tensor = _paths.get(result, path, _NAME)
         return found
 
 
-def _followed(output: Any, path: _paths.Path) -> Tensor | None:
+def _followed(result: Any, path: _paths.Path) -> Tensor | None:
     try:
-        found = _paths.get(output, path, _NAME)
+        found = _paths.get(result, path, _NAME)
     except ValueError:  # the teacher's output has another structure
         return None
     is_one = isinstance(found, Tensor) and found.is_floating_point() and found.ndim > 0

@@ -15,7 +15,7 @@ class Length(nn.Module):
     def __init__(self):
         super().__init__()
         self.inner = nn.Linear(3, 4, bias=False).double()
-        self.outer = nn.Linear(1, 2).double()
+        self.outer = nn.Linear(1, 2, bias=False).double()
         with torch.no_grad():
             self.inner.weight.copy_(numbers(4, 3, seed=4))
             self.outer.weight.copy_(numbers(2, 1, seed=5))

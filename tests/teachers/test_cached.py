@@ -3,6 +3,8 @@
 import copy
 import json
 import pickle
+import weakref
+from dataclasses import replace
 
 import pytest
 import torch
@@ -120,7 +122,8 @@ def test_a_sample_has_its_directions_in_every_batch(tmp_path, data):
 
 def test_steps_take_turns_with_all_the_draws(tmp_path, data):
     teacher, term = cached(tmp_path, data, settings()), SobolevTerm()
-    drawn = [given(teacher, query(data, [0], step=step), term)[0, 0] for step in range(40)]
+    about = query(data, [0])  # the same batch in every step
+    drawn = [given(teacher, replace(about, step=step), term)[0, 0] for step in range(40)]
     assert len({tuple(one.tolist()) for one in drawn}) == 4
     # which one of them is a hash of the step: the same in every version
     every = [
@@ -141,6 +144,8 @@ def test_terms_and_their_rows_are_asked_in_any_order(tmp_path, data):
     u_whole, u_two, u_part = (
         given(teacher, *asking) for asking in ((whole, one), (whole, two), (part, two))
     )
+    assert torch.equal(u_two[:1], u_whole)
+    assert not torch.equal(*u_two)
     again = Query(data[numbers[rows]], on, batch, rows=rows.clone(), step=3)
     dense = dense_jacobian(lambda x: torch.log_softmax(network()(x), -1), data[numbers])
     expected = lambda u, J: torch.einsum("pbo,boi->pbi", u, J)  # noqa: E731
@@ -148,6 +153,14 @@ def test_terms_and_their_rows_are_asked_in_any_order(tmp_path, data):
     assert_close(teacher.at(whole).vjp(u_whole), expected(u_whole, dense))
     assert_close(teacher.at(whole).vjp(u_two), expected(u_two, dense))
     assert_close(teacher.at(part).value, teacher.at(whole).value[rows])
+
+
+def test_directions_of_earlier_steps_are_let_go(tmp_path, data):
+    teacher, about = cached(tmp_path, data, settings()), query(data, [0])
+    kept = weakref.ref(given(teacher, about, SobolevTerm()))
+    assert kept() is not None
+    given(teacher, replace(about, step=1), SobolevTerm())
+    assert kept() is None
 
 
 def test_a_term_of_the_values_needs_no_directions(tmp_path, data):

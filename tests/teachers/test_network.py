@@ -74,6 +74,21 @@ def test_a_function_for_the_compiler_is_in_eval_mode(x):
     expected = net(x).tanh()
     net.train()
     assert_close(teacher.function(torch.tanh, x.dtype)(x), expected, rtol=0, atol=0)
+    headed = NetworkTeacher(Headed())
+    y = headed.network.body(x)
+    assert_close(headed.function(torch.tanh, x.dtype)(x), y.square().tanh())
+    assert_close(headed.function(torch.tanh, x.dtype, ("heads", 1))(x), y.tanh())
+
+
+@pytest.mark.parametrize("build", [network, Headed])
+def test_the_compiler_follows_its_function_in_one_graph(build, x):
+    teacher = NetworkTeacher(build().double())
+    expected = teacher.function(torch.tanh, x.dtype)(x)
+    whole = lambda point: teacher.function(torch.tanh, point.dtype)(point)  # noqa: E731
+    compiled = torch.compile(whole, fullgraph=True, backend="eager")
+    assert_close(compiled(x), expected, rtol=0, atol=0)
+    teacher.network.train()
+    assert_close(compiled(x), expected, rtol=0, atol=0)
 
 
 def test_a_tensor_passes_through_few_functions(x):
