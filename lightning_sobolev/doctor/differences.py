@@ -27,9 +27,10 @@ from lightning_sobolev._types import Query, Teacher
 from lightning_sobolev.doctor.rehearsal import Rehearsal
 from lightning_sobolev.functional.fisher import FISHER
 from lightning_sobolev.loss.loss import SobolevLoss
+from lightning_sobolev.observe.call import RowCut
 from lightning_sobolev.observe.recorder import Observed, mapped
 from lightning_sobolev.observe.remedies import sharded_parts
-from lightning_sobolev.observe.rows import trained_batch_norms
+from lightning_sobolev.observe.rows import NotIndependentError, trained_batch_norms
 from lightning_sobolev.spec import SobolevTerm
 
 TOLERANCE = 1e-2
@@ -42,7 +43,7 @@ MAX_PARAMETERS = 100_000_000
 """Parameters above which nothing is compared: the copy in float64 would take too much memory."""
 
 _STEPS = {True: (1e-6, 1e-7, 1e-8), False: (1e-2, 1e-3, 1e-4)}
-_ROWS, _MOST_COUPLED = 3, 256
+_ROWS, _MOST_COUPLED = 3, 64
 _Tensors = Sequence[Tensor]
 
 
@@ -81,7 +82,7 @@ def _examination(seen: Observed, loss: SobolevLoss, terms: list[SobolevTerm]) ->
     if sum(p.numel() for p in module.parameters()) > MAX_PARAMETERS:
         raise NotChecked(f"the student has {trained:,} parameters, more than {MAX_PARAMETERS:,}")
     try:
-        check = _Differences(_rehearsal(seen), loss, terms, seen)
+        check = _Differences(_on_few_rows(seen, loss), loss, terms, seen)
         first, again = check.value(), check.value()
     except NotChecked:
         raise
@@ -92,12 +93,24 @@ def _examination(seen: Observed, loss: SobolevLoss, terms: list[SobolevTerm]) ->
     return check
 
 
-def _rehearsal(seen: Observed) -> Rehearsal:
-    rows = torch.arange(min(seen.size, _ROWS), device=seen.x.device)
+def _on_few_rows(seen: Observed, loss: SobolevLoss) -> Rehearsal:
+    # All on a copy: nothing that the student keeps in Python shall know of it.
+    call, few = seen.call, None
+    if call.is_input_alone and seen.size > _MOST_COUPLED:
+        few = RowCut(torch.arange(_MOST_COUPLED, device=seen.x.device), {})
+    copied = Rehearsal.of(seen, few).on_copy(_to_double)
+    recorder = loss.recorder_of(copied.module, None, replace(copied.options, inner_precision="step"))
+    recorder.snapshots = True
+    recorder.install()
     try:
-        cut = seen.recorder.row_axes.cut(seen, rows)
-    except ValueError:
-        if not trained_batch_norms(seen.call.module):  # of these it is known and said
+        with _same_random_numbers():
+            recorder.start()
+            copied.call()
+            recorder.stop()
+            (again,) = recorder.chosen()
+            cut = recorder.row_axes.cut(again, torch.arange(min(again.size, _ROWS)))
+    except NotIndependentError:
+        if not trained_batch_norms(copied.module):  # of these it is known and said
             warnings.warn(
                 "Sobolev doctor: rows of the student are coupled: an output depends on another "
                 "row's input, so the derivative that is matched for a row is not its own",
@@ -105,8 +118,10 @@ def _rehearsal(seen: Observed) -> Rehearsal:
             )
         if seen.size > _MOST_COUPLED:
             raise NotChecked(f"{seen.size} rows depend on one another, too many to run") from None
-        return Rehearsal.of(seen)
-    return Rehearsal.of(seen, cut)
+        return copied
+    finally:
+        recorder.remove()
+    return Rehearsal.of(again, cut)
 
 
 def _judge(check: "_Differences", deviation: float) -> None:
@@ -165,7 +180,7 @@ class _Differences:
     def __init__(
         self, rehearsal: Rehearsal, loss: SobolevLoss, terms: list[SobolevTerm], seen: Observed
     ) -> None:
-        self._rehearsal = rehearsal.on_copy(_to_double)
+        self._rehearsal = rehearsal
         module = self._rehearsal.module
         self._buffers = {n: b.clone() for n, b in module.named_buffers()}
         trained = [p for p in module.parameters() if p.requires_grad]
@@ -207,7 +222,10 @@ class _Differences:
     def deviation(self, *, plain: bool = False) -> float:
         """Return the largest relative difference between slopes and differences."""
         value, parameters = self.value(plain=plain), self._parameters
-        gradient = torch.autograd.grad(value, parameters, allow_unused=True, materialize_grads=True)
+        with self._recorder.replay_options.remedies.recomputing:
+            gradient = torch.autograd.grad(
+                value, parameters, allow_unused=True, materialize_grads=True
+            )
         norm, size = _length(gradient), float(value.detach())
         generator = torch.Generator().manual_seed(0)
         noise = [torch.randn(p.shape, generator=generator, dtype=p.dtype) for p in parameters]

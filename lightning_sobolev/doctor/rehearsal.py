@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lightning_sobolev import _paths
 from lightning_sobolev.observe.call import RowCut
 from lightning_sobolev.observe.options import ObserveOptions
-from lightning_sobolev.observe.places import Inputs
+from lightning_sobolev.observe.places import Inputs, dressed, undressed
 from lightning_sobolev.observe.recorder import Observed
 
 Change = Callable[[Tensor], Tensor]
@@ -36,7 +36,7 @@ class Rehearsal:
             own = {} if call.outer is not None else dict.fromkeys(call.place.paths, 0)
             inputs = RowCut(cut.rows, {**own, **cut.axes}).take(inputs)
         modes = [training for _, training in call.snapshot.modes] if call.snapshot else []
-        kept = _paths.map_tensors(inputs, Tensor.detach)
+        kept = _paths.map_tensors(inputs, lambda t: dressed(undressed(t).detach(), t))
         # The copy is called once: whichever call it was, it is the first.
         options = replace(seen.recorder.options, call="first", engine="tape")
         return cls(call.module, kept, tuple(modes), options, call.direct)
@@ -47,7 +47,8 @@ class Rehearsal:
         copied._apply(change)  # type: ignore[no-untyped-call]
         for part, training in zip(copied.modules(), self.modes, strict=False):
             part.training = training
-        return replace(self, module=copied, inputs=_paths.map_tensors(self.inputs, change))
+        changed = _paths.map_tensors(self.inputs, lambda t: dressed(change(undressed(t)), t))
+        return replace(self, module=copied, inputs=changed)
 
     def call(self) -> Any:
         """Make the call."""

@@ -21,12 +21,18 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from lightning_sobolev import _paths
 from lightning_sobolev._types import BatchFn, Directions, Query
 from lightning_sobolev.functional.derivatives import FuncJet
 from lightning_sobolev.functional.fisher import FISHER
 from lightning_sobolev.loss.compare import Comparison, Gaps, compare, project, project_target
-from lightning_sobolev.loss.compiling import CompiledFunction, CompileSettings, GivenUp, Joint
-from lightning_sobolev.loss.compiling import same_random_numbers
+from lightning_sobolev.loss.compiling import (
+    CompiledFunction,
+    CompileSettings,
+    GivenUp,
+    Joint,
+    same_random_numbers,
+)
 from lightning_sobolev.loss.loss import Occasion, Point, SobolevLoss
 from lightning_sobolev.observe.call import Call, RowCut
 from lightning_sobolev.observe.places import Inputs, Place, locate_output, select_output
@@ -57,7 +63,7 @@ class Compiler:
         self._loss, self._recorder, self._settings = loss, recorder, settings
         self._nested, self._watched = nested, recorder.watched
         self._functions: dict[Any, CompiledFunction] = {}
-        self._likes: dict[Any, tuple[torch.Size, torch.dtype]] = {}
+        self._likes: dict[Any, tuple[torch.Size, torch.dtype, _paths.Path]] = {}
         self._occasion: Occasion | None = None
 
     @property
@@ -112,7 +118,7 @@ class Compiler:
         with bare(self._watched), torch.autocast(device, enabled=False):
             function = self._function(seen.call.module, asked, low)
             shape = _shapes(inputs, point)
-            like = self._like(function, shape, (point, inputs, seen.call.place))
+            like, seen.call.output = self._like(function, shape, (point, inputs, seen.call.place))
             directions, targets = self._prepared(seen, point, like, asked)
             try:
                 return function(shape, point, inputs, seen.call.place, directions, targets)
@@ -136,14 +142,15 @@ class Compiler:
 
     def _like(
         self, function: CompiledFunction, shape: Any, call: tuple[Tensor, Inputs, Place]
-    ) -> Tensor:
-        # A tensor like the value, of which directions are drawn; without numbers.
+    ) -> tuple[Tensor, _paths.Path]:
+        # A tensor like the value, of which directions are drawn, without numbers; and its place.
         if shape not in self._likes:
             with torch.no_grad(), same_random_numbers(call[0].device):
-                value = function.eager(*call, {}, {}).value
-            self._likes[shape] = value.shape, value.dtype
-        size, dtype = self._likes[shape]
-        return call[0].new_empty((), dtype=dtype).expand(size)
+                joint = function.eager(*call, {}, {})
+            output = locate_output(joint.aux[0], self._recorder.options.output, len(call[0]))
+            self._likes[shape] = joint.value.shape, joint.value.dtype, output
+        size, dtype, output = self._likes[shape]
+        return call[0].new_empty((), dtype=dtype).expand(size), output
 
     def _prepared(
         self, seen: Observed, point: Tensor, like: Tensor, asked: _Asked
@@ -170,8 +177,8 @@ def _is_inside(loss: SobolevLoss, call: Call) -> bool:
     teacher = loss.teacher
     if not isinstance(teacher, NetworkTeacher) or teacher.takes == "call":
         return False
-    takes_more = teacher.takes == "auto" and call.accepts(teacher.network)
-    return not takes_more and all(term.projection != FISHER for term in loss.spec.terms)
+    is_alone = teacher.takes == "input" or not call.accepts(teacher.network)
+    return is_alone and all(term.projection != FISHER for term in loss.spec.terms)
 
 
 def _evaluation(
@@ -185,18 +192,23 @@ def _evaluation(
         x: Tensor, inputs: Inputs, place: Place,
         directions: Mapping[int, Directions], targets: Targets,
     ) -> Joint:  # fmt: skip
+        place_of_y: list[Any] = []
+
         def student(point: Tensor) -> tuple[Tensor, Any]:
             filled = place.fill(inputs, point)
             dtype, device = low or torch.bfloat16, x.device.type
             with torch.autocast(device, dtype=dtype, enabled=low is not None):
                 result = forward(*filled["args"], **filled["kwargs"])
-            y = select_output(result, locate_output(result, output, len(x)), x)
+            place_of_y[:] = locate_output(result, output, len(x))
+            y = select_output(result, tuple(place_of_y), x)
             return mapped(on, y, x), (result, y)
 
         asked = {index: term for index, term in terms.items() if index in directions}
         given: Any = targets
         if targets is None:
-            given = {} if teacher is None or not asked else teacher.function(on, x.dtype)
+            given = {}
+            if teacher is not None and asked:
+                given = lambda point: teacher.function(on, x.dtype, tuple(place_of_y))(point)  # noqa: E731
         return value_and_comparisons(student, x, asked, (directions, given), gaps)
 
     return evaluate

@@ -20,7 +20,7 @@ TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-3}
 
 _HALF_TOLERANCE = 5e-2
 
-_LIMITS = tuple(
+_LIMITS: tuple[type[Exception], ...] = tuple(
     kind
     for name in ("FailOnRecompileLimitHit", "RecompileLimitExceeded", "RecompileError")
     if isinstance(kind := getattr(torch._dynamo.exc, name, None), type)

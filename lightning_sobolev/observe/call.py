@@ -29,7 +29,7 @@ from torch.func import functional_call
 from lightning_sobolev import _paths
 from lightning_sobolev._checks import require
 from lightning_sobolev.functional.precision import InnerPrecision
-from lightning_sobolev.observe.places import FIRST, Forward, Inputs, Place
+from lightning_sobolev.observe.places import FIRST, Forward, Inputs, Place, dressed, undressed
 from lightning_sobolev.observe.remedies import Remedies, sharded_parts
 
 _HALF = (torch.float16, torch.bfloat16)
@@ -101,12 +101,14 @@ class Call:
     snapshot: Snapshot | None = None
     copies: dict[str, Tensor] | None = None
 
-    def keep_inputs(self, x: Tensor) -> None:
+    def keep_inputs(self, x: Tensor, like: Tensor) -> None:
         """Keep the arguments as they are now: the step may write into them after the call."""
         if self.is_input_alone:
             self.inputs = {"args": (x,), "kwargs": {}}
         else:
-            self.inputs = self.place.fill(_paths.map_tensors(self.inputs, _kept), x.detach())
+            self.inputs = self.place.fill(
+                _paths.map_tensors(self.inputs, _kept), dressed(x.detach(), like)
+            )
         if self.outer is not None:
             self.outer = _paths.map_tensors(self.outer, _kept)
 
@@ -238,8 +240,7 @@ class Call:
 
 
 def _kept(tensor: Tensor) -> Tensor:
-    ordinary = type(tensor) in (Tensor, nn.Parameter)
-    return tensor.clone() if ordinary else tensor  # a subclass may not survive its own clone()
+    return dressed(undressed(tensor).clone(), tensor)
 
 
 @functools.lru_cache(maxsize=16)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_sobolev import _paths
 from lightning_sobolev.observe.options import Wrt
@@ -50,6 +50,28 @@ class Place:
 
 
 FIRST = Place((("args", 0),))
+
+
+def undressed(tensor: Tensor) -> Tensor:
+    """Return a tensor of a subclass with attributes of its own as an ordinary one."""
+    return tensor.as_subclass(Tensor) if is_dressed(tensor) else tensor
+
+
+def dressed(point: Tensor, like: Tensor) -> Tensor:
+    """Return ``point`` as a tensor of a subclass, with the attributes of ``like``."""
+    # They are lost by detach() and clone(), and some subclasses cannot do without.
+    if not is_dressed(like):
+        return point
+    found = point.as_subclass(type(like))
+    vars(found).update(vars(like))
+    return found
+
+
+def is_dressed(tensor: Tensor) -> bool:
+    """Whether a tensor is of a subclass that torch's own functions know nothing of."""
+    kind = type(tensor)
+    ordinary = kind in (Tensor, nn.Parameter) or hasattr(tensor, "__tensor_flatten__")
+    return not ordinary and kind.__torch_dispatch__ is Tensor.__torch_dispatch__
 
 
 def locate(wrt: Wrt, forward: Forward, inputs: Inputs) -> Place:

@@ -20,7 +20,7 @@ from lightning_sobolev._types import BatchFn, Jet
 from lightning_sobolev.functional.derivatives import FuncJet, TapeJet
 from lightning_sobolev.observe.call import Call, ReplayOptions, RowCut, Snapshot, is_half, runs_in_half
 from lightning_sobolev.observe.options import ObserveOptions
-from lightning_sobolev.observe.places import FIRST, Inputs, locate, locate_output, select_output
+from lightning_sobolev.observe.places import FIRST, Inputs, dressed, locate, locate_output, select_output, undressed
 from lightning_sobolev.observe.remedies import sharded_parts
 from lightning_sobolev.observe.rows import RowAxes
 from lightning_sobolev.observe.shadow import Passing, Shadow
@@ -140,22 +140,7 @@ def mapped(on: BatchFn, y: Tensor, x: Tensor) -> Tensor:
 
 def plain(result: Any) -> Any:
     """Return a result whose tensors of a subclass with attributes are ordinary ones."""
-    return _paths.map_tensors(result, lambda t: t.as_subclass(Tensor) if _is_dressed(t) else t)
-
-
-def _is_dressed(tensor: Tensor) -> bool:
-    kind = type(tensor)
-    ordinary = kind in (Tensor, nn.Parameter) or hasattr(tensor, "__tensor_flatten__")
-    return not ordinary and kind.__torch_dispatch__ is Tensor.__torch_dispatch__
-
-
-def _dress(point: Tensor, like: Tensor) -> Tensor:
-    # A subclass's own attributes are lost by detach() and clone().
-    if not _is_dressed(like):
-        return point
-    dressed = point.as_subclass(type(like))
-    vars(dressed).update(vars(like))
-    return dressed
+    return _paths.map_tensors(result, undressed)
 
 
 class Compiled(Protocol):
@@ -223,8 +208,8 @@ class Recorder:
         for module in watched:
             if isinstance(module, torch.jit.ScriptModule):
                 raise ValueError(
-                    "module must be an ordinary nn.Module, got one of torch.jit, whose calls cannot "
-                    "be observed; train the module that it was scripted from"
+                    "module must be an ordinary nn.Module, got one of torch.jit.script or "
+                    "torch.jit.trace, whose calls cannot be observed; train the module it is made of"
                 )
 
     def install(self) -> None:
@@ -354,7 +339,7 @@ class Recorder:
     def _with_point(self, forward: Callable[..., Any], point: Tensor, inputs: Inputs) -> Any:
         call_place = self._place_of_replay
         like = call_place.read(inputs) if len(call_place.paths) == 1 else point
-        filled = call_place.fill(inputs, _dress(point, like))
+        filled = call_place.fill(inputs, dressed(point, like))
         return forward(*filled["args"], **filled["kwargs"])
 
     def _observe(self, watch: _Watch, inputs: Inputs, outer: Inputs | None, direct: bool) -> Any:
@@ -365,7 +350,7 @@ class Recorder:
             place = locate(self.options.wrt, forward, inputs)
             tensor = place.read(inputs)
         again = self._without_gradients or self._needs_replay(tensor.device)
-        bare = tensor.as_subclass(Tensor) if _is_dressed(tensor) else tensor
+        bare = undressed(tensor)
         x = bare.clone() if bare.requires_grad else bare.detach().clone()
         only = again or self.needs.only_parts
         if not only and not x.requires_grad:
@@ -373,7 +358,7 @@ class Recorder:
         call = Call(watch.module, forward, inputs, place, self.inserting, outer=outer, direct=direct)
         if only or self.needs.parts or self.needs.replays or self.snapshots:
             call.snapshot = Snapshot.take(watch.module, x.device)
-        call.keep_inputs(x)
+        call.keep_inputs(x, tensor)
         seen = Observed(call, self, x, x, watch.calls - 1, replay_only=only)
         with self.replay_options.remedies:
             result = self._evaluated(seen, inputs, tensor)
@@ -400,7 +385,7 @@ class Recorder:
             seen.y, seen.node = y.clone(), y.grad_fn
             return result
         # A clone is passed on: a forward that writes in place must not change the leaf.
-        point = x.clone() if type(tensor) is Tensor else _dress(x.clone(), tensor)
+        point = x.clone() if type(tensor) is Tensor else dressed(x.clone(), tensor)
         if call.place is FIRST:
             result = call.forward(point, *inputs["args"][1:], **inputs["kwargs"])
         else:

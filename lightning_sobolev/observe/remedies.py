@@ -30,12 +30,16 @@ class Remedies:
     def __init__(
         self, *, exact_norms: bool = False, recurrent: bool = False, compiled: bool = False
     ) -> None:
+        self.recomputing: Remedies = self
+        """The same for backward passes, where a checkpoint computes activations again."""
         self._makers: list[Callable[[], Any]] = []
         if compiled:
             self._makers.append(lambda: torch.compiler.set_stance("force_eager"))
         if recurrent:
             self._makers.append(lambda: torch.backends.cudnn.flags(enabled=False))
         if exact_norms:
+            self.recomputing = Remedies(recurrent=recurrent, compiled=compiled)
+            self.recomputing._makers.append(_norms_replaced)
             self._makers.append(ExactNorms)
         self._open: list[tuple[ExitStack | None, tuple[bool, ...]]] = []
 
@@ -77,6 +81,25 @@ class ExactNorms(TorchFunctionMode):
         return _WRITTEN_OUT.get(func, func)(*args, **(kwargs or {}))
 
 
+_FUSED_BATCH_NORM, _FUSED_INSTANCE_NORM = F.batch_norm, F.instance_norm
+
+
+@contextmanager
+def _norms_replaced() -> Iterator[None]:
+    # A mode of torch functions is off inside torch.autograd.grad, which is one itself: here the
+    # names stand for the written-out norms.
+    places = [(F, n) for n in ("layer_norm", "batch_norm", "instance_norm")]
+    places += [(torch, n) for n in ("layer_norm", "native_layer_norm", "batch_norm", "instance_norm")]
+    fused = [(owner, name, getattr(owner, name)) for owner, name in places]
+    for owner, name, function in fused:
+        setattr(owner, name, _WRITTEN_OUT.get(function, function))
+    try:
+        yield
+    finally:
+        for owner, name, function in fused:
+            setattr(owner, name, function)
+
+
 def _standardize(x: Tensor, dims: list[int], eps: float) -> tuple[Tensor, Tensor, Tensor]:
     # As the fused norms do: statistics of half-precision inputs are taken in float32.
     wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
@@ -116,7 +139,9 @@ def _batch_norm(
     training: bool = False, momentum: float = 0.1, eps: float = 1e-5,
 ) -> Tensor:  # fmt: skip
     if not training:
-        return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+        return _FUSED_BATCH_NORM(
+            input, running_mean, running_var, weight, bias, training, momentum, eps
+        )
     dims = [0, *range(2, input.ndim)]
     x, mean, variance = _standardize(input, dims, eps)
     count = input.numel() // input.shape[1]
@@ -131,7 +156,7 @@ def _instance_norm(
     use_input_stats: bool = True, momentum: float = 0.1, eps: float = 1e-5,
 ) -> Tensor:  # fmt: skip
     if not use_input_stats:
-        return F.instance_norm(
+        return _FUSED_INSTANCE_NORM(
             input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps
         )
     dims = list(range(2, input.ndim))

@@ -26,6 +26,10 @@ _MOST = 6
 """Ambiguous arguments of which all subsets are tried."""
 
 
+class NotIndependentError(ValueError):
+    """Some rows alone do not give what they give among all."""
+
+
 class RowAxes:
     """The axis of the rows in every argument of a module that has them; learned once."""
 
@@ -75,7 +79,7 @@ class RowAxes:
             for axes in _subsets(candidates, exact=self._declared is not None):
                 if all(_gives_rows(seen, part, axes, whole) for part in parts):
                     return axes
-        raise ValueError(
+        raise NotIndependentError(
             "rows must be 1.0 for this student, got a term on a part of the rows: evaluated on "
             "some rows alone, its output is not that of the same rows among all, however the other "
             "arguments are cut; rows depend on one another (a causal or sequence-first model, a "

@@ -452,7 +452,9 @@ class SobolevCallback(Callback):
         step.uninstall(module, self)
         self._doctor.forget()
         self._is_loaded = False
-        self._trainer, self._plan, self.report = None, None, None
+        self._trainer, self._plan = None, None
+        if self.report is not None:
+            self.report = self.report.detached()
 
 
 _NO_BACKWARD = (

@@ -1,5 +1,6 @@
 """What a callback was told, and what its module and trainer make of it."""
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -43,8 +44,8 @@ class Options:
         require(fits, "compile", "True, False or CompileSettings", self.compile)
         if self.compile and self.observe.engine == "tape":
             raise ValueError("compile needs engine='func' or 'auto', got engine='tape'")
-        is_number = isinstance(self.manual_scale, int | float) and self.manual_scale > 0.0
-        require(is_number, "manual_scale", "a number > 0", self.manual_scale)
+        is_number = isinstance(self.manual_scale, int | float) and 0.0 < self.manual_scale < math.inf
+        require(is_number, "manual_scale", "a finite number > 0", self.manual_scale)
 
     @property
     def compile_settings(self) -> CompileSettings | None:

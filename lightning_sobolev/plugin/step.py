@@ -123,7 +123,7 @@ class ObservedStep:
             kwargs.update(_inputs_but(loss, leaves))
         with ExitStack() as stack:
             for callback in self.callbacks:
-                stack.enter_context(callback.plan.recorder.replay_options.remedies)
+                stack.enter_context(callback.plan.recorder.replay_options.remedies.recomputing)
             if self._is_sharded:
                 stack.enter_context(kept_gathered(self._module, to_the_end=True))
             try:

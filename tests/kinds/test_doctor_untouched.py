@@ -59,9 +59,9 @@ def test_no_global_generator_moves_because_of_the_doctor(doctor):
 @pytest.mark.parametrize("name", ["manual_seed_all", "manual_seed", "seed_all"])
 def test_no_generator_of_a_device_is_seeded(name, monkeypatch):
     """On a machine with CUDA every dropout would draw the same masks for every seed."""
-    asked = []
+    asked, module, used = [], Step(), exact(doctor=True, term={"order": 2})
     monkeypatch.setattr(torch.cuda, name, lambda *args: asked.append(args))
-    fit(Step(), [BATCH], exact(doctor=True, term={"order": 2}))
+    fit(module, [BATCH], used)
     assert asked == []
 
 

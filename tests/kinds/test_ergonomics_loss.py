@@ -107,7 +107,7 @@ def test_the_batch_is_what_a_stored_teacher_reads():
     loss_fn = loss_of(teacher=BatchTeacher("slopes"))
     with loss_fn.observe(net):
         net(X)
-    found = slope(loss_fn({"x": X, "slopes": stored}).loss, net)
+    found = slope(loss_fn(batch={"x": X, "slopes": stored}).loss, net)
     assert_is(found, slope(distance(jacobian(net, X), stored), net))
 
 
@@ -119,7 +119,7 @@ def test_directions_of_the_batch_are_the_terms_own():
     with loss_fn.observe(net):
         net(X)
     errors = torch.einsum("bcd,bd->bc", jacobian(net, X), v) - pushed
-    assert_is(slope(loss_fn(batch).loss, net), slope(errors.square().sum(1).mean(), net))
+    assert_is(slope(loss_fn(batch=batch).loss, net), slope(errors.square().sum(1).mean(), net))
 
 
 class Named(torch.nn.Module):
