@@ -13,13 +13,12 @@ from functools import partial
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from lightning_sobolev import _paths
-from lightning_sobolev.doctor.rehearsal import Rehearsal
+from lightning_sobolev.doctor.rehearsal import Rehearsal, own_random_numbers
 from lightning_sobolev.loss.loss import Occasion, SobolevLoss
 from lightning_sobolev.observe.places import locate_output
 from lightning_sobolev.observe.recorder import Recorder
@@ -68,7 +67,7 @@ def measure(rehearsal: Rehearsal, occasion: Occasion, loss: SobolevLoss) -> Cost
     recorder = probe.recorder_of(copied.module, None, copied.options)
     plain = partial(_run_plain, copied, recorder)
     matched = partial(_run_matched, copied, recorder, probe, occasion)
-    with isolate_rng(), torch.enable_grad():
+    with own_random_numbers(), torch.enable_grad():
         peaks = [_peak(work) for work in (plain, matched)]  # warms up, too
         rounds: list[list[float]] = []
         while len(rounds) < _ROUNDS and sum(map(sum, rounds)) < _ENOUGH_SECONDS:

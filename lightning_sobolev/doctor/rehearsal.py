@@ -1,10 +1,13 @@
 """A call of the student, kept so that a copy of it can be called alike."""
 
 import copy
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -15,6 +18,19 @@ from lightning_sobolev.observe.places import Inputs, dressed, undressed
 from lightning_sobolev.observe.recorder import Observed
 
 Change = Callable[[Tensor], Tensor]
+
+
+@contextmanager
+def own_random_numbers() -> Iterator[None]:
+    """Put every global generator back where it was, whatever happens."""
+    python, numpys = random.getstate(), np.random.get_state()
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=list(devices)):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpys)
 
 
 @dataclass(frozen=True, eq=False)

@@ -376,13 +376,15 @@ class SobolevLoss:
     def _look_at(self, term: SobolevTerm, point: Point, rows: Tensor) -> None:
         if term.order == 0 or point.seen.size == 0:
             return
+        root = point.seen.recorder.root
         if not rows.requires_grad:
-            recorded.check_graph(term, rows, point.seen.recorder.root)
+            if "frozen" not in self._looked_at and not recorded.has_graph(term, rows, root):
+                self._looked_at.add("frozen")
         elif term.key not in self._looked_at:
             self._looked_at.add(term.key)
             assert point.student is not None
             inner = point.seen.recorder.options.inner_precision
-            recorded.check_linear(term, point.student, inner)
+            recorded.check_linear(term, point.student, inner, root)
 
     def _take_in(self, term: SobolevTerm, comparison: Comparison, report: Report) -> None:
         key = term.key

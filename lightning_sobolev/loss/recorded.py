@@ -7,6 +7,8 @@ Note [backward without a graph]
     identity holds: the derivative of <u J, v> along u is <u J, v>.
 """
 
+import warnings
+
 import torch
 from torch import Tensor, nn
 
@@ -14,6 +16,7 @@ from lightning_sobolev._types import Jet
 from lightning_sobolev.functional.derivatives import FuncJet
 from lightning_sobolev.spec import SobolevTerm
 
+_NOTHING = "term {!r} trains nothing: {}"
 _WAY_OUT = (
     "its gradient in the parameters would be zero or wrong without a word. A backward pass that "
     "records no graph is the usual reason: an adjoint ODE solver (odeint instead of odeint_adjoint "
@@ -26,24 +29,31 @@ TOLERANCES = {"float32": 1e-2}
 _COARSE = 0.3
 
 
-def check_graph(term: SobolevTerm, rows: Tensor, root: nn.Module) -> None:
-    """Refuse a derivative without any graph, unless nothing is trained or it is zero of order 2.
+def has_graph(term: SobolevTerm, rows: Tensor, root: nn.Module) -> bool:
+    """Refuse a derivative without any graph, unless it is zero of order 2.
+
+    False where nothing is trained at all, which is warned of.
 
     Raises:
         ValueError: If the student has something to train and its derivative does not depend on it.
     """
     if not any(parameter.requires_grad for parameter in root.parameters()):
-        return
+        warnings.warn(_NOTHING.format(term.key, "no parameter requires a gradient"), stacklevel=2)
+        return False
     if term.order == 2 and not bool(rows.detach().any()):
-        return  # piecewise linear: warned of
+        return True  # piecewise linear: warned of
     raise ValueError(
         f"term {term.key!r}: the student's derivative must depend on its trained parameters, got "
         f"one without a graph; {_WAY_OUT}"
     )
 
 
-def check_linear(term: SobolevTerm, student: Jet, inner_precision: str) -> None:
+def check_linear(
+    term: SobolevTerm, student: Jet, inner_precision: str, root: nn.Module
+) -> None:
     """Refuse a derivative of which a part has no graph, see Note [backward without a graph].
+
+    One that no parameter moves is warned of.
 
     Raises:
         ValueError: If Euler's identity does not hold.
@@ -58,7 +68,13 @@ def check_linear(term: SobolevTerm, student: Jet, inner_precision: str) -> None:
     product = (row * v).sum()
     found: Tensor | None = None
     if product.requires_grad:
-        (found,) = torch.autograd.grad(product, u, retain_graph=True, allow_unused=True)
+        trained = [parameter for parameter in root.parameters() if parameter.requires_grad]
+        found, *moved = torch.autograd.grad(
+            product, [u, *trained], retain_graph=True, allow_unused=True
+        )
+        if term.order == 1 and all(gradient is None for gradient in moved):
+            why = "the student's derivative does not depend on any parameter"
+            warnings.warn(_NOTHING.format(term.key, why), stacklevel=2)
     along = torch.zeros_like(product) if found is None else (found * u).sum()
     apart = float((along - product).detach().abs())
     size = float((row.detach().norm() * v.norm()).detach()) / max(row.numel(), 1) ** 0.5

@@ -126,14 +126,8 @@ class Call:
 
     def describe_input(self, x: Tensor) -> str:
         """Say in a few words which input is observed: ``x: args.0 [8, 3]``."""
-        names = list(inspect.signature(self.forward).parameters)
-        words = []
-        for path in self.place.paths:
-            inner = path[1] if path[0] == "kwargs" else None
-            is_known = path[0] == "args" and isinstance(path[1], int) and path[1] < len(names)
-            name = names[path[1]] if is_known else inner  # type: ignore[index]
-            words.append(f"{name}: {'.'.join(map(str, path))}")
-        return f"{', '.join(words)} {list(x.shape)}"
+        paths = " + ".join(".".join(map(str, path)) for path in self.place.paths)
+        return f"x: {paths} {list(x.shape)}"
 
     def accepts(self, network: nn.Module) -> bool:
         """Whether there is more to repeat than the input, and ``network`` takes it by name."""

@@ -92,7 +92,10 @@ def _name(on: BatchFn) -> str:
 def _holds_input(query: Query) -> bool:
     """Whether the input is a tensor of the batch, or several ones joined: cast, reshaped."""
     x = query.x.detach().flatten(1) if query.x.ndim > 1 else query.x.detach()[:, None]
-    blocks = [taken_rows(tensor, query) for _, tensor in _paths.tensors(query.batch)]
+    batch = query.batch
+    if not _paths.tensors(batch) and hasattr(batch, "__dict__"):
+        batch = vars(batch)  # an object whose attributes are the batch
+    blocks = [taken_rows(tensor, query) for _, tensor in _paths.tensors(batch)]
     found = [b.detach().reshape(len(x), -1) for b in blocks if b is not None]
     width, reached, ends = x.shape[1], {0}, [0]
     while ends and width not in reached:
