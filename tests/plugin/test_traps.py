@@ -190,6 +190,7 @@ def test_activation_checkpointing_names_the_remedy(reentrant, engine, text):
 # Traps that no finite difference sees: the gradient is right, what it is of is not what was meant
 
 
+@pytest.mark.filterwarnings("ignore:Sobolev doctor. not checked. the derivative does not depend")
 @pytest.mark.parametrize("activation", [nn.ReLU, nn.PReLU])
 def test_a_second_derivative_that_is_nowhere_warns(activation):
     with pytest.warns(UserWarning, match="second derivative is exactly zero.*Use a smooth"):
