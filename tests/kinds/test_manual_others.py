@@ -17,7 +17,6 @@ from tests.kinds._measure import (
     assert_updates,
     batch,
     chosen,
-    moved,
     numbers,
     other,
     sobolev,
@@ -167,8 +166,3 @@ def test_several_backward_calls_are_spoken_of_once(make, caplog):
 )
 def test_nothing_is_said_of_one_backward_call_or_a_scale_that_was_chosen(make, options, caplog):
     assert told(caplog, make(), **options) == []
-
-
-def test_a_step_under_manual_optimization_moves_the_student_as_one_under_automatic_does():
-    taught = [moved(make, batch, sobolev(Way(), Spy())) for make in (Step, steps.Manual)]
-    assert_close(*taught, rtol=1e-12, atol=0)

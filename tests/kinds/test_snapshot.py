@@ -50,8 +50,6 @@ CHANGES = [triples, masks, clamps, grows, zeroes_under_no_grad]
 
 
 class Tensor(nn.Module):
-    """Gives its output as it is; the others hold it."""
-
     def __init__(self):
         super().__init__()
         self.body = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
