@@ -50,6 +50,7 @@ class Directions(NamedTuple):
     tangents: InRows | None = None
 
 
+@runtime_checkable
 class StudentCall(Protocol):
     """How the student was called, for a teacher that is called alike."""
 
@@ -86,6 +87,7 @@ class Query:
         rows: Numbers of those rows of the batch that ``x`` holds; None for all.
         call: How the student was called; None where there is no student.
         step: Number of the evaluation, which stored directions are chosen by.
+        alone: Whether ``x`` was the only argument of the call, given by position.
     """
 
     x: Points
@@ -94,6 +96,7 @@ class Query:
     rows: Tensor | None = None
     call: StudentCall | None = None
     step: int = 0
+    alone: bool = False
 
 
 @runtime_checkable
@@ -115,4 +118,5 @@ class Teacher(Protocol):
 
         They are asked before the student runs wherever forward mode needs them.
         """
+        del query, term
         return None

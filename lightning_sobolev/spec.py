@@ -8,7 +8,7 @@ A :class:`SobolevTerm` is one summand of
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -79,6 +79,14 @@ class SobolevTerm:
     every_n_steps: int = 1
     name: str | None = None
 
+    # Set once: they are asked for at every step.
+    key: str = field(init=False, repr=False, compare=False)
+    """Name of the term in logs and checkpoints."""
+    needs_cotangents: bool = field(init=False, repr=False, compare=False)
+    """Whether directions in output space are drawn."""
+    needs_tangents: bool = field(init=False, repr=False, compare=False)
+    """Whether directions in input space are drawn."""
+
     def __post_init__(self) -> None:
         require(self.order in (0, 1, 2), "order", "0, 1 or 2", self.order)
         weight_ok = is_weight(self.weight) or isinstance(self.weight, Schedule)
@@ -108,21 +116,14 @@ class SobolevTerm:
         require(self.every_n_steps >= 1, "every_n_steps", "at least 1", self.every_n_steps)
         # The sum of all terms is logged beside them under this name.
         require(self.name not in ("", "total"), "name", "a word other than 'total'", self.name)
-
-    @property
-    def key(self) -> str:
-        """Name of the term in logs and checkpoints."""
-        return self.name if self.name is not None else f"order_{self.order}"
-
-    @property
-    def needs_cotangents(self) -> bool:
-        """Whether directions in output space are drawn."""
-        return self.order == 2 or (self.order == 1 and self.side == "cotangent")
-
-    @property
-    def needs_tangents(self) -> bool:
-        """Whether directions in input space are drawn."""
-        return self.order == 2 or (self.order == 1 and self.side == "tangent")
+        is_second, side = self.order == 2, self.side
+        found = {
+            "key": f"order_{self.order}" if self.name is None else self.name,
+            "needs_cotangents": is_second or (self.order == 1 and side == "cotangent"),
+            "needs_tangents": is_second or (self.order == 1 and side == "tangent"),
+        }
+        for name, value in found.items():
+            object.__setattr__(self, name, value)
 
     def weight_at(self, step: int) -> float:
         """Return the weight at a global step; 0 where ``every_n_steps`` leaves the term out."""

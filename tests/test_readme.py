@@ -2,15 +2,19 @@
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning.pytorch as L
 import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
+from lightning_sobolev import AnalyticTeacher
+
 BLOCKS = re.findall(
     r"```python\n(.*?)```", (Path(__file__).parents[1] / "README.md").read_text(), re.DOTALL
 )
+FIRST, OPTIONS, STORED, LOOP, MIXIN = BLOCKS
 
 
 @pytest.fixture(autouse=True)
@@ -26,8 +30,7 @@ def quiet(monkeypatch, tmp_path):
     torch.manual_seed(0)
 
 
-def run(block):
-    names = {}
+def run(block, **names):
     exec(compile(block, "README.md", "exec"), names)
     return names
 
@@ -38,12 +41,8 @@ def error(names, module):
         return float((module.net(x) - names["target"](x)).square().mean())
 
 
-def test_there_are_three_blocks():
-    assert len(BLOCKS) == 3
-
-
 def test_the_first_example_trains_and_derivatives_help():
-    names = run(BLOCKS[0])
+    names = run(FIRST)
     with_derivatives = names["trainer"].lightning_module
     plain = names["Surrogate"]()
     L.Trainer(max_steps=500).fit(plain, names["loader"])
@@ -52,7 +51,7 @@ def test_the_first_example_trains_and_derivatives_help():
 
 def test_stored_gradients_teach_a_network_what_its_values_do():
     """The sign is right: an energy's gradient, and minus what is called a force."""
-    callback = run(BLOCKS[1])["callback"]
+    callback = run(STORED)["callback"]
 
     class Energies(L.LightningModule):
         def __init__(self):
@@ -74,9 +73,26 @@ def test_stored_gradients_teach_a_network_what_its_values_do():
     torch.testing.assert_close(module.net.weight.detach()[0], slope, atol=0.02, rtol=0)
 
 
+def test_the_options_are_options():
+    network = torch.nn.Linear(2, 1)
+    run(OPTIONS, teacher=network)
+    assert not network.weight.requires_grad
+
+
+def test_the_loop_trains_and_derivatives_help():
+    names = run(FIRST)
+    net, plain = names["Surrogate"]().net, names["Surrogate"]()
+    L.Trainer(max_steps=500).fit(plain, names["loader"])
+    run(
+        LOOP, torch=torch, net=net, teacher=AnalyticTeacher(names["target"]),
+        optimizer=torch.optim.Adam(net.parameters(), lr=3e-3), loader=500 * list(names["loader"]),
+    )  # fmt: skip
+    assert error(names, SimpleNamespace(net=net)) < 0.5 * error(names, plain)
+
+
 def test_the_mixin_trains():
     teacher = torch.nn.Sequential(torch.nn.Linear(8, 4), torch.nn.Tanh(), torch.nn.Linear(4, 1))
-    student = run(BLOCKS[2])["Student"](teacher)
+    student = run(MIXIN)["Student"](teacher)
     before = student.net[0].weight.detach().clone()
     x = torch.randn(16, 8)
     data = TensorDataset(x, teacher(x).detach())

@@ -101,7 +101,7 @@ def _examination(seen: Observed, loss: SobolevLoss, terms: list[SobolevTerm]) ->
 def _on_few_rows(seen: Observed, loss: SobolevLoss) -> Rehearsal:
     # All on a copy: nothing that the student keeps in Python shall know of it.
     call, few = seen.call, None
-    if call.is_input_alone and seen.size > _MOST_COUPLED:
+    if call.alone and seen.size > _MOST_COUPLED:
         few = RowCut(torch.arange(_MOST_COUPLED, device=seen.x.device), {})
     copied = Rehearsal.of(seen, few).on_copy(_to_double)
     recorder = loss.recorder_of(copied.module, None, replace(copied.options, inner_precision="step"))

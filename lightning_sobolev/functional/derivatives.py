@@ -69,7 +69,10 @@ class TapeJet:
 
     def vjp(self, cotangents: OutRows) -> InRows:
         r"""Pull cotangents back: row :math:`(p, b)` is :math:`u_{pb}^\top J(x_b)`."""
-        _check_shape("cotangents", cotangents, self._y)
+        if cotangents.shape != (1, *self._y.shape):
+            _check_shape("cotangents", cotangents, self._y)
+        elif torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
+            return self._pull(cotangents[0], self._create_graph).unsqueeze(0)  # the usual case
         with _recording():
             return _stacked([self._pull(_usable(u), self._create_graph) for u in cotangents])
 
@@ -205,7 +208,8 @@ def tape_jet(fn: BatchFn, x: Points, *, create_graph: bool = False) -> TapeJet:
     predict) too; tensors that ``fn`` closes over must then be ordinary ones, as parameters are. No
     gradient ever reaches ``x``; with ``create_graph`` the derivatives may be part of a loss.
     """
-    with _recording():
+    is_usual = torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+    with nullcontext() if is_usual else _recording():
         leaf = (x.clone() if x.is_inference() else x.detach()).requires_grad_()
         # a forward that writes in place must not reach the leaf
         return TapeJet(fn(leaf.clone()), leaf, create_graph=create_graph)

@@ -61,12 +61,15 @@ def draw(
         tensor([[4.0000, 4.0000, 4.0000],
                 [4.0000, 4.0000, 4.0000]])
     """
-    _check_kind(kind)
+    if kind not in PROJECTIONS:
+        require(False, "projection", f"one of {PROJECTIONS}", kind)
     if not shape:
         raise ValueError("shape must be [batch, *rest], got an empty one")
     batch, rest = shape[0], tuple(shape[1:])
     size = torch.Size(rest).numel()
-    count = _count(kind, num_projections, size)
+    count = num_projections
+    if count is None or count < 1 or kind == "basis":
+        count = _count(kind, num_projections, size)
     dtype = torch.get_default_dtype() if dtype is None else dtype
     drawn = torch.float64 if dtype == torch.float64 else torch.float32
     if kind == "basis":
@@ -105,7 +108,7 @@ def counter_draw(
         >>> counter_draw("rademacher", torch.tensor([7, 3]), (3,), seed=0, draw=0).shape
         torch.Size([2, 3])
     """
-    _check_kind(kind)
+    require(kind in PROJECTIONS, "projection", f"one of {PROJECTIONS}", kind)
     if sample_index.dim() != 1 or sample_index.is_floating_point():
         raise ValueError(
             "sample_index must be a vector of integers, "
@@ -139,8 +142,14 @@ def generator_for(*words: int, generator: torch.Generator | None = None) -> torc
 def hash_words(*words: int) -> int:
     """Hash integers, their order and their number to an unsigned word."""
     state = len(words)
-    for word in words:
-        state = _mix_int(state ^ _mix_int(word & _WORD))
+    for given in words:  # at every draw: the mixing function twice, without a call
+        word = given & _WORD
+        for before in (0, state):
+            word = ((before ^ word) + GOLDEN) & _WORD
+            word = ((word ^ (word >> 30)) * _FIRST) & _WORD
+            word = ((word ^ (word >> 27)) * _SECOND) & _WORD
+            word ^= word >> 31
+        state = word
     return state
 
 
@@ -162,18 +171,8 @@ def signed(word: int) -> int:
     return word - 2**64 if word >= 2**63 else word
 
 
-def _mix_int(word: int) -> int:
-    word = (word + GOLDEN) & _WORD
-    word = ((word ^ (word >> 30)) * _FIRST) & _WORD
-    word = ((word ^ (word >> 27)) * _SECOND) & _WORD
-    return word ^ (word >> 31)
-
-
-def _check_kind(kind: str) -> None:
-    require(kind in PROJECTIONS, "projection", f"one of {PROJECTIONS}", kind)
-
-
 def _count(kind: str, num_projections: int | None, size: int) -> int:
+    # What remains for "basis", or is refused.
     if num_projections is None:
         if kind != "basis":
             raise ValueError(
@@ -182,11 +181,8 @@ def _count(kind: str, num_projections: int | None, size: int) -> int:
             )
         return size
     require(num_projections >= 1, "num_projections", "at least 1", num_projections)
-    fits, expected = (
-        kind != "basis" or num_projections <= size,
-        f"at most the {size} basis directions",
-    )
-    require(fits, "num_projections", expected, num_projections)
+    expected = f"at most the {size} basis directions"
+    require(kind != "basis" or num_projections <= size, "num_projections", expected, num_projections)
     return num_projections
 
 

@@ -38,7 +38,6 @@ def has_graph(term: SobolevTerm, rows: Tensor, root: nn.Module) -> bool:
         ValueError: If the student has something to train and its derivative does not depend on it.
     """
     if not any(parameter.requires_grad for parameter in root.parameters()):
-        warnings.warn(_NOTHING.format(term.key, "no parameter requires a gradient"), stacklevel=2)
         return False
     if term.order == 2 and not bool(rows.detach().any()):
         return True  # piecewise linear: warned of
@@ -72,7 +71,7 @@ def check_linear(
         found, *moved = torch.autograd.grad(
             product, [u, *trained], retain_graph=True, allow_unused=True
         )
-        if term.order == 1 and all(gradient is None for gradient in moved):
+        if trained and term.order == 1 and all(gradient is None for gradient in moved):
             why = "the student's derivative does not depend on any parameter"
             warnings.warn(_NOTHING.format(term.key, why), stacklevel=2)
     along = torch.zeros_like(product) if found is None else (found * u).sum()

@@ -29,7 +29,7 @@ from torch.func import functional_call
 from lightning_sobolev import _paths
 from lightning_sobolev._checks import require
 from lightning_sobolev.functional.precision import InnerPrecision
-from lightning_sobolev.observe.places import FIRST, Forward, Inputs, Place, dressed, undressed
+from lightning_sobolev.observe.places import Forward, Inputs, Place, dressed, undressed
 from lightning_sobolev.observe.remedies import Remedies, sharded_parts
 
 _HALF = (torch.float16, torch.bfloat16)
@@ -83,6 +83,7 @@ class Call:
         forward: Its own ``forward``.
         inputs: The arguments ``forward`` got, the observed input replaced by its snapshot.
         place: Where the observed input stands among them.
+        alone: Whether the observed input was the only argument, given by position.
         output: Key path of the matched tensor in the result.
         outer: The arguments before the module's own forward pre-hooks; None where it has none.
         direct: Whether ``module.forward`` was called, past its hooks.
@@ -95,6 +96,7 @@ class Call:
     inputs: Inputs
     place: Place
     inserting: Callable[["Call", Tensor], AbstractContextManager[None]]
+    alone: bool = False
     output: _paths.Path = ()
     outer: Inputs | None = None
     direct: bool = False
@@ -103,26 +105,16 @@ class Call:
 
     def keep_inputs(self, x: Tensor, like: Tensor) -> None:
         """Keep the arguments as they are now: the step may write into them after the call."""
-        if self.is_input_alone:
-            self.inputs = {"args": (x,), "kwargs": {}}
-        else:
-            self.inputs = self.place.fill(
-                _paths.map_tensors(self.inputs, _kept), dressed(x.detach(), like)
-            )
+        own = _paths.map_tensors(self.inputs, _kept)
+        self.inputs = self.place.fill(own, dressed(x.detach(), like))
         if self.outer is not None:
             self.outer = _paths.map_tensors(self.outer, _kept)
 
     def cut_to(self, cut: "RowCut") -> "Call":
         """Return the call with some rows of the arguments that have them, for :meth:`repeat`."""
-        if self.is_input_alone:
+        if self.alone:
             return self
         return replace(self, inputs=cut.take(self.inputs))
-
-    @property
-    def is_input_alone(self) -> bool:
-        """Whether the observed input was the only argument, given by position."""
-        inputs = self.inputs
-        return self.place is FIRST and len(inputs["args"]) == 1 and not inputs["kwargs"]
 
     def describe_input(self, x: Tensor) -> str:
         """Say in a few words which input is observed: ``x: args.0 [8, 3]``."""
@@ -131,7 +123,7 @@ class Call:
 
     def accepts(self, network: nn.Module) -> bool:
         """Whether there is more to repeat than the input, and ``network`` takes it by name."""
-        if self.is_input_alone:
+        if self.alone:
             return False
         count, names = len(self.inputs["args"]), tuple(self.inputs["kwargs"])
         return _accepts(self.forward, network.forward, count, names)
@@ -271,13 +263,6 @@ class RowCut:
             tensor: Tensor = _paths.get(inputs, path, "row_axes")
             inputs = _paths.put(inputs, path, tensor.index_select(axis, self.rows.to(tensor.device)))
         return inputs
-
-
-def runs_in_half(module_is_half: bool, device: torch.device) -> bool:
-    """Whether a call made here and now has fewer digits than float32, and could have them."""
-    if torch.is_autocast_enabled(device.type):
-        return torch.get_autocast_dtype(device.type) in _HALF
-    return module_is_half
 
 
 def is_half(module: nn.Module) -> bool:

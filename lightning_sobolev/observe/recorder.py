@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from lightning_sobolev import _paths
-from lightning_sobolev._types import BatchFn, Jet
+from lightning_sobolev._types import BatchFn, Jet, identity
 from lightning_sobolev.functional.derivatives import FuncJet, TapeJet
-from lightning_sobolev.observe.call import Call, ReplayOptions, RowCut, Snapshot, is_half, runs_in_half
+from lightning_sobolev.observe.call import Call, ReplayOptions, RowCut, Snapshot, is_half
 from lightning_sobolev.observe.options import ObserveOptions
 from lightning_sobolev.observe.places import FIRST, Inputs, dressed, locate, locate_output, select_output, undressed
 from lightning_sobolev.observe.remedies import sharded_parts
@@ -131,6 +131,8 @@ class Observed:
 
 def mapped(on: BatchFn, y: Tensor, x: Tensor) -> Tensor:
     """Apply an output map in the precision of the input: autocast leaves outputs in half."""
+    if on is identity and y.dtype == x.dtype:
+        return y
     wide = y if y.dtype == x.dtype else y.to(torch.promote_types(y.dtype, x.dtype))
     if not torch.is_autocast_enabled(x.device.type):
         return on(wide)
@@ -213,14 +215,17 @@ class Recorder:
                 )
 
     def install(self) -> None:
-        """Put on the shadows and hooks, off until :meth:`start`."""
+        """Put on the shadows, off until :meth:`start`."""
         for watch in self._watches:
             watch.shadow = Shadow(watch.module, "forward", partial(self._called, watch)).put_on()
-            before, after = Passing(partial(self._before, watch)), Passing(partial(self._after, watch))
-            watch.handles = [
-                watch.module.register_forward_pre_hook(before, prepend=True, with_kwargs=True),
-                watch.module.register_forward_hook(after),
-            ]
+
+    def _add_hooks(self, watch: _Watch) -> None:
+        # Where others have hooks: what they change is part of the call.
+        before, after = Passing(self._before, watch), Passing(self._after, watch)
+        watch.handles = [
+            watch.module.register_forward_pre_hook(before, prepend=True, with_kwargs=True),
+            watch.module.register_forward_hook(after),
+        ]
 
     def remove(self) -> None:
         """Take off what :meth:`install` put on."""
@@ -238,8 +243,10 @@ class Recorder:
         for watch in self._watches:
             watch.calls, watch.observed, watch.under_way = 0, [], None
             watch.outer, watch.entered = None, False
-            if len(watch.module._forward_hooks) > 1:  # ours has the last word
-                hooks: Any = watch.module._forward_hooks
+            hooks: Any = watch.module._forward_hooks
+            if not watch.handles and (hooks or watch.module._forward_pre_hooks):
+                self._add_hooks(watch)
+            elif len(hooks) > 1:  # ours has the last word
                 hooks.move_to_end(watch.handles[1].id)
 
     def resume(self) -> None:
@@ -261,14 +268,18 @@ class Recorder:
 
     def called(self) -> "_Watch | None":
         """Return the candidate that the step called; None if there is none."""
-        called = [watch for watch in self._watches if watch.calls]
-        root = next((watch for watch in called if not watch.name), None)
-        if root is not None or len(called) <= 1:
-            return root or next(iter(called), None)
-        raise ValueError(
-            f"module: training_step called several submodules ({', '.join(repr(w.name) for w in called)}); "
-            "name the one whose input and output are meant"
-        )
+        found = None
+        for watch in self._watches:
+            if watch.calls and not watch.name:  # the root, which comes first
+                return watch
+            if watch.calls and found is not None:
+                several = [repr(w.name) for w in self._watches if w.calls]
+                raise ValueError(
+                    f"module: training_step called several submodules ({', '.join(several)}); name "
+                    "the one whose input and output are meant"
+                )
+            found = watch if watch.calls else found
+        return found
 
     def chosen(self) -> list[Observed]:
         """Return the observed calls that count; none where ``missing="skip"`` allows it."""
@@ -280,9 +291,8 @@ class Recorder:
         if call == "first":
             return watch.observed[:1]
         if not -watch.calls <= call < watch.calls:
-            raise ValueError(
-                f"call must be in [{-watch.calls}, {watch.calls}) for {watch.calls} calls, got {call}"
-            )
+            made = watch.calls
+            raise ValueError(f"call must be in [{-made}, {made}) for {made} calls, got {call}")
         return [watch.observed[call]] if call < 0 else watch.observed[:1]
 
     def _missing(self) -> list[Observed]:
@@ -302,37 +312,39 @@ class Recorder:
         calls = f"call {seen.number + 1} of {watch.calls}"
         return f"{name}({seen.call.describe_input(seen.x)}) -> {list(seen.y.shape)}, {calls}"
 
-    def _wants(self, number: int) -> bool:
-        call = self.options.call
-        if isinstance(call, int):
-            return call < 0 or number == call
-        return number == 0 or call == "all" or self.needs.every_call
-
     def _called(self, watch: _Watch, *args: Any, **kwargs: Any) -> Any:
         forward, inserted = watch.shadow.inner, self._inserted
         if inserted is not None and inserted[0] is watch:
             self._inserted, watch.entered, watch.outer = None, False, None
             return self._with_point(forward, inserted[1], {"args": args, "kwargs": kwargs})
-        if not self._active or self._busy:
+        # A call without gradients is somebody's bookkeeping, one inside of torch.func as well; a
+        # nested one is part of another.
+        if (
+            not self._active
+            or self._busy
+            or not (torch.is_grad_enabled() or self._without_gradients)
+            or torch._C._functorch.maybe_current_level() is not None
+        ):
+            watch.under_way, watch.entered, watch.outer = None, False, None
             return forward(*args, **kwargs)
-        outer, watch.outer, direct, watch.entered = watch.outer, None, not watch.entered, False
-        watch.under_way = None
-        # A call without gradients is somebody's bookkeeping, one inside of torch.func as well.
-        is_counted = torch.is_grad_enabled() or self._without_gradients
-        if not is_counted or torch._C._functorch.maybe_current_level() is not None:
-            return forward(*args, **kwargs)
-        watch.calls += 1
+        number, call = watch.calls, self.options.call
+        watch.calls = number + 1
         if self.is_closed:
             raise ValueError(
-                f"call={self.options.call} counts back from the step's last call, but another call "
-                "came behind the manual_backward that took the term; name it from the front, or use "
+                f"call={call} counts back from the step's last call, but another call came behind "
+                "the manual_backward that took the term; name it from the front, or use "
                 "call='first' (of each manual_backward) or call='all'"
             )
-        if not self._wants(watch.calls - 1):
+        if isinstance(call, int):
+            is_wanted = call < 0 or number == call
+        else:
+            is_wanted = number == 0 or call == "all" or self.needs.every_call
+        if not is_wanted:
+            watch.under_way, watch.entered, watch.outer = None, False, None
             return forward(*args, **kwargs)
-        self._busy = True  # a nested call is part of this one
+        self._busy = True
         try:
-            return self._observe(watch, {"args": args, "kwargs": kwargs}, outer, direct)
+            return self._observe(watch, args, kwargs)
         finally:
             self._busy = False
 
@@ -342,23 +354,30 @@ class Recorder:
         filled = call_place.fill(inputs, dressed(point, like))
         return forward(*filled["args"], **filled["kwargs"])
 
-    def _observe(self, watch: _Watch, inputs: Inputs, outer: Inputs | None, direct: bool) -> Any:
-        args, forward = inputs["args"], watch.shadow.inner
-        if self.options.wrt is None and args and _has_rows(args[0]):
-            place, tensor = FIRST, args[0]
+    def _observe(self, watch: _Watch, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        forward, needs, inputs = watch.shadow.inner, self.needs, {"args": args, "kwargs": kwargs}
+        tensor = args[0] if args else None
+        if self.options.wrt is None and type(tensor) is Tensor and tensor.is_floating_point() and tensor.ndim:
+            place, bare = FIRST, tensor
         else:
             place = locate(self.options.wrt, forward, inputs)
             tensor = place.read(inputs)
-        again = self._without_gradients or self._needs_replay(tensor.device)
-        bare = undressed(tensor)
+            bare = undressed(tensor)
+        only = needs.only_parts or self._without_gradients or self._needs_replay(bare.device)
+        # A clone: the step may write into its input after the call.
         x = bare.clone() if bare.requires_grad else bare.detach().clone()
-        only = again or self.needs.only_parts
         if not only and not x.requires_grad:
             x.requires_grad_()
-        call = Call(watch.module, forward, inputs, place, self.inserting, outer=outer, direct=direct)
-        if only or self.needs.parts or self.needs.replays or self.snapshots:
+        call = Call(watch.module, forward, inputs, place, self.inserting)
+        call.alone = place is FIRST and len(args) == 1 and not kwargs
+        call.outer, call.direct = watch.outer, bool(watch.handles) and not watch.entered
+        watch.outer, watch.entered = None, False
+        if only or needs.parts or needs.replays or self.snapshots:
             call.snapshot = Snapshot.take(watch.module, x.device)
-        call.keep_inputs(x, tensor)
+        if call.alone and call.outer is None:
+            call.inputs = {"args": (x,), "kwargs": {}}
+        else:
+            call.keep_inputs(x, tensor)
         seen = Observed(call, self, x, x, watch.calls - 1, replay_only=only)
         with self.replay_options.remedies:
             result = self._evaluated(seen, inputs, tensor)
@@ -397,7 +416,12 @@ class Recorder:
         return result
 
     def _output(self, call: Call, result: Any, x: Tensor) -> Tensor:
-        if type(result) is Tensor and self.options.output is None and _fits(result, x):
+        if (
+            type(result) is Tensor
+            and self.options.output is None
+            and result.shape[:1] == x.shape[:1]
+            and result.is_floating_point()
+        ):
             return result
         result = plain(result)
         call.output = locate_output(result, self.options.output, len(x))
@@ -428,7 +452,9 @@ class Recorder:
         if options.batch_norm == "eval":
             return True
         if options.inner_precision == "float32":
-            return runs_in_half(self.is_half and not self.is_sharded, device)
+            if torch.is_autocast_enabled(device.type):
+                return torch.get_autocast_dtype(device.type) in (torch.float16, torch.bfloat16)
+            return self.is_half and not self.is_sharded
         if options.inner_precision == "bf16-mixed":
             low = torch.is_autocast_enabled(device.type)
             return not (low and torch.get_autocast_dtype(device.type) == torch.bfloat16)
@@ -482,14 +508,6 @@ def _first_then_again(
     evaluated.append(True)
     filled = call.place.fill(inputs, point)
     return call.forward(*filled["args"], **filled["kwargs"])
-
-
-def _has_rows(value: Any) -> bool:
-    return type(value) is Tensor and value.is_floating_point() and value.ndim > 0
-
-
-def _fits(y: Tensor, x: Tensor) -> bool:
-    return y.ndim > 0 and y.shape[0] == x.shape[0] and y.is_floating_point()
 
 
 def _candidates(

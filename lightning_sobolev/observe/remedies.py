@@ -54,21 +54,20 @@ class Remedies:
         cuda: Any = torch.backends.cuda
         before = cuda.flash_sdp_enabled(), cuda.mem_efficient_sdp_enabled(), cuda.cudnn_sdp_enabled()
         self._open.append((stack, (*before, cuda.math_sdp_enabled())))
-        _allow_fused_attention(False, False, False, True)
+        cuda.enable_flash_sdp(False)
+        cuda.enable_mem_efficient_sdp(False)
+        cuda.enable_cudnn_sdp(False)
+        cuda.enable_math_sdp(True)
 
     def __exit__(self, *error: Any) -> None:
         stack, before = self._open.pop()
-        _allow_fused_attention(*before)
+        cuda: Any = torch.backends.cuda
+        cuda.enable_flash_sdp(before[0])
+        cuda.enable_mem_efficient_sdp(before[1])
+        cuda.enable_cudnn_sdp(before[2])
+        cuda.enable_math_sdp(before[3])
         if stack is not None:
             stack.__exit__(*error)
-
-
-def _allow_fused_attention(flash: bool, efficient: bool, cudnn: bool, math: bool) -> None:
-    cuda: Any = torch.backends.cuda
-    cuda.enable_flash_sdp(flash)
-    cuda.enable_mem_efficient_sdp(efficient)
-    cuda.enable_cudnn_sdp(cudnn)
-    cuda.enable_math_sdp(math)
 
 
 class ExactNorms(TorchFunctionMode):

@@ -71,23 +71,25 @@ class Shadow(functools.partial):
         return getattr, (self.owner, self.name)
 
 
-class Passing:
+class Passing(functools.partial):
     """A hook, or a holder, that copies and pickles as one that does nothing."""
 
-    def __init__(self, function: Callable[..., None] | None = None, held: Any = None) -> None:
-        self._function, self.held = function, held
-
-    def __call__(self, *args: Any) -> None:  # noqa: D102
-        if self._function is not None:
-            self._function(*args)
+    held: Any = None
 
     # A method of the standard library that takes anything and does nothing: whoever loads such a
     # file need not have this package.
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         return nullcontext().__exit__
 
-    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:  # type: ignore[override]
         return getattr, (nullcontext(), "__exit__")
+
+
+def holder(held: Any) -> Passing:
+    """Return something for a module's ``vars()`` that no copy of it keeps."""
+    found = Passing(id)
+    found.held = held
+    return found
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from lightning_sobolev.observe.remedies import explain, kept_gathered, sharded_parts
-from lightning_sobolev.observe.shadow import Passing, Shadow
+from lightning_sobolev.observe.shadow import Shadow, holder
 from lightning_sobolev.plugin.report import log_step
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class ObservedStep:
         """Shadow the module's methods."""
         for name in ("training_step", "manual_backward", "backward"):
             Shadow(self._module, name, getattr(self, name)).put_on()
-        vars(self._module)["_sobolev_step"] = Passing(held=self)
+        vars(self._module)["_sobolev_step"] = holder(self)
 
     def validate_too(self) -> None:
         """Shadow the steps of validation and test as well."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lightning_sobolev import _paths
 from lightning_sobolev._checks import require
-from lightning_sobolev._types import BatchFn, Jet, Query, Teacher
+from lightning_sobolev._types import BatchFn, Jet, Query, Teacher, identity
 from lightning_sobolev.functional.derivatives import tape_jet
 
 _NAME = "the teacher's output"
@@ -68,7 +68,8 @@ class NetworkTeacher(Teacher):
         if takes == "call" and call is None:
             raise ValueError("takes='call' needs the student's call in the query, got call=None")
         ask: Callable[[Tensor], Any] = network
-        if call is not None and (takes == "call" or (takes == "auto" and call.accepts(network))):
+        is_auto = takes == "auto" and not query.alone  # the input alone is asked for as such
+        if call is not None and (takes == "call" or (is_auto and call.accepts(network))):
             ask = partial(call.repeat, network)
         output = None if call is None else call.output
         answer = self._answered_by(ask, query.on, query.x.dtype, output)
@@ -108,7 +109,9 @@ class NetworkTeacher(Teacher):
                 is_answer = isinstance(y, Tensor) and y.is_floating_point()
                 if self._output is not None or not is_answer:
                     y = self._select(y, output, point.shape[0])
-                return on(y.to(torch.promote_types(y.dtype, dtype))).to(dtype)
+                if on is not identity:
+                    y = on(y.to(torch.promote_types(y.dtype, dtype)))
+                return y.to(dtype)
 
         return answer
 
