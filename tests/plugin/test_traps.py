@@ -45,7 +45,8 @@ def fused_norms(monkeypatch):
 
 
 def fused_attention(monkeypatch):
-    monkeypatch.setattr(remedies, "_allow_fused_attention", lambda *_: None)
+    for kernel in ("flash", "mem_efficient", "cudnn", "math"):
+        monkeypatch.setattr(torch.backends.cuda, f"enable_{kernel}_sdp", lambda _: None)
 
 
 class Calls(nn.Module):
