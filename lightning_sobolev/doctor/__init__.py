@@ -22,12 +22,8 @@ class Doctor:
     """Examines one fit: its layers at the start, its gradient and cost on the first step."""
 
     def __init__(self) -> None:
-        self._kept: tuple[Rehearsal, Occasion] | None = None
-
-    @property
-    def is_waiting(self) -> bool:
-        """Whether a call is kept whose cost is to be measured when the step is over."""
-        return self._kept is not None
+        self.kept: tuple[Rehearsal, Occasion] | None = None
+        """A call whose cost is to be measured when the step is over."""
 
     def scan(self, student: nn.Module, loss: SobolevLoss, recorder: Recorder) -> None:
         """Say which layers need a remedy; refuse those that have none."""
@@ -37,18 +33,18 @@ class Doctor:
         """Check the terms' gradient, and keep the call for :meth:`measure_cost`."""
         examine(seen, loss)
         if seen.comparisons is None:  # a copy would have to be compiled, too
-            self._kept = Rehearsal.of(seen), occasion
+            self.kept = Rehearsal.of(seen), occasion
 
     def forget(self) -> None:
         """Drop what was kept: the step did not come to its end."""
-        self._kept = None
+        self.kept = None
 
     @rank_zero_only
     def measure_cost(
         self, loss: SobolevLoss, precision: Callable[[], AbstractContextManager[Any]]
     ) -> Cost | None:
         """Measure once and say what came out; a student that cannot be measured is said to be."""
-        kept, self._kept = self._kept, None
+        kept, self.kept = self.kept, None
         if kept is None or sharded_parts(kept[0].module):
             return None
         try:

@@ -89,7 +89,7 @@ def _run_matched(
     recorder.install()
     try:
         if recorder.engine == "func":
-            recorder.push = probe.push(occasion.number, occasion.batch)
+            recorder.push = probe.push(occasion)
         recorder.start()
         copied.call()
         recorder.stop()

@@ -24,7 +24,7 @@ Change = Callable[[Tensor], Tensor]
 def own_random_numbers() -> Iterator[None]:
     """Put every global generator back where it was, whatever happens."""
     python, numpys = random.getstate(), np.random.get_state()
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=list(devices)):
         try:
             yield

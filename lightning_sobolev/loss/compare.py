@@ -112,7 +112,7 @@ def compare(
     gaps: Gaps,
 ) -> Comparison:
     """Compare projected derivatives; looks at no number."""
-    target = _aligned(term, student, target).detach()
+    target = (target if student.shape == target.shape else _aligned(term, student, target)).detach()
     if student.dtype.itemsize < 4:  # squares of half-precision rows overflow and underflow
         student = student.float()
     if target.dtype.itemsize < 4:
@@ -129,7 +129,7 @@ def compare(
         student = torch.where(known, student, 0.0)
     # A finite sum is one pass over the numbers; only one that is not needs a second look.
     total = target.sum()
-    if _is_filtered(term):
+    if term.band is not None and _is_filtered(term):
         student, target = (_filtered(term, rows) for rows in (student, target))
     vanishes = _vanishes(student, known) if term.order == 2 else None
     distance, reference = _distances(term, student, target)
@@ -195,24 +195,27 @@ def reduce(
     """
     distance, known = comparison.distance, comparison.known
     pairs = distance.shape[0] * distance.shape[1]
-    weights = None if known is None else known.to(distance.dtype)
-    total, count = _known_sum(distance, weights)
-    if comparison.reference is None and (known is None or sum_over_processes is None):
-        return total / _at_least_one(count), None
-    if known is None and sum_over_processes is None:
-        mean = total / max(pairs, 1)
+    reference = comparison.reference
+    if known is None and (sum_over_processes is None or reference is None):
+        mean = distance.sum((0, 1)) / max(pairs, 1)
+        if reference is None:
+            return mean, None
         if not pairs:
             return mean.sum(), None  # nothing is known in this batch: zero, and the scale stays
-        assert comparison.reference is not None
-        energy = comparison.reference.detach().sum((0, 1))
-        return _scaled(term, mean, scales.update(term.key, energy / pairs)), energy.sum()
-    return _reduced_together(term, comparison, scales, sum_over_processes, weights)
+        energy = reference.detach().sum((0, 1))
+        scale = scales.update(term.key, energy / pairs)
+        if term.normalize == "elements":
+            return by_element(mean, scale), energy.sum()
+        return mean / scale, energy
+    return _reduced_together(term, comparison, scales, sum_over_processes)
 
 
 def _reduced_together(
     term: SobolevTerm, comparison: Comparison, scales: RunningScales,
-    sum_over_processes: SumOverProcesses | None, weights: Tensor | None,
+    sum_over_processes: SumOverProcesses | None,
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    known, dtype = comparison.known, comparison.distance.dtype
+    weights = None if known is None else known.to(dtype)
     total, count = _known_sum(comparison.distance, weights)
     reference = comparison.reference
     energy = None if reference is None else _known_sum(reference.detach(), weights)[0]

@@ -33,6 +33,7 @@ from lightning_sobolev.loss.compiling import (
     Joint,
     same_random_numbers,
 )
+from lightning_sobolev.loss.draws import Draws
 from lightning_sobolev.loss.loss import Occasion, Point, SobolevLoss
 from lightning_sobolev.observe.call import Call, RowCut
 from lightning_sobolev.observe.places import Inputs, Place, locate_output, select_output
@@ -161,7 +162,7 @@ class Compiler:
         query = Query(x, on, occasion.batch, asked.rows, seen.call, occasion.number)
         outside = bool(asked.indices) and not _is_inside(loss, seen.call)
         target = loss.teacher.at(query) if outside else None
-        where = Point(seen, loss.draws(occasion.number, 0), query, None, target)
+        where = Point(seen, Draws(loss.seed, loss.rank, occasion.number), query, None, target)
         directions = {index: loss.directions(index, where, like) for index in asked.indices}
         if target is None:
             return directions, None

@@ -8,14 +8,16 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from lightning_sobolev import _paths
 from lightning_sobolev._checks import require
 from lightning_sobolev._types import Directions, Jet, Query, Teacher
-from lightning_sobolev.loss import recorded
+from lightning_sobolev.loss import checks, recorded
 from lightning_sobolev.loss.balance import Balanced, RunningBalance
 from lightning_sobolev.loss.checks import Checks
 from lightning_sobolev.loss.compare import (
@@ -29,20 +31,20 @@ from lightning_sobolev.loss.compare import (
     project,
     project_target,
     reduce,
-    weighted_sum,
 )
 from lightning_sobolev.loss.draws import Draws, Generators
 from lightning_sobolev.loss.report import Report, cosine
-from lightning_sobolev.observe.call import ReplayOptions
+from lightning_sobolev.observe.call import Call, ReplayOptions
 from lightning_sobolev.observe.options import ObserveOptions, check_word
-from lightning_sobolev.observe.recorder import Needs, Observed, Recorder
+from lightning_sobolev.observe.recorder import Needs, Observed, Push, Recorder, mapped
 from lightning_sobolev.observe.remedies import Remedies, explain, has_recurrent, kept_gathered
+from lightning_sobolev.functional.derivatives import TapeJet
 from lightning_sobolev.functional.fisher import FISHER
 from lightning_sobolev.spec import SobolevSpec, SobolevTerm
 from lightning_sobolev.teachers import NetworkTeacher
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Occasion:
     """On which occasion terms are evaluated.
 
@@ -74,6 +76,10 @@ class Point:
     query: Query
     student: Jet | None = None  # None: the call has compared them itself
     target: Jet | None = None
+
+
+_Asked = tuple[Point, Directions, Tensor | None]
+_AS_IT_IS = nullcontext()
 
 
 class SobolevLoss:
@@ -130,8 +136,20 @@ class SobolevLoss:
         self.forgives_overflow = False
         self._generators: Generators = {}
         # Columns of a teacher are a second derivative of its graph.
-        twice = any(term.needs_tangents for term in self.spec.terms)
-        self._asking: Any = Remedies(recurrent=True) if twice else nullcontext()
+        terms = self.spec.terms
+        twice = any(term.needs_tangents for term in terms)
+        self._asking: Any = Remedies(recurrent=True) if twice else _AS_IT_IS
+        # Resolved once: what is asked for at every step.
+        self._on = self.spec.output_map
+        self._is_balanced = any(isinstance(term.weight, Balanced) for term in terms)
+        self._constants = [
+            float(term.weight)
+            if isinstance(term.weight, int | float) and term.every_n_steps == 1
+            else None
+            for term in terms
+        ]
+        asks = type(self.teacher).directions is not Teacher.directions
+        self._own_directions = self.teacher.directions if asks else None
         self._recorder: Recorder | None = None
         self.counter = 0
         self.reset()
@@ -146,9 +164,10 @@ class SobolevLoss:
 
     def begin(self) -> None:
         """Look at the student's backward pass again, and at the processes there are."""
-        self._looked_at: set[str] = set()
+        self._known: set[str] = set()  # what was looked at or said
+        self._is_free: bool | None = None
         is_several = torch.distributed.is_available() and torch.distributed.is_initialized()
-        self._rank = torch.distributed.get_rank() if is_several else 0
+        self.rank = torch.distributed.get_rank() if is_several else 0
         self._sum: SumOverProcesses | None = sum_over_processes if is_several else None
 
     @property
@@ -179,7 +198,8 @@ class SobolevLoss:
         # The root itself is meant; a child is not, as it may be in a LightningModule.
         recorder.install()
         recorder.start()
-        recorder.push = self.push(self.counter, None) if recorder.engine == "func" else None
+        if recorder.engine == "func":
+            recorder.push = self.push(Occasion(self.counter, self.counter))
         try:
             yield recorder
         finally:
@@ -241,86 +261,96 @@ class SobolevLoss:
             return Report(torch.zeros(()))
         self.checks.flush()
         number, self.counter = self.counter, self.counter + 1
-        return self.evaluate(observed, Occasion(number, number if step is None else step, batch, value_loss))
+        now = number if step is None else step
+        return self.evaluate(observed, Occasion(number, now, batch, value_loss))
 
     def evaluate(self, observed: Sequence[Observed], occasion: Occasion) -> Report:
         """Evaluate the terms on an occasion whose number was given out before."""
-        device = observed[0].x.device.type
-        if not torch.is_autocast_enabled(device):
-            return self._evaluated(observed, occasion)
-        with torch.autocast(device, enabled=False):
-            return self._evaluated(observed, occasion)
-
-    def _evaluated(self, observed: Sequence[Observed], occasion: Occasion) -> Report:
-        report = Report(observed[0].x, size=observed[0].size)
-        points: dict[tuple[int, float], Point] = {}
-        asked = []
-        # The teacher is asked for all terms, so that its graph is gone before the student's grows.
-        for index, term in enumerate(self.spec.terms):
-            weight = term.weight
-            weight = weight if type(weight) is float and term.every_n_steps == 1 else term.weight_at(occasion.step)
-            report.weights[term.key] = weight
-            if weight != 0.0:
-                parts = [self._ask(index, n, observed[n], points, occasion) for n in range(len(observed))]
-                asked.append((index, term, parts))
-        for point in points.values():
-            point.target = None
-        for index, term, parts in asked:
-            compared = [self._compare(index, part, report, occasion.trains) for part in parts]
-            self._take_in(term, join(compared), report)
-        points_x = [point.seen.x for point in points.values()]
-        report.leaves = [x for x in points_x if x.is_leaf and x.requires_grad]
-        self._sum_up(observed, report, occasion)
+        first = observed[0]
+        device = first.x.device.type
+        autocast = torch.is_autocast_enabled(device)
+        report = Report(first.x, size=first.x.shape[0])
+        with torch.autocast(device, enabled=False) if autocast else _AS_IT_IS:
+            # The teacher is asked for all terms, so that its graph is gone before the student's
+            # grows.
+            asked = self._asked(observed, occasion, report)
+            for point in report.points.values():
+                point.target = None
+            for index, parts in asked:
+                compared = []
+                for part in parts:
+                    compared.append(self._compare(index, part, report, occasion))
+                whole = compared[0] if len(compared) == 1 else join(compared)
+                self._take_in(self.spec.terms[index], whole, report)
+            self._sum_up(observed, report, occasion)
         self._settle(observed, report, occasion)
         return report
 
-    def _ask(
-        self, index: int, number: int, seen: Observed, points: dict[tuple[int, float], Point],
-        occasion: Occasion,
-    ) -> tuple[Point, Directions, Tensor | None]:
-        term = self.spec.terms[index]
-        place = (number, term.rows)
-        point = points.get(place)
-        if point is None:
-            point = points[place] = self._point(seen, number, term.rows, occasion)
-        if point.student is None or point.target is None:
-            return point, Directions(), None
-        directions = self.directions(index, point, point.student.value)
-        target = project_target(term, point.target, directions, point.student.value.shape)
-        return point, directions, target
+    def _asked(
+        self, observed: Sequence[Observed], occasion: Occasion, report: Report
+    ) -> list[tuple[int, list[_Asked]]]:
+        asked = []
+        for index, term in enumerate(self.spec.terms):
+            weight = self._constants[index]
+            weight = term.weight_at(occasion.step) if weight is None else weight
+            report.weights[term.key] = weight
+            if weight == 0.0:
+                continue
+            parts: list[_Asked] = []
+            for number, seen in enumerate(observed):
+                place = (number, term.rows)
+                point = report.points.get(place)
+                if point is None:
+                    point = self._point(seen, number, term.rows, occasion)
+                    report.points[place] = point
+                    if point.seen.x.is_leaf and point.seen.x.requires_grad:
+                        report.leaves.append(point.seen.x)
+                parts.append(self._ask(index, point))
+            asked.append((index, parts))
+        return asked
 
     def _point(self, seen: Observed, number: int, fraction: float, occasion: Occasion) -> Point:
-        draws = self.draws(occasion.number, occasion.offset + number)
-        rows = None
-        if fraction < 1.0 and seen.size:
-            rows = draws.rows(fraction, seen.size).to(seen.x.device)
+        place = occasion.offset + number
+        draws = Draws(self.seed, self.rank, occasion.number, place, self._generators)
+        rows, x = None, seen.x
+        if fraction < 1.0 and len(x):
+            rows = draws.rows(fraction, len(x)).to(x.device)
         if rows is not None or seen.replay_only:
-            push = self.push(occasion.number, occasion.batch, rows, occasion.offset + number)
-            seen = seen.replay(rows, fraction, push if self.pushed_term is not None else None)
-        call, x = seen.call, seen.x.detach()
-        query = Query(x, self.spec.output_map, occasion.batch, rows, call, occasion.number)
+            pushes = seen.recorder.engine == "func" and self.pushed_term is not None
+            seen = seen.replay(rows, fraction, self.push(occasion, rows, place) if pushes else None)
+        call, batch = seen.call, occasion.batch
+        x = seen.x.detach()
+        query = Query(x, self._on, batch, rows, call, occasion.number, call.alone)
         if seen.comparisons is not None:
             return Point(seen, draws, query)
         try:
             with self._asking:
                 target = self.teacher.at(query)
-            return Point(seen, draws, query, seen.jet(), target)
         except RuntimeError as error:
             explain(error)
             raise
+        student: Jet | None = seen.func_jet
+        if student is None:
+            student = TapeJet(mapped(self._on, seen.y, seen.x), seen.x)
+        return Point(seen, draws, query, student, target)
 
-    def draws(self, number: int, call: int) -> Draws:
-        """Return the random choices of one call on the occasion of a number."""
-        return Draws(self.seed, self._rank, number, call, self._generators)
+    def _ask(self, index: int, point: Point) -> _Asked:
+        student, target, term = point.student, point.target, self.spec.terms[index]
+        if student is None or target is None:
+            return point, Directions(), None
+        y = student.value
+        directions = self.directions(index, point, y)
+        return point, directions, project_target(term, target, directions, y.shape)
 
     def directions(self, index: int, point: Point, y: Tensor) -> Directions:
         """Return what term number ``index`` is projected on at a point; ``y`` is like its output."""
         term, draws = self.spec.terms[index], point.draws
         if term.order == 0:
             return Directions()
-        own = self.teacher.directions(point.query, term)
-        if own is not None:
-            return _fitting(own, term, y)
+        if self._own_directions is not None:
+            own = self._own_directions(point.query, term)
+            if own is not None:
+                return _fitting(own, term, y)
         cotangents = tangents = None
         if term.needs_cotangents:
             target = point.target
@@ -331,41 +361,47 @@ class SobolevLoss:
             tangents = ready if ready is not None else draws.tangents(index, term, point.query.x)
         return Directions(cotangents, tangents)
 
-    def push(self, number: int, batch: Any, rows: Tensor | None = None, offset: int = 0) -> Any:
+    def push(self, occasion: Occasion, rows: Tensor | None = None, offset: int = 0) -> Push:
         """Return who gives forward mode its tangents, once the input is known."""
+        index, batch, number = self.pushed_term, occasion.batch, occasion.number
 
-        def tangents(call: Any, x: Tensor, place: int) -> Tensor | None:
-            index = self.pushed_term
+        def tangents(call: Call, x: Tensor, place: int) -> Tensor | None:
             if index is None:
                 return None
             term = self.spec.terms[index]
-            query = Query(x.detach(), self.spec.output_map, batch, rows, call, number)
-            own = self.teacher.directions(query, term)
-            if own is not None:
-                return _fitting(own, term, x).tangents
-            return self.draws(number, place + offset).tangents(index, term, x)
+            if self._own_directions is not None:
+                query = Query(x.detach(), self._on, batch, rows, call, number, call.alone)
+                own = self._own_directions(query, term)
+                if own is not None:
+                    return _fitting(own, term, x).tangents
+            draws = Draws(self.seed, self.rank, number, place + offset, self._generators)
+            return draws.tangents(index, term, x)
 
         return tangents
 
     def _compare(
-        self, index: int, asked: tuple[Point, Directions, Tensor | None], report: Report, trains: bool
+        self, index: int, asked: _Asked, report: Report, occasion: Occasion
     ) -> Comparison:
         (point, directions, target), term = asked, self.spec.terms[index]
-        unknown, seen = self.gaps.allows_unknown, point.seen
+        seen, unknown = point.seen, self.gaps.allows_unknown
         if seen.comparisons is not None:
             comparison: Comparison = seen.comparisons[index]
         else:
             assert point.student is not None
             assert target is not None
             recorder = seen.recorder
-            # A checkpoint inside the student is computed again in here.
-            gathered = kept_gathered(seen.call.module) if recorder.is_sharded else nullcontext()
-            with recorder.replay_options.remedies.recomputing, gathered:
-                rows = _derived(term, point.student, directions)
-                if trains:
-                    self._look_at(term, point, rows)
+            gathered = kept_gathered(seen.call.module) if recorder.is_sharded else _AS_IT_IS
+            try:
+                # A checkpoint inside the student is computed again in here.
+                with recorder.replay_options.remedies.recomputing, gathered:
+                    rows = project(term, point.student, directions)
+                    if occasion.trains and (not rows.requires_grad or term.key not in self._known):
+                        self._look_at(term, point, rows)
+            except RuntimeError as error:
+                _explain(error)
+                raise
             comparison = compare(term, rows, target, self.gaps)
-            if not trains:
+            if not occasion.trains:
                 report.cosines[term.key] = cosine(rows, target.reshape(rows.shape), comparison.known)
         if self.gaps.non_finite == "raise":
             assert comparison.total is not None
@@ -376,15 +412,14 @@ class SobolevLoss:
     def _look_at(self, term: SobolevTerm, point: Point, rows: Tensor) -> None:
         if term.order == 0 or point.seen.size == 0:
             return
-        root = point.seen.recorder.root
+        recorder = point.seen.recorder
         if not rows.requires_grad:
-            if "frozen" not in self._looked_at and not recorded.has_graph(term, rows, root):
-                self._looked_at.add("frozen")
-        elif term.key not in self._looked_at:
-            self._looked_at.add(term.key)
-            assert point.student is not None
-            inner = point.seen.recorder.options.inner_precision
-            recorded.check_linear(term, point.student, inner, root)
+            recorded.has_graph(term, rows, recorder.root)
+            return
+        self._known.add(term.key)
+        assert point.student is not None
+        inner = recorder.options.inner_precision
+        recorded.check_linear(term, point.student, inner, recorder.root)
 
     def _take_in(self, term: SobolevTerm, comparison: Comparison, report: Report) -> None:
         key = term.key
@@ -397,41 +432,63 @@ class SobolevLoss:
             report.pending.append((energy, judge))
 
     def _sum_up(self, observed: Sequence[Observed], report: Report, occasion: Occasion) -> None:
-        if any(isinstance(term.weight, Balanced) for term in self.spec.terms) and occasion.trains:
-            require(occasion.value_loss is not None, "value_loss", "given for a balanced weight", None)
-            assert occasion.value_loss is not None
+        if self._is_balanced and occasion.trains:
+            value_loss = occasion.value_loss
+            require(value_loss is not None, "value_loss", "given for a balanced weight", None)
+            assert value_loss is not None
             parameters = occasion.parameters or observed[0].call.module.parameters
             report.weights = self.balance.weights(
-                report.terms, self.spec.terms, occasion.step, occasion.value_loss, parameters,
+                report.terms, self.spec.terms, occasion.step, value_loss, parameters,
                 self._sum or _alone,
-            )
-        if report.terms:
-            report.loss = weighted_sum(report.terms, report.weights)
-        else:
-            report.loss = observed[0].x.new_zeros(())
+            )  # fmt: skip
+        weights, total = report.weights, None
+        for key, term in report.terms.items():
+            weighted = term if weights[key] == 1.0 else weights[key] * term
+            total = weighted if total is None else total + weighted
+        report.loss = observed[0].x.new_zeros(()) if total is None else total
         if self._sum is not None:
             report.loss = report.loss + attached(observed)
 
     def _settle(self, observed: Sequence[Observed], report: Report, occasion: Occasion) -> None:
-        if occasion.trains:
-            outputs = [seen.y.detach() for seen in observed]
-            for key, value in report.terms.items():
-                judge = lambda n, k=key: self._judge(k, n, outputs, occasion.step)  # noqa: E731
-                report.pending.append((value, judge))
-        self.checks.settle(report.pending)
+        for key, value in report.terms.items() if occasion.trains else ():
+            report.pending.append((value, partial(self._judge, key, observed, occasion.step)))
+        report.points = {}
+        if self._is_free is None:
+            self._is_free = checks.is_free(observed[0].x.device)
+        if not self._is_free:
+            self.checks.settle(report.pending)
+            return
+        for number, judge in report.pending:  # at every step: no number that is one is judged
+            found = number.item()
+            if not math.isfinite(found):
+                judge(found)
 
-    def _judge(self, key: str, number: float, outputs: list[Tensor], step: int) -> None:
+    def _judge(self, key: str, observed: Sequence[Observed], step: int, number: float) -> None:
         # The targets are finite: they were checked before.
         if math.isfinite(number):
             return
         if self.forgives_overflow:
-            if "overflow" not in self._looked_at:
-                self._looked_at.add("overflow")
+            if "overflow" not in self._known:
+                self._known.add("overflow")
                 text = f"term {key!r} must be finite, got {number}; the gradient scaler skips such steps"
                 warnings.warn(text, stacklevel=2)
             return
-        culprit = _CULPRITS[all(bool(y.isfinite().all()) for y in outputs)]
+        culprit = _CULPRITS[all(bool(seen.y.detach().isfinite().all()) for seen in observed)]
         raise FloatingPointError(f"term {key!r} must be finite, got {number} at step {step}: {culprit}")
+
+    def validate(self, observed: Sequence[Observed], occasion: Occasion) -> Report:
+        """Evaluate the terms and their cosines without a trace, also under inference mode.
+
+        The draws are those of the occasion's number and the scales those of the training; where
+        there are none yet, each batch is divided by its own.
+        """
+        self.scales.frozen = True
+        try:
+            with torch.inference_mode(False), torch.enable_grad():
+                occasion.batch = _paths.map_tensors(occasion.batch, torch.clone)
+                return self.evaluate([seen.outside_of_inference() for seen in observed], occasion)
+        finally:
+            self.scales.frozen = False
 
     def mark(self) -> tuple[Any, ...]:
         """Return where it stands, for :meth:`go_back`."""
@@ -495,18 +552,14 @@ def _alone(total: Tensor) -> Tensor:
     return total
 
 
-def _derived(term: SobolevTerm, student: Jet, directions: Directions) -> Tensor:
-    try:
-        return project(term, student, directions)
-    except RuntimeError as error:
-        if "backward through the graph a second time" in str(error):
-            raise ValueError(
-                "call: the graph of the observed call must still be there, but the step has freed "
-                "it (an attack or a penalty that differentiates the first call: FGSM, VAT); name "
-                "the call that is trained, e.g. call=1, or keep its graph with retain_graph=True"
-            ) from error
-        explain(error)
-        raise
+def _explain(error: RuntimeError) -> None:
+    if "backward through the graph a second time" in str(error):
+        raise ValueError(
+            "call: the graph of the observed call must still be there, but the step has freed it "
+            "(an attack or a penalty that differentiates the first call: FGSM, VAT); name the call "
+            "that is trained, e.g. call=1, or keep its graph with retain_graph=True"
+        ) from error
+    explain(error)
 
 
 def _fitting(own: Directions, term: SobolevTerm, y: Tensor) -> Directions:

@@ -47,6 +47,22 @@ def has_graph(term: SobolevTerm, rows: Tensor, root: nn.Module) -> bool:
     )
 
 
+def refuse_nan(module: nn.Module) -> None:
+    """Name the parameter whose gradient is NaN.
+
+    Raises:
+        FloatingPointError: If there is one.
+    """
+    for name, parameter in module.named_parameters():
+        gradient = getattr(parameter.grad, "_local_tensor", parameter.grad)
+        if gradient is not None and bool(gradient.isnan().any()):
+            raise FloatingPointError(
+                f"the gradient of parameter {name!r} must be finite, got NaN although the loss and "
+                "its terms are finite: a derivative of the student has no derivative here (a root "
+                "or a norm at zero?)"
+            )
+
+
 def check_linear(
     term: SobolevTerm, student: Jet, inner_precision: str, root: nn.Module
 ) -> None:

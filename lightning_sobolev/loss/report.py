@@ -26,6 +26,8 @@ class Report:
         cosines: Mean cosine of the student's and the target's derivative, where it was asked for.
         leaves: Inputs of our own that the backward pass leaves a gradient in.
         pending: Numbers that are still to be looked at.
+        points: Where the terms are evaluated, meanwhile.
+        has_more: Whether there is more to tell than the terms.
     """
 
     loss: Tensor
@@ -39,6 +41,8 @@ class Report:
     cosines: dict[str, Tensor] = field(default_factory=dict)
     leaves: list[Tensor] = field(default_factory=list)
     pending: list[Check] = field(default_factory=list)
+    points: dict[Any, Any] = field(default_factory=dict)
+    has_more: bool = False
 
     def __add__(self, other: Any) -> Tensor:
         total: Tensor = self.loss + other
@@ -60,6 +64,7 @@ class Report:
 
     def take_in(self, key: str, comparison: Comparison, *, counts_unknown: bool) -> None:
         """Note what there is to say about a term beside its size."""
+        self.has_more = True
         if comparison.skipped is not None:
             self.skipped[key] = comparison.skipped
         if comparison.vanishes is not None:

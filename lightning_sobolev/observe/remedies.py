@@ -70,6 +70,21 @@ class Remedies:
             stack.__exit__(*error)
 
 
+class Both:
+    """Two remedies, one inside of the other."""
+
+    def __init__(self, outer: Any, inner: Any) -> None:
+        self._outer, self._inner = outer, inner
+
+    def __enter__(self) -> None:
+        self._outer.__enter__()
+        self._inner.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self._inner.__exit__(*error)
+        self._outer.__exit__(*error)
+
+
 class ExactNorms(TorchFunctionMode):
     """Replaces fused norms by mean and variance written out, also in ``torch.nn.functional``."""
 

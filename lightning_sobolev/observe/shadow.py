@@ -81,7 +81,7 @@ class Passing(functools.partial):
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         return nullcontext().__exit__
 
-    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:  # type: ignore[override]
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         return getattr, (nullcontext(), "__exit__")
 
 

@@ -1,8 +1,9 @@
 """Sobolev terms for any LightningModule, by a callback."""
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Literal, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -11,21 +12,22 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 from typing_extensions import override
 
-from lightning_sobolev import _paths
 from lightning_sobolev._checks import require
 from lightning_sobolev._types import Teacher
 from lightning_sobolev.doctor import Cost, Doctor
 from lightning_sobolev.functional.precision import InnerPrecision
 from lightning_sobolev.loss.compiling import CompileSettings
 from lightning_sobolev.loss.loss import Occasion, SobolevLoss
+from lightning_sobolev.loss.recorded import refuse_nan
 from lightning_sobolev.loss.report import Report
+from lightning_sobolev.observe.decide import ManualCalls
 from lightning_sobolev.observe.options import ObserveOptions, WhichCall, Wrt
-from lightning_sobolev.observe.recorder import Observed
+from lightning_sobolev.observe.recorder import Observed, Recorder
 from lightning_sobolev.plugin import step
-from lightning_sobolev.plugin.report import Reporter, log_key
+from lightning_sobolev.plugin.report import Reporter
 from lightning_sobolev.plugin.resolve import Options, Plan, ahead_of_finders, check_strategy, resolve
 from lightning_sobolev.schedules import Schedule
-from lightning_sobolev.spec import SobolevSpec, SobolevTerm
+from lightning_sobolev.spec import SobolevSpec
 from lightning_sobolev.teachers import AnalyticTeacher, BatchTeacher, NetworkTeacher
 
 
@@ -119,6 +121,9 @@ class SobolevCallback(Callback):
         compile: CompileSettings | bool | None = None,
     ) -> None:
         super().__init__()
+        self.plan = cast(Plan, None)  # there while a fit runs
+        self.report: Report | None = None
+        self.cost: Cost | None = None
         observe = ObserveOptions(
             wrt=wrt, output=output, call=call, engine=engine, batch_norm=batch_norm,
             row_axes=row_axes, inner_precision=inner_precision, missing=missing,
@@ -132,16 +137,10 @@ class SobolevCallback(Callback):
         require(weight is None or spec is None, "weight", "None beside spec=", weight)
         self.loss = SobolevLoss(teacher, spec, seed=seed, non_finite=non_finite)
         if weight is not None:
-            self.loss = SobolevLoss(
-                self.loss.teacher, _weighted(self.loss.spec, weight), seed=seed, non_finite=non_finite
-            )
-        self.report: Report | None = None
-        self.cost: Cost | None = None
+            self._rebuild(teacher, replace(self.spec, terms=[replace(self.spec.terms[0], weight=weight)]))
+        self._name_state()
         self._doctor = Doctor()
-        self._plan: Plan | None = None
-        self._trainer: Trainer | None = None
-        self._is_loaded = False
-        self._batch: Any = None
+        self._is_loaded = self._is_described = self._is_scale_said = False
         self._number = self._batch_number = self._evaluations = 0
         self._mark: tuple[Any, ...] | None = None
 
@@ -164,23 +163,19 @@ class SobolevCallback(Callback):
         self._rebuild(self.loss.teacher, spec)
 
     def _rebuild(self, teacher: Teacher | nn.Module, spec: SobolevSpec) -> None:
-        require(self._plan is None, "teacher and spec", "set between fits", "an assignment in one")
+        require(self.plan is None, "teacher and spec", "set between fits", "an assignment in one")
         old = self.loss
         self.loss = SobolevLoss(teacher, spec, seed=old.seed, non_finite=old.non_finite)
+        self._name_state()
 
-    @property
-    def plan(self) -> Plan:
-        """What holds for the present fit."""
-        assert self._plan is not None
-        return self._plan
+    def _name_state(self) -> None:
+        # An attribute in the place of the base class's property: it is asked for five times a step.
+        # Several callbacks on one student differ in their terms.
+        place = {"module": self.options.module, "wrt": self.options.observe.wrt}
+        names = [term.key for term in self.spec.terms]
+        self.state_key = self._generate_state_key(**place, terms=names)
 
-    @property
-    @override
-    def state_key(self) -> str:
-        names = self.loss.term_keys
-        return self._generate_state_key(
-            module=self.options.module, wrt=self.options.observe.wrt, terms=names
-        )
+    state_key: str = ""
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -193,38 +188,37 @@ class SobolevCallback(Callback):
         # Not in setup, where ``configure_model`` has built nothing yet.
         if not self._is_loaded:
             self.loss.reset()
-        self._enter(trainer, pl_module)
-        recorder, name = self.plan.recorder, self.options.module
+        recorder = self._enter(trainer, pl_module)
         recorder.snapshots = self.options.doctor  # on the first step
         self._doctor = Doctor()
+        name = self.options.module
         student = pl_module if name is None else pl_module.get_submodule(name)
         self._doctor.scan(student, self.loss, recorder)
         step.install(pl_module, trainer, self)
 
-    def _enter(self, trainer: Trainer, module: LightningModule) -> None:
-        loss = self.loss
-        if isinstance(loss.teacher, NetworkTeacher):
-            loss.teacher.to(module.device)  # the trainer moves no callback
-        self._trainer = trainer
-        self._plan = resolve(trainer, module, self.options, loss)
-        loss.begin()
-        loss.forgives_overflow = getattr(trainer.precision_plugin, "scaler", None) is not None
-        self._reporter = Reporter(loss)
-        self._module, self._is_described = module, False
+    def _enter(self, trainer: Trainer, module: LightningModule) -> Recorder:
+        if isinstance(self.loss.teacher, NetworkTeacher):
+            self.loss.teacher.to(module.device)  # the trainer moves no callback
+        plan = resolve(trainer, module, self.options, self.loss)
+        self.loss.begin()
+        self.loss.forgives_overflow = getattr(trainer.precision_plugin, "scaler", None) is not None
+        self._reporter = Reporter(self.loss, module)
+        self._module, self._trainer, self._is_described = module, trainer, False
+        self.plan = plan
+        return plan.recorder
 
     @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._plan is None and self.options.validate:
+        if self.plan is None and self.options.validate:
             self._enter(trainer, pl_module)
             step.install(pl_module, trainer, self)
 
-    @override
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.on_validation_start(trainer, pl_module)
+    on_test_start = on_validation_start
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        self.loss.checks.flush()
+        if self.loss.checks.waiting:
+            self.loss.checks.flush()
         self._begin_batch()
 
     @override
@@ -233,9 +227,10 @@ class SobolevCallback(Callback):
 
     @override
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        if self._plan is not None and self._doctor.is_waiting:
-            context = trainer.precision_plugin.train_step_context
-            self.cost = self._doctor.measure_cost(self.loss, context)
+        if self._doctor.kept is not None:
+            self.cost = self._doctor.measure_cost(
+                self.loss, trainer.precision_plugin.train_step_context
+            )
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -254,7 +249,7 @@ class SobolevCallback(Callback):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        under_way = self._trainer is not None and self._is_under_way(self._trainer)
+        under_way = self.plan is not None and self._is_under_way(self._trainer)
         if not under_way or self._mark is None:
             return self.loss.state_dict()
         now = self.loss.mark()  # a step under way (Slurm) is repeated
@@ -270,57 +265,40 @@ class SobolevCallback(Callback):
 
     def begin(self, batch: Any) -> None:
         """Begin a training step; called by the shadowed step."""
-        assert self._trainer is not None
+        loss, plan = self.loss, self.plan
         # Searches for a learning rate take steps without the hooks of other callbacks.
         if self._batch_number != self._trainer.fit_loop.epoch_loop.batch_progress.total.ready:
             self._begin_batch()
         if self._evaluations and self._mark is not None:  # a line search evaluates one function
-            self.loss.go_back(self._mark)
+            loss.go_back(self._mark)
         self._evaluations += 1
-        self._batch, self._number = batch, self.loss.counter
-        self.loss.counter += 1
-        self._decided: set[int] = set()
-        self._gave = 0
-        recorder = self.plan.recorder
-        if recorder.engine == "func":
-            recorder.push = self.loss.push(self._number, batch)
-        if self.plan.compiler is not None:
-            self.plan.compiler.begin(self._occasion(None))
-        recorder.start()
+        self._occasion = Occasion(
+            loss.counter, self._trainer.global_step, batch, parameters=self._module.parameters
+        )
+        loss.counter += 1
+        if not self._module.automatic_optimization:
+            self._manual = ManualCalls(plan.recorder)
+        if plan.recorder.engine == "func":
+            plan.recorder.push = loss.push(self._occasion)
+        if plan.compiler is not None:
+            plan.compiler.begin(self._occasion)
+        plan.recorder.start()
 
     def _begin_batch(self) -> None:
-        assert self._trainer is not None
         self._batch_number = self._trainer.fit_loop.epoch_loop.batch_progress.total.ready
         self._evaluations, self._mark = 0, self.loss.mark()
-
-    def end(self) -> None:
-        """End a training step, whatever came of it."""
-        self._batch = None
-        self.plan.recorder.stop()
 
     def _is_under_way(self, trainer: Trainer) -> bool:
         progress: Any = trainer.fit_loop.epoch_loop.batch_progress
         begun: bool = self._batch_number == progress.total.ready
         return begun and bool(progress.current.ready > progress.current.processed)
 
-    def _occasion(self, value_loss: Tensor | None) -> Occasion:
-        assert self._trainer is not None
-        parameters: Callable[[], Any] = self._module.parameters
-        offset = 0 if self._module.automatic_optimization else self._gave - 1
-        return Occasion(
-            self._number, self._trainer.global_step, self._batch, value_loss, max(offset, 0),
-            parameters,
-        )  # fmt: skip
-
-    def terms(self, observed: list[Observed], value_loss: Tensor) -> Report | None:
-        """Return the terms at observed calls; None where there is no call."""
-        module = self._module
-        if not observed:
-            self._count_missing(1.0)
-            return None
+    def terms(self, observed: list[Observed], value_loss: Tensor) -> Report:
+        """Return the terms at observed calls, told of."""
         self.plan.recorder.stop()  # what the loss and the doctor call is nobody's step
+        self._occasion.value_loss = value_loss
         try:
-            report = self.loss.evaluate(observed, self._occasion(value_loss))
+            report = self.report = self.loss.evaluate(observed, self._occasion)
         except FloatingPointError as error:
             if self._evaluations > 1:  # no line search comes back from NaN: torch's goes on
                 error.add_note(
@@ -328,17 +306,11 @@ class SobolevCallback(Callback):
                     "search that went too far? take a smaller lr)"
                 )
             raise
-        self.report = report
         if not self._is_described:
             self._describe(observed[0])
-        self._reporter.tell(module, report)
-        if self.options.observe.missing == "skip":
-            self._count_missing(0.0)
+        if report.has_more or self._reporter.balanced:
+            self._reporter.tell(report)
         return report
-
-    def _count_missing(self, number: float) -> None:
-        name = log_key("train", "missing_steps")
-        self._module.log(name, number, on_step=False, on_epoch=True, reduce_fx="sum", batch_size=1)
 
     def _describe(self, seen: Observed) -> None:
         self._is_described = True
@@ -346,139 +318,73 @@ class SobolevCallback(Callback):
         rank_zero_info(f"Sobolev: {recorder.describe(seen)}, teacher {teacher}")
         recorder.snapshots = False
         if self.options.doctor:
-            self._doctor.examine(seen, self.loss, self._occasion(None))
+            self._doctor.examine(seen, self.loss, self._occasion)
 
-    def manual_terms(self, loss: Tensor) -> Report | None:
+    def automatic_terms(self, value_loss: Tensor) -> Report | None:
+        """Return the terms of a step under automatic optimization; None where it has no call."""
+        observed = self.plan.recorder.chosen()
+        if self.options.observe.missing == "skip":
+            self._reporter.count_missing(not observed)
+        return self.terms(observed, value_loss) if observed else None
+
+    def manual_terms(self, value_loss: Tensor) -> Report | None:
         """Return the terms that belong into a loss under manual optimization."""
-        recorder, call = self.plan.recorder, self.options.observe.call
-        watch = recorder.called()
-        if watch is None:
+        observed = self._manual.take(value_loss)
+        if not observed:
             return None
-        open_calls = [seen for seen in watch.observed if seen.number not in self._decided]
-        reached = _reached(loss, open_calls)
-        if isinstance(call, int) and call < 0:
-            reached = [seen for seen in reached if seen.number == watch.calls + call]
-            recorder.is_closed = bool(reached)
-        if not reached:
-            return None
-        self._decided.update(seen.number for seen in reached)
-        self._gave += 1
-        if self._gave == 2 and self.options.manual_scale == 1.0:
-            self._say_scale()
-        report = self.terms(reached if call == "all" else reached[:1], loss)
-        recorder.resume()
+        self._occasion.offset = self._manual.taken - 1  # every call has draws of its own
+        if self._manual.taken == 2 and not self._is_scale_said:
+            self._is_scale_said = True
+            if self.options.manual_scale == 1.0:
+                rank_zero_info(_SCALE)
+        report = self.terms(observed, value_loss)
+        self.plan.recorder.resume()
         return report
 
-    def _say_scale(self) -> None:
-        if not getattr(self, "_is_scale_said", False):
-            self._is_scale_said = True
-            rank_zero_info(
-                "Sobolev: this step calls manual_backward several times, and each of its losses has "
-                "its terms with their full weight; where losses are divided by N, say "
-                "manual_scale=1/N"
-            )
-
-    def check_manual(self) -> None:
+    def end_manual(self) -> None:
         """Refuse a manual step of which a chosen call has no term."""
-        recorder, call = self.plan.recorder, self.options.observe.call
-        watch = recorder.called()
-        if watch is None:
-            if not recorder.chosen():
-                self._count_missing(1.0)
-            return
-        if not self._gave and watch.observed and call == "first":
-            raise ValueError(_NO_BACKWARD)
-        if isinstance(call, int):
-            recorder.chosen()  # an index that was never reached is refused there
-        is_open = [seen for seen in watch.observed if seen.number not in self._decided]
-        if call == "all" or (isinstance(call, int) and (call >= 0 or not self._gave)):
-            if is_open:
-                number = f"call {is_open[-1].number} of {watch.calls}"
-                raise ValueError(f"{_NO_BACKWARD}; it was {number}, chosen by call={call!r}")
+        has_call = self._manual.check()
+        if self.options.observe.missing == "skip":
+            self._reporter.count_missing(not has_call)
 
     def check_gradients(self, loss: Tensor, leaves: list[Tensor]) -> None:
         """Refuse NaN in the gradients of a finite loss, before an optimizer takes them in."""
-        report = self.report
-        if report is None or not report.terms or self.loss.forgives_overflow:
+        if self.report is None or not self.report.terms or self.loss.forgives_overflow:
             return
         # What is no number anywhere in the student is none in the gradient of its input.
-        found = [leaf.grad for leaf in leaves if leaf.grad is not None]
-        if not found or len(found) < len(leaves):
-            of_weights = (p.grad for p in self._module.parameters() if p.grad is not None)
-            found = [getattr(gradient, "_local_tensor", gradient) for gradient in of_weights]
-        if found:
-            size = found[0].norm() if len(found) == 1 else get_total_norm(found)
-            # A loss that is no number itself is its user's to see.
-            is_number = loss.detach().isfinite()
-            size = torch.where(is_number, size, torch.zeros_like(size))
-            self.loss.checks.settle([(size, self._judge_gradient)])
-
-    def _judge_gradient(self, size: float) -> None:
-        if math.isfinite(size):
+        size = leaves[0].grad if len(leaves) == 1 else None
+        if size is None:
+            gradients = [p.grad for p in self._module.parameters() if p.grad is not None]
+            if not gradients:
+                return
+            size = get_total_norm([getattr(grad, "_local_tensor", grad) for grad in gradients])
+        size = size.detach().norm() if size.ndim else size
+        if size.is_cpu:  # at once
+            if not math.isfinite(size) and math.isfinite(loss):
+                refuse_nan(self._module)
             return
-        for name, parameter in self._module.named_parameters():
-            gradient = parameter.grad
-            if gradient is not None and bool(getattr(gradient, "_local_tensor", gradient).isnan().any()):
-                raise FloatingPointError(
-                    f"the gradient of parameter {name!r} must be finite, got NaN although the loss "
-                    "and its terms are finite: a derivative of the student has no derivative here "
-                    "(a root or a norm at zero?)"
-                )
+        # A loss that is no number itself is its user's to see.
+        size = torch.where(loss.detach().isfinite(), size, torch.zeros_like(size))
+        judge = lambda number: None if math.isfinite(number) else refuse_nan(self._module)  # noqa: E731
+        self.loss.checks.settle([(size, judge)])
 
     def validate(self, stage: str, batch: Any, number: int) -> None:
         """Log the terms and cosines at what a step of validation or test called."""
-        recorder, module = self.plan.recorder, self._module
-        observed = recorder.chosen()
-        recorder.stop()
-        if not observed:
-            return
-        with torch.inference_mode(False), torch.enable_grad():
-            seen = [one.outside_of_inference() for one in observed]
-            batch = _paths.map_tensors(batch, torch.clone)
-            step_now = 0 if self._trainer is None else self._trainer.global_step
-            occasion = Occasion(number, step_now, batch, trains=False)
-            self.loss.scales.frozen = True
-            try:
-                report = self.loss.evaluate(seen, occasion)
-            finally:
-                self.loss.scales.frozen = False
-        options = {"on_step": False, "on_epoch": True, "batch_size": report.size}
-        for key, value in report.terms.items():
-            module.log(log_key(stage, key), value.detach(), **options)  # type: ignore[arg-type]
-        for key, value in report.cosines.items():
-            module.log(log_key(stage, f"{key}_cosine"), value, **options)  # type: ignore[arg-type]
+        observed = self.plan.recorder.chosen()
+        self.plan.recorder.stop()
+        if observed:
+            occasion = Occasion(number, self._trainer.global_step, batch, trains=False)
+            self._reporter.tell_validation(stage, self.loss.validate(observed, occasion))
 
     def _leave(self, module: LightningModule) -> None:
         step.uninstall(module, self)
         self._doctor.forget()
-        self._is_loaded = False
-        self._trainer, self._plan = None, None
+        self._is_loaded, self.plan = False, cast(Plan, None)
         if self.report is not None:
             self.report = self.report.detached()
 
 
-_NO_BACKWARD = (
-    "under manual optimization the term enters through self.manual_backward(loss) with a loss that "
-    "depends on the observed output, but training_step made no such call for it; loss.backward() "
-    "cannot be seen from outside, and call= names another call of the student"
+_SCALE = (
+    "Sobolev: this step calls manual_backward several times, and each of its losses has its terms "
+    "with their full weight; where losses are divided by N, say manual_scale=1/N"
 )
-
-
-def _weighted(spec: SobolevSpec, weight: float | Schedule) -> SobolevTerm:
-    import dataclasses
-
-    return dataclasses.replace(spec.terms[0], weight=weight)
-
-
-def _reached(loss: Tensor, observed: list[Observed]) -> list[Observed]:
-    wanted = {seen.node: seen for seen in observed if seen.node is not None}
-    stack, visited = [loss.grad_fn], {loss.grad_fn}
-    found: list[Observed] = []
-    while stack and len(found) < len(wanted):
-        node = stack.pop()
-        if node in wanted:
-            found.append(wanted[node])
-        new = {child for child, _ in node.next_functions} - visited if node is not None else set()
-        visited |= new
-        stack += new
-    return sorted(found, key=lambda seen: seen.number)
