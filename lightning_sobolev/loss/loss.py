@@ -270,6 +270,8 @@ class SobolevLoss:
         device = first.x.device.type
         autocast = torch.is_autocast_enabled(device)
         report = Report(first.x, size=first.x.shape[0])
+        if self._is_free is None:
+            self._is_free = checks.is_free(first.x.device)
         with torch.autocast(device, enabled=False) if autocast else _AS_IT_IS:
             # The teacher is asked for all terms, so that its graph is gone before the student's
             # grows.
@@ -405,7 +407,8 @@ class SobolevLoss:
                 report.cosines[term.key] = cosine(rows, target.reshape(rows.shape), comparison.known)
         if self.gaps.non_finite == "raise":
             assert comparison.total is not None
-            judge = lambda total: check_target(term, total, target, unknown)  # noqa: E731
+            held = target if self._is_free else None  # where it waits, memory is dear
+            judge = lambda total: check_target(term, total, held, unknown)  # noqa: E731
             report.pending.append((comparison.total, judge))
         return comparison
 
@@ -450,20 +453,20 @@ class SobolevLoss:
             report.loss = report.loss + attached(observed)
 
     def _settle(self, observed: Sequence[Observed], report: Report, occasion: Occasion) -> None:
+        outputs = [seen.y.detach() for seen in observed]
         for key, value in report.terms.items() if occasion.trains else ():
-            report.pending.append((value, partial(self._judge, key, observed, occasion.step)))
-        report.points = {}
-        if self._is_free is None:
-            self._is_free = checks.is_free(observed[0].x.device)
+            report.pending.append((value, partial(self._judge, key, outputs, occasion.step)))
+        # Who judges holds targets, which the backward pass can do without.
+        pending, report.pending, report.points = report.pending, [], {}
         if not self._is_free:
-            self.checks.settle(report.pending)
+            self.checks.settle(pending)
             return
-        for number, judge in report.pending:  # at every step: no number that is one is judged
+        for number, judge in pending:  # at every step: no number that is one is judged
             found = number.item()
             if not math.isfinite(found):
                 judge(found)
 
-    def _judge(self, key: str, observed: Sequence[Observed], step: int, number: float) -> None:
+    def _judge(self, key: str, outputs: Sequence[Tensor], step: int, number: float) -> None:
         # The targets are finite: they were checked before.
         if math.isfinite(number):
             return
@@ -473,7 +476,7 @@ class SobolevLoss:
                 text = f"term {key!r} must be finite, got {number}; the gradient scaler skips such steps"
                 warnings.warn(text, stacklevel=2)
             return
-        culprit = _CULPRITS[all(bool(seen.y.detach().isfinite().all()) for seen in observed)]
+        culprit = _CULPRITS[all(bool(y.isfinite().all()) for y in outputs)]
         raise FloatingPointError(f"term {key!r} must be finite, got {number} at step {step}: {culprit}")
 
     def validate(self, observed: Sequence[Observed], occasion: Occasion) -> Report:
