@@ -306,6 +306,8 @@ class SobolevCallback(Callback):
                     "search that went too far? take a smaller lr)"
                 )
             raise
+        finally:
+            self._occasion.value_loss = None  # its graph ends with the step
         if not self._is_described:
             self._describe(observed[0])
         if report.has_more or self._reporter.balanced:
