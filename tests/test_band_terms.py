@@ -5,13 +5,19 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from lightning_sobolev import BatchTeacher, CompileSettings, SobolevTerm
+from lightning_sobolev import (
+    BatchTeacher,
+    CompileSettings,
+    DirectionalTeacher,
+    Directions,
+    SobolevLoss,
+    SobolevTerm,
+)
 from lightning_sobolev._types import Query
-from lightning_sobolev.loss.draws import Draws
 from lightning_sobolev.functional import FuncJet, tape_jet
 from lightning_sobolev.functional.band_limits import kept
-from lightning_sobolev.objective import RunningScales, match, reduced
-from lightning_sobolev.teachers.directional import PushedJet
+from lightning_sobolev.loss.compare import Gaps, RunningScales, evaluate, reduce
+from lightning_sobolev.loss.draws import Draws
 from tests._reference import dense_hessian, dense_jacobian, masked_by_numpy
 from tests.plugin._loops import taught
 from tests.plugin._students import Regressor
@@ -40,12 +46,12 @@ def jets(engine, x):
     return tape_jet(student, x, create_graph=True), tape_jet(teacher, x)
 
 
-def evaluated(term, ours, theirs, x, **options):
+def evaluated(term, ours, theirs, x, gaps=None):
     draws = Draws(seed=0, rank=0, counter=0)
     u = draws.cotangents(0, term, ours.value) if term.needs_cotangents else None
     v = draws.tangents(0, term, x) if term.needs_tangents else None
-    matched = match(term, ours, theirs, cotangents=u, tangents=v, **options)
-    return reduced(term, matched, RunningScales())
+    compared = evaluate(term, ours, theirs, Directions(u, v), gaps)
+    return reduce(term, compared, RunningScales())[0]
 
 
 def exact(**options):
@@ -82,7 +88,7 @@ def test_a_row_of_which_an_entry_is_unknown_is_left_out(x):
     teacher = BatchTeacher(jacobian="j", value="y")
     batch = {"x": x, "j": broken, "y": net(2)(x).detach()}
     theirs = teacher.at(Query(x, batch=batch))
-    found = evaluated(exact(), ours, theirs, x, allows_unknown=True)
+    found = evaluated(exact(), ours, theirs, x, Gaps(allows_unknown=True))
     assert_close(found, low[known].square().sum() / 2)
 
 
@@ -110,7 +116,9 @@ def test_inputs_without_axes_of_space_are_refused(side):
 
 
 def test_tangents_that_a_teacher_brings_are_not_filtered(x):
-    teacher = PushedJet(x[None], torch.ones(1, 3, 3))
-    term = SobolevTerm(band=50.0, side="tangent")
+    loss = SobolevLoss(DirectionalTeacher("v", "pushed"), SobolevTerm(band=50.0, side="tangent"))
+    student, batch = net(1), {"x": x, "v": torch.ones_like(x), "pushed": torch.ones(3, 3)}
+    with loss.observe(student):
+        student(x)
     with pytest.raises(ValueError, match="band of term 'order_1' must be None where the teacher"):
-        Draws(seed=0, rank=0, counter=0).tangents(0, term, x, teacher)
+        loss(batch=batch)

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from lightning_sobolev import SobolevTerm
-from lightning_sobolev.objective import RunningScales, match, reduced
+from lightning_sobolev import Directions, SobolevTerm
+from lightning_sobolev.loss.compare import Gaps, RunningScales, evaluate, reduce
 from lightning_sobolev.teachers import TabulatedJet
 
 TERM = SobolevTerm(normalize="elements")
@@ -20,9 +20,9 @@ def randn(generator, float64):
 def term_of(student, target, scales=None, term=TERM):
     value = torch.zeros(len(target), 1)
     jets = [TabulatedJet((3,), value=value, jacobian=rows[:, None]) for rows in (student, target)]
-    u, v = torch.ones(1, len(target), 1), torch.ones(1, len(target), 3)
-    matched = match(term, *jets, cotangents=u, tangents=v, allows_unknown=True)
-    return reduced(term, matched, RunningScales() if scales is None else scales)
+    along = Directions(torch.ones(1, len(target), 1))
+    compared = evaluate(term, *jets, along, Gaps(allows_unknown=True))
+    return reduce(term, compared, RunningScales() if scales is None else scales)[0]
 
 
 def test_it_is_the_mean_over_inputs_of_relative_errors(randn):

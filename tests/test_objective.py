@@ -4,18 +4,20 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from lightning_sobolev import SobolevTerm
+from lightning_sobolev import Directions, SobolevTerm
+from lightning_sobolev.loss.compare import Comparison, Gaps, RunningScales, evaluate, reduce
 from lightning_sobolev.loss.draws import Draws
-from lightning_sobolev.objective import Matched, RunningScales, match, reduced
 from lightning_sobolev.teachers import TabulatedJet
 
 NAN, INF = float("nan"), float("inf")
 TERM = SobolevTerm(normalize="none")
-U = torch.ones(1, 4, 1, dtype=torch.float64)
+ALONG = Directions(torch.ones(1, 4, 1, dtype=torch.float64))
+UNKNOWN = Gaps(allows_unknown=True)
 
 
 def scalar_jet(gradient):
-    return TabulatedJet(gradient.shape[1:], jacobian=gradient[:, None])
+    value = gradient.new_zeros(len(gradient), 1)
+    return TabulatedJet(gradient.shape[1:], value=value, jacobian=gradient[:, None])
 
 
 @pytest.fixture
@@ -57,8 +59,8 @@ def test_every_row_has_its_turn():
 
 def test_the_target_carries_no_graph(gradients):
     ours, theirs = (g.clone().requires_grad_() for g in gradients)
-    matched = match(TERM, scalar_jet(ours), scalar_jet(theirs), cotangents=U)
-    matched.distance.sum().backward()
+    compared = evaluate(TERM, scalar_jet(ours), scalar_jet(theirs), ALONG)
+    compared.distance.sum().backward()
     assert theirs.grad is None
     assert ours.grad is not None
 
@@ -66,10 +68,10 @@ def test_the_target_carries_no_graph(gradients):
 def test_order_0_matches_the_value(gradients):
     jets = [TabulatedJet((3,), value=g) for g in gradients]
     term = SobolevTerm(order=0)
-    matched = match(term, *jets)
+    compared = evaluate(term, *jets, Directions())
     expected = (gradients[0] - gradients[1]).square().sum(-1)[None]
-    assert_close(matched.distance, expected)
-    assert_close(matched.reference, gradients[1].square().sum(-1)[None])
+    assert_close(compared.distance, expected)
+    assert_close(compared.reference, gradients[1].square().sum(-1)[None])
 
 
 @pytest.mark.parametrize("shape", [(4, 3), (4, 2, 2), (3, 2), (4,), ()])
@@ -78,7 +80,7 @@ def test_other_shapes_are_refused_by_name(shape):
     theirs = TabulatedJet((3,), value=torch.zeros(shape))
     text = r"must agree in shape for term 'order_0', got \[4, 2\] from the student and \["
     with pytest.raises(ValueError, match=text):
-        match(SobolevTerm(order=0), ours, theirs)
+        evaluate(SobolevTerm(order=0), ours, theirs, Directions())
 
 
 # Unknown entries
@@ -89,14 +91,12 @@ def test_unknown_entries_have_no_influence(gradients):
     theirs[0, 1] = theirs[2, 0] = NAN
     theirs[3] = NAN
     student = ours.clone().requires_grad_()
-    matched = match(
-        TERM, scalar_jet(student), scalar_jet(theirs), cotangents=U, allows_unknown=True
-    )
-    total = reduced(TERM, matched, RunningScales())
+    compared = evaluate(TERM, scalar_jet(student), scalar_jet(theirs), ALONG, UNKNOWN)
+    total, _ = reduce(TERM, compared, RunningScales())
     # three rows have a known entry; the mean is over them
     expected = sum((ours[b] - theirs[b]).square().nansum() for b in range(3)) / 3
     assert_close(total, expected)
-    assert_close(matched.known, torch.tensor([[True, True, True, False]]))
+    assert_close(compared.known, torch.tensor([[True, True, True, False]]))
     (gradient,) = torch.autograd.grad(total, student)
     assert_close(gradient, torch.where(theirs.isnan(), 0.0, 2 / 3 * (ours - theirs)))
 
@@ -108,23 +108,23 @@ def test_a_batch_without_any_known_entry_is_worth_nothing(discrepancy, normalize
     scales = RunningScales()
     student = gradients[0].clone().requires_grad_()
     nothing = scalar_jet(torch.full_like(gradients[1], NAN))
-    matched = match(term, scalar_jet(student), nothing, cotangents=U, allows_unknown=True)
-    total = reduced(term, matched, scales)
+    compared = evaluate(term, scalar_jet(student), nothing, ALONG, UNKNOWN)
+    total, _ = reduce(term, compared, scales)
     (gradient,) = torch.autograd.grad(total, student)
     assert_close(total, torch.zeros_like(total), rtol=0, atol=0)
     assert_close(gradient, torch.zeros_like(gradient), rtol=0, atol=0)
     assert not scales.state
-    assert not matched.known.any()
+    assert not compared.known.any()
 
 
 def test_an_unknown_hessian_is_not_mistaken_for_a_flat_student():
-    ours = TabulatedJet((3,), hessian=torch.zeros(4, 1, 3, 3))
+    ours = TabulatedJet((3,), value=torch.zeros(4, 1), hessian=torch.zeros(4, 1, 3, 3))
     unknown = TabulatedJet((3,), hessian=torch.full((4, 1, 3, 3), NAN))
     known = TabulatedJet((3,), hessian=torch.ones(4, 1, 3, 3))
-    directions = {"cotangents": torch.ones(1, 4, 1), "tangents": torch.ones(1, 4, 3)}
+    directions = Directions(torch.ones(1, 4, 1), torch.ones(1, 4, 3))
     term = SobolevTerm(order=2)
-    assert match(term, ours, known, **directions, allows_unknown=True).vanishes
-    assert not match(term, ours, unknown, **directions, allows_unknown=True).vanishes
+    assert evaluate(term, ours, known, directions, UNKNOWN).vanishes
+    assert not evaluate(term, ours, unknown, directions, UNKNOWN).vanishes
 
 
 # Scales
@@ -151,41 +151,63 @@ def test_a_target_without_derivative_is_no_scale():
 def test_a_target_whose_sum_overflows_is_finite_all_the_same():
     large = torch.full((2, 3), 2e38)
     jets = [TabulatedJet((3,), value=torch.zeros(2, 3)), TabulatedJet((3,), value=large)]
-    matched = match(SobolevTerm(order=0, discrepancy="l1", normalize="none"), *jets)
-    assert matched.known is None
-    assert matched.reference is None
+    term = SobolevTerm(order=0, discrepancy="l1", normalize="none")
+    compared = evaluate(term, *jets, Directions())
+    assert compared.known is None
+    assert compared.reference is None
 
 
-def matched_of(distance, reference, known=True):
-    shape = torch.as_tensor(distance).shape
-    return Matched(
-        torch.tensor(distance).double(),
-        torch.tensor(reference).double(),
-        torch.full(shape, known) if isinstance(known, bool) else torch.tensor(known),
-    )
+def compared_of(distance, reference, known=None):
+    reference = None if reference is None else torch.tensor(reference).double()
+    known = None if known is None else torch.tensor(known)
+    return Comparison(torch.tensor(distance).double(), reference, known)
 
 
 def test_all_processes_use_one_scale():
-    def other_process_too(totals):
-        return totals + torch.tensor([30.0, 1.0])
+    def other_process_too(totals):  # its size, its pairs and itself
+        return totals + torch.tensor([30.0, 1.0, 1.0])
 
-    matched = matched_of([[4.0, 6.0]], [[4.0, 6.0]])
-    total = reduced(SobolevTerm(), matched, RunningScales(), other_process_too)
+    compared = compared_of([[4.0, 6.0]], [[4.0, 6.0]])
+    total, size = reduce(SobolevTerm(), compared, RunningScales(), other_process_too)
     assert_close(total, torch.tensor(5.0).double() / (40.0 / 3))
+    assert_close(size, torch.tensor(40.0).double())
+
+
+@pytest.mark.parametrize("normalize", ["target", "none"])
+def test_processes_that_know_different_numbers_of_rows_average_to_one_that_has_all(normalize):
+    term, is_scaled = SobolevTerm(normalize=normalize), normalize == "target"
+    processes = [
+        compared_of(
+            [[4.0, 6.0, 9.0]], [[1.0, 2.0, 3.0]] if is_scaled else None, [[True, False, False]]
+        ),
+        compared_of(
+            [[5.0, 7.0, 8.0]], [[4.0, 5.0, 6.0]] if is_scaled else None, [[True, True, False]]
+        ),
+    ]
+    sent = []
+    for compared in processes:
+        reduce(term, compared, RunningScales(), lambda vector: sent.append(vector) or vector)
+    terms = [
+        reduce(term, compared, RunningScales(), lambda _: sum(sent))[0] for compared in processes
+    ]
+    scale = (1.0 + 4.0 + 5.0) / 3 if is_scaled else 1.0
+    assert_close(sum(terms) / 2, torch.tensor((4.0 + 5.0 + 7.0) / 3 / scale).double())
 
 
 def test_only_known_pairs_enter_the_scale():
-    matched = matched_of([[4.0, 9.0]], [[2.0, 0.0]], known=[[True, False]])
-    total = reduced(SobolevTerm(), matched, RunningScales())
+    compared = compared_of([[4.0, 9.0]], [[2.0, 0.0]], known=[[True, False]])
+    total, size = reduce(SobolevTerm(), compared, RunningScales())
     assert_close(total, torch.tensor(2.0).double())
+    assert_close(size, torch.tensor(2.0).double())
 
 
 @pytest.mark.parametrize("normalize", ["target", "elements", "none"])
 def test_a_batch_without_rows_has_no_term_and_leaves_the_scale(normalize, gradients):
     term, scales = SobolevTerm(normalize=normalize), RunningScales()
-    full = match(term, *map(scalar_jet, gradients), cotangents=U)
-    before = reduced(term, full, scales)
+    full = evaluate(term, *map(scalar_jet, gradients), ALONG)
+    before, _ = reduce(term, full, scales)
     kept = dict(scales.state)
-    empty = match(term, *[scalar_jet(g[:0]) for g in gradients], cotangents=U[:, :0])
-    assert_close(reduced(term, empty, scales), torch.zeros_like(before))
+    nowhere = Directions(ALONG.cotangents[:, :0])
+    empty = evaluate(term, *[scalar_jet(g[:0]) for g in gradients], nowhere)
+    assert_close(reduce(term, empty, scales)[0], torch.zeros_like(before))
     assert scales.state == kept

@@ -5,10 +5,10 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from lightning_sobolev import SobolevTerm
-from lightning_sobolev.loss.draws import Draws
+from lightning_sobolev import Directions, SobolevTerm
 from lightning_sobolev.functional import tape_jet
-from lightning_sobolev.objective import RunningScales, match, reduced, weighted_sum
+from lightning_sobolev.loss.compare import RunningScales, evaluate, reduce, weighted_sum
+from lightning_sobolev.loss.draws import Draws
 from tests._laws import assert_unbiased
 from tests._reference import dense_hessian, dense_jacobian, parameter_gradients_by_differences
 
@@ -32,8 +32,8 @@ def term_value(term, student, teacher, x, draws, scales=None, index=0):
     ours, theirs = tape_jet(student, x, create_graph=True), tape_jet(teacher, x)
     cotangents = draws.cotangents(index, term, ours.value) if term.needs_cotangents else None
     tangents = draws.tangents(index, term, x) if term.needs_tangents else None
-    matched = match(term, ours, theirs, cotangents=cotangents, tangents=tangents)
-    return reduced(term, matched, RunningScales() if scales is None else scales)
+    compared = evaluate(term, ours, theirs, Directions(cotangents, tangents))
+    return reduce(term, compared, RunningScales() if scales is None else scales)[0]
 
 
 def dense_value(term, student, teacher, x):

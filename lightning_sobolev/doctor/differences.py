@@ -29,7 +29,11 @@ from lightning_sobolev.loss.loss import SobolevLoss
 from lightning_sobolev.observe.call import RowCut
 from lightning_sobolev.observe.recorder import Observed, mapped
 from lightning_sobolev.observe.remedies import sharded_parts
-from lightning_sobolev.observe.rows import NotIndependentError, trained_batch_norms
+from lightning_sobolev.observe.rows import (
+    NotDeterministicError,
+    NotIndependentError,
+    trained_batch_norms,
+)
 from lightning_sobolev.spec import SobolevTerm
 
 TOLERANCE = 1e-2
@@ -110,6 +114,8 @@ def _on_few_rows(seen: Observed, loss: SobolevLoss) -> Rehearsal:
             recorder.stop()
             (again,) = recorder.chosen()
             cut = recorder.row_axes.cut(again, torch.arange(min(again.size, _ROWS)))
+    except NotDeterministicError:
+        raise NotChecked("the student is not deterministic") from None
     except NotIndependentError:
         if not trained_batch_norms(copied.module):  # of these it is known and said
             warnings.warn(

@@ -50,7 +50,7 @@ class Occasion:
 
     Args:
         number: Number of the evaluation, which its draws depend on.
-        step: Global step, which weights depend on.
+        at: Returns the global step, which some weights depend on.
         batch: What the step was given.
         value_loss: The loss that balanced weights are measured against.
         offset: Number of calls of the same step that were evaluated before.
@@ -59,12 +59,17 @@ class Occasion:
     """
 
     number: int
-    step: int
+    at: Callable[[], int]
     batch: Any = None
     value_loss: Tensor | None = None
     offset: int = 0
     parameters: Callable[[], Any] | None = None
     trains: bool = True
+
+    @property
+    def step(self) -> int:
+        """The global step; asked for only where something depends on it."""
+        return self.at()
 
 
 @dataclass(slots=True, eq=False)
@@ -199,7 +204,8 @@ class SobolevLoss:
         recorder.install()
         recorder.start()
         if recorder.engine == "func":
-            recorder.push = self.push(Occasion(self.counter, self.counter))
+            number = self.counter
+            recorder.push = self.push(Occasion(number, lambda: number))
         try:
             yield recorder
         finally:
@@ -262,7 +268,7 @@ class SobolevLoss:
         self.checks.flush()
         number, self.counter = self.counter, self.counter + 1
         now = number if step is None else step
-        return self.evaluate(observed, Occasion(number, now, batch, value_loss))
+        return self.evaluate(observed, Occasion(number, lambda: now, batch, value_loss))
 
     def evaluate(self, observed: Sequence[Observed], occasion: Occasion) -> Report:
         """Evaluate the terms on an occasion whose number was given out before."""
@@ -270,6 +276,8 @@ class SobolevLoss:
         device = first.x.device.type
         autocast = torch.is_autocast_enabled(device)
         report = Report(first.x, size=first.x.shape[0])
+        if self._is_free is None:
+            self._is_free = checks.is_free(first.x.device)
         with torch.autocast(device, enabled=False) if autocast else _AS_IT_IS:
             # The teacher is asked for all terms, so that its graph is gone before the student's
             # grows.
@@ -403,9 +411,10 @@ class SobolevLoss:
             comparison = compare(term, rows, target, self.gaps)
             if not occasion.trains:
                 report.cosines[term.key] = cosine(rows, target.reshape(rows.shape), comparison.known)
-        report.targets.append((term, target))
+        held = target if self._is_free else None  # where it waits, memory is dear
+        report.targets.append((term, held))
         if self.gaps.non_finite == "raise" and comparison.total is not None:
-            judge = lambda total: check_target(term, total, target, unknown)  # noqa: E731
+            judge = lambda total: check_target(term, total, held, unknown)  # noqa: E731
             report.pending.append((comparison.total, judge))
         return comparison
 
@@ -451,20 +460,20 @@ class SobolevLoss:
             report.loss = report.loss + attached(observed)
 
     def _settle(self, observed: Sequence[Observed], report: Report, occasion: Occasion) -> None:
+        outputs = [seen.y.detach() for seen in observed]
         for key, value in report.terms.items() if occasion.trains else ():
-            report.pending.append((value, partial(self._judge, key, observed, occasion.step)))
-        report.points, report.targets = {}, []
-        if self._is_free is None:
-            self._is_free = checks.is_free(observed[0].x.device)
+            report.pending.append((value, partial(self._judge, key, outputs, occasion)))
+        # Who judges holds targets, which the backward pass can do without.
+        pending, report.pending, report.points, report.targets = report.pending, [], {}, []
         if not self._is_free:
-            self.checks.settle(report.pending)
+            self.checks.settle(pending)
             return
-        for number, judge in report.pending:  # at every step: no number that is one is judged
+        for number, judge in pending:  # at every step: no number that is one is judged
             found = number.item()
             if not math.isfinite(found):
                 judge(found)
 
-    def _judge(self, key: str, observed: Sequence[Observed], step: int, number: float) -> None:
+    def _judge(self, key: str, outputs: Sequence[Tensor], step: int, number: float) -> None:
         # The targets are finite: they were checked before.
         if math.isfinite(number):
             return
@@ -474,8 +483,8 @@ class SobolevLoss:
                 text = f"term {key!r} must be finite, got {number}; the gradient scaler skips such steps"
                 warnings.warn(text, stacklevel=2)
             return
-        culprit = _CULPRITS[all(bool(seen.y.detach().isfinite().all()) for seen in observed)]
-        raise FloatingPointError(f"term {key!r} must be finite, got {number} at step {step}: {culprit}")
+        culprit = _CULPRITS[all(bool(y.isfinite().all()) for y in outputs)]
+        raise FloatingPointError(f"term {key!r} must be finite, got {number} at step {occasion.step}: {culprit}")
 
     def validate(self, observed: Sequence[Observed], occasion: Occasion) -> Report:
         """Evaluate the terms and their cosines without a trace, also under inference mode.

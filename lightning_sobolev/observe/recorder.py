@@ -257,6 +257,11 @@ class Recorder:
         """Let calls pass."""
         self._active = False
 
+    def forget(self) -> None:
+        """Let go of what was observed: the backward pass frees what nobody holds."""
+        for watch in self._watches:
+            watch.observed, watch.under_way, watch.result = [], None, None
+
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Let calls pass for a while."""

@@ -95,7 +95,8 @@ class ExactNorms(TorchFunctionMode):
         return _WRITTEN_OUT.get(func, func)(*args, **(kwargs or {}))
 
 
-_FUSED_BATCH_NORM, _FUSED_INSTANCE_NORM = F.batch_norm, F.instance_norm
+# Torch's own, not those of F, which call torch's by a name that may stand for ours.
+_FUSED_BATCH_NORM, _FUSED_INSTANCE_NORM = torch.batch_norm, torch.instance_norm
 
 
 @contextmanager
@@ -153,8 +154,9 @@ def _batch_norm(
     training: bool = False, momentum: float = 0.1, eps: float = 1e-5,
 ) -> Tensor:  # fmt: skip
     if not training:
+        cudnn = torch.backends.cudnn.enabled
         return _FUSED_BATCH_NORM(
-            input, running_mean, running_var, weight, bias, training, momentum, eps
+            input, weight, bias, running_mean, running_var, training, momentum, eps, cudnn
         )
     dims = [0, *range(2, input.ndim)]
     x, mean, variance = _standardize(input, dims, eps)
@@ -170,8 +172,9 @@ def _instance_norm(
     use_input_stats: bool = True, momentum: float = 0.1, eps: float = 1e-5,
 ) -> Tensor:  # fmt: skip
     if not use_input_stats:
+        cudnn = torch.backends.cudnn.enabled
         return _FUSED_INSTANCE_NORM(
-            input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps
+            input, weight, bias, running_mean, running_var, use_input_stats, momentum, eps, cudnn
         )
     dims = list(range(2, input.ndim))
     x, mean, variance = _standardize(input, dims, eps)

@@ -30,6 +30,10 @@ class NotIndependentError(ValueError):
     """Some rows alone do not give what they give among all."""
 
 
+class NotDeterministicError(ValueError):
+    """All rows do not give twice the same."""
+
+
 class RowAxes:
     """The axis of the rows in every argument of a module that has them; learned once."""
 
@@ -79,6 +83,13 @@ class RowAxes:
             for axes in _subsets(candidates, exact=self._declared is not None):
                 if all(_gives_rows(seen, part, axes, whole) for part in parts):
                     return axes
+            everything = torch.arange(seen.size, device=rows.device)
+            is_fixed = _gives_rows(seen, everything, {}, whole)
+        if not is_fixed:
+            raise NotDeterministicError(
+                "rows must be 1.0 for a student that is not deterministic, got a term on a part of "
+                "the rows: in eval mode, too, its output differs from call to call"
+            )
         raise NotIndependentError(
             "rows must be 1.0 for this student, got a term on a part of the rows: evaluated on "
             "some rows alone, its output is not that of the same rows among all, however the other "

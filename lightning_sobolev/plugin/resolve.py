@@ -92,7 +92,7 @@ def resolve(
         compiler = Compiler(loss, recorder, settings, nested=compiled)
         recorder.engine, recorder.compiled = "tape", compiler  # the tape, should it not compile
     _say_engine(options, compiled, compiler is not None, "16" in str(trainer.precision))
-    return Plan(recorder, compiler, _is_entered_compiled(module) and compiler is None)
+    return Plan(recorder, compiler, _is_entered_compiled(module))
 
 
 def _say_engine(options: Options, compiled: bool, compiles: bool, half: bool) -> None:

@@ -100,6 +100,7 @@ class ObservedStep:
         finally:
             for callback in self.callbacks:
                 callback.plan.recorder.stop()
+                callback.plan.recorder.forget()
 
     def _with_terms(self, output: Any) -> Any:
         value_loss = output.get("loss") if isinstance(output, Mapping) else output

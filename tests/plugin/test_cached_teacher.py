@@ -14,8 +14,8 @@ from lightning_sobolev import (
     SobolevTerm,
     cache_answers,
 )
-from lightning_sobolev.loss.draws import Draws
 from lightning_sobolev.functional.projections import counter_draw, hash_words
+from lightning_sobolev.loss.draws import Draws
 from tests.plugin._loops import by_hand
 from tests.plugin._students import Regressor, mlp
 from tests.plugin._trainers import fit, weights

@@ -44,8 +44,35 @@ def test_it_trains_as_the_loop_written_by_hand(kind):
 
 def test_chosen_rows_are_a_point_of_their_own_to_the_compiler():
     """Left on the graph of the step's own input they do not compile."""
-    kind = "a fraction of the rows"  # the tape's are compared with references in other files
+    kind = "a fraction of the rows"
+    term, _ = TERMS[kind]
+    assert_close(taught(Regressor(), term, compile=TRACED), by_hand(None, term))
+    # with a term on all rows beside it; the tape's are compared with references in other files
     assert_close(compiled(Regressor(), kind), taught(Regressor(), TERMS[kind]))
+
+
+class Stretched(nn.Module):
+    def __init__(self, seed=1):
+        super().__init__()
+        self.body = mlp(seed=seed)
+
+    def forward(self, x, by):
+        return self.body(by * x)
+
+
+class Twofold(Stretched):
+    def forward(self, x):
+        return super().forward(x, 2.0)
+
+
+class Stretches(Regressor):
+    def forward(self, x):
+        return self.net(x, torch.tensor(2.0).double())
+
+
+def test_a_teacher_is_called_as_the_student_was():
+    found = taught(Stretches(Stretched()), module="net", teacher=Stretched(7), compile=TRACED)
+    assert_close(found, by_hand(net=Twofold(), teacher=Twofold(7)))
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import logging
 import re
+import threading
 
 import pytest
 import torch
@@ -87,6 +88,18 @@ class Counts(nn.Module):
         return self.body(x) * (1.0 + self.calls)
 
 
+class Locked(nn.Module):
+    """Holds what cannot be copied."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = mlp()
+        self.lock = threading.Lock()
+
+    def forward(self, x):
+        return self.body(x)
+
+
 class OwnPrecision(nn.Module):
     def __init__(self):
         super().__init__()
@@ -100,14 +113,20 @@ class OwnPrecision(nn.Module):
 @pytest.mark.parametrize(
     ("net", "text"),
     [
-        (Counts, "skipped: student is not deterministic"),
-        (lambda: Remembers(mlp()), "skipped: Only Tensors created explicitly by the user"),
-        (OwnPrecision, "skipped: student computes in its own precision"),
+        (Counts, "the student is not deterministic"),
+        (lambda: Remembers(mlp()), "a copy in float64 does not run: Only Tensors created"),
+        (Locked, "a copy in float64 does not run: cannot pickle '_thread.lock'"),
     ],
 )
 def test_a_student_that_cannot_be_examined_is_said_to_be(net, text):
-    with pytest.warns(UserWarning, match=f"Sobolev doctor: finite differences {text}"):
+    with pytest.warns(UserWarning, match=f"Sobolev doctor: not checked: {text}"):
         fit(Regressor(net()), points(), SobolevCallback(mlp(seed=7)), limit_train_batches=1)
+
+
+def test_a_student_that_computes_in_float32_is_examined_with_coarser_steps(caplog):
+    with caplog.at_level(logging.INFO, logger="lightning.pytorch.utilities.rank_zero"):
+        fit(Regressor(OwnPrecision()), points(), SobolevCallback(mlp(seed=7)))
+    assert "agrees with finite differences to" in caplog.text
 
 
 def test_what_was_chosen_and_found_is_said(caplog):
@@ -181,7 +200,7 @@ def test_what_was_measured_is_said_and_so_is_what_was_not(caplog):
     with caplog.at_level(logging.INFO, logger="lightning.pytorch.utilities.rank_zero"):
         cost_of(SobolevTerm())
         student = Regressor(Remembers(mlp(20, 6)))
-        with pytest.warns(UserWarning, match="finite differences skipped"):
+        with pytest.warns(UserWarning, match="not checked: a copy in float64 does not run"):
             assert cost_of(SobolevTerm(), student) is None
     text = r"with the terms the student takes \d+\.\d times the time \(.* ms instead of .*\) and "
     assert re.search(text, caplog.text)

@@ -3,20 +3,21 @@
 import pytest
 from torch import nn
 
-from lightning_sobolev import SobolevSpec, SobolevTerm
-from lightning_sobolev.plugin.findings import scan
-from lightning_sobolev.plugin.policy import Policy
+from lightning_sobolev import SobolevLoss, SobolevTerm
+from lightning_sobolev.doctor.layers import Facts, scan
+from lightning_sobolev.observe.options import ObserveOptions
 
 VJP, JVP, CURVED = SobolevTerm(), SobolevTerm(side="tangent"), SobolevTerm(order=2)
 
 
-def policy(term=VJP, engine="tape", batch_norm="train"):
-    spec = SobolevSpec(terms=[term])
-    return Policy(None, spec, None, None, None, "first", engine, batch_norm, compiled=False)
+def scanned(student, term=VJP, **options):
+    loss = SobolevLoss(nn.Linear(4, 4), term)
+    recorder = loss.recorder_of(student, None, ObserveOptions(**options))
+    return scan(student, Facts.of(loss, recorder))
 
 
 def remarks(layer, **options):
-    found = scan(nn.Sequential(nn.Linear(4, 4), layer), policy(**options))
+    found = scanned(nn.Sequential(nn.Linear(4, 4), layer), **options)
     return [(finding.name, finding.kind, finding.remark) for finding in found]
 
 
@@ -24,13 +25,12 @@ def remarks(layer, **options):
     ("layer", "options", "text"),
     [
         (nn.BatchNorm1d(4), {}, "rows are coupled in train mode"),
-        (nn.LSTM(4, 4), {}, "cuDNN is off during the step"),
-        (nn.GRU(4, 4), {"engine": "func", "term": JVP}, "cuDNN is off during the step"),
-        (nn.LSTM(4, 4), {"engine": "func", "term": CURVED}, "cuDNN is off during the step"),
+        (nn.LSTM(4, 4), {}, "cuDNN is off in the student"),
+        (nn.GRU(4, 4), {"engine": "func", "term": JVP}, "cuDNN is off in the student"),
+        (nn.LSTM(4, 4), {"engine": "func", "term": CURVED}, "cuDNN is off in the student"),
         (nn.MultiheadAttention(4, 2), {}, "the math attention kernel is used"),
         (nn.InstanceNorm1d(4), {"term": CURVED}, "written out: the fused norm gives wrong"),
-        (nn.Dropout(0.1), {"batch_norm": "eval"}, "draws its own mask"),
-        (nn.Dropout(0.1), {"engine": "func", "term": CURVED}, "draws its own mask"),
+        (nn.Dropout(0.1), {"term": SobolevTerm(rows=0.5)}, "draws its own mask"),
     ],
 )
 def test_layers_that_need_a_remedy_are_named(layer, options, text):
@@ -51,6 +51,8 @@ def test_layers_that_need_a_remedy_are_named(layer, options, text):
         (nn.BatchNorm1d(4).eval(), {}),
         (nn.BatchNorm1d(4).eval(), {"engine": "func"}),
         (nn.Dropout(0.1), {}),
+        (nn.Dropout(0.1), {"batch_norm": "eval"}),  # a replay of all rows draws the same mask
+        (nn.Dropout(0.1), {"engine": "func", "term": CURVED}),
         (nn.Dropout(0.0), {"term": SobolevTerm(rows=0.5)}),
     ],
 )
@@ -76,4 +78,4 @@ def test_layers_that_cannot_work_are_refused(layer, options, text):
 
 def test_many_layers_of_a_kind_make_one_remark():
     net = nn.Sequential(nn.LSTM(4, 4), nn.LSTM(4, 4), nn.GRU(4, 4))
-    assert [found.name for found in scan(net, policy())] == ["0", "2"]
+    assert [found.name for found in scanned(net)] == ["0", "2"]

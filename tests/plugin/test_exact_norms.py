@@ -5,7 +5,9 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
+from lightning_sobolev import SobolevLoss, SobolevTerm
 from lightning_sobolev.observe.remedies import ExactNorms
+from tests._reference import dense_jacobian
 
 
 def layers(dtype=torch.float64):
@@ -57,32 +59,68 @@ def test_statistics_of_half_precision_are_taken_in_single(name, dtype, x):
     assert_close(found.double(), expected, rtol=0.02, atol=0.02)
 
 
-# A second forward leaves no trace in the statistics
+# A replay leaves no trace in the statistics
 
 
-@pytest.mark.parametrize("evaluate", [True, False])
-def test_running_statistics_stay_where_the_steps_own_forward_left_them(evaluate, x):
-    norm = nn.BatchNorm1d(3).double()
-    y = norm(x)
-    buffers = {name: buffer.clone() for name, buffer in norm.named_buffers()}
-    identities = {name: id(buffer) for name, buffer in norm.named_buffers()}
-    with batch_norm_aside(norm, evaluate=evaluate):
-        again = norm(x)
-        assert norm.training != evaluate
-    assert_close(dict(norm.named_buffers()), buffers, rtol=0, atol=0)
-    assert identities == {name: id(buffer) for name, buffer in norm.named_buffers()}
-    assert norm.training
-    (y.sum() + again.sum()).backward()  # neither forward's memory was written to
-    assert evaluate or torch.equal(y, again)
+class Normed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm, self.last = nn.BatchNorm1d(3), nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
+
+    def forward(self, x):
+        return self.last(self.norm(x).tanh())
 
 
-def test_norms_that_the_user_holds_in_eval_stay_there(x):
-    norm = nn.BatchNorm1d(3).double().eval()
-    with batch_norm_aside(norm, evaluate=False):
-        norm(x)
-        assert not norm.training
-    assert not norm.training
-    assert_close(norm.running_mean, torch.zeros(3).double())
+def seeded(net):
+    return randomize(net.double())
+
+
+EVERY = {"projection": "basis", "num_projections": None, "normalize": "none"}
+REPLAYS = {
+    "in eval mode": (SobolevTerm(**EVERY), {"batch_norm": "eval"}),
+    "on some rows": (SobolevTerm(rows=0.5, **EVERY), {}),
+}
+
+
+@pytest.mark.parametrize("replay", REPLAYS)
+def test_running_statistics_stay_where_the_steps_own_forward_left_them(replay, x):
+    term, options = REPLAYS[replay]
+    net, teacher = seeded(Normed()), seeded(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)))
+    loss = SobolevLoss(teacher, term)
+    with loss.observe(net, **options):
+        y = net(x)
+    buffers = {name: buffer.clone() for name, buffer in net.named_buffers()}
+    identities = {name: id(buffer) for name, buffer in net.named_buffers()}
+    report = loss()
+    assert_close(dict(net.named_buffers()), buffers, rtol=0, atol=0)
+    assert identities == {name: id(buffer) for name, buffer in net.named_buffers()}
+    assert net.norm.training
+    (y.sum() + report.loss).backward()  # neither forward's memory was written to
+    assert all(parameter.grad is not None for parameter in net.parameters())
+
+
+def test_a_replay_in_eval_mode_uses_the_statistics_that_an_evaluation_would(x):
+    net, teacher = seeded(Normed()), seeded(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)))
+    loss = SobolevLoss(teacher, SobolevTerm(**EVERY))
+    with loss.observe(net, batch_norm="eval"):
+        net(x)
+    found = loss().terms["order_1"]
+    error = dense_jacobian(net.eval(), x) - dense_jacobian(teacher, x)
+    assert_close(found, error.square().sum() / len(x))
+
+
+@pytest.mark.parametrize("replay", REPLAYS)
+def test_norms_that_the_user_holds_in_eval_stay_there(replay, x):
+    term, options = REPLAYS[replay]
+    net = seeded(Normed())
+    net.norm.eval()
+    loss = SobolevLoss(seeded(nn.Sequential(nn.Flatten(), nn.Linear(12, 2))), term)
+    with loss.observe(net, **options):
+        net(x)
+    loss()
+    assert not net.norm.training
+    assert net.training
+    assert_close(net.norm.running_mean, torch.zeros(3).double())
 
 
 def test_torchs_own_functions_are_caught_as_well(x):

@@ -10,6 +10,9 @@ import torch
 from torch import nn
 
 from lightning_sobolev import SobolevCallback, SobolevSpec, SobolevTerm
+from lightning_sobolev.doctor.cost import PeakMemory
+from lightning_sobolev.loss import checks
+from lightning_sobolev.plugin import step
 from tests.plugin._students import Breaks, ManualRegressor, Regressor, mlp
 from tests.plugin._trainers import fit, points
 
@@ -68,6 +71,56 @@ def test_memory_does_not_grow_in_500_steps(engine):
     assert max(counts.resident[2:]) - counts.resident[2] < 1000
 
 
+class Peaks(L.Callback):
+    """The most bytes of new tensors that are alive at once, step by step."""
+
+    def __init__(self):
+        self.bytes = []
+
+    def on_train_batch_start(self, *args):
+        self.counter = PeakMemory()
+        self.counter.__enter__()
+
+    def on_train_batch_end(self, *args):
+        self.counter.__exit__(None, None, None)
+        self.bytes.append(self.counter.peak)
+
+
+class ByHand(Regressor):
+    def __init__(self, net, teacher):
+        super().__init__(net, lr=0.001)
+        self.teacher = [teacher]  # no submodule
+
+    def training_step(self, batch, batch_idx):
+        x, target = batch[0].detach().requires_grad_(), batch[1]
+        u = torch.ones_like(target)
+        (theirs,) = torch.autograd.grad(self.teacher[0](x), x, u)
+        y = self.net(x)
+        (ours,) = torch.autograd.grad(y, x, u, create_graph=True)
+        return (y - target).square().mean() + (ours - theirs).square().sum(1).mean()
+
+
+@pytest.mark.parametrize("waits", [False, True])
+@pytest.mark.parametrize("engine", ["tape", "func"])
+def test_a_step_needs_no_more_memory_than_one_by_hand_and_two_copies_of_its_input(
+    engine, waits, monkeypatch
+):
+    if waits:
+        monkeypatch.setattr(checks, "is_free", lambda _: False)
+    monkeypatch.setattr(step, "LARGE", 0)
+    wide = {"dim": 64, "width": 4}  # an input is most of what there is
+    data, found = points(8 * 4, dim=64), {}
+    for name in ("by hand", "callback"):
+        net, teacher, peaks = mlp(**wide), mlp(seed=7, **wide), Peaks()
+        term = SobolevTerm(normalize="none")
+        matching = SobolevCallback(teacher, SobolevSpec(terms=[term]), engine=engine)
+        module = ByHand(net, teacher) if name == "by hand" else Regressor(net, lr=0.001)
+        fit(module, data, *([] if name == "by hand" else [matching]), peaks)
+        found[name] = peaks.bytes[-1]
+    copy = 8 * 64 * 8
+    assert found["callback"] - found["by hand"] < 2.5 * copy
+
+
 class BreaksLater(Breaks):
     def training_step(self, batch, batch_idx):
         return Regressor.training_step(self, batch, batch_idx)
@@ -86,7 +139,7 @@ def test_a_crash_leaves_no_graph(engine, step, number):
     with pytest.raises(KeyError, match="a fault"):
         fit(module, points(), used)
     assert live_tensors(lambda tensor: tensor.grad_fn is not None) == before
-    assert used._doctor._kept is None
+    assert used._doctor.kept is None
 
 
 # Which graphs are alive when

@@ -57,11 +57,11 @@ def test_value_and_derivative_are_of_one_draw(where, engine):
     assert_close(used.callback_metrics["train/sobolev/order_1"].double(), expected)
 
 
-def test_a_second_forward_is_named(caplog):
+def test_a_replay_on_some_rows_is_named(caplog):
     module = Noisy("weight")
     spec = SobolevSpec(terms=[SobolevTerm(rows=0.5)])
     callback = SobolevCallback(NetworkTeacher(mlp(seed=7)), spec, module="net")
     batch = (torch.randn(4, 3).double(), torch.randn(4, 2).double())
     with caplog.at_level(logging.INFO, logger="lightning.pytorch.utilities.rank_zero"):
         fit_one_step(module, batch, callback)
-    assert "(NoiseInjection): the derivative's own forward draws its own noise" in caplog.text
+    assert "(NoiseInjection): the replay on some rows draws its own noise" in caplog.text

@@ -6,8 +6,10 @@ from torch import nn
 from torch.nn.functional import mse_loss
 from torch.testing import assert_close
 
+from lightning_sobolev import SobolevSpec, SobolevTerm
 from tests.plugin._loops import by_hand, refuses, taught
 from tests.plugin._students import Checkpointed, ManualRegressor, Regressor, mlp
+from tests.plugin._trainers import points
 
 
 class TwoChildren(Regressor):
@@ -100,12 +102,14 @@ class OwnLoss(Regressor):
 
 
 @pytest.mark.parametrize("engine", ["tape", "func"])
-def test_an_output_without_rows(engine):
+def test_an_output_without_rows_is_passed_over_unless_it_is_named(engine):
+    expected = by_hand([(x, torch.zeros_like(y)) for x, y in points()])
+    assert_close(taught(OwnLoss(), engine=engine), expected)
+    assert_close(taught(OwnLoss(), output="y", engine=engine), expected)
     text = (
         r"must give one row for each of its 8 input rows, got a tensor \[\] .* name another output="
     )
-    refuses(OwnLoss(), text, engine=engine)
-    taught(OwnLoss(), output="y", engine=engine)
+    refuses(OwnLoss(), text, output="loss", engine=engine)
 
 
 def test_activation_checkpointing_without_reentry_changes_nothing():
@@ -121,9 +125,27 @@ class ScalarFirst(Regressor):
 
 
 @pytest.mark.parametrize("engine", ["tape", "func"])
-def test_an_input_without_rows(engine):
-    text = r"wrt=None: .* must have rows, got a tensor \[\] of torch.float64; name another"
-    refuses(ScalarFirst(), text, engine=engine)
+def test_an_input_without_rows_is_passed_over_unless_it_is_named(engine):
+    assert_close(taught(ScalarFirst(), engine=engine), by_hand())
+    text = r"wrt='share': .* must have rows, got a tensor \[\] of torch.float64; name another"
+    refuses(ScalarFirst(), text, wrt="share", engine=engine)
+
+
+class Wavers(nn.Module):
+    """Answers differently from call to call, in eval mode, too."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.calls = mlp(), 0
+
+    def forward(self, x):
+        self.calls += 1
+        return self.calls * self.body(x)
+
+
+def test_some_rows_of_a_student_that_is_not_deterministic():
+    spec = SobolevSpec(terms=[SobolevTerm(rows=0.5)])
+    refuses(Regressor(Wavers()), "student that is not deterministic", spec=spec)
 
 
 class Twice(Regressor):

@@ -33,8 +33,8 @@ def taught(module=None, data=None, /, *callbacks, **options):
     return weights(module)
 
 
-def by_hand(batches=None):
-    return train_by_hand(batches, RANDOM, seed=3)
+def by_hand(batches=None, **options):
+    return train_by_hand(batches, RANDOM, seed=3, **options)
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lightning_sobolev._checks import require
+from lightning_sobolev._types import Directions
 from lightning_sobolev.experiments.synthetic_gradients.kinds import Kind
-from lightning_sobolev.objective import RunningScales, match, reduced
+from lightning_sobolev.loss.compare import RunningScales, evaluate, reduce
 from lightning_sobolev.schedules import is_weight
 from lightning_sobolev.spec import SobolevTerm
 from lightning_sobolev.teachers.tabulated import TabulatedJet
@@ -78,8 +79,8 @@ def compare(
     found = {}
     for term in terms:
         if term.name == "value" or bool(target.gradient.any()):
-            matched = match(term, _jet(predicted, term), _jet(target, term), cotangents=ones)
-            found[term.key] = reduced(term, matched, scales)
+            jets = _jet(predicted, term), _jet(target, term)
+            found[term.key], _ = reduce(term, evaluate(term, *jets, Directions(ones)), scales)
     return found
 
 
