@@ -364,8 +364,8 @@ class SobolevCallback(Callback):
                 return
             size = get_total_norm([getattr(grad, "_local_tensor", grad) for grad in gradients])
         size = size.detach().norm() if size.ndim else size
-        if size.is_cpu:  # at once
-            if not math.isfinite(size) and math.isfinite(loss):
+        if self.loss.reads_at_once:
+            if not math.isfinite(size.item()) and math.isfinite(loss.item()):
                 refuse_nan(self._module)
             return
         # A loss that is no number itself is its user's to see.

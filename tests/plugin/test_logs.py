@@ -15,7 +15,7 @@ from lightning_sobolev import (
     Step,
 )
 from lightning_sobolev._types import Teacher
-from lightning_sobolev.plugin import report as step_log
+from lightning_sobolev.plugin import step as step_log
 from tests.plugin._loops import by_hand, taught
 from tests.plugin._students import Learns, Regressor, mlp
 from tests.plugin._trainers import as_loader, fit, points, weights
