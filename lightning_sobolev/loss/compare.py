@@ -32,7 +32,8 @@ class Comparison:
 
     ``reference`` is the distance of the target from zero, ``known`` says which pairs have any known
     target entry, ``vanishes`` whether the student's side of an order-2 term is zero everywhere;
-    ``skipped`` counts rows whose target is not finite, ``total`` sums what is known of the target.
+    ``skipped`` counts rows whose target is not finite, ``total`` sums what is known of the target
+    where no ``reference`` shows that it is finite.
     """
 
     distance: Float[Tensor, "proj batch ..."]
@@ -75,7 +76,7 @@ def project_target(
     # A network that gives [batch] may teach one that gives [batch, 1].
     if (
         cotangents is not None
-        and isinstance(target, TapeJet | FuncJet)
+        and (type(target) is TapeJet or type(target) is FuncJet)
         and (shape := target.value.shape) != cotangents.shape[1:]
         and without_ones(shape) == without_ones(cotangents.shape[1:])
     ):
@@ -100,8 +101,8 @@ def evaluate(
     gaps = Gaps() if gaps is None else gaps
     rows = project_target(term, target, directions, student.value.shape)
     comparison = compare(term, project(term, student, directions), rows, gaps)
-    if gaps.non_finite == "raise" and comparison.total is not None:
-        check_target(term, float(comparison.total), rows, gaps.allows_unknown)
+    if gaps.non_finite == "raise":
+        check_target(term, math.nan, rows, gaps.allows_unknown)
     return comparison
 
 
@@ -127,8 +128,10 @@ def compare(
         target = torch.where(known, target, 0.0)
         # where() before the distance keeps the gradient of unknown entries exactly zero.
         student = torch.where(known, student, 0.0)
-    # A finite sum is one pass over the numbers; only one that is not needs a second look.
-    total = target.sum()
+    # A finite sum is one pass over the numbers; only one that is not needs a second look. A scale
+    # is one already, but for one that does not grow with its target.
+    is_scaled = term.normalize != "none" and term.discrepancy != "cosine"
+    total = None if is_scaled and gaps.non_finite == "raise" else target.sum()
     if term.band is not None and _is_filtered(term):
         student, target = (_filtered(term, rows) for rows in (student, target))
     vanishes = _vanishes(student, known) if term.order == 2 else None
@@ -162,8 +165,9 @@ class RunningScales:
 
     def update(self, key: str, batch_mean: Tensor) -> Tensor:
         """Take in one batch's mean and return the scale."""
-        mean, count = self.state.get(key, (batch_mean, 0))
-        mean = mean.to(batch_mean)
+        mean, count = self.state.get(key) or (batch_mean, 0)
+        if mean.dtype != batch_mean.dtype or mean.device != batch_mean.device:
+            mean = mean.to(batch_mean)
         if self.frozen and count:
             return mean
         # Looking at a number makes everybody wait: only where a constant target can show itself.
@@ -175,7 +179,7 @@ class RunningScales:
             )
         if self.frozen:
             return batch_mean
-        mean = mean + (batch_mean - mean) / min(count + 1, self.memory)
+        mean = torch.lerp(mean, batch_mean, 1.0 / min(count + 1, self.memory))
         self.state[key] = (mean, count + 1)
         return mean
 
@@ -197,13 +201,13 @@ def reduce(
     pairs = distance.shape[0] * distance.shape[1]
     reference = comparison.reference
     if known is None and (sum_over_processes is None or reference is None):
-        mean = distance.sum((0, 1)) / max(pairs, 1)
+        if not pairs:  # nothing is known in this batch: zero, and the scale stays
+            return distance.sum(), None
+        mean = distance.mean() if distance.ndim == 2 else distance.mean((0, 1))
         if reference is None:
             return mean, None
-        if not pairs:
-            return mean.sum(), None  # nothing is known in this batch: zero, and the scale stays
-        energy = reference.detach().sum((0, 1))
-        scale = scales.update(term.key, energy / pairs)
+        energy = reference.mean() if reference.ndim == 2 else reference.mean((0, 1))
+        scale = scales.update(term.key, energy)
         if term.normalize == "elements":
             return by_element(mean, scale), energy.sum()
         return mean / scale, energy

@@ -405,9 +405,9 @@ class SobolevLoss:
             comparison = compare(term, rows, target, self.gaps)
             if not occasion.trains:
                 report.cosines[term.key] = cosine(rows, target.reshape(rows.shape), comparison.known)
-        if self.gaps.non_finite == "raise":
-            assert comparison.total is not None
-            held = target if self._is_free else None  # where it waits, memory is dear
+        held = target if self._is_free else None  # where it waits, memory is dear
+        report.targets.append((term, held))
+        if self.gaps.non_finite == "raise" and comparison.total is not None:
             judge = lambda total: check_target(term, total, held, unknown)  # noqa: E731
             report.pending.append((comparison.total, judge))
         return comparison
@@ -431,7 +431,8 @@ class SobolevLoss:
         value, energy = reduce(term, comparison, self.scales, self._sum)
         report.terms[key] = value
         if energy is not None:
-            judge = lambda size: _check_energy(term, size, value.dtype)  # noqa: E731
+            given, unknown = report.targets, self.gaps.allows_unknown
+            judge = lambda size: _check_energy(term, size, given, unknown)  # noqa: E731
             report.pending.append((energy, judge))
 
     def _sum_up(self, observed: Sequence[Observed], report: Report, occasion: Occasion) -> None:
@@ -457,7 +458,7 @@ class SobolevLoss:
         for key, value in report.terms.items() if occasion.trains else ():
             report.pending.append((value, partial(self._judge, key, outputs, occasion.step)))
         # Who judges holds targets, which the backward pass can do without.
-        pending, report.pending, report.points = report.pending, [], {}
+        pending, report.pending, report.points, report.targets = report.pending, [], {}, []
         if not self._is_free:
             self.checks.settle(pending)
             return
@@ -576,12 +577,19 @@ def _fitting(own: Directions, term: SobolevTerm, y: Tensor) -> Directions:
     return own._replace(cotangents=own.cotangents.reshape(len(own.cotangents), *y.shape))
 
 
-def _check_energy(term: SobolevTerm, energy: float, dtype: torch.dtype) -> None:
-    if not math.isfinite(energy):  # one such batch would make the term zero for good
-        raise ValueError(
-            f"the target of term {term.key!r} must be small enough to be squared in "
-            f"{dtype}, got a sum of {energy}; rescale it or use normalize='none'"
-        )
+def _check_energy(
+    term: SobolevTerm, energy: float, targets: list[tuple[SobolevTerm, Tensor | None]], unknown: bool
+) -> None:
+    if math.isfinite(energy):
+        return
+    for own, target in targets:
+        if own is term:
+            check_target(term, energy, target, unknown)
+    # One such batch would make the term zero for good.
+    raise ValueError(
+        f"the target of term {term.key!r} must be small enough to be squared, got a mean of "
+        f"{energy}; rescale it or use normalize='none'"
+    )
 
 
 _CULPRITS = {

@@ -27,6 +27,7 @@ class Report:
         leaves: Inputs of our own that the backward pass leaves a gradient in.
         pending: Numbers that are still to be looked at.
         points: Where the terms are evaluated, meanwhile.
+        targets: What was asked for, meanwhile.
         has_more: Whether there is more to tell than the terms.
     """
 
@@ -42,6 +43,7 @@ class Report:
     leaves: list[Tensor] = field(default_factory=list)
     pending: list[Check] = field(default_factory=list)
     points: dict[Any, Any] = field(default_factory=dict)
+    targets: list[Any] = field(default_factory=list)
     has_more: bool = False
 
     def __add__(self, other: Any) -> Tensor:

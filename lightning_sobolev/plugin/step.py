@@ -222,11 +222,12 @@ def log_step(module: LightningModule, name: str, value: Tensor, batch_size: int)
     results: Any = getattr(trainer, "_results", None)
     metric = results.get(f"{_HOOK}.{name}") if isinstance(results, dict) else None
     # What is not as expected, in some other release of Lightning, takes the documented way.
-    known = metric is not None and hasattr(results, "update_metrics")
-    if known and type(module).log is LightningModule.log and trainer.fit_loop.epoch_loop.batch_idx:
-        results.update_metrics(f"{_HOOK}.{name}", value, batch_size)
-    else:
+    meta = getattr(metric, "meta", None)
+    is_later = type(module).log is LightningModule.log and trainer.fit_loop.epoch_loop.batch_idx
+    if meta is None or not is_later or not meta.on_step or meta.on_epoch:
         module.log(name, value, batch_size=batch_size)
+    else:  # the last value is all that is kept of it
+        vars(metric).update(value=value, _forward_cache=value, has_reset=False)
 
 
 def _inputs_but(loss: Tensor, hidden: list[Tensor]) -> dict[str, list[Tensor]]:

@@ -17,6 +17,14 @@ _NAME = "the teacher's output"
 _IS_TRAINING = attrgetter("training")
 
 
+def _outside_of_autocast(answer: BatchFn, device: str) -> BatchFn:
+    def function(point: Tensor) -> Tensor:
+        with torch.autocast(device, enabled=False):
+            return answer(point)
+
+    return function
+
+
 class NetworkTeacher(Teacher):
     """A frozen network that answers with its value and its derivatives at x.
 
@@ -56,6 +64,9 @@ class NetworkTeacher(Teacher):
         self.was_trainable = any(p.requires_grad for p in network.parameters())
         self.network = network.eval().requires_grad_(False)
         self._output = None if output is None else _paths.parse(output)
+        self._parts = list(network.modules())
+        floats = (p for p in network.parameters() if p.is_floating_point())  # not packed integers
+        self._first = next(floats, None)
 
     def to(self, device: torch.device | str) -> Self:
         """Move the network; a callback is not moved by the trainer."""
@@ -72,8 +83,14 @@ class NetworkTeacher(Teacher):
         if call is not None and (takes == "call" or (is_auto and call.accepts(network))):
             ask = partial(call.repeat, network)
         output = None if call is None else call.output
-        answer = self._answered_by(ask, query.on, query.x.dtype, output)
-        training = list(filter(_IS_TRAINING, network.modules()))
+        x = query.x
+        answer = self._answered_by(ask, query.on, x.dtype, output)
+        if torch.is_autocast_enabled(x.device.type):
+            answer = _outside_of_autocast(answer, x.device.type)
+        # Walking a tree of modules at every question takes longer than the list of its parts.
+        training = list(filter(_IS_TRAINING, network.modules() if network.training else self._parts))
+        if not training:
+            return tape_jet(answer, query.x)
         for module in training:
             module.training = False
         try:
@@ -97,21 +114,16 @@ class NetworkTeacher(Teacher):
         self, ask: Callable[[Tensor], Any], on: BatchFn, dtype: torch.dtype,
         output: Sequence[str | int] | None,
     ) -> BatchFn:  # fmt: skip
-        own = dtype
-        for parameter in self.network.parameters():
-            if parameter.is_floating_point():  # not one that is packed in integers
-                own = parameter.dtype
-                break
+        own = dtype if self._first is None else self._first.dtype
 
         def answer(point: Tensor) -> Tensor:
-            with torch.autocast(point.device.type, enabled=False):
-                y = ask(point.to(own))
-                is_answer = isinstance(y, Tensor) and y.is_floating_point()
-                if self._output is not None or not is_answer:
-                    y = self._select(y, output, point.shape[0])
-                if on is not identity:
-                    y = on(y.to(torch.promote_types(y.dtype, dtype)))
-                return y.to(dtype)
+            y = ask(point if point.dtype == own else point.to(own))
+            is_answer = isinstance(y, Tensor) and y.is_floating_point()
+            if self._output is not None or not is_answer:
+                y = self._select(y, output, point.shape[0])
+            if on is not identity:
+                y = on(y.to(torch.promote_types(y.dtype, dtype)))
+            return y if y.dtype == dtype else y.to(dtype)
 
         return answer
 
