@@ -16,6 +16,7 @@ from lightning_sobolev._checks import require
 from lightning_sobolev._types import Teacher
 from lightning_sobolev.doctor import Cost, Doctor
 from lightning_sobolev.functional.precision import InnerPrecision
+from lightning_sobolev.loss import checks
 from lightning_sobolev.loss.compiling import CompileSettings
 from lightning_sobolev.loss.loss import Occasion, SobolevLoss
 from lightning_sobolev.loss.recorded import refuse_nan
@@ -361,8 +362,8 @@ class SobolevCallback(Callback):
                 return
             size = get_total_norm([getattr(grad, "_local_tensor", grad) for grad in gradients])
         size = size.detach().norm() if size.ndim else size
-        if size.is_cpu:  # at once
-            if not math.isfinite(size) and math.isfinite(loss):
+        if checks.is_free(size.device):  # at once
+            if not math.isfinite(size) and math.isfinite(loss.detach()):
                 refuse_nan(self._module)
             return
         # A loss that is no number itself is its user's to see.
