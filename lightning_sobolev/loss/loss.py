@@ -50,7 +50,7 @@ class Occasion:
 
     Args:
         number: Number of the evaluation, which its draws depend on.
-        step: Global step, which weights depend on.
+        at: Returns the global step, which some weights depend on.
         batch: What the step was given.
         value_loss: The loss that balanced weights are measured against.
         offset: Number of calls of the same step that were evaluated before.
@@ -59,12 +59,17 @@ class Occasion:
     """
 
     number: int
-    step: int
+    at: Callable[[], int]
     batch: Any = None
     value_loss: Tensor | None = None
     offset: int = 0
     parameters: Callable[[], Any] | None = None
     trains: bool = True
+
+    @property
+    def step(self) -> int:
+        """The global step; asked for only where something depends on it."""
+        return self.at()
 
 
 @dataclass(slots=True, eq=False)
@@ -199,7 +204,8 @@ class SobolevLoss:
         recorder.install()
         recorder.start()
         if recorder.engine == "func":
-            recorder.push = self.push(Occasion(self.counter, self.counter))
+            number = self.counter
+            recorder.push = self.push(Occasion(number, lambda: number))
         try:
             yield recorder
         finally:
@@ -262,7 +268,7 @@ class SobolevLoss:
         self.checks.flush()
         number, self.counter = self.counter, self.counter + 1
         now = number if step is None else step
-        return self.evaluate(observed, Occasion(number, now, batch, value_loss))
+        return self.evaluate(observed, Occasion(number, lambda: now, batch, value_loss))
 
     def evaluate(self, observed: Sequence[Observed], occasion: Occasion) -> Report:
         """Evaluate the terms on an occasion whose number was given out before."""
@@ -456,7 +462,7 @@ class SobolevLoss:
     def _settle(self, observed: Sequence[Observed], report: Report, occasion: Occasion) -> None:
         outputs = [seen.y.detach() for seen in observed]
         for key, value in report.terms.items() if occasion.trains else ():
-            report.pending.append((value, partial(self._judge, key, outputs, occasion.step)))
+            report.pending.append((value, partial(self._judge, key, outputs, occasion)))
         # Who judges holds targets, which the backward pass can do without.
         pending, report.pending, report.points, report.targets = report.pending, [], {}, []
         if not self._is_free:
@@ -478,7 +484,7 @@ class SobolevLoss:
                 warnings.warn(text, stacklevel=2)
             return
         culprit = _CULPRITS[all(bool(y.isfinite().all()) for y in outputs)]
-        raise FloatingPointError(f"term {key!r} must be finite, got {number} at step {step}: {culprit}")
+        raise FloatingPointError(f"term {key!r} must be finite, got {number} at step {occasion.step}: {culprit}")
 
     def validate(self, observed: Sequence[Observed], occasion: Occasion) -> Report:
         """Evaluate the terms and their cosines without a trace, also under inference mode.

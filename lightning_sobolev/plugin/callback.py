@@ -274,7 +274,7 @@ class SobolevCallback(Callback):
             loss.go_back(self._mark)
         self._evaluations += 1
         self._occasion = Occasion(
-            loss.counter, self._trainer.global_step, batch, parameters=self._module.parameters
+            loss.counter, self._at, batch, parameters=self._module.parameters
         )
         loss.counter += 1
         if not self._module.automatic_optimization:
@@ -284,6 +284,9 @@ class SobolevCallback(Callback):
         if plan.compiler is not None:
             plan.compiler.begin(self._occasion)
         plan.recorder.start()
+
+    def _at(self) -> int:
+        return self._trainer.global_step
 
     def _begin_batch(self) -> None:
         self._batch_number = self._trainer.fit_loop.epoch_loop.batch_progress.total.ready
@@ -376,7 +379,7 @@ class SobolevCallback(Callback):
         observed = self.plan.recorder.chosen()
         self.plan.recorder.stop()
         if observed:
-            occasion = Occasion(number, self._trainer.global_step, batch, trains=False)
+            occasion = Occasion(number, self._at, batch, trains=False)
             self._reporter.tell_validation(stage, self.loss.validate(observed, occasion))
 
     def _leave(self, module: LightningModule) -> None:
