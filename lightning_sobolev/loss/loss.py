@@ -170,7 +170,7 @@ class SobolevLoss:
     def begin(self) -> None:
         """Look at the student's backward pass again, and at the processes there are."""
         self._known: set[str] = set()  # what was looked at or said
-        self._is_free: bool | None = None
+        self.reads_at_once: bool | None = None  # where that makes nobody wait
         is_several = torch.distributed.is_available() and torch.distributed.is_initialized()
         self.rank = torch.distributed.get_rank() if is_several else 0
         self._sum: SumOverProcesses | None = sum_over_processes if is_several else None
@@ -276,8 +276,8 @@ class SobolevLoss:
         device = first.x.device.type
         autocast = torch.is_autocast_enabled(device)
         report = Report(first.x, size=first.x.shape[0])
-        if self._is_free is None:
-            self._is_free = checks.is_free(first.x.device)
+        if self.reads_at_once is None:
+            self.reads_at_once = checks.is_free(first.x.device)
         with torch.autocast(device, enabled=False) if autocast else _AS_IT_IS:
             # The teacher is asked for all terms, so that its graph is gone before the student's
             # grows.
@@ -411,7 +411,7 @@ class SobolevLoss:
             comparison = compare(term, rows, target, self.gaps)
             if not occasion.trains:
                 report.cosines[term.key] = cosine(rows, target.reshape(rows.shape), comparison.known)
-        held = target if self._is_free else None  # where it waits, memory is dear
+        held = target if self.reads_at_once else None  # where it waits, memory is dear
         report.targets.append((term, held))
         if self.gaps.non_finite == "raise" and comparison.total is not None:
             judge = lambda total: check_target(term, total, held, unknown)  # noqa: E731
@@ -461,11 +461,12 @@ class SobolevLoss:
 
     def _settle(self, observed: Sequence[Observed], report: Report, occasion: Occasion) -> None:
         outputs = [seen.y.detach() for seen in observed]
+        at = occasion.at if self.reads_at_once else partial(int, occasion.step)
         for key, value in report.terms.items() if occasion.trains else ():
-            report.pending.append((value, partial(self._judge, key, outputs, occasion)))
+            report.pending.append((value, partial(self._judge, key, outputs, at)))
         # Who judges holds targets, which the backward pass can do without.
         pending, report.pending, report.points, report.targets = report.pending, [], {}, []
-        if not self._is_free:
+        if not self.reads_at_once:
             self.checks.settle(pending)
             return
         for number, judge in pending:  # at every step: no number that is one is judged
@@ -473,7 +474,9 @@ class SobolevLoss:
             if not math.isfinite(found):
                 judge(found)
 
-    def _judge(self, key: str, outputs: Sequence[Tensor], step: int, number: float) -> None:
+    def _judge(
+        self, key: str, outputs: list[Tensor], at: Callable[[], int], number: float
+    ) -> None:
         # The targets are finite: they were checked before.
         if math.isfinite(number):
             return
@@ -484,7 +487,7 @@ class SobolevLoss:
                 warnings.warn(text, stacklevel=2)
             return
         culprit = _CULPRITS[all(bool(y.isfinite().all()) for y in outputs)]
-        raise FloatingPointError(f"term {key!r} must be finite, got {number} at step {occasion.step}: {culprit}")
+        raise FloatingPointError(f"term {key!r} must be finite, got {number} at step {at()}: {culprit}")
 
     def validate(self, observed: Sequence[Observed], occasion: Occasion) -> Report:
         """Evaluate the terms and their cosines without a trace, also under inference mode.
@@ -588,13 +591,15 @@ def _check_energy(
 ) -> None:
     if math.isfinite(energy):
         return
+    dtype: torch.dtype | str = "its own precision"
     for own, target in targets:
         if own is term:
+            dtype = dtype if target is None else target.dtype
             check_target(term, energy, target, unknown)
     # One such batch would make the term zero for good.
     raise ValueError(
-        f"the target of term {term.key!r} must be small enough to be squared, got a mean of "
-        f"{energy}; rescale it or use normalize='none'"
+        f"the target of term {term.key!r} must be small enough to be squared in {dtype}, got a sum "
+        f"of {energy}; rescale it or use normalize='none'"
     )
 
 

@@ -16,7 +16,6 @@ from lightning_sobolev._checks import require
 from lightning_sobolev._types import Teacher
 from lightning_sobolev.doctor import Cost, Doctor
 from lightning_sobolev.functional.precision import InnerPrecision
-from lightning_sobolev.loss import checks
 from lightning_sobolev.loss.compiling import CompileSettings
 from lightning_sobolev.loss.loss import Occasion, SobolevLoss
 from lightning_sobolev.loss.recorded import refuse_nan
@@ -365,8 +364,8 @@ class SobolevCallback(Callback):
                 return
             size = get_total_norm([getattr(grad, "_local_tensor", grad) for grad in gradients])
         size = size.detach().norm() if size.ndim else size
-        if checks.is_free(size.device):  # at once
-            if not math.isfinite(size) and math.isfinite(loss.detach()):
+        if self.loss.reads_at_once:
+            if not math.isfinite(size.item()) and math.isfinite(loss.item()):
                 refuse_nan(self._module)
             return
         # A loss that is no number itself is its user's to see.
