@@ -142,7 +142,7 @@ def test_under_manual_optimization_too():
 def test_a_target_too_large_to_be_squared_does_not_end_the_term_in_silence():
     """An infinite scale would divide the term to zero from then on."""
     huge = AnalyticTeacher(lambda x: 1e200 * mlp(seed=7)(x))
-    text = "target of term 'order_1' must be small enough to be squared, got a mean of inf"
+    text = "target of term 'order_1' must be small enough to be squared in torch.float64, got a sum"
     refuses(Regressor(), text, teacher=huge)
 
 
