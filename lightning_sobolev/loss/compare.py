@@ -309,7 +309,7 @@ def check_target(
     where = "some rows"
     if target is not None:
         known = ~target.isnan() if allows_unknown else None
-        count = int(_finite_rows(target.float(), known)[1])
+        count = int(_finite_rows(target, known)[1])
         if not count:  # finite numbers whose sum is too large
             return
         where = f"{count} of {target.shape[1]} rows"

@@ -217,9 +217,9 @@ def test_a_module_with_a_log_of_its_own_is_asked_every_time():
     )
 
 
-@pytest.mark.parametrize("missing", ["_results", "update_metrics"])
+@pytest.mark.parametrize("missing", ["_results", "meta"])
 def test_another_release_of_lightning_is_logged_by_the_documented_way(missing):
-    results = {"training_step.a": object()} if missing == "update_metrics" else None
+    results = {"training_step.a": object()} if missing == "meta" else None
     calls = []
 
     class Module:
