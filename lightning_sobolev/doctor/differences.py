@@ -91,7 +91,7 @@ def _examination(seen: Observed, loss: SobolevLoss, terms: list[SobolevTerm]) ->
         first, again = check.value(), check.value()
     except NotChecked:
         raise
-    except Exception as problem:  # noqa: BLE001 - no verdict on the student: any code may be in it
+    except Exception as problem:
         raise NotChecked(f"a copy in float64 does not run: {problem}") from problem
     if not torch.equal(first, again):
         raise NotChecked("the student is not deterministic")
@@ -104,7 +104,9 @@ def _on_few_rows(seen: Observed, loss: SobolevLoss) -> Rehearsal:
     if call.alone and seen.size > _MOST_COUPLED:
         few = RowCut(torch.arange(_MOST_COUPLED, device=seen.x.device), {})
     copied = Rehearsal.of(seen, few).on_copy(_to_double)
-    recorder = loss.recorder_of(copied.module, None, replace(copied.options, inner_precision="step"))
+    recorder = loss.recorder_of(
+        copied.module, None, replace(copied.options, inner_precision="step")
+    )
     recorder.snapshots = True
     recorder.install()
     try:

@@ -182,7 +182,9 @@ def _count(kind: str, num_projections: int | None, size: int) -> int:
         return size
     require(num_projections >= 1, "num_projections", "at least 1", num_projections)
     expected = f"at most the {size} basis directions"
-    require(kind != "basis" or num_projections <= size, "num_projections", expected, num_projections)
+    require(
+        kind != "basis" or num_projections <= size, "num_projections", expected, num_projections
+    )
     return num_projections
 
 

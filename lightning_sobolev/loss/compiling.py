@@ -8,8 +8,11 @@ from types import FunctionType
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
-from torch import _dynamo  # noqa: F401 - an attribute of torch after its import alone
+from torch import (
+    Tensor,
+    _dynamo,  # noqa: F401 - an attribute of torch after its import alone
+    nn,
+)
 from torch._dynamo.utils import counters
 
 from lightning_sobolev._checks import require

@@ -18,6 +18,8 @@ from torch.nn.utils import get_total_norm
 from lightning_sobolev import _paths
 from lightning_sobolev._checks import require
 from lightning_sobolev._types import Directions, Jet, Query, Teacher
+from lightning_sobolev.functional.derivatives import TapeJet
+from lightning_sobolev.functional.fisher import FISHER
 from lightning_sobolev.loss import checks, recorded
 from lightning_sobolev.loss.balance import Balanced, RunningBalance
 from lightning_sobolev.loss.checks import Checks
@@ -39,8 +41,6 @@ from lightning_sobolev.observe.call import Call, ReplayOptions
 from lightning_sobolev.observe.options import ObserveOptions, check_word
 from lightning_sobolev.observe.recorder import Needs, Observed, Push, Recorder, mapped
 from lightning_sobolev.observe.remedies import Remedies, explain, has_recurrent, kept_gathered
-from lightning_sobolev.functional.derivatives import TapeJet
-from lightning_sobolev.functional.fisher import FISHER
 from lightning_sobolev.spec import SobolevSpec, SobolevTerm
 from lightning_sobolev.teachers import NetworkTeacher
 
@@ -222,9 +222,7 @@ class SobolevLoss:
         terms = self.spec.terms
         exact = any(term.needs_tangents for term in terms)
         student = root if target is None else root.get_submodule(target)
-        remedies = Remedies(
-            exact_norms=exact, recurrent=has_recurrent(student), compiled=compiled
-        )
+        remedies = Remedies(exact_norms=exact, recurrent=has_recurrent(student), compiled=compiled)
         in_eval = options.batch_norm == "eval"
         needs = Needs(
             on=self.spec.output_map,
@@ -388,9 +386,7 @@ class SobolevLoss:
 
         return tangents
 
-    def _compare(
-        self, index: int, asked: _Asked, report: Report, occasion: Occasion
-    ) -> Comparison:
+    def _compare(self, index: int, asked: _Asked, report: Report, occasion: Occasion) -> Comparison:
         (point, directions, target), term = asked, self.spec.terms[index]
         seen, unknown = point.seen, self.gaps.allows_unknown
         if seen.comparisons is not None:
@@ -411,7 +407,9 @@ class SobolevLoss:
                 raise
             comparison = compare(term, rows, target, self.gaps)
             if not occasion.trains:
-                report.cosines[term.key] = cosine(rows, target.reshape(rows.shape), comparison.known)
+                report.cosines[term.key] = cosine(
+                    rows, target.reshape(rows.shape), comparison.known
+                )
         held = target if self.reads_at_once else None  # where it waits, memory is dear
         report.targets.append((term, held))
         if self.gaps.non_finite == "raise" and comparison.total is not None:
@@ -423,13 +421,13 @@ class SobolevLoss:
         if term.order == 0 or point.seen.size == 0:
             return
         recorder = point.seen.recorder
+        if term.key not in self._known:
+            self._known.add(term.key)
+            assert point.student is not None
+            inner = recorder.options.inner_precision
+            recorded.check_linear(term, point.student, inner, recorder.root)
         if not rows.requires_grad:
-            recorded.has_graph(term, rows, recorder.root)
-            return
-        self._known.add(term.key)
-        assert point.student is not None
-        inner = recorder.options.inner_precision
-        recorded.check_linear(term, point.student, inner, recorder.root)
+            recorded.check_graph(term, rows, recorder.root)
 
     def _take_in(self, term: SobolevTerm, comparison: Comparison, report: Report) -> None:
         key = term.key
@@ -475,9 +473,7 @@ class SobolevLoss:
             if not math.isfinite(found):
                 judge(found)
 
-    def _judge(
-        self, key: str, outputs: list[Tensor], at: Callable[[], int], number: float
-    ) -> None:
+    def _judge(self, key: str, outputs: list[Tensor], at: Callable[[], int], number: float) -> None:
         # The targets are finite: they were checked before.
         if math.isfinite(number):
             return
@@ -488,7 +484,9 @@ class SobolevLoss:
                 warnings.warn(text, stacklevel=2)
             return
         culprit = _CULPRITS[all(bool(y.isfinite().all()) for y in outputs)]
-        raise FloatingPointError(f"term {key!r} must be finite, got {number} at step {at()}: {culprit}")
+        raise FloatingPointError(
+            f"term {key!r} must be finite, got {number} at step {at()}: {culprit}"
+        )
 
     def check_gradients(self, loss: Tensor, leaves: list[Tensor], module: nn.Module) -> None:
         """Refuse NaN in the gradients that a finite loss has left.
@@ -618,7 +616,10 @@ def _fitting(own: Directions, term: SobolevTerm, y: Tensor) -> Directions:
 
 
 def _check_energy(
-    term: SobolevTerm, energy: float, targets: list[tuple[SobolevTerm, Tensor | None]], unknown: bool
+    term: SobolevTerm,
+    energy: float,
+    targets: list[tuple[SobolevTerm, Tensor | None]],
+    unknown: bool,
 ) -> None:
     if math.isfinite(energy):
         return

@@ -29,18 +29,16 @@ TOLERANCES = {"float32": 1e-2}
 _COARSE = 0.3
 
 
-def has_graph(term: SobolevTerm, rows: Tensor, root: nn.Module) -> bool:
-    """Refuse a derivative without any graph, unless it is zero of order 2.
-
-    False where nothing is trained at all, which is warned of.
+def check_graph(term: SobolevTerm, rows: Tensor, root: nn.Module) -> None:
+    """Refuse a derivative without any graph, unless nothing is trained or it is zero of order 2.
 
     Raises:
         ValueError: If the student has something to train and its derivative does not depend on it.
     """
     if not any(parameter.requires_grad for parameter in root.parameters()):
-        return False
+        return
     if term.order == 2 and not bool(rows.detach().any()):
-        return True  # piecewise linear: warned of
+        return  # piecewise linear: warned of
     raise ValueError(
         f"term {term.key!r}: the student's derivative must depend on its trained parameters, got "
         f"one without a graph; {_WAY_OUT}"
@@ -63,9 +61,7 @@ def refuse_nan(module: nn.Module) -> None:
             )
 
 
-def check_linear(
-    term: SobolevTerm, student: Jet, inner_precision: str, root: nn.Module
-) -> None:
+def check_linear(term: SobolevTerm, student: Jet, inner_precision: str, root: nn.Module) -> None:
     """Refuse a derivative of which a part has no graph, see Note [backward without a graph].
 
     One that no parameter moves is warned of.

@@ -262,7 +262,9 @@ class RowCut:
         """Return a copy of the arguments with the chosen rows."""
         for path, axis in self.axes.items():
             tensor: Tensor = _paths.get(inputs, path, "row_axes")
-            inputs = _paths.put(inputs, path, tensor.index_select(axis, self.rows.to(tensor.device)))
+            inputs = _paths.put(
+                inputs, path, tensor.index_select(axis, self.rows.to(tensor.device))
+            )
         return inputs
 
 

@@ -20,7 +20,15 @@ from lightning_sobolev._types import BatchFn, Jet, identity
 from lightning_sobolev.functional.derivatives import FuncJet, TapeJet
 from lightning_sobolev.observe.call import Call, ReplayOptions, RowCut, Snapshot, is_half
 from lightning_sobolev.observe.options import ObserveOptions
-from lightning_sobolev.observe.places import FIRST, Inputs, dressed, locate, locate_output, select_output, undressed
+from lightning_sobolev.observe.places import (
+    FIRST,
+    Inputs,
+    dressed,
+    locate,
+    locate_output,
+    select_output,
+    undressed,
+)
 from lightning_sobolev.observe.remedies import sharded_parts
 from lightning_sobolev.observe.rows import RowAxes
 from lightning_sobolev.observe.shadow import Passing, Shadow
@@ -111,7 +119,6 @@ class Observed:
             seen.y = select_output(plain(run(x.clone())), call.output, x)
         return seen
 
-
     def outside_of_inference(self) -> "Observed":
         """Return the same call with ordinary tensors in the place of inference tensors."""
 
@@ -124,7 +131,9 @@ class Observed:
             old,
             inputs=_paths.map_tensors(old.inputs, ordinary),
             outer=None if old.outer is None else _paths.map_tensors(old.outer, ordinary),
-            snapshot=replace(snapshot, buffers={n: ordinary(b) for n, b in snapshot.buffers.items()}),
+            snapshot=replace(
+                snapshot, buffers={n: ordinary(b) for n, b in snapshot.buffers.items()}
+            ),
         )
         return replace(self, call=call, x=ordinary(self.x).detach(), y=ordinary(self.y))
 
@@ -362,7 +371,12 @@ class Recorder:
     def _observe(self, watch: _Watch, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         forward, needs, inputs = watch.shadow.inner, self.needs, {"args": args, "kwargs": kwargs}
         tensor = args[0] if args else None
-        if self.options.wrt is None and type(tensor) is Tensor and tensor.is_floating_point() and tensor.ndim:
+        if (
+            self.options.wrt is None
+            and type(tensor) is Tensor
+            and tensor.is_floating_point()
+            and tensor.ndim
+        ):
             place, bare = FIRST, tensor
         else:
             place = locate(self.options.wrt, forward, inputs)

@@ -52,7 +52,11 @@ class Remedies:
         # At every step: the flags themselves, not torch's context manager, which takes ten times
         # as long. Recomputed activations of a checkpoint ask for them in the backward pass.
         cuda: Any = torch.backends.cuda
-        before = cuda.flash_sdp_enabled(), cuda.mem_efficient_sdp_enabled(), cuda.cudnn_sdp_enabled()
+        before = (
+            cuda.flash_sdp_enabled(),
+            cuda.mem_efficient_sdp_enabled(),
+            cuda.cudnn_sdp_enabled(),
+        )
         self._open.append((stack, (*before, cuda.math_sdp_enabled())))
         cuda.enable_flash_sdp(False)
         cuda.enable_mem_efficient_sdp(False)
@@ -104,7 +108,9 @@ def _norms_replaced() -> Iterator[None]:
     # A mode of torch functions is off inside torch.autograd.grad, which is one itself: here the
     # names stand for the written-out norms.
     places = [(F, n) for n in ("layer_norm", "batch_norm", "instance_norm")]
-    places += [(torch, n) for n in ("layer_norm", "native_layer_norm", "batch_norm", "instance_norm")]
+    places += [
+        (torch, n) for n in ("layer_norm", "native_layer_norm", "batch_norm", "instance_norm")
+    ]
     fused = [(owner, name, getattr(owner, name)) for owner, name in places]
     for owner, name, function in fused:
         setattr(owner, name, _WRITTEN_OUT.get(function, function))

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal, cast
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
@@ -22,7 +21,13 @@ from lightning_sobolev.observe.options import ObserveOptions, WhichCall, Wrt
 from lightning_sobolev.observe.recorder import Observed, Recorder
 from lightning_sobolev.plugin import step
 from lightning_sobolev.plugin.report import Reporter
-from lightning_sobolev.plugin.resolve import Options, Plan, ahead_of_finders, check_strategy, resolve
+from lightning_sobolev.plugin.resolve import (
+    Options,
+    Plan,
+    ahead_of_finders,
+    check_strategy,
+    resolve,
+)
 from lightning_sobolev.schedules import Schedule
 from lightning_sobolev.spec import SobolevSpec
 from lightning_sobolev.teachers import AnalyticTeacher, BatchTeacher, NetworkTeacher
@@ -120,7 +125,9 @@ class SobolevCallback(Callback):
         require(weight is None or spec is None, "weight", "None beside spec=", weight)
         self.loss = SobolevLoss(teacher, spec, seed=seed, non_finite=non_finite)
         if weight is not None:
-            self._rebuild(teacher, replace(self.spec, terms=[replace(self.spec.terms[0], weight=weight)]))
+            self._rebuild(
+                teacher, replace(self.spec, terms=[replace(self.spec.terms[0], weight=weight)])
+            )
         self._name_state()
         self._doctor = Doctor()
         self._is_loaded = self._is_described = self._is_scale_said = False
@@ -255,9 +262,7 @@ class SobolevCallback(Callback):
         if self._evaluations and self._mark is not None:  # a line search evaluates one function
             loss.go_back(self._mark)
         self._evaluations += 1
-        self._occasion = Occasion(
-            loss.counter, self._at, batch, parameters=self._module.parameters
-        )
+        self._occasion = Occasion(loss.counter, self._at, batch, parameters=self._module.parameters)
         loss.counter += 1
         if not self._module.automatic_optimization:
             self._manual = ManualCalls(plan.recorder)

@@ -10,6 +10,7 @@ from lightning_sobolev.loss.balance import Balanced
 from lightning_sobolev.loss.loss import SobolevLoss
 from lightning_sobolev.loss.report import Report
 
+
 def log_key(stage: str, name: str) -> str:
     """Return the name under which the plugin logs something; docs/metrics.md explains each."""
     return f"{stage}/sobolev/{name}"
@@ -54,7 +55,9 @@ class Reporter:
     def count_missing(self, is_missing: bool) -> None:
         """Log whether a step called the student; an epoch has their sum."""
         options: dict[str, Any] = {"on_step": False, "on_epoch": True, "reduce_fx": "sum"}
-        self._module.log(log_key("train", "missing_steps"), float(is_missing), batch_size=1, **options)
+        self._module.log(
+            log_key("train", "missing_steps"), float(is_missing), batch_size=1, **options
+        )
 
     def _warn_if(self, condition: Tensor, text: str) -> None:
         if text not in self._warned:  # what was said once is not looked at again

@@ -44,7 +44,9 @@ class Options:
         require(fits, "compile", "True, False or CompileSettings", self.compile)
         if self.compile and self.observe.engine == "tape":
             raise ValueError("compile needs engine='func' or 'auto', got engine='tape'")
-        is_number = isinstance(self.manual_scale, int | float) and 0.0 < self.manual_scale < math.inf
+        is_number = (
+            isinstance(self.manual_scale, int | float) and 0.0 < self.manual_scale < math.inf
+        )
         require(is_number, "manual_scale", "a finite number > 0", self.manual_scale)
 
     @property
@@ -64,9 +66,7 @@ class Plan:
     eager_step: bool
 
 
-def resolve(
-    trainer: Trainer, module: LightningModule, options: Options, loss: SobolevLoss
-) -> Plan:
+def resolve(trainer: Trainer, module: LightningModule, options: Options, loss: SobolevLoss) -> Plan:
     """Check a module and its trainer, and find out what holds for the fit."""
     check_modules(module, loss, options)
     compiled = is_compiled(module)
@@ -170,9 +170,7 @@ def _check_weights(spec: SobolevSpec, obstacle: str | None) -> None:
         require(fits, f"weight of {term.key}", expected, term.weight)
 
 
-def _chosen_compile(
-    options: Options, module: nn.Module, compiled: bool
-) -> CompileSettings | None:
+def _chosen_compile(options: Options, module: nn.Module, compiled: bool) -> CompileSettings | None:
     settings = options.compile_settings
     if settings is None and options.compile is None and options.observe.engine == "func":
         settings = CompileSettings() if compiled else None

@@ -88,7 +88,9 @@ class NetworkTeacher(Teacher):
         if torch.is_autocast_enabled(x.device.type):
             answer = _outside_of_autocast(answer, x.device.type)
         # Walking a tree of modules at every question takes longer than the list of its parts.
-        training = list(filter(_IS_TRAINING, network.modules() if network.training else self._parts))
+        training = list(
+            filter(_IS_TRAINING, network.modules() if network.training else self._parts)
+        )
         if not training:
             return tape_jet(answer, query.x)
         for module in training:
