@@ -402,9 +402,11 @@ class SobolevLoss:
             try:
                 # A checkpoint inside the student is computed again in here.
                 with recorder.replay_options.remedies.recomputing, gathered:
+                    if occasion.trains and term.key not in self._known:
+                        self._look_at(term, point)  # before: two rows at once take more memory
                     rows = project(term, point.student, directions)
-                    if occasion.trains and (not rows.requires_grad or term.key not in self._known):
-                        self._look_at(term, point, rows)
+                    if occasion.trains and not rows.requires_grad and term.order and seen.size:
+                        recorded.has_graph(term, rows, recorder.root)
             except RuntimeError as error:
                 _explain(error)
                 raise
@@ -418,13 +420,10 @@ class SobolevLoss:
             report.pending.append((comparison.total, judge))
         return comparison
 
-    def _look_at(self, term: SobolevTerm, point: Point, rows: Tensor) -> None:
+    def _look_at(self, term: SobolevTerm, point: Point) -> None:
         if term.order == 0 or point.seen.size == 0:
             return
         recorder = point.seen.recorder
-        if not rows.requires_grad:
-            recorded.has_graph(term, rows, recorder.root)
-            return
         self._known.add(term.key)
         assert point.student is not None
         inner = recorder.options.inner_precision
