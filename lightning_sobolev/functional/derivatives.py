@@ -60,6 +60,7 @@ class TapeJet:
         if not y.requires_grad:
             raise ValueError(_UNCONNECTED)
         self._y, self._x, self._create_graph = y, x, create_graph
+        self.out_shape = y.shape
         self._transposed: tuple[Tensor, Tensor] | None = None
 
     @property
@@ -143,6 +144,7 @@ class FuncJet:
         else:
             _check_shape("tangents", tangents, x)
             self._y, self._columns, self.aux = self._jvp(tangents)
+        self.out_shape = self._y.shape
 
     @property
     def value(self) -> Values:

@@ -77,7 +77,7 @@ def project_target(
     if (
         cotangents is not None
         and (type(target) is TapeJet or type(target) is FuncJet)
-        and (shape := target.value.shape) != cotangents.shape[1:]
+        and (shape := target.out_shape) != cotangents.shape[1:]
         and without_ones(shape) == without_ones(cotangents.shape[1:])
     ):
         directions = directions._replace(cotangents=cotangents.reshape(len(cotangents), *shape))
@@ -113,7 +113,8 @@ def compare(
     gaps: Gaps,
 ) -> Comparison:
     """Compare projected derivatives; looks at no number."""
-    target = (target if student.shape == target.shape else _aligned(term, student, target)).detach()
+    target = target if student.shape == target.shape else _aligned(term, student, target)
+    target = target.detach() if target.requires_grad else target
     if student.dtype.itemsize < 4:  # squares of half-precision rows overflow and underflow
         student = student.float()
     if target.dtype.itemsize < 4:

@@ -363,7 +363,7 @@ class SobolevCallback(Callback):
             if not gradients:
                 return
             size = get_total_norm([getattr(grad, "_local_tensor", grad) for grad in gradients])
-        size = size.detach().norm() if size.ndim else size
+        size = size.detach().sum() if size.ndim else size
         if self.loss.reads_at_once:
             if not math.isfinite(size.item()) and math.isfinite(loss.item()):
                 refuse_nan(self._module)
