@@ -27,6 +27,10 @@ _LIMITS: tuple[type[Exception], ...] = tuple(
 )
 """What torch raises when one function has been compiled too often."""
 
+_FAILURES: tuple[type[Exception], ...] = (
+    RuntimeError, torch._dynamo.exc.TorchDynamoException, *_LIMITS,
+)  # fmt: skip
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompileSettings:
@@ -115,7 +119,7 @@ class CompiledFunction:
                 return compiled(*arguments)
         except torch.OutOfMemoryError:
             raise
-        except (RuntimeError, torch._dynamo.exc.TorchDynamoException, *_LIMITS) as error:
+        except _FAILURES as error:
             self._refuse(error)
             raise GivenUp from error
         finally:

@@ -123,7 +123,8 @@ class NetworkTeacher(Teacher):
                 y = self._select(y, output, point.shape[0])
             if on is not identity:
                 y = on(y.to(torch.promote_types(y.dtype, dtype)))
-            return y if y.dtype == dtype else y.to(dtype)
+            found: Tensor = y if y.dtype == dtype else y.to(dtype)
+            return found
 
         return answer
 
