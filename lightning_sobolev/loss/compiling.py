@@ -20,16 +20,13 @@ TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-3}
 
 _HALF_TOLERANCE = 5e-2
 
-_LIMITS: tuple[type[Exception], ...] = tuple(
-    kind
-    for name in ("FailOnRecompileLimitHit", "RecompileLimitExceeded", "RecompileError")
-    if isinstance(kind := getattr(torch._dynamo.exc, name, None), type)
+_LIMITS = ("FailOnRecompileLimitHit", "RecompileLimitExceeded", "RecompileError")
+_KNOWN: tuple[type[Exception], ...] = (
+    RuntimeError,
+    torch._dynamo.exc.TorchDynamoException,
+    *(vars(torch._dynamo.exc)[name] for name in _LIMITS if name in vars(torch._dynamo.exc)),
 )
-"""What torch raises when one function has been compiled too often."""
-
-_FAILURES: tuple[type[Exception], ...] = (
-    RuntimeError, torch._dynamo.exc.TorchDynamoException, *_LIMITS,
-)  # fmt: skip
+"""What torch raises when it cannot compile, or has compiled one function too often."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,7 +116,7 @@ class CompiledFunction:
                 return compiled(*arguments)
         except torch.OutOfMemoryError:
             raise
-        except _FAILURES as error:
+        except _KNOWN as error:
             self._refuse(error)
             raise GivenUp from error
         finally:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 
 from lightning_sobolev import _paths
 from lightning_sobolev._checks import require
@@ -488,19 +489,49 @@ class SobolevLoss:
         culprit = _CULPRITS[all(bool(y.isfinite().all()) for y in outputs)]
         raise FloatingPointError(f"term {key!r} must be finite, got {number} at step {at()}: {culprit}")
 
+    def check_gradients(self, loss: Tensor, leaves: list[Tensor], module: nn.Module) -> None:
+        """Refuse NaN in the gradients that a finite loss has left.
+
+        Raises:
+            FloatingPointError: If a parameter has one; where looking takes waiting, a step later.
+        """
+        # What is no number anywhere in the student is none in the gradient of its input.
+        size = leaves[0].grad if len(leaves) == 1 else None
+        if size is None:
+            gradients = [p.grad for p in module.parameters() if p.grad is not None]
+            if not gradients:
+                return
+            size = get_total_norm([getattr(grad, "_local_tensor", grad) for grad in gradients])
+        size = size.detach().sum() if size.ndim else size
+        # A loss that is no number itself is its user's to see.
+        if self.reads_at_once:
+            if not math.isfinite(size.item()) and math.isfinite(loss.item()):
+                recorded.refuse_nan(module)
+            return
+        size = torch.where(loss.detach().isfinite(), size, torch.zeros_like(size))
+        judge = lambda number: None if math.isfinite(number) else recorded.refuse_nan(module)  # noqa: E731
+        self.checks.settle([(size, judge)])
+
+    @property
+    def remedies(self) -> Any:
+        """A context for the backward pass of a plain loop whose student has checkpoints inside."""
+        require(self._recorder is not None, "observe()", "called before", None)
+        assert self._recorder is not None
+        return self._recorder.replay_options.remedies.recomputing
+
     def validate(self, observed: Sequence[Observed], occasion: Occasion) -> Report:
         """Evaluate the terms and their cosines without a trace, also under inference mode.
 
         The draws are those of the occasion's number and the scales those of the training; where
         there are none yet, each batch is divided by its own.
         """
-        self.scales.frozen = True
+        self.scales.frozen, processes, self._sum = True, self._sum, None
         try:
             with torch.inference_mode(False), torch.enable_grad():
                 occasion.batch = _paths.map_tensors(occasion.batch, torch.clone)
                 return self.evaluate([seen.outside_of_inference() for seen in observed], occasion)
         finally:
-            self.scales.frozen = False
+            self.scales.frozen, self._sum = False, processes
 
     def mark(self) -> tuple[Any, ...]:
         """Return where it stands, for :meth:`go_back`."""

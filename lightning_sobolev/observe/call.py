@@ -118,7 +118,6 @@ class Call:
 
     def describe_input(self, x: Tensor) -> str:
         """Say in a few words which input is observed: ``x: args.0 [8, 3]``."""
-        # As wrt= names it; a position alone would say little.
         named = [path[1:] if path[0] == "kwargs" else path for path in self.place.paths]
         paths = " + ".join(".".join(map(str, path)) for path in named)
         return f"x: {paths} {list(x.shape)}"

@@ -1,6 +1,5 @@
 """Sobolev terms for any LightningModule, by a callback."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal, cast
@@ -9,7 +8,6 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
-from torch.nn.utils import get_total_norm
 from typing_extensions import override
 
 from lightning_sobolev._checks import require
@@ -18,7 +16,6 @@ from lightning_sobolev.doctor import Cost, Doctor
 from lightning_sobolev.functional.precision import InnerPrecision
 from lightning_sobolev.loss.compiling import CompileSettings
 from lightning_sobolev.loss.loss import Occasion, SobolevLoss
-from lightning_sobolev.loss.recorded import refuse_nan
 from lightning_sobolev.loss.report import Report
 from lightning_sobolev.observe.decide import ManualCalls
 from lightning_sobolev.observe.options import ObserveOptions, WhichCall, Wrt
@@ -59,28 +56,14 @@ class SobolevCallback(Callback):
         weight: Weight of that one term where there is no ``spec``.
         module: Name of the submodule that maps the input to the matched output. None: the module
             itself or, if the step never calls that, the one child that it calls.
-        wrt: The input: position, argument name or key path; None for the first float tensor that
-            has an axis. A list of several joins their rows into one input.
-        call: Which call of the student counts in a step that makes several: ``"first"``,
-            ``"all"`` (averaged) or an index.
-        engine: ``"tape"`` reuses the step's own forward; ``"func"`` runs it inside
-            ``torch.func``; ``"auto"`` takes the tape and says so once.
-        batch_norm: ``"train"`` observes the step's forward as it is; ``"eval"`` takes the
-            derivatives in a replay with batch norms in eval mode, where rows are independent.
-        output: Key path of the matched tensor in the student's output; None for the first with as
-            many rows as the input.
-        row_axes: Axis of the rows in other arguments, for terms on a part of the rows; see
-            :class:`~lightning_sobolev.observe.ObserveOptions`.
-        inner_precision: In which precision the student's derivatives are taken: at least
-            ``"float32"`` (a step in half precision is replayed for it), that of the ``"step"``, or
-            ``"bf16-mixed"``.
+        wrt, call, engine, batch_norm, output, row_axes, inner_precision, missing: What is observed
+            of a step, as :class:`~lightning_sobolev.observe.ObserveOptions` says. Steps that
+            ``missing="skip"`` lets pass are counted in ``train/sobolev/missing_steps``.
         seed: Seed of the projections; ranks differ, resumed runs continue.
         doctor: Whether to check, before the first update, that the terms' parameter gradient agrees
             with finite differences on this very student, and to measure ``cost`` behind it.
         non_finite: ``"raise"`` refuses a teacher's answer with NaN or Inf; ``"skip"`` leaves such
             rows out of the term, counts them in the log, and says so once.
-        missing: ``"raise"`` refuses a step that does not call the student; ``"skip"`` trains it
-            without the terms and counts it in ``train/sobolev/missing_steps``.
         validate: Whether to log ``val/sobolev/{term}`` and the derivatives' cosine in validation
             and test as well.
         manual_scale: What multiplies the terms under manual optimization: 1/N for a step that hands
@@ -298,7 +281,6 @@ class SobolevCallback(Callback):
 
     def terms(self, observed: list[Observed], value_loss: Tensor) -> Report:
         """Return the terms at observed calls, told of."""
-        self.plan.recorder.stop()  # what the loss and the doctor call is nobody's step
         self._occasion.value_loss = value_loss
         try:
             report = self.report = self.loss.evaluate(observed, self._occasion)
@@ -342,9 +324,7 @@ class SobolevCallback(Callback):
             self._is_scale_said = True
             if self.options.manual_scale == 1.0:
                 rank_zero_info(_SCALE)
-        report = self.terms(observed, value_loss)
-        self.plan.recorder.resume()
-        return report
+        return self.terms(observed, value_loss)
 
     def end_manual(self) -> None:
         """Refuse a manual step of which a chosen call has no term."""
@@ -354,29 +334,12 @@ class SobolevCallback(Callback):
 
     def check_gradients(self, loss: Tensor, leaves: list[Tensor]) -> None:
         """Refuse NaN in the gradients of a finite loss, before an optimizer takes them in."""
-        if self.report is None or not self.report.terms or self.loss.forgives_overflow:
-            return
-        # What is no number anywhere in the student is none in the gradient of its input.
-        size = leaves[0].grad if len(leaves) == 1 else None
-        if size is None:
-            gradients = [p.grad for p in self._module.parameters() if p.grad is not None]
-            if not gradients:
-                return
-            size = get_total_norm([getattr(grad, "_local_tensor", grad) for grad in gradients])
-        size = size.detach().sum() if size.ndim else size
-        if self.loss.reads_at_once:
-            if not math.isfinite(size.item()) and math.isfinite(loss.item()):
-                refuse_nan(self._module)
-            return
-        # A loss that is no number itself is its user's to see.
-        size = torch.where(loss.detach().isfinite(), size, torch.zeros_like(size))
-        judge = lambda number: None if math.isfinite(number) else refuse_nan(self._module)  # noqa: E731
-        self.loss.checks.settle([(size, judge)])
+        if self.report is not None and self.report.terms and not self.loss.forgives_overflow:
+            self.loss.check_gradients(loss, leaves, self._module)
 
     def validate(self, stage: str, batch: Any, number: int) -> None:
         """Log the terms and cosines at what a step of validation or test called."""
         observed = self.plan.recorder.chosen()
-        self.plan.recorder.stop()
         if observed:
             occasion = Occasion(number, self._at, batch, trains=False)
             self._reporter.tell_validation(stage, self.loss.validate(observed, occasion))

@@ -44,7 +44,8 @@ class Reporter:
 
     def tell_validation(self, stage: str, report: Report) -> None:
         """Log the terms and cosines of one batch of validation or test."""
-        options: dict[str, Any] = {"on_step": False, "on_epoch": True, "batch_size": report.size}
+        options: dict[str, Any] = {"on_step": False, "on_epoch": True, "sync_dist": True}
+        options["batch_size"] = report.size
         for key, value in report.terms.items():
             self._module.log(log_key(stage, key), value.detach(), **options)
         for key, value in report.cosines.items():

@@ -91,6 +91,8 @@ def resolve(
     if settings is not None:
         compiler = Compiler(loss, recorder, settings, nested=compiled)
         recorder.engine, recorder.compiled = "tape", compiler  # the tape, should it not compile
+    if not any(parameter.requires_grad for parameter in module.parameters()):
+        rank_zero_info("Sobolev: no parameter requires a gradient: a term trains nothing")
     _say_engine(options, compiled, compiler is not None, "16" in str(trainer.precision))
     return Plan(recorder, compiler, _is_entered_compiled(module))
 

@@ -123,8 +123,8 @@ class NetworkTeacher(Teacher):
                 y = self._select(y, output, point.shape[0])
             if on is not identity:
                 y = on(y.to(torch.promote_types(y.dtype, dtype)))
-            found: Tensor = y if y.dtype == dtype else y.to(dtype)
-            return found
+            answered: Tensor = y if y.dtype == dtype else y.to(dtype)
+            return answered
 
         return answer
 
