@@ -59,7 +59,7 @@ def examine(seen: Observed, loss: SobolevLoss) -> None:
 
     Raises:
         ValueError: If it does not agree with finite differences.
-    """
+    """  # noqa: DOC501 - NotChecked is caught
     terms = [term for term in loss.spec.terms if term.order > 0]
     if not terms or not seen.size:
         return

@@ -284,9 +284,7 @@ class SobolevLoss:
             for point in report.points.values():
                 point.target = None
             for index, parts in asked:
-                compared = []
-                for part in parts:
-                    compared.append(self._compare(index, part, report, occasion))
+                compared = [self._compare(index, part, report, occasion) for part in parts]
                 whole = compared[0] if len(compared) == 1 else join(compared)
                 self._take_in(self.spec.terms[index], whole, report)
             self._sum_up(observed, report, occasion)
@@ -350,7 +348,7 @@ class SobolevLoss:
         return point, directions, project_target(term, target, directions, y.shape)
 
     def directions(self, index: int, point: Point, y: Tensor) -> Directions:
-        """Return what term number ``index`` is projected on at a point; ``y`` is like its output."""
+        """Return what term number ``index`` is projected on; ``y`` is like the output."""
         term, draws = self.spec.terms[index], point.draws
         if term.order == 0:
             return Directions()
@@ -392,24 +390,12 @@ class SobolevLoss:
         if seen.comparisons is not None:
             comparison: Comparison = seen.comparisons[index]
         else:
-            assert point.student is not None
             assert target is not None
-            recorder = seen.recorder
-            gathered = kept_gathered(seen.call.module) if recorder.is_sharded else _AS_IT_IS
-            try:
-                # A checkpoint inside the student is computed again in here.
-                with recorder.replay_options.remedies.recomputing, gathered:
-                    rows = project(term, point.student, directions)
-                    if occasion.trains and (not rows.requires_grad or term.key not in self._known):
-                        self._look_at(term, point, rows)
-            except RuntimeError as error:
-                _explain(error)
-                raise
+            rows = self._derived(term, point, directions, occasion.trains)
             comparison = compare(term, rows, target, self.gaps)
             if not occasion.trains:
-                report.cosines[term.key] = cosine(
-                    rows, target.reshape(rows.shape), comparison.known
-                )
+                own = target.reshape(rows.shape)
+                report.cosines[term.key] = cosine(rows, own, comparison.known)
         held = target if self.reads_at_once else None  # where it waits, memory is dear
         report.targets.append((term, held))
         if self.gaps.non_finite == "raise" and comparison.total is not None:
@@ -417,17 +403,29 @@ class SobolevLoss:
             report.pending.append((comparison.total, judge))
         return comparison
 
-    def _look_at(self, term: SobolevTerm, point: Point, rows: Tensor) -> None:
-        if term.order == 0 or point.seen.size == 0:
-            return
-        recorder = point.seen.recorder
-        if term.key not in self._known:
-            self._known.add(term.key)
-            assert point.student is not None
-            inner = recorder.options.inner_precision
-            recorded.check_linear(term, point.student, inner, recorder.root)
-        if not rows.requires_grad:
-            recorded.check_graph(term, rows, recorder.root)
+    def _derived(
+        self, term: SobolevTerm, point: Point, directions: Directions, trains: bool
+    ) -> Tensor:
+        seen, student, recorder = point.seen, point.student, point.seen.recorder
+        assert student is not None
+        gathered = kept_gathered(seen.call.module) if recorder.is_sharded else _AS_IT_IS
+        checks_graph = trains and term.order > 0 and len(seen.x) > 0
+        try:
+            # A checkpoint inside the student is computed again in here.
+            with recorder.replay_options.remedies.recomputing, gathered:
+                if checks_graph and term.key not in self._known:
+                    self._known.add(term.key)  # before the rows: both at once take more memory
+                    inner = recorder.options.inner_precision
+                    recorded.check_linear(term, student, inner, recorder.root)
+                rows = project(term, student, directions)
+                if checks_graph and not rows.requires_grad:
+                    recorded.check_graph(term, rows, recorder.root)
+                return rows
+        except RuntimeError as error:
+            if "backward through the graph a second time" in str(error):
+                raise ValueError(_FREED) from error
+            explain(error)
+            raise
 
     def _take_in(self, term: SobolevTerm, comparison: Comparison, report: Report) -> None:
         key = term.key
@@ -480,8 +478,8 @@ class SobolevLoss:
         if self.forgives_overflow:
             if "overflow" not in self._known:
                 self._known.add("overflow")
-                text = f"term {key!r} must be finite, got {number}; the gradient scaler skips such steps"
-                warnings.warn(text, stacklevel=2)
+                text = f"term {key!r} must be finite, got {number}"
+                warnings.warn(f"{text}; the gradient scaler skips such steps", stacklevel=2)
             return
         culprit = _CULPRITS[all(bool(y.isfinite().all()) for y in outputs)]
         raise FloatingPointError(
@@ -523,6 +521,9 @@ class SobolevLoss:
 
         The draws are those of the occasion's number and the scales those of the training; where
         there are none yet, each batch is divided by its own.
+
+        Returns:
+            Terms and cosines, each process's own.
         """
         self.scales.frozen, processes, self._sum = True, self._sum, None
         try:
@@ -594,14 +595,11 @@ def _alone(total: Tensor) -> Tensor:
     return total
 
 
-def _explain(error: RuntimeError) -> None:
-    if "backward through the graph a second time" in str(error):
-        raise ValueError(
-            "call: the graph of the observed call must still be there, but the step has freed it "
-            "(an attack or a penalty that differentiates the first call: FGSM, VAT); name the call "
-            "that is trained, e.g. call=1, or keep its graph with retain_graph=True"
-        ) from error
-    explain(error)
+_FREED = (
+    "call: the graph of the observed call must still be there, but the step has freed it (an "
+    "attack or a penalty that differentiates the first call: FGSM, VAT); name the call that is trained, "
+    "e.g. call=1, or keep its graph with retain_graph=True"
+)
 
 
 def _fitting(own: Directions, term: SobolevTerm, y: Tensor) -> Directions:

@@ -77,20 +77,20 @@ def check_linear(term: SobolevTerm, student: Jet, inner_precision: str, root: nn
     row = student.vjp(u.unsqueeze(0))[0]
     v = torch.randn(row.shape, generator=generator, dtype=row.dtype).to(row.device)
     product = (row * v).sum()
-    found: Tensor | None = None
-    if product.requires_grad:
-        trained = [parameter for parameter in root.parameters() if parameter.requires_grad]
-        found, *moved = torch.autograd.grad(
-            product, [u, *trained], retain_graph=True, allow_unused=True
-        )
-        if trained and term.order == 1 and all(gradient is None for gradient in moved):
-            why = "the student's derivative does not depend on any parameter"
-            warnings.warn(_NOTHING.format(term.key, why), stacklevel=2)
+    if not product.requires_grad:
+        return  # seen to once the term is there
+    trained = [parameter for parameter in root.parameters() if parameter.requires_grad]
+    found, *moved = torch.autograd.grad(
+        product, [u, *trained], retain_graph=True, allow_unused=True
+    )
+    if trained and term.order == 1 and all(gradient is None for gradient in moved):
+        why = "the student's derivative does not depend on any parameter"
+        warnings.warn(_NOTHING.format(term.key, why), stacklevel=2)
     along = torch.zeros_like(product) if found is None else (found * u).sum()
     apart = float((along - product).detach().abs())
     size = float((row.detach().norm() * v.norm()).detach()) / max(row.numel(), 1) ** 0.5
     if apart > TOLERANCES.get(inner_precision, _COARSE) * size:
         raise ValueError(
-            f"term {term.key!r}: the student's derivative must have been recorded whole, got one of "
-            f"which a part has no graph; {_WAY_OUT}"
+            f"term {term.key!r}: the student's derivative must have been recorded whole, got one "
+            f"of which a part has no graph; {_WAY_OUT}"
         )

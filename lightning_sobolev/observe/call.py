@@ -34,8 +34,8 @@ from lightning_sobolev.observe.remedies import Remedies, sharded_parts
 
 _HALF = (torch.float16, torch.bfloat16)
 _AS_IT_IS = (
-    "False where a call with weights of somebody else's (functional_call), in half precision or with "
-    "forward pre-hooks is made once more"
+    "False where a call with other weights (functional_call), in half precision or with forward "
+    "pre-hooks is made once more"
 )
 
 
@@ -146,6 +146,9 @@ class Call:
 
         ``cut`` takes the same rows from the other arguments that ``point`` has; ``evaluate`` is
         called with the arguments instead of the module, under the same circumstances.
+
+        Returns:
+            What the module returns, or ``evaluate``.
 
         Raises:
             ValueError: If a weight was changed in place since the call.

@@ -35,7 +35,10 @@ class ManualCalls:
         return reached if self._call == "all" else reached[:1]
 
     def check(self) -> bool:
-        """Refuse a step of which a chosen call has no term; return whether there was any call.
+        """Refuse a step of which a chosen call has no term.
+
+        Returns:
+            Whether there was any call.
 
         Raises:
             ValueError: If a call was chosen and no loss was computed from it.

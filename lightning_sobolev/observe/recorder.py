@@ -220,7 +220,7 @@ class Recorder:
             if isinstance(module, torch.jit.ScriptModule):
                 raise ValueError(
                     "module must be an ordinary nn.Module, got one of torch.jit.script or "
-                    "torch.jit.trace, whose calls cannot be observed; train the module it is made of"
+                    "torch.jit.trace, whose calls cannot be observed; train what it is made of"
                 )
 
     def install(self) -> None:

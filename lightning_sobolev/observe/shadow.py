@@ -18,7 +18,7 @@ from torch import nn
 class Shadow(functools.partial):
     """Stands in for a method; copies and pickles as what it stands in for.
 
-    ``inner`` is what it stands in for; a partial and not a ``__call__``, at every step a frame less.
+    ``inner`` is what it stands in for. A partial, not a ``__call__``: at every step a frame less.
     """
 
     owner: nn.Module

@@ -202,7 +202,7 @@ def is_compiled(module: nn.Module) -> bool:
 
 
 def _is_entered_compiled(module: nn.Module) -> bool:
-    # Compiled in place, or as a whole: its frames are compiled before any forward of ours is called.
+    # Compiled in place, or as a whole: before any forward of ours is called.
     return getattr(module, "_compiler_ctx", None) is not None or any(
         part._compiled_call_impl is not None for part in module.modules()
     )
