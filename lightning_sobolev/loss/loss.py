@@ -597,8 +597,8 @@ def _alone(total: Tensor) -> Tensor:
 
 _FREED = (
     "call: the graph of the observed call must still be there, but the step has freed it (an "
-    "attack or a penalty that differentiates the first call: FGSM, VAT); name the call that is trained, "
-    "e.g. call=1, or keep its graph with retain_graph=True"
+    "attack or a penalty that differentiates the first call: FGSM, VAT); name the call that is "
+    "trained, e.g. call=1, or keep its graph with retain_graph=True"
 )
 
 

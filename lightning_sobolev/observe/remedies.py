@@ -250,16 +250,6 @@ _HINTS = {
 }
 
 
-@contextmanager
-def explained() -> Iterator[None]:
-    """Add what to do about it to torch's own errors of higher derivatives; types stay."""
-    try:
-        yield
-    except RuntimeError as error:
-        explain(error)
-        raise
-
-
 def explain(error: BaseException) -> None:
     """Add a note to one of torch's errors that a derivative of higher order meets."""
     hint = next((hint for text, hint in _HINTS.items() if text in str(error)), None)
@@ -290,3 +280,18 @@ def kept_gathered(module: nn.Module, *, to_the_end: bool = False) -> Iterator[No
             part.set_reshard_after_backward(True, recurse=False)
             if to_the_end:  # else the next forward would use them as they were before the update
                 part.reshard()
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether the module or one below it was compiled."""
+    return getattr(module, "_compiler_ctx", None) is not None or any(
+        hasattr(part, "_orig_mod") or part._compiled_call_impl is not None
+        for part in module.modules()
+    )
+
+
+def is_entered_compiled(module: nn.Module) -> bool:
+    """Whether frames are compiled before any forward is called: in place, or as a whole."""
+    return getattr(module, "_compiler_ctx", None) is not None or any(
+        part._compiled_call_impl is not None for part in module.modules()
+    )

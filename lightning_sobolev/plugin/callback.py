@@ -45,10 +45,9 @@ class SobolevCallback(Callback):
     ``manual_backward``). Logged are ``train/sobolev/{term}`` and ``train/sobolev/total``.
 
     Under manual optimization every observed call is decided on once, at the first
-    ``manual_backward`` whose loss depends on it: ``call="first"`` takes the first call of each, so
-    that every micro-batch and both passes of SAM have their term; ``"all"`` takes all; an index
-    counts the calls of the whole step. A chosen call that no ``manual_backward`` reaches is an
-    error.
+    ``manual_backward`` whose loss depends on it: ``call="first"`` takes the first of each (every
+    micro-batch, both passes of SAM), ``"all"`` all, an index counts the calls of the whole step. A
+    chosen call that no ``manual_backward`` reaches is an error.
 
     Cost: for one order-1 projection about 2 to 3 times a plain step. Assumes that row b of the
     student's output depends on row b of its input alone.
@@ -194,6 +193,7 @@ class SobolevCallback(Callback):
         self.loss.forgives_overflow = getattr(trainer.precision_plugin, "scaler", None) is not None
         self._reporter = Reporter(self.loss, module)
         self._module, self._trainer, self._is_described = module, trainer, False
+        self._at = lambda: trainer.global_step
         self.plan = plan
         return plan.recorder
 
@@ -271,9 +271,6 @@ class SobolevCallback(Callback):
         if plan.compiler is not None:
             plan.compiler.begin(self._occasion)
         plan.recorder.start()
-
-    def _at(self) -> int:
-        return self._trainer.global_step
 
     def _begin_batch(self) -> None:
         self._batch_number = self._trainer.fit_loop.epoch_loop.batch_progress.total.ready
@@ -353,6 +350,7 @@ class SobolevCallback(Callback):
         step.uninstall(module, self)
         self._doctor.forget()
         self._is_loaded, self.plan = False, cast(Plan, None)
+        self._trainer = self._module = self._occasion = self._manual = None  # type: ignore[assignment]
         if self.report is not None:
             self.report = self.report.detached()
 
