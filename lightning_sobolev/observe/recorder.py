@@ -107,7 +107,7 @@ class Observed:
         # x[rows] of our own leaf would hang the second graph below the first one.
         x = x if self.x.grad_fn is not None else x.detach().requires_grad_()
         seen = Observed(call if cut is None else call.cut_to(cut), recorder, x, self.y, self.number)
-        if recorder.compiled is not None:
+        if recorder.compiled is not None and not recorder.is_validating:
             whole = recorder.compiled.replay(seen, rows, fraction, cut)
             if whole is not None:
                 return whole
@@ -214,7 +214,7 @@ class Recorder:
         self.is_sharded = any(map(sharded_parts, watched))
         self.snapshots = False
         self.is_closed = False
-        self._active = self._busy = self._without_gradients = False
+        self._active = self._busy = self.is_validating = False
         self._inserted: tuple[_Watch, Tensor] | None = None
         for module in watched:
             if isinstance(module, torch.jit.ScriptModule):
@@ -248,7 +248,7 @@ class Recorder:
 
     def start(self, *, without_gradients: bool = False) -> None:
         """Forget what was observed and begin to observe."""
-        self._active, self._without_gradients, self.is_closed = True, without_gradients, False
+        self._active, self.is_validating, self.is_closed = True, without_gradients, False
         for watch in self._watches:
             watch.calls, watch.observed, watch.under_way = 0, [], None
             watch.outer, watch.entered = None, False
@@ -336,7 +336,7 @@ class Recorder:
         if (
             not self._active
             or self._busy
-            or not (torch.is_grad_enabled() or self._without_gradients)
+            or not (torch.is_grad_enabled() or self.is_validating)
             or torch._C._functorch.maybe_current_level() is not None
         ):
             watch.under_way, watch.entered, watch.outer = None, False, None
@@ -382,7 +382,7 @@ class Recorder:
             place = locate(self.options.wrt, forward, inputs)
             tensor = place.read(inputs)
             bare = undressed(tensor)
-        only = needs.only_parts or self._without_gradients or self._needs_replay(bare.device)
+        only = needs.only_parts or self.is_validating or self._needs_replay(bare.device)
         # A clone: the step may write into its input after the call.
         x = bare.clone() if bare.requires_grad else bare.detach().clone()
         if not only and not x.requires_grad:
