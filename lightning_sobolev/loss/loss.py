@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -175,6 +175,11 @@ class SobolevLoss:
         is_several = torch.distributed.is_available() and torch.distributed.is_initialized()
         self.rank = torch.distributed.get_rank() if is_several else 0
         self._sum: SumOverProcesses | None = sum_over_processes if is_several else None
+
+    def on_its_own(self) -> Self:
+        """Sum over no processes from now on: for what one of several does alone."""
+        self._sum = None
+        return self
 
     @property
     def term_keys(self) -> list[str]:
