@@ -120,7 +120,7 @@ class Block(nn.Module):
 
 
 @pytest.mark.filterwarnings("ignore:Sobolev doctor")
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize(("order", "side"), KINDS)
 def test_a_student_that_computes_in_float32_inside_is_no_false_alarm(order, side, seed):
     with torch.random.fork_rng(devices=[]):

@@ -12,6 +12,7 @@ from tests.kinds._measure import (
     assert_parts,
     assert_updates,
     batch,
+    in_turn,
     sobolev,
     target,
     update,
@@ -22,6 +23,11 @@ X = batch()[0]
 ONCE, TWICE, CHUNKS = [X], [X, 3.0 * X], list(X.chunk(3))
 FEW = {name: WAYS[name] for name in ("tape", "func, tangents", "all rows", "order 2, func")}
 ways = pytest.mark.parametrize("way", FEW.values(), ids=FEW)
+
+
+def named(taught):
+    return f"{taught[0].__name__}, {taught[1]}"
+
 
 # What step, with which call=, is taught at which points.
 TAUGHT = [
@@ -42,12 +48,12 @@ TAUGHT = [
 ]
 
 
-@ways
 @pytest.mark.parametrize(
-    ("make", "call", "parts"), TAUGHT, ids=[f"{make.__name__}, {call}" for make, call, _ in TAUGHT]
+    ("taught", "name"), in_turn(TAUGHT, FEW), ids=lambda v: v if isinstance(v, str) else named(v)
 )
-def test_the_terms_are_those_of_the_chosen_calls(make, call, parts, way):
-    assert_parts(make, way, parts, call=call)
+def test_the_terms_are_those_of_the_chosen_calls(taught, name):
+    make, call, parts = taught
+    assert_parts(make, FEW[name], parts, call=call)
 
 
 @pytest.mark.parametrize("make", [steps.MicroBatches, steps.OneByOne])
