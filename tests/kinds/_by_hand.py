@@ -6,10 +6,12 @@ squared Frobenius norm.
 
 import logging
 import warnings
+from contextlib import contextmanager
 
 import lightning.pytorch as L
 import pytest
 import torch
+from lightning_utilities.core import rank_zero
 from torch import nn
 from torch.func import jacrev, vmap
 from torch.nn.functional import mse_loss
@@ -145,11 +147,32 @@ def refuses(module, batches, callback, text, error=ValueError, **flags):
     assert_close(weights(module), before, rtol=0, atol=0)
 
 
-def said(caplog, action):
+class _Keeps(logging.Handler):
+    def __init__(self):
+        super().__init__(logging.INFO)
+        self.lines = []
+
+    def emit(self, record):
+        self.lines.append(record.getMessage())
+
+
+@contextmanager
+def lines_for_the_user():
+    """Give the list that grows by each line, whatever was done to Lightning's loggers before."""
+    logger, keeps = rank_zero.log, _Keeps()
+    level = logger.level
+    logger.setLevel(logging.INFO)
+    logger.addHandler(keeps)
+    try:
+        yield keeps.lines
+    finally:
+        logger.removeHandler(keeps)
+        logger.setLevel(level)
+
+
+def said(action):
     """Return every warning and every line for the user, in order of the kinds."""
-    with warnings.catch_warnings(record=True) as caught, caplog.at_level(logging.INFO):
+    with warnings.catch_warnings(record=True) as caught, lines_for_the_user() as lines:
         warnings.simplefilter("always")
-        caplog.clear()
         action()
-    lines = [record.getMessage() for record in caplog.records]
     return [str(w.message) for w in caught] + lines

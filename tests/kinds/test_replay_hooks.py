@@ -3,7 +3,17 @@
 import pytest
 
 from lightning_sobolev import CompileSettings
-from tests.kinds._measure import MAIN, WAYS, Spy, Step, assert_taught, batch, numbers, sobolev
+from tests.kinds._measure import (
+    MAIN,
+    WAYS,
+    Spy,
+    Step,
+    assert_taught,
+    batch,
+    in_turn,
+    numbers,
+    sobolev,
+)
 from tests.plugin._trainers import fit_one_step
 
 ways = pytest.mark.parametrize("way", MAIN.values(), ids=MAIN)
@@ -84,8 +94,9 @@ FUNC = [
 ]
 
 
-@pytest.mark.parametrize("register", OUTPUT_HOOKS)
-@pytest.mark.parametrize("options", FUNC, ids=["func", "compile"])
+@pytest.mark.parametrize(
+    ("options", "register"), in_turn(FUNC, OUTPUT_HOOKS), ids=["func", "compile"]
+)
 @pytest.mark.parametrize("kind", ["func", "func, tangents", "order 2, func"])
 def test_a_hook_on_the_output_is_refused_where_forward_alone_is_transformed(
     kind, options, register
