@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from torch.nn.functional import mse_loss
 
 from tests.kinds import _manual as steps
 from tests.kinds import _reference as reference
+from tests.kinds._by_hand import RANDOM, Overheard, along, assert_all_differ, exact
 from tests.kinds._measure import (
     WAYS,
     Spy,
@@ -17,7 +19,7 @@ from tests.kinds._measure import (
     target,
     update,
 )
-from tests.plugin._trainers import fit_one_step
+from tests.plugin._trainers import as_loader, fit, fit_one_step
 
 X = batch()[0]
 ONCE, TWICE, CHUNKS = [X], [X, 3.0 * X], list(X.chunk(3))
@@ -159,6 +161,19 @@ def test_both_passes_of_sam_have_their_term(way):
     other.shift(descended(other, way), other.radius)
     expected = descended(other, way)
     torch.testing.assert_close(found, expected, rtol=10 * way.rtol, atol=1e-7)
+
+
+def test_each_step_has_random_directions_of_its_own():
+    teacher, module, other = Overheard(), steps.Manual(), steps.Manual()
+    x, y = batch()
+    fit(module, as_loader([batch()] * 3), exact(teacher, term=RANDOM, module="net"))
+    assert_all_differ(teacher.along)
+    for u in teacher.along:
+        loss = mse_loss(other.net(x), y) + along(u, "cotangent", other.net, x)
+        for parameter, gradient in reference.gradient(loss, other).items():
+            other.get_parameter(parameter).data.sub_(gradient)
+    found, expected = ([p.detach() for p in m.parameters()] for m in (module, other))
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
 
 
 @ways
