@@ -11,11 +11,11 @@ from typing_extensions import override
 
 from lightning_sobolev import _paths
 from lightning_sobolev.plugin import SobolevCallback
+from lightning_sobolev.plugin.resolve import ahead_of_finders
 from lightning_sobolev.standardization import Standardized
 from lightning_sobolev.teachers import BatchTeacher, DirectionalTeacher
 
 _HOOK = "on_after_batch_transfer"
-_FINDERS = ("LearningRateFinder", "BatchSizeFinder")  # by name: pytorch_lightning has its own
 Where = str | int | None
 
 
@@ -62,7 +62,7 @@ class StandardUnits(Callback):
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
-            _move_ahead_of_finders(trainer, self)
+            ahead_of_finders(trainer, self)
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -149,16 +149,6 @@ def _owner(trainer: Trainer, module: LightningModule) -> Any:
     inherited = f"DataHooks.{_HOOK}"
     is_own = data is not None and getattr(type(data), _HOOK).__qualname__ != inherited
     return data if is_own else module
-
-
-def _move_ahead_of_finders(trainer: Trainer, callback: Callback) -> None:
-    # What searches for a setting shall search with batches in the units of the training.
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    others = [other for other in callbacks if other is not callback]
-    places = [n for n, other in enumerate(others) if type(other).__name__ in _FINDERS]
-    if places:
-        moved = [*others[: places[0]], callback, *others[places[0] :]]
-        trainer.callbacks = moved  # type: ignore[attr-defined]
 
 
 def _check_teachers(trainer: Trainer) -> None:

@@ -62,7 +62,7 @@ def measure(rehearsal: Rehearsal, occasion: Occasion, loss: SobolevLoss) -> Cost
     device = next((p.device for p in copied.module.parameters()), torch.device("cpu"))
     # A schedule may begin at zero, where a term costs nothing yet.
     terms = [replace(term, weight=float(term.weight != 0.0)) for term in loss.spec.terms]
-    probe = SobolevLoss(loss.teacher, terms, on=loss.spec.on, seed=loss.seed)
+    probe = SobolevLoss(loss.teacher, terms, on=loss.spec.on, seed=loss.seed).on_its_own()
     probe.non_finite, probe.gaps = loss.non_finite, loss.gaps
     recorder = probe.recorder_of(copied.module, None, copied.options)
     plain = partial(_run_plain, copied, recorder)

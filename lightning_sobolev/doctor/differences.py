@@ -59,7 +59,7 @@ def examine(seen: Observed, loss: SobolevLoss) -> None:
 
     Raises:
         ValueError: If it does not agree with finite differences.
-    """
+    """  # noqa: DOC501 - NotChecked is caught
     terms = [term for term in loss.spec.terms if term.order > 0]
     if not terms or not seen.size:
         return
@@ -91,7 +91,7 @@ def _examination(seen: Observed, loss: SobolevLoss, terms: list[SobolevTerm]) ->
         first, again = check.value(), check.value()
     except NotChecked:
         raise
-    except Exception as problem:  # noqa: BLE001 - no verdict on the student: any code may be in it
+    except Exception as problem:
         raise NotChecked(f"a copy in float64 does not run: {problem}") from problem
     if not torch.equal(first, again):
         raise NotChecked("the student is not deterministic")
@@ -104,7 +104,9 @@ def _on_few_rows(seen: Observed, loss: SobolevLoss) -> Rehearsal:
     if call.alone and seen.size > _MOST_COUPLED:
         few = RowCut(torch.arange(_MOST_COUPLED, device=seen.x.device), {})
     copied = Rehearsal.of(seen, few).on_copy(_to_double)
-    recorder = loss.recorder_of(copied.module, None, replace(copied.options, inner_precision="step"))
+    recorder = loss.recorder_of(
+        copied.module, None, replace(copied.options, inner_precision="step")
+    )
     recorder.snapshots = True
     recorder.install()
     try:
@@ -190,7 +192,8 @@ class _Differences:
         self._parameters = _subspace(trained) if self._is_large else trained
         out_shape = mapped(loss.spec.output_map, seen.y.detach(), seen.x.detach()).shape[1:]
         plain = [_without_scale(term) for term in terms]
-        self._loss = SobolevLoss(_Zero(out_shape), plain, on=loss.spec.on, seed=loss.seed)
+        probe = SobolevLoss(_Zero(out_shape), plain, on=loss.spec.on, seed=loss.seed)
+        self._loss = probe.on_its_own()  # a process may have nothing to check
         options = self._rehearsal.options
         self._recorder = self._loss.recorder_of(module, None, options)
         self._precision = _Precision()

@@ -14,6 +14,7 @@ Note [hashing]
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -75,9 +76,8 @@ def draw(
     if kind == "basis":
         flat = _draw_basis(count if num_projections else None, batch, size, generator).to(drawn)
     elif kind == "rademacher" or (kind == "sphere" and size == 1):
-        shape = (count, batch, size)
-        bits = torch.randint(0, 2, shape, generator=generator, device=generator.device)
-        flat = bits.mul_(2).sub_(1).to(drawn)
+        place: Any = {"generator": generator, "device": generator.device, "dtype": drawn}
+        flat = torch.randint(0, 2, (count, batch, size), **place).mul_(2.0).sub_(1.0)
     else:
         shape, device_of = (count, batch, size), generator.device
         flat = torch.randn(shape, generator=generator, device=device_of, dtype=drawn)
@@ -182,7 +182,9 @@ def _count(kind: str, num_projections: int | None, size: int) -> int:
         return size
     require(num_projections >= 1, "num_projections", "at least 1", num_projections)
     expected = f"at most the {size} basis directions"
-    require(kind != "basis" or num_projections <= size, "num_projections", expected, num_projections)
+    require(
+        kind != "basis" or num_projections <= size, "num_projections", expected, num_projections
+    )
     return num_projections
 
 
@@ -197,9 +199,11 @@ def _draw_basis(count: int | None, batch: int, size: int, generator: torch.Gener
 
 
 def _on_sphere(normals: Tensor) -> Tensor:
-    norms = normals.square().sum(-1, keepdim=True).sqrt()
+    # In place and without a square of everything: pictures have tens of thousands of numbers.
+    norms = torch.linalg.vector_norm(normals, dim=-1, keepdim=True)
     # a vector of zeros stays one instead of becoming NaN
-    return normals / norms.clamp_min(torch.finfo(norms.dtype).tiny) * math.sqrt(normals.shape[-1])
+    radius = math.sqrt(normals.shape[-1])
+    return normals.mul_(radius / norms.clamp_min(torch.finfo(norms.dtype).tiny))
 
 
 def _words(keys: Int[Tensor, "batch 1"], counters: Int[Tensor, " count"]) -> Tensor:

@@ -60,6 +60,22 @@ class Balanced:
         return self.ratio
 
 
+def check_balanced(terms: Sequence[SobolevTerm], obstacle: str | None) -> None:
+    """Refuse weights that cannot be measured.
+
+    Balancing takes gradients of which no process has the whole (sharded), two backward passes
+    through a graph that gives its buffers away in one (compiled), and would change the function
+    that a line search compares within one step.
+
+    Raises:
+        ValueError: If there is an obstacle and a balanced weight.
+    """
+    for term in terms:
+        fits = obstacle is None or not isinstance(term.weight, Balanced)
+        expected = f"a number or a schedule where {obstacle}"
+        require(fits, f"weight of {term.key}", expected, term.weight)
+
+
 @dataclass(slots=True)
 class RunningBalance:
     """The present weight of every balanced term."""

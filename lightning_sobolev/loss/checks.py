@@ -17,7 +17,7 @@ Check = tuple[Tensor, Callable[[float], None]]
 
 @dataclass(slots=True)
 class Checks:
-    """Reads at once where that is free; elsewhere copies the numbers and reads them a step later."""
+    """Reads at once where that is free; elsewhere copies numbers and reads them a step later."""
 
     waiting: list[tuple[Tensor, torch.cuda.Event | None, list[Callable[[float], None]]]] = field(
         default_factory=list

@@ -8,8 +8,11 @@ from types import FunctionType
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
-from torch import _dynamo  # noqa: F401 - an attribute of torch after its import alone
+from torch import (
+    Tensor,
+    _dynamo,  # noqa: F401 - an attribute of torch after its import alone
+    nn,
+)
 from torch._dynamo.utils import counters
 
 from lightning_sobolev._checks import require
@@ -20,12 +23,13 @@ TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-3}
 
 _HALF_TOLERANCE = 5e-2
 
-_LIMITS: tuple[type[Exception], ...] = tuple(
-    kind
-    for name in ("FailOnRecompileLimitHit", "RecompileLimitExceeded", "RecompileError")
-    if isinstance(kind := getattr(torch._dynamo.exc, name, None), type)
+_LIMITS = ("FailOnRecompileLimitHit", "RecompileLimitExceeded", "RecompileError")
+_KNOWN: tuple[type[Exception], ...] = (
+    RuntimeError,
+    torch._dynamo.exc.TorchDynamoException,
+    *(vars(torch._dynamo.exc)[name] for name in _LIMITS if name in vars(torch._dynamo.exc)),
 )
-"""What torch raises when one function has been compiled too often."""
+"""What torch raises when it cannot compile, or has compiled one function too often."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +119,7 @@ class CompiledFunction:
                 return compiled(*arguments)
         except torch.OutOfMemoryError:
             raise
-        except (RuntimeError, torch._dynamo.exc.TorchDynamoException, *_LIMITS) as error:
+        except _KNOWN as error:
             self._refuse(error)
             raise GivenUp from error
         finally:

@@ -78,4 +78,3 @@ class Draws:
             generator = self.generators[device] = torch.Generator(device)
         words = (self.seed, self.rank, self.counter, index, what)
         return generator.manual_seed(hash_words(*words, *([self.call] if self.call else [])))
-

@@ -9,14 +9,17 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 
 from lightning_sobolev import _paths
 from lightning_sobolev._checks import require
 from lightning_sobolev._types import Directions, Jet, Query, Teacher
+from lightning_sobolev.functional.derivatives import TapeJet
+from lightning_sobolev.functional.fisher import FISHER
 from lightning_sobolev.loss import checks, recorded
 from lightning_sobolev.loss.balance import Balanced, RunningBalance
 from lightning_sobolev.loss.checks import Checks
@@ -38,8 +41,6 @@ from lightning_sobolev.observe.call import Call, ReplayOptions
 from lightning_sobolev.observe.options import ObserveOptions, check_word
 from lightning_sobolev.observe.recorder import Needs, Observed, Push, Recorder, mapped
 from lightning_sobolev.observe.remedies import Remedies, explain, has_recurrent, kept_gathered
-from lightning_sobolev.functional.derivatives import TapeJet
-from lightning_sobolev.functional.fisher import FISHER
 from lightning_sobolev.spec import SobolevSpec, SobolevTerm
 from lightning_sobolev.teachers import NetworkTeacher
 
@@ -175,6 +176,11 @@ class SobolevLoss:
         self.rank = torch.distributed.get_rank() if is_several else 0
         self._sum: SumOverProcesses | None = sum_over_processes if is_several else None
 
+    def on_its_own(self) -> Self:
+        """Sum over no processes from now on: for what one of several does alone."""
+        self._sum = None
+        return self
+
     @property
     def term_keys(self) -> list[str]:
         """Names under which the terms are reported."""
@@ -221,9 +227,7 @@ class SobolevLoss:
         terms = self.spec.terms
         exact = any(term.needs_tangents for term in terms)
         student = root if target is None else root.get_submodule(target)
-        remedies = Remedies(
-            exact_norms=exact, recurrent=has_recurrent(student), compiled=compiled
-        )
+        remedies = Remedies(exact_norms=exact, recurrent=has_recurrent(student), compiled=compiled)
         in_eval = options.batch_norm == "eval"
         needs = Needs(
             on=self.spec.output_map,
@@ -285,9 +289,7 @@ class SobolevLoss:
             for point in report.points.values():
                 point.target = None
             for index, parts in asked:
-                compared = []
-                for part in parts:
-                    compared.append(self._compare(index, part, report, occasion))
+                compared = [self._compare(index, part, report, occasion) for part in parts]
                 whole = compared[0] if len(compared) == 1 else join(compared)
                 self._take_in(self.spec.terms[index], whole, report)
             self._sum_up(observed, report, occasion)
@@ -351,7 +353,7 @@ class SobolevLoss:
         return point, directions, project_target(term, target, directions, y.shape)
 
     def directions(self, index: int, point: Point, y: Tensor) -> Directions:
-        """Return what term number ``index`` is projected on at a point; ``y`` is like its output."""
+        """Return what term number ``index`` is projected on; ``y`` is like the output."""
         term, draws = self.spec.terms[index], point.draws
         if term.order == 0:
             return Directions()
@@ -387,30 +389,18 @@ class SobolevLoss:
 
         return tangents
 
-    def _compare(
-        self, index: int, asked: _Asked, report: Report, occasion: Occasion
-    ) -> Comparison:
+    def _compare(self, index: int, asked: _Asked, report: Report, occasion: Occasion) -> Comparison:
         (point, directions, target), term = asked, self.spec.terms[index]
         seen, unknown = point.seen, self.gaps.allows_unknown
         if seen.comparisons is not None:
             comparison: Comparison = seen.comparisons[index]
         else:
-            assert point.student is not None
             assert target is not None
-            recorder = seen.recorder
-            gathered = kept_gathered(seen.call.module) if recorder.is_sharded else _AS_IT_IS
-            try:
-                # A checkpoint inside the student is computed again in here.
-                with recorder.replay_options.remedies.recomputing, gathered:
-                    rows = project(term, point.student, directions)
-                    if occasion.trains and (not rows.requires_grad or term.key not in self._known):
-                        self._look_at(term, point, rows)
-            except RuntimeError as error:
-                _explain(error)
-                raise
+            rows = self._derived(term, point, directions, occasion.trains)
             comparison = compare(term, rows, target, self.gaps)
             if not occasion.trains:
-                report.cosines[term.key] = cosine(rows, target.reshape(rows.shape), comparison.known)
+                own = target.reshape(rows.shape)
+                report.cosines[term.key] = cosine(rows, own, comparison.known)
         held = target if self.reads_at_once else None  # where it waits, memory is dear
         report.targets.append((term, held))
         if self.gaps.non_finite == "raise" and comparison.total is not None:
@@ -418,17 +408,29 @@ class SobolevLoss:
             report.pending.append((comparison.total, judge))
         return comparison
 
-    def _look_at(self, term: SobolevTerm, point: Point, rows: Tensor) -> None:
-        if term.order == 0 or point.seen.size == 0:
-            return
-        recorder = point.seen.recorder
-        if not rows.requires_grad:
-            recorded.has_graph(term, rows, recorder.root)
-            return
-        self._known.add(term.key)
-        assert point.student is not None
-        inner = recorder.options.inner_precision
-        recorded.check_linear(term, point.student, inner, recorder.root)
+    def _derived(
+        self, term: SobolevTerm, point: Point, directions: Directions, trains: bool
+    ) -> Tensor:
+        seen, student, recorder = point.seen, point.student, point.seen.recorder
+        assert student is not None
+        gathered = kept_gathered(seen.call.module) if recorder.is_sharded else _AS_IT_IS
+        checks_graph = trains and term.order > 0 and len(seen.x) > 0
+        try:
+            # A checkpoint inside the student is computed again in here.
+            with recorder.replay_options.remedies.recomputing, gathered:
+                if checks_graph and term.key not in self._known:
+                    self._known.add(term.key)  # before the rows: both at once take more memory
+                    inner = recorder.options.inner_precision
+                    recorded.check_linear(term, student, inner, recorder.root)
+                rows = project(term, student, directions)
+                if checks_graph and not rows.requires_grad:
+                    recorded.check_graph(term, rows, recorder.root)
+                return rows
+        except RuntimeError as error:
+            if "backward through the graph a second time" in str(error):
+                raise ValueError(_FREED) from error
+            explain(error)
+            raise
 
     def _take_in(self, term: SobolevTerm, comparison: Comparison, report: Report) -> None:
         key = term.key
@@ -474,34 +476,67 @@ class SobolevLoss:
             if not math.isfinite(found):
                 judge(found)
 
-    def _judge(
-        self, key: str, outputs: list[Tensor], at: Callable[[], int], number: float
-    ) -> None:
+    def _judge(self, key: str, outputs: list[Tensor], at: Callable[[], int], number: float) -> None:
         # The targets are finite: they were checked before.
         if math.isfinite(number):
             return
         if self.forgives_overflow:
             if "overflow" not in self._known:
                 self._known.add("overflow")
-                text = f"term {key!r} must be finite, got {number}; the gradient scaler skips such steps"
-                warnings.warn(text, stacklevel=2)
+                text = f"term {key!r} must be finite, got {number}"
+                warnings.warn(f"{text}; the gradient scaler skips such steps", stacklevel=2)
             return
         culprit = _CULPRITS[all(bool(y.isfinite().all()) for y in outputs)]
-        raise FloatingPointError(f"term {key!r} must be finite, got {number} at step {at()}: {culprit}")
+        raise FloatingPointError(
+            f"term {key!r} must be finite, got {number} at step {at()}: {culprit}"
+        )
+
+    def check_gradients(self, loss: Tensor, leaves: list[Tensor], module: nn.Module) -> None:
+        """Refuse NaN in the gradients that a finite loss has left.
+
+        Raises:
+            FloatingPointError: If a parameter has one; where looking takes waiting, a step later.
+        """
+        # What is no number anywhere in the student is none in the gradient of its input.
+        size = leaves[0].grad if len(leaves) == 1 else None
+        if size is None:
+            gradients = [p.grad for p in module.parameters() if p.grad is not None]
+            if not gradients:
+                return
+            size = get_total_norm([getattr(grad, "_local_tensor", grad) for grad in gradients])
+        size = size.detach().sum() if size.ndim else size
+        # A loss that is no number itself is its user's to see.
+        if self.reads_at_once:
+            if not math.isfinite(size.item()) and math.isfinite(loss.item()):
+                recorded.refuse_nan(module)
+            return
+        size = torch.where(loss.detach().isfinite(), size, torch.zeros_like(size))
+        judge = lambda number: None if math.isfinite(number) else recorded.refuse_nan(module)  # noqa: E731
+        self.checks.settle([(size, judge)])
+
+    @property
+    def remedies(self) -> Any:
+        """A context for the backward pass of a plain loop whose student has checkpoints inside."""
+        require(self._recorder is not None, "observe()", "called before", None)
+        assert self._recorder is not None
+        return self._recorder.replay_options.remedies.recomputing
 
     def validate(self, observed: Sequence[Observed], occasion: Occasion) -> Report:
         """Evaluate the terms and their cosines without a trace, also under inference mode.
 
         The draws are those of the occasion's number and the scales those of the training; where
         there are none yet, each batch is divided by its own.
+
+        Returns:
+            Terms and cosines, each process's own.
         """
-        self.scales.frozen = True
+        self.scales.frozen, processes, self._sum = True, self._sum, None
         try:
             with torch.inference_mode(False), torch.enable_grad():
                 occasion.batch = _paths.map_tensors(occasion.batch, torch.clone)
                 return self.evaluate([seen.outside_of_inference() for seen in observed], occasion)
         finally:
-            self.scales.frozen = False
+            self.scales.frozen, self._sum = False, processes
 
     def mark(self) -> tuple[Any, ...]:
         """Return where it stands, for :meth:`go_back`."""
@@ -565,14 +600,11 @@ def _alone(total: Tensor) -> Tensor:
     return total
 
 
-def _explain(error: RuntimeError) -> None:
-    if "backward through the graph a second time" in str(error):
-        raise ValueError(
-            "call: the graph of the observed call must still be there, but the step has freed it "
-            "(an attack or a penalty that differentiates the first call: FGSM, VAT); name the call "
-            "that is trained, e.g. call=1, or keep its graph with retain_graph=True"
-        ) from error
-    explain(error)
+_FREED = (
+    "call: the graph of the observed call must still be there, but the step has freed it (an "
+    "attack or a penalty that differentiates the first call: FGSM, VAT); name the call that is "
+    "trained, e.g. call=1, or keep its graph with retain_graph=True"
+)
 
 
 def _fitting(own: Directions, term: SobolevTerm, y: Tensor) -> Directions:
@@ -587,7 +619,10 @@ def _fitting(own: Directions, term: SobolevTerm, y: Tensor) -> Directions:
 
 
 def _check_energy(
-    term: SobolevTerm, energy: float, targets: list[tuple[SobolevTerm, Tensor | None]], unknown: bool
+    term: SobolevTerm,
+    energy: float,
+    targets: list[tuple[SobolevTerm, Tensor | None]],
+    unknown: bool,
 ) -> None:
     if math.isfinite(energy):
         return

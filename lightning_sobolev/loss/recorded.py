@@ -29,18 +29,16 @@ TOLERANCES = {"float32": 1e-2}
 _COARSE = 0.3
 
 
-def has_graph(term: SobolevTerm, rows: Tensor, root: nn.Module) -> bool:
-    """Refuse a derivative without any graph, unless it is zero of order 2.
-
-    False where nothing is trained at all, which is warned of.
+def check_graph(term: SobolevTerm, rows: Tensor, root: nn.Module) -> None:
+    """Refuse a derivative without any graph, unless nothing is trained or it is zero of order 2.
 
     Raises:
         ValueError: If the student has something to train and its derivative does not depend on it.
     """
     if not any(parameter.requires_grad for parameter in root.parameters()):
-        return False
+        return
     if term.order == 2 and not bool(rows.detach().any()):
-        return True  # piecewise linear: warned of
+        return  # piecewise linear: warned of
     raise ValueError(
         f"term {term.key!r}: the student's derivative must depend on its trained parameters, got "
         f"one without a graph; {_WAY_OUT}"
@@ -63,9 +61,7 @@ def refuse_nan(module: nn.Module) -> None:
             )
 
 
-def check_linear(
-    term: SobolevTerm, student: Jet, inner_precision: str, root: nn.Module
-) -> None:
+def check_linear(term: SobolevTerm, student: Jet, inner_precision: str, root: nn.Module) -> None:
     """Refuse a derivative of which a part has no graph, see Note [backward without a graph].
 
     One that no parameter moves is warned of.
@@ -81,20 +77,20 @@ def check_linear(
     row = student.vjp(u.unsqueeze(0))[0]
     v = torch.randn(row.shape, generator=generator, dtype=row.dtype).to(row.device)
     product = (row * v).sum()
-    found: Tensor | None = None
-    if product.requires_grad:
-        trained = [parameter for parameter in root.parameters() if parameter.requires_grad]
-        found, *moved = torch.autograd.grad(
-            product, [u, *trained], retain_graph=True, allow_unused=True
-        )
-        if trained and term.order == 1 and all(gradient is None for gradient in moved):
-            why = "the student's derivative does not depend on any parameter"
-            warnings.warn(_NOTHING.format(term.key, why), stacklevel=2)
+    if not product.requires_grad:
+        return  # seen to once the term is there
+    trained = [parameter for parameter in root.parameters() if parameter.requires_grad]
+    found, *moved = torch.autograd.grad(
+        product, [u, *trained], retain_graph=True, allow_unused=True
+    )
+    if trained and term.order == 1 and all(gradient is None for gradient in moved):
+        why = "the student's derivative does not depend on any parameter"
+        warnings.warn(_NOTHING.format(term.key, why), stacklevel=2)
     along = torch.zeros_like(product) if found is None else (found * u).sum()
     apart = float((along - product).detach().abs())
     size = float((row.detach().norm() * v.norm()).detach()) / max(row.numel(), 1) ** 0.5
     if apart > TOLERANCES.get(inner_precision, _COARSE) * size:
         raise ValueError(
-            f"term {term.key!r}: the student's derivative must have been recorded whole, got one of "
-            f"which a part has no graph; {_WAY_OUT}"
+            f"term {term.key!r}: the student's derivative must have been recorded whole, got one "
+            f"of which a part has no graph; {_WAY_OUT}"
         )

@@ -34,8 +34,8 @@ from lightning_sobolev.observe.remedies import Remedies, sharded_parts
 
 _HALF = (torch.float16, torch.bfloat16)
 _AS_IT_IS = (
-    "False where a call with weights of somebody else's (functional_call), in half precision or with "
-    "forward pre-hooks is made once more"
+    "False where a call with other weights (functional_call), in half precision or with forward "
+    "pre-hooks is made once more"
 )
 
 
@@ -118,7 +118,8 @@ class Call:
 
     def describe_input(self, x: Tensor) -> str:
         """Say in a few words which input is observed: ``x: args.0 [8, 3]``."""
-        paths = " + ".join(".".join(map(str, path)) for path in self.place.paths)
+        named = [path[1:] if path[0] == "kwargs" else path for path in self.place.paths]
+        paths = " + ".join(".".join(map(str, path)) for path in named)
         return f"x: {paths} {list(x.shape)}"
 
     def accepts(self, network: nn.Module) -> bool:
@@ -145,6 +146,9 @@ class Call:
 
         ``cut`` takes the same rows from the other arguments that ``point`` has; ``evaluate`` is
         called with the arguments instead of the module, under the same circumstances.
+
+        Returns:
+            What the module returns, or ``evaluate``.
 
         Raises:
             ValueError: If a weight was changed in place since the call.
@@ -261,7 +265,9 @@ class RowCut:
         """Return a copy of the arguments with the chosen rows."""
         for path, axis in self.axes.items():
             tensor: Tensor = _paths.get(inputs, path, "row_axes")
-            inputs = _paths.put(inputs, path, tensor.index_select(axis, self.rows.to(tensor.device)))
+            inputs = _paths.put(
+                inputs, path, tensor.index_select(axis, self.rows.to(tensor.device))
+            )
         return inputs
 
 

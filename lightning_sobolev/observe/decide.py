@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from lightning_sobolev.observe.graph import reached_by
 from lightning_sobolev.observe.recorder import Observed, Recorder
 
 
@@ -23,7 +24,7 @@ class ManualCalls:
         watch = self._recorder.called()
         if watch is None:
             return []
-        reached = _reached(loss, [s for s in watch.observed if s.number not in self._decided])
+        reached = reached_by(loss, [s for s in watch.observed if s.number not in self._decided])
         if isinstance(self._call, int) and self._call < 0:
             reached = [seen for seen in reached if seen.number == watch.calls + self._call]
             self._recorder.is_closed = bool(reached)
@@ -34,7 +35,10 @@ class ManualCalls:
         return reached if self._call == "all" else reached[:1]
 
     def check(self) -> bool:
-        """Refuse a step of which a chosen call has no term; return whether there was any call.
+        """Refuse a step of which a chosen call has no term.
+
+        Returns:
+            Whether there was any call.
 
         Raises:
             ValueError: If a call was chosen and no loss was computed from it.
@@ -54,17 +58,3 @@ class ManualCalls:
                 "loss.backward() cannot be seen from outside, and call= names another call"
             )
         return True
-
-
-def _reached(loss: Tensor, observed: list[Observed]) -> list[Observed]:
-    wanted = {seen.node: seen for seen in observed if seen.node is not None}
-    stack, visited = [loss.grad_fn], {loss.grad_fn}
-    found: list[Observed] = []
-    while stack and len(found) < len(wanted):
-        node = stack.pop()
-        if node in wanted:
-            found.append(wanted[node])
-        new = {child for child, _ in node.next_functions} - visited if node is not None else set()
-        visited |= new
-        stack += new
-    return sorted(found, key=lambda seen: seen.number)

@@ -45,7 +45,9 @@ class Place:
         old = [_paths.get(inputs, path, "wrt") for path in self.paths]
         parts = torch.split(point, [tensor.shape[1:].numel() for tensor in old], 1)
         for path, tensor, part in zip(self.paths, old, parts, strict=True):
-            inputs = _paths.put(inputs, path, part.reshape(len(part), *tensor.shape[1:]).to(tensor.dtype))
+            inputs = _paths.put(
+                inputs, path, part.reshape(len(part), *tensor.shape[1:]).to(tensor.dtype)
+            )
         return inputs
 
 

@@ -20,7 +20,15 @@ from lightning_sobolev._types import BatchFn, Jet, identity
 from lightning_sobolev.functional.derivatives import FuncJet, TapeJet
 from lightning_sobolev.observe.call import Call, ReplayOptions, RowCut, Snapshot, is_half
 from lightning_sobolev.observe.options import ObserveOptions
-from lightning_sobolev.observe.places import FIRST, Inputs, dressed, locate, locate_output, select_output, undressed
+from lightning_sobolev.observe.places import (
+    FIRST,
+    Inputs,
+    dressed,
+    locate,
+    locate_output,
+    select_output,
+    undressed,
+)
 from lightning_sobolev.observe.remedies import sharded_parts
 from lightning_sobolev.observe.rows import RowAxes
 from lightning_sobolev.observe.shadow import Passing, Shadow
@@ -99,7 +107,7 @@ class Observed:
         # x[rows] of our own leaf would hang the second graph below the first one.
         x = x if self.x.grad_fn is not None else x.detach().requires_grad_()
         seen = Observed(call if cut is None else call.cut_to(cut), recorder, x, self.y, self.number)
-        if recorder.compiled is not None:
+        if recorder.compiled is not None and not recorder.is_validating:
             whole = recorder.compiled.replay(seen, rows, fraction, cut)
             if whole is not None:
                 return whole
@@ -110,7 +118,6 @@ class Observed:
         else:
             seen.y = select_output(plain(run(x.clone())), call.output, x)
         return seen
-
 
     def outside_of_inference(self) -> "Observed":
         """Return the same call with ordinary tensors in the place of inference tensors."""
@@ -124,7 +131,9 @@ class Observed:
             old,
             inputs=_paths.map_tensors(old.inputs, ordinary),
             outer=None if old.outer is None else _paths.map_tensors(old.outer, ordinary),
-            snapshot=replace(snapshot, buffers={n: ordinary(b) for n, b in snapshot.buffers.items()}),
+            snapshot=replace(
+                snapshot, buffers={n: ordinary(b) for n, b in snapshot.buffers.items()}
+            ),
         )
         return replace(self, call=call, x=ordinary(self.x).detach(), y=ordinary(self.y))
 
@@ -205,13 +214,13 @@ class Recorder:
         self.is_sharded = any(map(sharded_parts, watched))
         self.snapshots = False
         self.is_closed = False
-        self._active = self._busy = self._without_gradients = False
+        self._active = self._busy = self.is_validating = False
         self._inserted: tuple[_Watch, Tensor] | None = None
         for module in watched:
             if isinstance(module, torch.jit.ScriptModule):
                 raise ValueError(
                     "module must be an ordinary nn.Module, got one of torch.jit.script or "
-                    "torch.jit.trace, whose calls cannot be observed; train the module it is made of"
+                    "torch.jit.trace, whose calls cannot be observed; train what it is made of"
                 )
 
     def install(self) -> None:
@@ -239,7 +248,7 @@ class Recorder:
 
     def start(self, *, without_gradients: bool = False) -> None:
         """Forget what was observed and begin to observe."""
-        self._active, self._without_gradients, self.is_closed = True, without_gradients, False
+        self._active, self.is_validating, self.is_closed = True, without_gradients, False
         for watch in self._watches:
             watch.calls, watch.observed, watch.under_way = 0, [], None
             watch.outer, watch.entered = None, False
@@ -327,7 +336,7 @@ class Recorder:
         if (
             not self._active
             or self._busy
-            or not (torch.is_grad_enabled() or self._without_gradients)
+            or not (torch.is_grad_enabled() or self.is_validating)
             or torch._C._functorch.maybe_current_level() is not None
         ):
             watch.under_way, watch.entered, watch.outer = None, False, None
@@ -362,13 +371,18 @@ class Recorder:
     def _observe(self, watch: _Watch, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         forward, needs, inputs = watch.shadow.inner, self.needs, {"args": args, "kwargs": kwargs}
         tensor = args[0] if args else None
-        if self.options.wrt is None and type(tensor) is Tensor and tensor.is_floating_point() and tensor.ndim:
+        if (
+            self.options.wrt is None
+            and type(tensor) is Tensor
+            and tensor.is_floating_point()
+            and tensor.ndim
+        ):
             place, bare = FIRST, tensor
         else:
             place = locate(self.options.wrt, forward, inputs)
             tensor = place.read(inputs)
             bare = undressed(tensor)
-        only = needs.only_parts or self._without_gradients or self._needs_replay(bare.device)
+        only = needs.only_parts or self.is_validating or self._needs_replay(bare.device)
         # A clone: the step may write into its input after the call.
         x = bare.clone() if bare.requires_grad else bare.detach().clone()
         if not only and not x.requires_grad:

@@ -52,7 +52,11 @@ class Remedies:
         # At every step: the flags themselves, not torch's context manager, which takes ten times
         # as long. Recomputed activations of a checkpoint ask for them in the backward pass.
         cuda: Any = torch.backends.cuda
-        before = cuda.flash_sdp_enabled(), cuda.mem_efficient_sdp_enabled(), cuda.cudnn_sdp_enabled()
+        before = (
+            cuda.flash_sdp_enabled(),
+            cuda.mem_efficient_sdp_enabled(),
+            cuda.cudnn_sdp_enabled(),
+        )
         self._open.append((stack, (*before, cuda.math_sdp_enabled())))
         cuda.enable_flash_sdp(False)
         cuda.enable_mem_efficient_sdp(False)
@@ -104,7 +108,9 @@ def _norms_replaced() -> Iterator[None]:
     # A mode of torch functions is off inside torch.autograd.grad, which is one itself: here the
     # names stand for the written-out norms.
     places = [(F, n) for n in ("layer_norm", "batch_norm", "instance_norm")]
-    places += [(torch, n) for n in ("layer_norm", "native_layer_norm", "batch_norm", "instance_norm")]
+    places += [
+        (torch, n) for n in ("layer_norm", "native_layer_norm", "batch_norm", "instance_norm")
+    ]
     fused = [(owner, name, getattr(owner, name)) for owner, name in places]
     for owner, name, function in fused:
         setattr(owner, name, _WRITTEN_OUT.get(function, function))
@@ -244,16 +250,6 @@ _HINTS = {
 }
 
 
-@contextmanager
-def explained() -> Iterator[None]:
-    """Add what to do about it to torch's own errors of higher derivatives; types stay."""
-    try:
-        yield
-    except RuntimeError as error:
-        explain(error)
-        raise
-
-
 def explain(error: BaseException) -> None:
     """Add a note to one of torch's errors that a derivative of higher order meets."""
     hint = next((hint for text, hint in _HINTS.items() if text in str(error)), None)
@@ -284,3 +280,18 @@ def kept_gathered(module: nn.Module, *, to_the_end: bool = False) -> Iterator[No
             part.set_reshard_after_backward(True, recurse=False)
             if to_the_end:  # else the next forward would use them as they were before the update
                 part.reshard()
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether the module or one below it was compiled."""
+    return getattr(module, "_compiler_ctx", None) is not None or any(
+        hasattr(part, "_orig_mod") or part._compiled_call_impl is not None
+        for part in module.modules()
+    )
+
+
+def is_entered_compiled(module: nn.Module) -> bool:
+    """Whether frames are compiled before any forward is called: in place, or as a whole."""
+    return getattr(module, "_compiler_ctx", None) is not None or any(
+        part._compiled_call_impl is not None for part in module.modules()
+    )

@@ -18,7 +18,7 @@ from torch import nn
 class Shadow(functools.partial):
     """Stands in for a method; copies and pickles as what it stands in for.
 
-    ``inner`` is what it stands in for; a partial and not a ``__call__``, at every step a frame less.
+    ``inner`` is what it stands in for. A partial, not a ``__call__``: at every step a frame less.
     """
 
     owner: nn.Module
@@ -65,7 +65,7 @@ class Shadow(functools.partial):
         owner = copy.deepcopy(self.owner, memo)
         return MethodType(getattr(type(owner), self.name), owner)
 
-    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:  
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         if not self.is_own:
             return copy.copy, (self.earlier,)
         return getattr, (self.owner, self.name)
@@ -98,7 +98,9 @@ def bare(modules: Iterable[nn.Module]) -> Iterator[None]:
     taken = []
     for module in modules:
         shadow = vars(module).pop("forward", None)
-        hooks = [cast(dict[int, Any], h) for h in (module._forward_hooks, module._forward_pre_hooks)]
+        hooks = [
+            cast(dict[int, Any], h) for h in (module._forward_hooks, module._forward_pre_hooks)
+        ]
         passing = [{k: h for k, h in kind.items() if isinstance(h, Passing)} for kind in hooks]
         for kind, own in zip(hooks, passing, strict=True):
             for key in own:

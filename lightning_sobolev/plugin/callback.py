@@ -1,15 +1,12 @@
 """Sobolev terms for any LightningModule, by a callback."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal, cast
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
-from torch.nn.utils import get_total_norm
 from typing_extensions import override
 
 from lightning_sobolev._checks import require
@@ -18,14 +15,19 @@ from lightning_sobolev.doctor import Cost, Doctor
 from lightning_sobolev.functional.precision import InnerPrecision
 from lightning_sobolev.loss.compiling import CompileSettings
 from lightning_sobolev.loss.loss import Occasion, SobolevLoss
-from lightning_sobolev.loss.recorded import refuse_nan
 from lightning_sobolev.loss.report import Report
 from lightning_sobolev.observe.decide import ManualCalls
 from lightning_sobolev.observe.options import ObserveOptions, WhichCall, Wrt
 from lightning_sobolev.observe.recorder import Observed, Recorder
 from lightning_sobolev.plugin import step
 from lightning_sobolev.plugin.report import Reporter
-from lightning_sobolev.plugin.resolve import Options, Plan, ahead_of_finders, check_strategy, resolve
+from lightning_sobolev.plugin.resolve import (
+    Options,
+    Plan,
+    ahead_of_finders,
+    check_strategy,
+    resolve,
+)
 from lightning_sobolev.schedules import Schedule
 from lightning_sobolev.spec import SobolevSpec
 from lightning_sobolev.teachers import AnalyticTeacher, BatchTeacher, NetworkTeacher
@@ -43,10 +45,9 @@ class SobolevCallback(Callback):
     ``manual_backward``). Logged are ``train/sobolev/{term}`` and ``train/sobolev/total``.
 
     Under manual optimization every observed call is decided on once, at the first
-    ``manual_backward`` whose loss depends on it: ``call="first"`` takes the first call of each, so
-    that every micro-batch and both passes of SAM have their term; ``"all"`` takes all; an index
-    counts the calls of the whole step. A chosen call that no ``manual_backward`` reaches is an
-    error.
+    ``manual_backward`` whose loss depends on it: ``call="first"`` takes the first of each (every
+    micro-batch, both passes of SAM), ``"all"`` all, an index counts the calls of the whole step. A
+    chosen call that no ``manual_backward`` reaches is an error.
 
     Cost: for one order-1 projection about 2 to 3 times a plain step. Assumes that row b of the
     student's output depends on row b of its input alone.
@@ -59,28 +60,14 @@ class SobolevCallback(Callback):
         weight: Weight of that one term where there is no ``spec``.
         module: Name of the submodule that maps the input to the matched output. None: the module
             itself or, if the step never calls that, the one child that it calls.
-        wrt: The input: position, argument name or key path; None for the first float tensor that
-            has an axis. A list of several joins their rows into one input.
-        call: Which call of the student counts in a step that makes several: ``"first"``,
-            ``"all"`` (averaged) or an index.
-        engine: ``"tape"`` reuses the step's own forward; ``"func"`` runs it inside
-            ``torch.func``; ``"auto"`` takes the tape and says so once.
-        batch_norm: ``"train"`` observes the step's forward as it is; ``"eval"`` takes the
-            derivatives in a replay with batch norms in eval mode, where rows are independent.
-        output: Key path of the matched tensor in the student's output; None for the first with as
-            many rows as the input.
-        row_axes: Axis of the rows in other arguments, for terms on a part of the rows; see
-            :class:`~lightning_sobolev.observe.ObserveOptions`.
-        inner_precision: In which precision the student's derivatives are taken: at least
-            ``"float32"`` (a step in half precision is replayed for it), that of the ``"step"``, or
-            ``"bf16-mixed"``.
+        wrt, call, engine, batch_norm, output, row_axes, inner_precision, missing: What is observed
+            of a step, as :class:`~lightning_sobolev.observe.ObserveOptions` says. Steps that
+            ``missing="skip"`` lets pass are counted in ``train/sobolev/missing_steps``.
         seed: Seed of the projections; ranks differ, resumed runs continue.
         doctor: Whether to check, before the first update, that the terms' parameter gradient agrees
             with finite differences on this very student, and to measure ``cost`` behind it.
         non_finite: ``"raise"`` refuses a teacher's answer with NaN or Inf; ``"skip"`` leaves such
             rows out of the term, counts them in the log, and says so once.
-        missing: ``"raise"`` refuses a step that does not call the student; ``"skip"`` trains it
-            without the terms and counts it in ``train/sobolev/missing_steps``.
         validate: Whether to log ``val/sobolev/{term}`` and the derivatives' cosine in validation
             and test as well.
         manual_scale: What multiplies the terms under manual optimization: 1/N for a step that hands
@@ -137,7 +124,9 @@ class SobolevCallback(Callback):
         require(weight is None or spec is None, "weight", "None beside spec=", weight)
         self.loss = SobolevLoss(teacher, spec, seed=seed, non_finite=non_finite)
         if weight is not None:
-            self._rebuild(teacher, replace(self.spec, terms=[replace(self.spec.terms[0], weight=weight)]))
+            self._rebuild(
+                teacher, replace(self.spec, terms=[replace(self.spec.terms[0], weight=weight)])
+            )
         self._name_state()
         self._doctor = Doctor()
         self._is_loaded = self._is_described = self._is_scale_said = False
@@ -204,6 +193,7 @@ class SobolevCallback(Callback):
         self.loss.forgives_overflow = getattr(trainer.precision_plugin, "scaler", None) is not None
         self._reporter = Reporter(self.loss, module)
         self._module, self._trainer, self._is_described = module, trainer, False
+        self._at = lambda: trainer.global_step
         self.plan = plan
         return plan.recorder
 
@@ -272,9 +262,7 @@ class SobolevCallback(Callback):
         if self._evaluations and self._mark is not None:  # a line search evaluates one function
             loss.go_back(self._mark)
         self._evaluations += 1
-        self._occasion = Occasion(
-            loss.counter, self._at, batch, parameters=self._module.parameters
-        )
+        self._occasion = Occasion(loss.counter, self._at, batch, parameters=self._module.parameters)
         loss.counter += 1
         if not self._module.automatic_optimization:
             self._manual = ManualCalls(plan.recorder)
@@ -283,9 +271,6 @@ class SobolevCallback(Callback):
         if plan.compiler is not None:
             plan.compiler.begin(self._occasion)
         plan.recorder.start()
-
-    def _at(self) -> int:
-        return self._trainer.global_step
 
     def _begin_batch(self) -> None:
         self._batch_number = self._trainer.fit_loop.epoch_loop.batch_progress.total.ready
@@ -298,7 +283,6 @@ class SobolevCallback(Callback):
 
     def terms(self, observed: list[Observed], value_loss: Tensor) -> Report:
         """Return the terms at observed calls, told of."""
-        self.plan.recorder.stop()  # what the loss and the doctor call is nobody's step
         self._occasion.value_loss = value_loss
         try:
             report = self.report = self.loss.evaluate(observed, self._occasion)
@@ -342,9 +326,7 @@ class SobolevCallback(Callback):
             self._is_scale_said = True
             if self.options.manual_scale == 1.0:
                 rank_zero_info(_SCALE)
-        report = self.terms(observed, value_loss)
-        self.plan.recorder.resume()
-        return report
+        return self.terms(observed, value_loss)
 
     def end_manual(self) -> None:
         """Refuse a manual step of which a chosen call has no term."""
@@ -354,29 +336,12 @@ class SobolevCallback(Callback):
 
     def check_gradients(self, loss: Tensor, leaves: list[Tensor]) -> None:
         """Refuse NaN in the gradients of a finite loss, before an optimizer takes them in."""
-        if self.report is None or not self.report.terms or self.loss.forgives_overflow:
-            return
-        # What is no number anywhere in the student is none in the gradient of its input.
-        size = leaves[0].grad if len(leaves) == 1 else None
-        if size is None:
-            gradients = [p.grad for p in self._module.parameters() if p.grad is not None]
-            if not gradients:
-                return
-            size = get_total_norm([getattr(grad, "_local_tensor", grad) for grad in gradients])
-        size = size.detach().sum() if size.ndim else size
-        if self.loss.reads_at_once:
-            if not math.isfinite(size.item()) and math.isfinite(loss.item()):
-                refuse_nan(self._module)
-            return
-        # A loss that is no number itself is its user's to see.
-        size = torch.where(loss.detach().isfinite(), size, torch.zeros_like(size))
-        judge = lambda number: None if math.isfinite(number) else refuse_nan(self._module)  # noqa: E731
-        self.loss.checks.settle([(size, judge)])
+        if self.report is not None and self.report.terms and not self.loss.forgives_overflow:
+            self.loss.check_gradients(loss, leaves, self._module)
 
     def validate(self, stage: str, batch: Any, number: int) -> None:
         """Log the terms and cosines at what a step of validation or test called."""
         observed = self.plan.recorder.chosen()
-        self.plan.recorder.stop()
         if observed:
             occasion = Occasion(number, self._at, batch, trains=False)
             self._reporter.tell_validation(stage, self.loss.validate(observed, occasion))
@@ -385,6 +350,7 @@ class SobolevCallback(Callback):
         step.uninstall(module, self)
         self._doctor.forget()
         self._is_loaded, self.plan = False, cast(Plan, None)
+        self._trainer = self._module = self._occasion = self._manual = None  # type: ignore[assignment]
         if self.report is not None:
             self.report = self.report.detached()
 

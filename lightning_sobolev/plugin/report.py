@@ -10,10 +10,6 @@ from lightning_sobolev.loss.balance import Balanced
 from lightning_sobolev.loss.loss import SobolevLoss
 from lightning_sobolev.loss.report import Report
 
-def log_key(stage: str, name: str) -> str:
-    """Return the name under which the plugin logs something; docs/metrics.md explains each."""
-    return f"{stage}/sobolev/{name}"
-
 
 class Reporter:
     """Tells what there is beside the terms' size; a warning is given once."""
@@ -29,11 +25,11 @@ class Reporter:
         for term in self.balanced:
             if term.key in report.terms:
                 weight = report.weights[term.key]
-                module.log(log_key("train", f"{term.key}_weight"), weight, batch_size=size)
+                module.log(f"train/sobolev/{term.key}_weight", weight, batch_size=size)
         for key, rows in report.unknown.items():
-            module.log(log_key("train", f"{key}_unknown_rows"), rows.float(), batch_size=size)
+            module.log(f"train/sobolev/{key}_unknown_rows", rows.float(), batch_size=size)
         for key, count in report.skipped.items():
-            name = log_key("train", f"{key}_skipped_rows")
+            name = f"train/sobolev/{key}_skipped_rows"
             module.log(name, count.float(), batch_size=size)
             left_out = "rows whose target is NaN or Inf are left out; counted in"
             self._warn_if(count, f"term {key!r}: {left_out} {name}")
@@ -44,16 +40,17 @@ class Reporter:
 
     def tell_validation(self, stage: str, report: Report) -> None:
         """Log the terms and cosines of one batch of validation or test."""
-        options: dict[str, Any] = {"on_step": False, "on_epoch": True, "batch_size": report.size}
+        options: dict[str, Any] = {"on_step": False, "on_epoch": True, "sync_dist": True}
+        options["batch_size"] = report.size
         for key, value in report.terms.items():
-            self._module.log(log_key(stage, key), value.detach(), **options)
+            self._module.log(f"{stage}/sobolev/{key}", value.detach(), **options)
         for key, value in report.cosines.items():
-            self._module.log(log_key(stage, f"{key}_cosine"), value, **options)
+            self._module.log(f"{stage}/sobolev/{key}_cosine", value, **options)
 
     def count_missing(self, is_missing: bool) -> None:
         """Log whether a step called the student; an epoch has their sum."""
         options: dict[str, Any] = {"on_step": False, "on_epoch": True, "reduce_fx": "sum"}
-        self._module.log(log_key("train", "missing_steps"), float(is_missing), batch_size=1, **options)
+        self._module.log("train/sobolev/missing_steps", float(is_missing), batch_size=1, **options)
 
     def _warn_if(self, condition: Tensor, text: str) -> None:
         if text not in self._warned:  # what was said once is not looked at again

@@ -9,15 +9,14 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
 from lightning_sobolev._checks import require
-from lightning_sobolev.loss.balance import Balanced
+from lightning_sobolev.loss.balance import check_balanced
 from lightning_sobolev.loss.compiled import Compiler
 from lightning_sobolev.loss.compiling import CompileSettings
 from lightning_sobolev.loss.loss import SobolevLoss
 from lightning_sobolev.observe.call import is_half
 from lightning_sobolev.observe.options import ObserveOptions
 from lightning_sobolev.observe.recorder import Recorder
-from lightning_sobolev.observe.remedies import sharded_parts
-from lightning_sobolev.spec import SobolevSpec
+from lightning_sobolev.observe.remedies import is_compiled, is_entered_compiled, sharded_parts
 from lightning_sobolev.teachers import NetworkTeacher
 
 _NO_DOUBLE_BACKWARD = {
@@ -44,15 +43,10 @@ class Options:
         require(fits, "compile", "True, False or CompileSettings", self.compile)
         if self.compile and self.observe.engine == "tape":
             raise ValueError("compile needs engine='func' or 'auto', got engine='tape'")
-        is_number = isinstance(self.manual_scale, int | float) and 0.0 < self.manual_scale < math.inf
+        is_number = (
+            isinstance(self.manual_scale, int | float) and 0.0 < self.manual_scale < math.inf
+        )
         require(is_number, "manual_scale", "a finite number > 0", self.manual_scale)
-
-    @property
-    def compile_settings(self) -> CompileSettings | None:
-        """How the observed call is compiled if it is; None: as the module was compiled."""
-        if isinstance(self.compile, CompileSettings):
-            return self.compile
-        return CompileSettings() if self.compile else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,14 +58,12 @@ class Plan:
     eager_step: bool
 
 
-def resolve(
-    trainer: Trainer, module: LightningModule, options: Options, loss: SobolevLoss
-) -> Plan:
+def resolve(trainer: Trainer, module: LightningModule, options: Options, loss: SobolevLoss) -> Plan:
     """Check a module and its trainer, and find out what holds for the fit."""
     check_modules(module, loss, options)
     compiled = is_compiled(module)
     settings = _chosen_compile(options, module, compiled)
-    searches = searches_lines(trainer)
+    searches = any(isinstance(one, torch.optim.LBFGS) for one in trainer.optimizers)
     if searches and not module.automatic_optimization:
         raise ValueError(
             "automatic_optimization must be True with torch.optim.LBFGS, got False: under manual "
@@ -82,7 +74,8 @@ def resolve(
         "the student is compiled": compiled or settings is not None,
         "the optimizer searches along lines": searches,
     }
-    _check_weights(loss.spec, next((text for text, holds in obstacles.items() if holds), None))
+    obstacle = next((text for text, holds in obstacles.items() if holds), None)
+    check_balanced(loss.spec.terms, obstacle)
     recorder = loss.recorder_of(
         module, options.module, options.observe,
         every_call=not module.automatic_optimization, compiled=compiled,
@@ -91,8 +84,10 @@ def resolve(
     if settings is not None:
         compiler = Compiler(loss, recorder, settings, nested=compiled)
         recorder.engine, recorder.compiled = "tape", compiler  # the tape, should it not compile
+    if not any(parameter.requires_grad for parameter in module.parameters()):
+        rank_zero_info("Sobolev: no parameter requires a gradient: a term trains nothing")
     _say_engine(options, compiled, compiler is not None, "16" in str(trainer.precision))
-    return Plan(recorder, compiler, _is_entered_compiled(module))
+    return Plan(recorder, compiler, is_entered_compiled(module))
 
 
 def _say_engine(options: Options, compiled: bool, compiles: bool, half: bool) -> None:
@@ -133,22 +128,7 @@ def check_modules(module: LightningModule, loss: SobolevLoss, options: Options) 
             "autocast leaves alone"
         )
     if isinstance(loss.teacher, NetworkTeacher):
-        _check_teacher(module, loss.teacher, target)
-
-
-def _check_teacher(module: nn.Module, teacher: NetworkTeacher, target: str | None) -> None:
-    # A module may hold its teacher, beside the student and not trained with it.
-    student = module if target is None else module.get_submodule(target)
-    own = {id(parameter) for parameter in student.parameters()}
-    shared = [n for n, p in teacher.network.named_parameters() if id(p) in own]
-    inside = target is None and any(part is teacher.network for part in module.modules())
-    if shared and not (inside and not teacher.was_trainable):
-        raise ValueError(
-            "teacher must not share parameters with the student, which it froze; got "
-            f"{len(shared)} shared ones, first {shared[0]!r}; pass copy.deepcopy(network), or, for "
-            "a teacher that the module holds beside its student, name the student with module= or "
-            "call requires_grad_(False) on the teacher before"
-        )
+        loss.teacher.check_apart(module, target)
 
 
 def _has_submodule(module: nn.Module, name: str) -> bool:
@@ -158,24 +138,14 @@ def _has_submodule(module: nn.Module, name: str) -> bool:
         return False
 
 
-def _check_weights(spec: SobolevSpec, obstacle: str | None) -> None:
-    # Balancing takes gradients of which no process has the whole (sharded), two backward passes
-    # through a graph that gives its buffers away in one (compiled), and would change the function
-    # that a line search compares within one step.
-    for term in spec.terms:
-        fits = obstacle is None or not isinstance(term.weight, Balanced)
-        expected = f"a number or a schedule where {obstacle}"
-        require(fits, f"weight of {term.key}", expected, term.weight)
-
-
-def _chosen_compile(
-    options: Options, module: nn.Module, compiled: bool
-) -> CompileSettings | None:
-    settings = options.compile_settings
-    if settings is None and options.compile is None and options.observe.engine == "func":
-        settings = CompileSettings() if compiled else None
+def _chosen_compile(options: Options, module: nn.Module, compiled: bool) -> CompileSettings | None:
+    settings = options.compile
     if settings is None:
-        return None
+        settings = compiled and options.observe.engine == "func"
+    if isinstance(settings, bool):
+        if not settings:
+            return None
+        settings = CompileSettings()
     if is_half(module):
         raise ValueError(
             "compile needs parameters in at least float32, got half-precision ones; "
@@ -186,26 +156,6 @@ def _chosen_compile(
         "held against eager numbers on the first batch"
     )
     return settings
-
-
-def searches_lines(trainer: Trainer) -> bool:
-    """Whether an optimizer evaluates a step several times to compare losses."""
-    return any(isinstance(one, torch.optim.LBFGS) for one in trainer.optimizers)
-
-
-def is_compiled(module: nn.Module) -> bool:
-    """Whether the module or one below it was compiled."""
-    return getattr(module, "_compiler_ctx", None) is not None or any(
-        hasattr(part, "_orig_mod") or part._compiled_call_impl is not None
-        for part in module.modules()
-    )
-
-
-def _is_entered_compiled(module: nn.Module) -> bool:
-    # Compiled in place, or as a whole: its frames are compiled before any forward of ours is called.
-    return getattr(module, "_compiler_ctx", None) is not None or any(
-        part._compiled_call_impl is not None for part in module.modules()
-    )
 
 
 def ahead_of_finders(trainer: Trainer, callback: Callback) -> None:

@@ -15,6 +15,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from lightning_sobolev.loss.report import Report
+from lightning_sobolev.observe.graph import inputs_but
 from lightning_sobolev.observe.remedies import Both, explain, kept_gathered, sharded_parts
 from lightning_sobolev.observe.shadow import Shadow, holder
 
@@ -107,6 +108,8 @@ class ObservedStep:
         if not isinstance(value_loss, Tensor):
             return output  # None skips the batch; anything else is Lightning's to refuse
         loss = value_loss
+        for callback in self.callbacks:  # what a loss or a doctor calls is nobody's step
+            callback.plan.recorder.stop()
         for callback in self.callbacks:
             report = callback.automatic_terms(value_loss)
             if report is not None:
@@ -127,12 +130,17 @@ class ObservedStep:
     def manual_backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Add the terms of those observed calls that the loss was computed from."""
         value_loss = loss
-        for callback in self.callbacks if self._trainer.training else ():
+        callbacks = self.callbacks if self._trainer.training else []
+        for callback in callbacks:
+            callback.plan.recorder.stop()
+        for callback in callbacks:
             report = callback.manual_terms(value_loss)
             if report is not None:
                 added = callback.options.manual_scale * report.loss
                 loss = loss + added
                 self._take_in(report, added)
+        for callback in callbacks:
+            callback.plan.recorder.resume()
         if self._total is not None:
             log_step(self._module, "train/sobolev/total", *self._total)
             self._total = None
@@ -145,7 +153,7 @@ class ObservedStep:
         leaves, self._leaves = self._leaves, []
         is_large = sum(map(Tensor.numel, leaves)) >= LARGE
         if is_large and self._may_leave_out and "inputs" not in kwargs:
-            kwargs.update(_inputs_but(loss, leaves))
+            kwargs.update(inputs_but(loss, leaves))
         gathered = kept_gathered(self._module, to_the_end=True) if self._is_sharded else _AS_IT_IS
         with self._remedies, gathered:
             try:
@@ -172,6 +180,8 @@ class ObservedStep:
             output = self._original(name)(*args, **kwargs)
             batch = args[0] if args else kwargs.get("batch")
             number = int(args[1] if len(args) > 1 else kwargs.get("batch_idx", 0))
+            for callback in validating:
+                callback.plan.recorder.stop()
             for callback in validating:
                 callback.validate(stage, batch, number)
             return output
@@ -228,24 +238,3 @@ def log_step(module: LightningModule, name: str, value: Tensor, batch_size: int)
         module.log(name, value, batch_size=batch_size)
     else:  # the last value is all that is kept of it
         vars(metric).update(value=value, _forward_cache=value, has_reset=False)
-
-
-def _inputs_but(loss: Tensor, hidden: list[Tensor]) -> dict[str, list[Tensor]]:
-    # Every node is visited at every step: no generator, no set of all nodes beforehand.
-    own = {id(leaf) for leaf in hidden}
-    stack, seen, found = [loss.grad_fn], {loss.grad_fn}, []
-    while stack:
-        node = stack.pop()
-        if node is None:
-            continue
-        if (variable := getattr(node, "variable", None)) is not None:
-            if id(variable) not in own:
-                found.append(variable)
-            continue
-        if "CheckpointFunction" in node.name():  # reentrant: torch refuses it with inputs=
-            return {}
-        for child, _ in node.next_functions:
-            if child not in seen:
-                seen.add(child)
-                stack.append(child)
-    return {"inputs": found} if found else {}  # torch refuses an empty list

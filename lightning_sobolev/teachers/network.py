@@ -73,6 +73,26 @@ class NetworkTeacher(Teacher):
         self.network.to(device)
         return self
 
+    def check_apart(self, module: nn.Module, target: str | None) -> None:
+        """Refuse a network that is the student, all of ``module`` or its part ``target``.
+
+        A module may hold its teacher, beside the student and not trained with it.
+
+        Raises:
+            ValueError: If they share parameters that were trained.
+        """
+        student = module if target is None else module.get_submodule(target)
+        own = {id(parameter) for parameter in student.parameters()}
+        shared = [n for n, p in self.network.named_parameters() if id(p) in own]
+        inside = target is None and any(part is self.network for part in module.modules())
+        if shared and not (inside and not self.was_trainable):
+            raise ValueError(
+                "teacher must not share parameters with the student, which it froze; got "
+                f"{len(shared)} shared ones, first {shared[0]!r}; pass copy.deepcopy(network), or, "
+                "for a teacher that the module holds beside its student, name the student with "
+                "module= or call requires_grad_(False) on the teacher before"
+            )
+
     def at(self, query: Query) -> Jet:
         """Return the jet of ``on(network)`` at ``x``; one forward pass."""
         network, call, takes = self.network, query.call, self.takes
@@ -88,7 +108,9 @@ class NetworkTeacher(Teacher):
         if torch.is_autocast_enabled(x.device.type):
             answer = _outside_of_autocast(answer, x.device.type)
         # Walking a tree of modules at every question takes longer than the list of its parts.
-        training = list(filter(_IS_TRAINING, network.modules() if network.training else self._parts))
+        training = list(
+            filter(_IS_TRAINING, network.modules() if network.training else self._parts)
+        )
         if not training:
             return tape_jet(answer, query.x)
         for module in training:
@@ -123,7 +145,8 @@ class NetworkTeacher(Teacher):
                 y = self._select(y, output, point.shape[0])
             if on is not identity:
                 y = on(y.to(torch.promote_types(y.dtype, dtype)))
-            return y if y.dtype == dtype else y.to(dtype)
+            answered: Tensor = y if y.dtype == dtype else y.to(dtype)
+            return answered
 
         return answer
 
