@@ -6,10 +6,12 @@ squared Frobenius norm.
 
 import logging
 import warnings
+from contextlib import contextmanager
 
 import lightning.pytorch as L
 import pytest
 import torch
+from lightning_utilities.core import rank_zero
 from torch import nn
 from torch.func import jacrev, vmap
 from torch.nn.functional import mse_loss
@@ -17,7 +19,7 @@ from torch.nn.utils import parameters_to_vector
 from torch.testing import assert_close
 from torch.utils.data import DataLoader
 
-from lightning_sobolev import AnalyticTeacher, SobolevCallback, SobolevSpec, SobolevTerm
+from lightning_sobolev import AnalyticTeacher, SobolevCallback, SobolevSpec, SobolevTerm, Teacher
 
 EXACT = {"projection": "basis", "num_projections": None, "normalize": "none"}
 QUIET = {
@@ -25,6 +27,7 @@ QUIET = {
     "enable_progress_bar": False, "enable_model_summary": False, "num_sanity_val_steps": 0,
     "max_epochs": 1, "precision": "64-true",
 }  # fmt: skip
+RANDOM = {"projection": "gaussian", "num_projections": 1, "normalize": "none"}
 SIDES = ("cotangent", "tangent")
 
 
@@ -116,6 +119,43 @@ def distance(ours, theirs):
     return (ours - theirs).square().flatten(1).sum(1).mean()
 
 
+class Overheard(Teacher):
+    """A closed form that remembers along which directions it was asked, term by term."""
+
+    def __init__(self, value=target):
+        self.source, self.along = AnalyticTeacher(value), []
+
+    def at(self, query):
+        return _Overheard(self.source.at(query), self.along)
+
+
+class _Overheard:
+    def __init__(self, jet, along):
+        self.jet, self.value, self.along = jet, jet.value, along
+
+    def vjp(self, u):
+        self.along.append(u)
+        return self.jet.vjp(u)
+
+    def jvp(self, v):
+        self.along.append(v)
+        return self.jet.jvp(v)
+
+
+def along(directions, side, net, x):
+    """Return the term without a scale, along given directions."""
+    contraction = {"cotangent": "pbo,boi->pbi", "tangent": "pbi,boi->pbo"}[side]
+    errors = torch.einsum(contraction, directions, jacobian(net, x) - jacobian(target, x))
+    return errors.square().flatten(2).sum(-1).mean()
+
+
+def assert_all_differ(directions):
+    """Each step has random directions of its own: none was asked along before."""
+    for number, later in enumerate(directions):
+        for earlier in directions[:number]:
+            assert (later - earlier).abs().max() > 0.1
+
+
 def slope(value, module):
     """Return the gradient in all parameters, as one vector; zero where there is none."""
     parameters = list(module.parameters())
@@ -145,11 +185,32 @@ def refuses(module, batches, callback, text, error=ValueError, **flags):
     assert_close(weights(module), before, rtol=0, atol=0)
 
 
-def said(caplog, action):
+class _Keeps(logging.Handler):
+    def __init__(self):
+        super().__init__(logging.INFO)
+        self.lines = []
+
+    def emit(self, record):
+        self.lines.append(record.getMessage())
+
+
+@contextmanager
+def lines_for_the_user():
+    """Give the list that grows by each line, whatever was done to Lightning's loggers before."""
+    logger, keeps = rank_zero.log, _Keeps()
+    level = logger.level
+    logger.setLevel(logging.INFO)
+    logger.addHandler(keeps)
+    try:
+        yield keeps.lines
+    finally:
+        logger.removeHandler(keeps)
+        logger.setLevel(level)
+
+
+def said(action):
     """Return every warning and every line for the user, in order of the kinds."""
-    with warnings.catch_warnings(record=True) as caught, caplog.at_level(logging.INFO):
+    with warnings.catch_warnings(record=True) as caught, lines_for_the_user() as lines:
         warnings.simplefilter("always")
-        caplog.clear()
         action()
-    lines = [record.getMessage() for record in caplog.records]
     return [str(w.message) for w in caught] + lines

@@ -17,6 +17,7 @@ from tests.kinds._measure import (
     Way,
     assert_taught,
     batch,
+    in_turn,
     moved,
     sobolev,
 )
@@ -161,8 +162,15 @@ class Copies(L.Callback):
 
 
 @makes
-@copiers
-@pytest.mark.parametrize("moment", ["optimizer", "batch", "epoch"])
+@pytest.mark.parametrize(
+    ("copier", "moment"),
+    [
+        (copy.deepcopy, "optimizer"),
+        (copy.deepcopy, "epoch"),
+        (by_pickle, "batch"),
+        (by_torch, "optimizer"),
+    ],
+)
 def test_a_copy_trains_as_a_module_that_was_never_watched(make, copier, moment):
     copies = Copies(copier)
     fit_one_step(make(), batch(), sobolev(Way(), Spy()), copies)
@@ -186,12 +194,11 @@ class CopiesInside:
         return y + 0.1 * twin(x).detach()
 
 
-@ways
 @pytest.mark.parametrize("parent", [Plain, Wrapped, WrappedTwice, InContext])
-@copiers
-def test_a_copy_made_inside_a_step_has_no_link_to_the_original(parent, copier, way):
+@pytest.mark.parametrize(("copier", "name"), in_turn(COPIERS, WAYS, each=2))
+def test_a_copy_made_inside_a_step_has_no_link_to_the_original(parent, copier, name):
     made = type("Made", (CopiesInside, parent), {"copier": staticmethod(copier)})
-    assert_taught(made, way)
+    assert_taught(made, WAYS[name])
 
 
 @copiers

@@ -80,12 +80,12 @@ def test_a_wrong_double_backward_is_refused(side, single):
 
 
 @pytest.mark.parametrize("side", SIDES)
-def test_a_right_one_passes_and_is_right(side, caplog):
+def test_a_right_one_passes_and_is_right(side):
     callback = exact(term={"side": side}, doctor=True)
     net = mlp()
     expected = slope(distance(jacobian(net, X), jacobian(target, X)), net)
     found = []
-    lines = said(caplog, lambda: found.append(share(lambda: Step(Custom(1.0)), [(X, Y)], callback)))
+    lines = said(lambda: found.append(share(lambda: Step(Custom(1.0)), [(X, Y)], callback)))
     assert_is(found[0], expected)
     assert any("agrees with" in line for line in lines)
     assert not any("not checked" in line for line in lines)
@@ -120,7 +120,7 @@ class Block(nn.Module):
 
 
 @pytest.mark.filterwarnings("ignore:Sobolev doctor")
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize(("order", "side"), KINDS)
 def test_a_student_that_computes_in_float32_inside_is_no_false_alarm(order, side, seed):
     with torch.random.fork_rng(devices=[]):

@@ -66,9 +66,9 @@ CANNOT = {
 
 
 @pytest.mark.parametrize("name", CANNOT)
-def test_what_could_not_be_checked_is_said_with_the_reason(name, caplog):
+def test_what_could_not_be_checked_is_said_with_the_reason(name):
     make, why = CANNOT[name]
-    lines = said(caplog, lambda: fit(Step(make()), [(X, Y)], exact(doctor=True)))
+    lines = said(lambda: fit(Step(make()), [(X, Y)], exact(doctor=True)))
     found = [line for line in lines if "not checked" in line]
     assert found, "\n".join(lines)
     assert any(why in line for line in found), found
@@ -83,39 +83,39 @@ def test_what_could_not_be_checked_trains_all_the_same(make):
     assert_is(share(lambda: Step(make()), [(X, Y)], exact(doctor=True)), expected)
 
 
-def test_a_large_student_is_not_checked(caplog, monkeypatch):
+def test_a_large_student_is_not_checked(monkeypatch):
     from lightning_sobolev.doctor import differences
 
     monkeypatch.setattr(differences, "MAX_PARAMETERS", 10)
-    lines = said(caplog, lambda: fit(Step(), [(X, Y)], exact(doctor=True)))
+    lines = said(lambda: fit(Step(), [(X, Y)], exact(doctor=True)))
     assert any("not checked" in line and "parameters" in line for line in lines), lines
     assert not any("agrees with" in line for line in lines)
 
 
-def test_a_small_student_is_checked(caplog):
-    lines = said(caplog, lambda: fit(Step(), [(X, Y)], exact(doctor=True)))
+def test_a_small_student_is_checked():
+    lines = said(lambda: fit(Step(), [(X, Y)], exact(doctor=True)))
     assert sum("agrees with" in line for line in lines) == 1
     assert not any("not checked" in line for line in lines)
 
 
 @pytest.mark.parametrize("doctor", [True, False])
-def test_without_a_derivative_or_a_doctor_there_is_nothing_to_agree(doctor, caplog):
+def test_without_a_derivative_or_a_doctor_there_is_nothing_to_agree(doctor):
     order = 0 if doctor else 1
     callback = exact(doctor=doctor, term={"order": order})
-    lines = said(caplog, lambda: fit(Step(), [(X, Y)], callback))
+    lines = said(lambda: fit(Step(), [(X, Y)], callback))
     assert not any("agrees with" in line for line in lines)
 
 
-def test_no_rows_are_no_agreement(caplog):
+def test_no_rows_are_no_agreement():
     class Sums(Step):
         def training_step(self, batch, batch_idx):
             return (self.net(batch[0]) - batch[1]).square().sum()
 
-    lines = said(caplog, lambda: fit(Sums(), [(X[:0], Y[:0])], exact(doctor=True)))
+    lines = said(lambda: fit(Sums(), [(X[:0], Y[:0])], exact(doctor=True)))
     assert not any("agrees with" in line for line in lines)
 
 
-def test_a_derivative_that_no_parameter_moves_is_no_agreement(caplog):
+def test_a_derivative_that_no_parameter_moves_is_no_agreement():
     """Shift alone: the Jacobian is the identity, whatever is learned."""
 
     class Shift(nn.Module):
@@ -130,5 +130,5 @@ def test_a_derivative_that_no_parameter_moves_is_no_agreement(caplog):
         with contextlib.suppress(ValueError):  # to refuse it is as good as to say it
             fit(Step(Shift()), [(X, Y)], exact(doctor=True))
 
-    lines = said(caplog, run)
+    lines = said(run)
     assert not any("agrees with" in line for line in lines)

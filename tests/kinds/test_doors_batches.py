@@ -110,8 +110,7 @@ class Predicts(Step):
         return mse_loss(self.net(batch).y, batch.y)
 
 
-@pytest.mark.parametrize("doctor", [False, True])
-@pytest.mark.parametrize("wrt", ["x", "batch.x", "0.x"])
+@pytest.mark.parametrize(("wrt", "doctor"), [("x", True), ("batch.x", False), ("0.x", False)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_input_and_output_are_named_by_field_or_attribute(kind, wrt, doctor):
     make = KINDS[kind]

@@ -45,8 +45,10 @@ class Residual(Step):
         return residual + mse_loss(self.net(batch[0]), batch[1])
 
 
-@pytest.mark.parametrize("call", ["first", 0, -1, "all"])
-@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize(
+    ("call", "side"),
+    [("first", "cotangent"), (0, "tangent"), (-1, "cotangent"), ("all", "tangent")],
+)
 @pytest.mark.parametrize("inner", [slopes, jacobians, curvatures])
 def test_calls_inside_a_transform_are_not_observed(inner, side, call):
     make = type("Residual", (Residual,), {"inner": staticmethod(inner)})

@@ -84,8 +84,7 @@ def expected(layer):
     return slope(distance(by_rows(net, X), jacobian(target, X)), net)
 
 
-@pytest.mark.parametrize("doctor", [False, True])
-@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize(("side", "doctor"), [("cotangent", True), ("tangent", False)])
 @pytest.mark.parametrize("how", ["not", "part", "twice"])
 @pytest.mark.parametrize("layer", [Attention, LayerNorm])
 def test_a_recomputed_layer_is_right(layer, how, side, doctor):

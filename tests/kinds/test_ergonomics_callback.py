@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.nn.functional import mse_loss
 from torch.testing import assert_close
 
 from lightning_sobolev import (
@@ -12,11 +13,16 @@ from lightning_sobolev import (
     SobolevSpec,
 )
 from tests.kinds._by_hand import (
+    RANDOM,
     SIDES,
+    Overheard,
     Step,
     X,
     Y,
+    along,
+    assert_all_differ,
     assert_is,
+    descend,
     distance,
     exact,
     fit,
@@ -26,6 +32,7 @@ from tests.kinds._by_hand import (
     share,
     slope,
     target,
+    weights,
 )
 
 
@@ -52,6 +59,16 @@ def test_a_weight_is_enough(weight):
     callback = SobolevCallback(AnalyticTeacher(first), doctor=False, **options)
     found = share(scalar, [(X, Y[:, :1])], callback)
     assert_is(found, (1.0 if weight is None else weight) * relative()[0])
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_each_step_has_random_directions_of_its_own(side):
+    teacher, module, net = Overheard(), Step(), mlp()
+    term = {**RANDOM, "side": side, "weight": 0.1}
+    fit(module, [(X, Y)] * 4, exact(teacher, term=term))
+    assert_all_differ(teacher.along)
+    losses = [lambda u=u: mse_loss(net(X), Y) + 0.1 * along(u, side, net, X) for u in teacher.along]
+    assert_close(weights(module), descend(net, *losses), rtol=1e-9, atol=1e-11)
 
 
 def test_a_weight_beside_a_spec_is_refused():

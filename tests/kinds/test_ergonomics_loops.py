@@ -12,9 +12,13 @@ from torch.testing import assert_close
 from lightning_sobolev import AnalyticTeacher, SobolevLoss, SobolevTerm
 from tests.kinds._by_hand import (
     EXACT,
+    RANDOM,
     SIDES,
+    Overheard,
     X,
     Y,
+    along,
+    assert_all_differ,
     assert_is,
     frobenius,
     mlp,
@@ -52,6 +56,19 @@ def test_gradients_are_accumulated_by_hand(side):
             value = mse_loss(net(x), y)
         ((value + loss_fn()) / len(chunks)).backward()
     assert_is(gradient(net), slope(sum(dense(net, x, y) for x, y in chunks) / 2, net))
+
+
+def test_parts_that_are_accumulated_have_random_directions_of_their_own():
+    teacher, net = Overheard(), mlp()
+    loss_fn = SobolevLoss(teacher, SobolevTerm(**RANDOM))
+    parts = X.chunk(3)
+    for x in parts:
+        with loss_fn.observe(net):
+            net(x)
+        loss_fn().loss.backward()
+    assert_all_differ(teacher.along)
+    terms = [along(u, "cotangent", net, x) for u, x in zip(teacher.along, parts, strict=True)]
+    assert_is(gradient(net), slope(sum(terms), net))
 
 
 def test_a_term_may_be_added_to_a_loss_that_is_gone():

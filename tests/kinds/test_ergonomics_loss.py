@@ -17,9 +17,13 @@ from lightning_sobolev import (
 )
 from tests.kinds._by_hand import (
     EXACT,
+    RANDOM,
     SIDES,
+    Overheard,
     X,
     Y,
+    along,
+    assert_all_differ,
     assert_is,
     distance,
     frobenius,
@@ -50,6 +54,19 @@ def test_three_lines_are_enough(side):
     (value + loss_fn()).backward()
 
     assert_is(gradient(net), slope(mse_loss(net(X), Y) + 0.5 * frobenius(net, target, X), net))
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_each_evaluation_has_random_directions_of_its_own(side):
+    teacher, net = Overheard(), mlp()
+    loss_fn = SobolevLoss(teacher, SobolevTerm(**RANDOM, side=side))
+    for number in range(4):
+        with loss_fn.observe(net):
+            net(X)
+        found = slope(loss_fn().loss, net)
+        assert len(teacher.along) == number + 1
+        assert_is(found, slope(along(teacher.along[-1], side, net, X), net))
+    assert_all_differ(teacher.along)
 
 
 def pieces():

@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from torch.nn.functional import mse_loss
 
 from tests.kinds import _manual as steps
 from tests.kinds import _reference as reference
+from tests.kinds._by_hand import RANDOM, Overheard, along, assert_all_differ, exact
 from tests.kinds._measure import (
     WAYS,
     Spy,
@@ -12,16 +14,22 @@ from tests.kinds._measure import (
     assert_parts,
     assert_updates,
     batch,
+    in_turn,
     sobolev,
     target,
     update,
 )
-from tests.plugin._trainers import fit_one_step
+from tests.plugin._trainers import as_loader, fit, fit_one_step
 
 X = batch()[0]
 ONCE, TWICE, CHUNKS = [X], [X, 3.0 * X], list(X.chunk(3))
 FEW = {name: WAYS[name] for name in ("tape", "func, tangents", "all rows", "order 2, func")}
 ways = pytest.mark.parametrize("way", FEW.values(), ids=FEW)
+
+
+def named(taught):
+    return f"{taught[0].__name__}, {taught[1]}"
+
 
 # What step, with which call=, is taught at which points.
 TAUGHT = [
@@ -42,12 +50,12 @@ TAUGHT = [
 ]
 
 
-@ways
 @pytest.mark.parametrize(
-    ("make", "call", "parts"), TAUGHT, ids=[f"{make.__name__}, {call}" for make, call, _ in TAUGHT]
+    ("taught", "name"), in_turn(TAUGHT, FEW), ids=lambda v: v if isinstance(v, str) else named(v)
 )
-def test_the_terms_are_those_of_the_chosen_calls(make, call, parts, way):
-    assert_parts(make, way, parts, call=call)
+def test_the_terms_are_those_of_the_chosen_calls(taught, name):
+    make, call, parts = taught
+    assert_parts(make, FEW[name], parts, call=call)
 
 
 @pytest.mark.parametrize("make", [steps.MicroBatches, steps.OneByOne])
@@ -153,6 +161,19 @@ def test_both_passes_of_sam_have_their_term(way):
     other.shift(descended(other, way), other.radius)
     expected = descended(other, way)
     torch.testing.assert_close(found, expected, rtol=10 * way.rtol, atol=1e-7)
+
+
+def test_each_step_has_random_directions_of_its_own():
+    teacher, module, other = Overheard(), steps.Manual(), steps.Manual()
+    x, y = batch()
+    fit(module, as_loader([batch()] * 3), exact(teacher, term=RANDOM, module="net"))
+    assert_all_differ(teacher.along)
+    for u in teacher.along:
+        loss = mse_loss(other.net(x), y) + along(u, "cotangent", other.net, x)
+        for parameter, gradient in reference.gradient(loss, other).items():
+            other.get_parameter(parameter).data.sub_(gradient)
+    found, expected = ([p.detach() for p in m.parameters()] for m in (module, other))
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
 
 
 @ways

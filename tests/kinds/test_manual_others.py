@@ -1,7 +1,5 @@
 """Under manual optimization: no term in validation, two callbacks at once, what a user is told."""
 
-import logging
-
 import pytest
 import torch
 from torch.nn.functional import mse_loss
@@ -9,6 +7,7 @@ from torch.testing import assert_close
 
 from tests.kinds import _manual as steps
 from tests.kinds import _reference as reference
+from tests.kinds._by_hand import lines_for_the_user
 from tests.kinds._measure import (
     WAYS,
     Spy,
@@ -150,19 +149,19 @@ def test_two_callbacks_may_choose_different_calls(calls):
 # What a user of several backward calls is told
 
 
-def told(caplog, module, **options):
-    with caplog.at_level(logging.INFO, logger="lightning.pytorch.utilities.rank_zero"):
+def told(module, **options):
+    with lines_for_the_user() as lines:
         fit_one_step(module, batch(), sobolev(Way(), Spy(), **options), max_epochs=3)
-    return [line for line in caplog.messages if "manual_scale" in line]
+    return [line for line in lines if "manual_scale" in line]
 
 
 @pytest.mark.parametrize("make", [steps.MicroBatches, steps.OneByOne, steps.Sharpness])
-def test_several_backward_calls_are_spoken_of_once(make, caplog):
-    assert len(told(caplog, make())) == 1
+def test_several_backward_calls_are_spoken_of_once(make):
+    assert len(told(make())) == 1
 
 
 @pytest.mark.parametrize(
     ("make", "options"), [(steps.Manual, {}), (steps.Averaged, {"manual_scale": 1 / 3}), (Step, {})]
 )
-def test_nothing_is_said_of_one_backward_call_or_a_scale_that_was_chosen(make, options, caplog):
-    assert told(caplog, make(), **options) == []
+def test_nothing_is_said_of_one_backward_call_or_a_scale_that_was_chosen(make, options):
+    assert told(make(), **options) == []

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.kinds._measure import MAIN, Step, assert_taught, batch, numbers, seeded
+from tests.kinds._measure import MAIN, Step, assert_taught, batch, in_turn, numbers, seeded
 
 ways = pytest.mark.parametrize("way", MAIN.values(), ids=MAIN)
 
@@ -122,10 +122,9 @@ def function(module, x, shift):
     return module.net(x, shift)
 
 
-@ways
-@pytest.mark.parametrize("make", CHANGES)
-def test_arguments_are_those_of_the_call(make, way):
-    assert_taught(make, way, function, data=conditioned)
+@pytest.mark.parametrize(("make", "name"), in_turn(CHANGES, MAIN, each=3))
+def test_arguments_are_those_of_the_call(make, name):
+    assert_taught(make, MAIN[name], function, data=conditioned)
 
 
 class CallsTwice(Conditioned):

@@ -11,6 +11,7 @@ from tests.kinds._measure import (
     Way,
     assert_taught,
     batch,
+    in_turn,
     moved,
     seeded,
     sobolev,
@@ -90,8 +91,11 @@ class CalledInTrain(CalledInEval):
 
 
 # Not of its own layers: torch.func refuses batch norms that train when the fit begins.
-PLAIN = [(name, make) for name in WAYS for make in (CalledInEval, PartsInEval, LeftInEval)]
-NOISY = [(n, make) for n in WAYS if "func" not in n for make in (NoisyInEval, NoisyPartsInEval)]
+PLAIN = [(name, make) for name in MAIN for make in (CalledInEval, PartsInEval, LeftInEval)]
+NOISY = [(n, make) for n in MAIN if "func" not in n for make in (NoisyInEval, NoisyPartsInEval)]
+
+
+MODES = [CalledInEval, PartsInEval, LeftInEval, CalledInTrain]
 
 
 def prepare(module):
@@ -103,13 +107,12 @@ def test_a_call_in_eval_mode_is_taught_in_eval_mode(make, name):
     assert_taught(make, WAYS[name], prepare=prepare)
 
 
-@pytest.mark.parametrize("name", WAYS)
+@pytest.mark.parametrize("name", MAIN)
 def test_a_call_in_train_mode_is_taught_in_train_mode(name):
     assert_taught(CalledInTrain, WAYS[name])
 
 
-@pytest.mark.parametrize("name", MAIN)
-@pytest.mark.parametrize("make", [CalledInEval, PartsInEval, LeftInEval, CalledInTrain])
+@pytest.mark.parametrize(("make", "name"), in_turn(MODES, MAIN, each=3))
 def test_the_modes_after_the_step_are_those_without_the_term(make, name):
     modes = []
     for callbacks in ([], [sobolev(WAYS[name], Spy())]):

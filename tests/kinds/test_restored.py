@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from tests.kinds import _manual as steps
-from tests.kinds._measure import FUNC, Spy, Step, Way, batch, sobolev
+from tests.kinds._measure import FUNC, Spy, Step, Way, batch, in_turn, sobolev
 from tests.kinds._state import state
 from tests.plugin._trainers import fit_one_step
 
@@ -124,9 +124,9 @@ CRASHES = [
 ]
 
 
-@ways
-@pytest.mark.parametrize("breaks", CRASHES)
-def test_a_crash_leaves_nothing(breaks, way):
+@pytest.mark.parametrize(("breaks", "name"), in_turn(CRASHES, WAYS, each=3))
+def test_a_crash_leaves_nothing(breaks, name):
+    way = WAYS[name]
     module, spy = Plain() if way.precision == "64-true" else Plain().float(), Spy()
     breaks(module, spy)
     before = state(module)

@@ -75,17 +75,17 @@ PASSED_ON = {
 
 @pytest.mark.parametrize("doctor", [False, True])
 @pytest.mark.parametrize("name", CHANGED)
-def test_inputs_that_the_step_has_changed_are_said_once(name, doctor, caplog):
+def test_inputs_that_the_step_has_changed_are_said_once(name, doctor):
     module = step_with(CHANGED[name])()
-    lines = said(caplog, lambda: fit(module, [BATCH] * 3, stored(doctor=doctor)))
+    lines = said(lambda: fit(module, [BATCH] * 3, stored(doctor=doctor)))
     assert sum(TEXT in line for line in lines) == 1, lines
 
 
 @pytest.mark.parametrize("rows", [1.0, 0.5])
 @pytest.mark.parametrize("name", PASSED_ON)
-def test_inputs_that_are_passed_on_are_not(name, rows, caplog):
+def test_inputs_that_are_passed_on_are_not(name, rows):
     callback = stored(term={"rows": rows})
-    lines = said(caplog, lambda: fit(step_with(PASSED_ON[name])(), [BATCH] * 2, callback))
+    lines = said(lambda: fit(step_with(PASSED_ON[name])(), [BATCH] * 2, callback))
     assert not any(TEXT in line for line in lines)
 
 
@@ -97,12 +97,12 @@ NESTED = {
 
 
 @pytest.mark.parametrize("name", NESTED)
-def test_the_values_decide_and_not_the_tensor_itself(name, caplog):
+def test_the_values_decide_and_not_the_tensor_itself(name):
     batch, prepare = NESTED[name]
 
     class Reads(Step):
         def training_step(self, batch, batch_idx):
             return mse_loss(self.net(prepare(batch)), batch["y"])
 
-    lines = said(caplog, lambda: fit(Reads(), [batch], exact(BatchTeacher("j"))))
+    lines = said(lambda: fit(Reads(), [batch], exact(BatchTeacher("j"))))
     assert not any(TEXT in line for line in lines)

@@ -85,9 +85,15 @@ MAKES = {
 }
 
 
-@pytest.mark.parametrize("doctor", [False, True])
-@pytest.mark.parametrize("side", SIDES)
-@pytest.mark.parametrize("function", [Blind, NoGrad])
+@pytest.mark.parametrize(
+    ("function", "side", "doctor"),
+    [
+        (Blind, "cotangent", False),
+        (Blind, "tangent", True),
+        (NoGrad, "cotangent", True),
+        (NoGrad, "tangent", False),
+    ],
+)
 @pytest.mark.parametrize("make", MAKES.values(), ids=MAKES)
 def test_a_backward_without_a_graph_is_refused(make, function, side, doctor):
     callback = exact(term={"side": side}, doctor=doctor)

@@ -9,10 +9,14 @@ from torch.testing import assert_close
 from lightning_sobolev import AnalyticTeacher, SobolevSpec, SobolevTerm
 from tests.kinds._by_hand import (
     EXACT,
+    RANDOM,
     SIDES,
+    Overheard,
     Step,
     X,
     Y,
+    along,
+    assert_all_differ,
     assert_is,
     descend,
     exact,
@@ -63,6 +67,20 @@ def test_a_spec_that_is_set_between_two_fits_is_matched_in_the_second(side):
     ours, theirs = (lambda x: net(x).square()), (lambda x: target(x).square())
     found = share(Step, [(X, Y)], callback)
     assert_is(found, slope(7.0 * frobenius(ours, theirs, X), net))
+
+
+def test_a_second_fit_does_not_draw_the_directions_of_the_first():
+    teacher = Overheard()
+    callback, net = exact(teacher, term={**RANDOM, "weight": 0.1}), mlp()
+    fit(Step(), [(X, Y)] * 2, callback)
+    module = Step()
+    fit(module, [(X, Y)] * 2, callback)
+    assert_all_differ(teacher.along)
+    losses = [
+        lambda u=u: mse_loss(net(X), Y) + 0.1 * along(u, "cotangent", net, X)
+        for u in teacher.along[2:]
+    ]
+    assert_close(weights(module), descend(net, *losses), rtol=1e-9, atol=1e-11)
 
 
 def size(f):

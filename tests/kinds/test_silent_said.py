@@ -47,12 +47,12 @@ LINES = {
 
 
 @pytest.mark.parametrize("name", LINES)
-def test_what_is_observed_is_said_once_a_fit(name, caplog):
+def test_what_is_observed_is_said_once_a_fit(name):
     make, options, line = LINES[name]
     callback = exact(**{"teacher": target, **options})
     pattern = re.escape(line).replace(re.escape("{path}"), r"(\S+ )?")
     for _ in range(2):
-        lines = said(caplog, lambda: fit(make(), [BATCH] * 3, callback))
+        lines = said(lambda: fit(make(), [BATCH] * 3, callback))
         assert sum(bool(re.search(pattern, found)) for found in lines) == 1, "\n".join(lines)
 
 
@@ -67,16 +67,16 @@ class Head(Step):
 
 @pytest.mark.parametrize("frozen", [True, False])
 @pytest.mark.parametrize("doctor", [False, True])
-def test_a_term_that_trains_nothing_is_said_once(frozen, doctor, caplog):
+def test_a_term_that_trains_nothing_is_said_once(frozen, doctor):
     callback = exact(module="net", doctor=doctor)
-    lines = said(caplog, lambda: fit(Head(frozen), [(X, Y)] * 3, callback))
+    lines = said(lambda: fit(Head(frozen), [(X, Y)] * 3, callback))
     found = [line for line in lines if re.search("trains nothing|nothing is trained", line)]
     assert len(found) == int(frozen), "\n".join(lines)
     assert not any("agrees with" in line for line in lines if frozen)
 
 
-def test_a_frozen_part_of_a_student_that_learns_is_no_matter(caplog):
+def test_a_frozen_part_of_a_student_that_learns_is_no_matter():
     net = mlp()
     net[0].requires_grad_(False)
-    lines = said(caplog, lambda: fit(Step(net), [(X, Y)], exact(doctor=True)))
+    lines = said(lambda: fit(Step(net), [(X, Y)], exact(doctor=True)))
     assert not any(re.search("trains nothing|nothing is trained", line) for line in lines)

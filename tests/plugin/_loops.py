@@ -6,7 +6,7 @@ from torch.nn.functional import mse_loss
 from torch.testing import assert_close
 
 from lightning_sobolev import NetworkTeacher, SobolevCallback, SobolevSpec, SobolevTerm
-from lightning_sobolev.loss.draws import Draws
+from lightning_sobolev.functional.projections import draw, hash_words
 from tests.plugin._students import mlp
 from tests.plugin._trainers import fit, points, weights
 
@@ -30,6 +30,30 @@ def refuses(student, text, /, error=ValueError, **options):
     assert set(vars(student)) - {"_hparams"} == trace  # Lightning's own
 
 
+class StepDraws:
+    """The directions of one step: of seeds that the loop counts itself, and of no other step."""
+
+    def __init__(self, seed, rank, number):
+        self.words = (seed, rank, number)
+
+    def cotangents(self, index, term, y):
+        return self._directions(term, y, index, 0)
+
+    def tangents(self, index, term, x):
+        return self._directions(term, x, index, 1)
+
+    def rows(self, fraction, size):
+        generator = self._generator(round(fraction * 1e6), 2)
+        return torch.randperm(size, generator=generator)[: max(1, round(fraction * size))].sort()[0]
+
+    def _directions(self, term, like, *words):
+        options = {"num_projections": term.num_projections, "generator": self._generator(*words)}
+        return draw(term.projection, like.shape, dtype=like.dtype, **options)
+
+    def _generator(self, *words):
+        return torch.Generator().manual_seed(hash_words(*self.words, *words))
+
+
 def by_hand(batches=None, term=None, *, net=None, teacher=None, **options):
     net, teacher = mlp() if net is None else net, mlp(seed=7) if teacher is None else teacher
     batches = points() if batches is None else batches
@@ -38,8 +62,8 @@ def by_hand(batches=None, term=None, *, net=None, teacher=None, **options):
 
 
 def train_by_hand(net, teacher, batches, term, *, seed=0, lr=0.05, accumulate=1, ranks=1,
-                  draws=Draws, keep=lambda x: x, first=0):  # fmt: skip
-    """Run plain SGD on value loss + term; directions alone come from the package.
+                  draws=StepDraws, keep=lambda x: x, first=0):  # fmt: skip
+    """Run plain SGD on value loss + term; the law of directions alone comes from the package.
 
     With several ranks each has its rows of the batch and its own directions; the term is of those
     rows that ``keep`` leaves. ``first`` is the number of the first draws.

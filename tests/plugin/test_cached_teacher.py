@@ -15,8 +15,7 @@ from lightning_sobolev import (
     cache_answers,
 )
 from lightning_sobolev.functional.projections import counter_draw, hash_words
-from lightning_sobolev.loss.draws import Draws
-from tests.plugin._loops import by_hand
+from tests.plugin._loops import StepDraws, by_hand
 from tests.plugin._students import Regressor, mlp
 from tests.plugin._trainers import fit, weights
 
@@ -32,7 +31,7 @@ class StoredDraws:
     """The directions that a cache has, in an order of batches that nobody shuffles."""
 
     def __init__(self, *words):
-        self.plain, self.counter, self.chosen = Draws(*words), words[-1], slice(None)
+        self.plain, self.counter, self.chosen = StepDraws(*words), words[-1], slice(None)
 
     def rows(self, fraction, size):
         self.chosen = self.plain.rows(fraction, size)

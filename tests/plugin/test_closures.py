@@ -7,7 +7,7 @@ from torch.nn.functional import mse_loss
 from torch.testing import assert_close
 
 from lightning_sobolev import SobolevCallback, SobolevSpec, SobolevTerm
-from lightning_sobolev.loss.draws import Draws
+from tests.plugin._loops import StepDraws
 from tests.plugin._students import ManualRegressor, Regressor, mlp
 from tests.plugin._trainers import fit, points, weights
 
@@ -69,7 +69,7 @@ def test_line_search_equals_a_loop_written_by_hand(kind):
     net, teacher = mlp(), mlp(seed=7)
     optimizer = torch.optim.LBFGS(net.parameters(), **SEARCH)
     for number, (x, y) in enumerate([*points(), *points()]):
-        draws = Draws(0, 0, number)
+        draws = StepDraws(0, 0, number)
         u, v = draws.cotangents(0, term, y)[0], draws.tangents(0, term, x)[0]
 
         def closure(x=x, y=y, u=u, v=v):

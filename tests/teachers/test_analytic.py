@@ -2,10 +2,12 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from lightning_sobolev import AnalyticTeacher
+from lightning_sobolev import AnalyticTeacher, SobolevTerm
 from lightning_sobolev._types import Query
 from lightning_sobolev.spec import OUTPUT_MAPS
 from tests._reference import dense_hessian, dense_jacobian
+from tests.plugin._loops import by_hand, taught
+from tests.plugin._students import Regressor, mlp
 
 
 def value(x):
@@ -71,3 +73,11 @@ def test_what_a_closed_form_cannot_answer_is_named(x, directions):
     teacher = AnalyticTeacher(value, gradient=lambda x: dense_jacobian(value, x))
     with pytest.raises(ValueError, match=r"order-2 term needs hessian=.*AnalyticTeacher gives no"):
         teacher.at(Query(x)).hvp(*directions)
+
+
+@pytest.mark.parametrize("side", ["cotangent", "tangent"])
+def test_it_teaches_step_by_step_along_random_directions(side):
+    term, net = SobolevTerm(side=side), mlp(seed=7)
+    teacher = AnalyticTeacher(net, gradient=lambda x: dense_jacobian(net, x))
+    found = taught(Regressor(), term, teacher=teacher, doctor=False)
+    assert_close(found, by_hand(None, term))

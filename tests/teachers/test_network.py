@@ -8,10 +8,12 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from lightning_sobolev import NetworkTeacher
+from lightning_sobolev import NetworkTeacher, SobolevTerm
 from lightning_sobolev._types import Query
 from lightning_sobolev.spec import OUTPUT_MAPS
 from tests._reference import dense_jacobian
+from tests.plugin._loops import by_hand, taught
+from tests.plugin._students import Regressor, mlp
 
 
 def network(dtype=torch.float64):
@@ -285,3 +287,10 @@ def test_to_moves_the_network():
     teacher = NetworkTeacher(network())
     assert teacher.to("meta") is teacher
     assert next(teacher.network.parameters()).is_meta
+
+
+@pytest.mark.parametrize("engine", ["tape", "func"])
+def test_it_teaches_step_by_step_along_random_directions(engine):
+    teacher, term = NetworkTeacher(mlp(seed=7)), SobolevTerm(order=2)
+    found = taught(Regressor(), term, teacher=teacher, engine=engine, doctor=False)
+    assert_close(found, by_hand(None, term))

@@ -2,11 +2,15 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from lightning_sobolev import BatchTeacher
+from lightning_sobolev import BatchTeacher, SobolevTerm
 from lightning_sobolev._types import Query
 from lightning_sobolev.functional import draw
 from lightning_sobolev.spec import OUTPUT_MAPS
 from lightning_sobolev.teachers import TabulatedJet
+from tests._reference import dense_jacobian
+from tests.plugin._loops import by_hand, taught
+from tests.plugin._students import Learns, mlp
+from tests.plugin._trainers import as_loader, points
 
 INF, NAN = float("inf"), float("nan")
 
@@ -205,3 +209,11 @@ def test_an_output_map_needs_arrays_of_the_mapped_output(on, name, randn):
         BatchTeacher(1).at(query)
     found = BatchTeacher(1, stores_mapped=True).at(query).vjp(u)
     assert_close(found, torch.einsum("pbo,boi->pbi", u, jacobian))
+
+
+@pytest.mark.parametrize("side", ["cotangent", "tangent"])
+def test_a_batch_teacher_teaches_step_by_step_along_random_directions(side):
+    net, term = mlp(seed=7), SobolevTerm(side=side)
+    batches = as_loader([(x, y, dense_jacobian(net, x)) for x, y in points()])
+    found = taught(Learns(), term, batches, teacher=BatchTeacher(2), module="net", doctor=False)
+    assert_close(found, by_hand(None, term))
