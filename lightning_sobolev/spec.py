@@ -25,10 +25,19 @@ from lightning_sobolev.schedules import Cosine, Linear, Schedule, Step, is_weigh
 
 __all__ = ["OUTPUT_MAPS", "Cosine", "Linear", "Schedule", "SobolevSpec", "SobolevTerm", "Step"]
 
+
+def _log_softmax(y: Tensor) -> Tensor:
+    return torch.log_softmax(y, dim=-1)
+
+
+def _softmax(y: Tensor) -> Tensor:
+    return torch.softmax(y, dim=-1)
+
+
 OUTPUT_MAPS: dict[str, Callable[[Tensor], Tensor]] = {
     "identity": identity,
-    "log_softmax": lambda y: torch.log_softmax(y, dim=-1),
-    "softmax": lambda y: torch.softmax(y, dim=-1),
+    "log_softmax": _log_softmax,
+    "softmax": _softmax,
 }
 
 

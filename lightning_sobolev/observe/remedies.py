@@ -9,6 +9,7 @@ Note [fused kernels]
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,9 +35,9 @@ class Remedies:
         """The same for backward passes, where a checkpoint computes activations again."""
         self._makers: list[Callable[[], Any]] = []
         if compiled:
-            self._makers.append(lambda: torch.compiler.set_stance("force_eager"))
+            self._makers.append(partial(torch.compiler.set_stance, "force_eager"))
         if recurrent:
-            self._makers.append(lambda: torch.backends.cudnn.flags(enabled=False))
+            self._makers.append(partial(torch.backends.cudnn.flags, enabled=False))
         if exact_norms:
             self.recomputing = Remedies(recurrent=recurrent, compiled=compiled)
             self.recomputing._makers.append(_norms_replaced)

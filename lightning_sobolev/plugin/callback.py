@@ -193,7 +193,6 @@ class SobolevCallback(Callback):
         self.loss.forgives_overflow = getattr(trainer.precision_plugin, "scaler", None) is not None
         self._reporter = Reporter(self.loss, module)
         self._module, self._trainer, self._is_described = module, trainer, False
-        self._at = lambda: trainer.global_step
         self.plan = plan
         return plan.recorder
 
@@ -271,6 +270,9 @@ class SobolevCallback(Callback):
         if plan.compiler is not None:
             plan.compiler.begin(self._occasion)
         plan.recorder.start()
+
+    def _at(self) -> int:
+        return self._trainer.global_step
 
     def _begin_batch(self) -> None:
         self._batch_number = self._trainer.fit_loop.epoch_loop.batch_progress.total.ready
@@ -350,7 +352,9 @@ class SobolevCallback(Callback):
         step.uninstall(module, self)
         self._doctor.forget()
         self._is_loaded, self.plan = False, cast(Plan, None)
-        self._trainer = self._module = self._occasion = self._manual = None  # type: ignore[assignment]
+        # A callback is copied and pickled between fits: without its trainer and module.
+        for name in ("_trainer", "_module", "_reporter", "_occasion", "_manual"):
+            vars(self).pop(name, None)
         if self.report is not None:
             self.report = self.report.detached()
 
