@@ -1,6 +1,6 @@
 """What came of one evaluation of the terms."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -55,10 +55,12 @@ class Report:
     def __float__(self) -> float:
         return float(self.loss.detach())
 
-    def detached(self) -> "Report":
-        """Return the numbers without their graphs."""
-        terms = {key: term.detach() for key, term in self.terms.items()}
-        return replace(self, loss=self.loss.detach(), terms=terms, leaves=[], pending=[])
+    def let_go(self) -> None:
+        """Keep the numbers without their graphs, which would outlive the step."""
+        self.loss = self.loss.detach()
+        for key, term in self.terms.items():
+            self.terms[key] = term.detach()
+        self.leaves, self.pending = [], []
 
     def backward(self, **options: Any) -> None:
         """Back-propagate the weighted sum alone."""

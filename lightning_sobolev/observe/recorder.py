@@ -258,6 +258,12 @@ class Recorder:
             elif len(hooks) > 1:  # ours has the last word
                 hooks.move_to_end(watch.handles[1].id)
 
+    def forget(self) -> None:
+        """Let calls pass, and drop what was observed: no graph is kept into the next step."""
+        self._active = False
+        for watch in self._watches:
+            watch.observed, watch.under_way, watch.result, watch.outer = [], None, None, None
+
     def resume(self) -> None:
         """Go on to observe the step."""
         self._active = True
@@ -265,11 +271,6 @@ class Recorder:
     def stop(self) -> None:
         """Let calls pass."""
         self._active = False
-
-    def forget(self) -> None:
-        """Let go of what was observed: the backward pass frees what nobody holds."""
-        for watch in self._watches:
-            watch.observed, watch.under_way, watch.result = [], None, None
 
     @contextmanager
     def paused(self) -> Iterator[None]:

@@ -336,10 +336,12 @@ class SobolevCallback(Callback):
         if self.options.observe.missing == "skip":
             self._reporter.count_missing(not has_call)
 
-    def check_gradients(self, loss: Tensor, leaves: list[Tensor]) -> None:
+    def end_backward(self, loss: Tensor, leaves: list[Tensor]) -> None:
         """Refuse NaN in the gradients of a finite loss, before an optimizer takes them in."""
-        if self.report is not None and self.report.terms and not self.loss.forgives_overflow:
-            self.loss.check_gradients(loss, leaves, self._module)
+        if self.report is not None and self.report.terms:
+            if not self.loss.forgives_overflow:
+                self.loss.check_gradients(loss, leaves, self._module)
+            self.report.let_go()
 
     def validate(self, stage: str, batch: Any, number: int) -> None:
         """Log the terms and cosines at what a step of validation or test called."""
@@ -356,7 +358,7 @@ class SobolevCallback(Callback):
         for name in ("_trainer", "_module", "_reporter", "_occasion", "_manual"):
             vars(self).pop(name, None)
         if self.report is not None:
-            self.report = self.report.detached()
+            self.report.let_go()
 
 
 _SCALE = (

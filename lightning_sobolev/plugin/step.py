@@ -100,7 +100,6 @@ class ObservedStep:
             raise
         finally:
             for callback in self.callbacks:
-                callback.plan.recorder.stop()
                 callback.plan.recorder.forget()
 
     def _with_terms(self, output: Any) -> Any:
@@ -162,7 +161,7 @@ class ObservedStep:
                 explain(error)
                 raise
         for callback in self.callbacks:
-            callback.check_gradients(loss, leaves)
+            callback.end_backward(loss, leaves)
 
     def validation_step(self, *args: Any, **kwargs: Any) -> Any:
         """Run the user's step; log the terms at its call of the student."""
