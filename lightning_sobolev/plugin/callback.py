@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -174,8 +175,7 @@ class SobolevCallback(Callback):
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Not in setup, where ``configure_model`` has built nothing yet.
-        if not self._is_loaded:
+        if not self._is_loaded:  # not in setup, where configure_model has built nothing yet
             self.loss.reset()
         recorder = self._enter(trainer, pl_module)
         recorder.snapshots = self.options.doctor  # on the first step
@@ -193,7 +193,7 @@ class SobolevCallback(Callback):
         self.loss.forgives_overflow = getattr(trainer.precision_plugin, "scaler", None) is not None
         self._reporter = Reporter(self.loss, module)
         self._module, self._trainer, self._is_described = module, trainer, False
-        self.plan, self._batch_number = plan, -1
+        self.plan, self._batch_number, self._at = plan, -1, partial(getattr, trainer, "global_step")
         for name in _IDLE:  # not overridden: Lightning passes over what cannot be called
             if getattr(type(self), name) is getattr(Callback, name):
                 vars(self)[name] = None
@@ -269,9 +269,6 @@ class SobolevCallback(Callback):
         if plan.compiler is not None:
             plan.compiler.begin(self._occasion)
         plan.recorder.start()
-
-    def _at(self) -> int:
-        return self._trainer.global_step
 
     def _is_under_way(self, trainer: Trainer) -> bool:
         progress: Any = trainer.fit_loop.epoch_loop.batch_progress
@@ -350,7 +347,7 @@ class SobolevCallback(Callback):
         self._doctor.forget()
         self._is_loaded, self.plan = False, cast(Plan, None)
         # A callback is copied and pickled between fits: without its trainer and module.
-        for name in ("_trainer", "_module", "_reporter", "_occasion", "_manual", *_IDLE):
+        for name in ("_trainer", "_module", "_reporter", "_occasion", "_manual", "_at", *_IDLE):
             vars(self).pop(name, None)
         if self.report is not None:
             self.report.let_go()
@@ -362,6 +359,6 @@ _IDLE = (
     "on_before_optimizer_step",
 )  # fmt: skip
 _SCALE = (
-    "Sobolev: this step calls manual_backward several times, and each of its losses has its terms "
-    "with their full weight; where losses are divided by N, say manual_scale=1/N"
+    "Sobolev: each manual_backward of this step has its terms with their full weight; where losses "
+    "are divided by N, say manual_scale=1/N"
 )

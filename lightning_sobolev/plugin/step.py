@@ -23,9 +23,8 @@ if TYPE_CHECKING:
     from lightning_sobolev.plugin.callback import SobolevCallback
 
 LARGE = 2**15
-"""Elements of an observed input from which on its own gradient, which nobody reads, is left out of
-the backward pass: up to 28 % of the step of a convolutional network; for less it costs more than
-it saves, as the whole graph is walked for it."""
+"""Elements of an observed input from which on its gradient, which nobody reads, is left out of the
+backward pass: up to 28 % of a step; below, walking the graph for it costs more than it saves."""
 
 
 _AS_IT_IS = nullcontext()
@@ -48,8 +47,7 @@ class ObservedStep:
         self._total: tuple[Tensor, int] | None = None
         self._is_sharded = bool(sharded_parts(module))
         # By name: pytorch_lightning has a LightningModule of its own.
-        own_backward = type(module).backward.__qualname__ != "LightningModule.backward"
-        self._may_leave_out = not own_backward
+        self._may_leave_out = type(module).backward.__qualname__ == "LightningModule.backward"
 
     def install(self) -> None:
         """Shadow the module's methods."""

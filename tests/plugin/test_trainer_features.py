@@ -205,3 +205,16 @@ def test_every_stage_after_every_other():
     net = mlp()
     by_hand(net=net)
     assert_close(weights(module), by_hand(net=net, first=3), rtol=1e-12, atol=1e-12)
+
+
+def test_two_fits_of_one_batch_have_directions_of_their_own():
+    """The second fit's first batch has the number that the first fit's last one had."""
+    used = callback()
+    net, batch = mlp(), list(points())[:1]
+    for first in range(3):
+        module = Regressor(mlp())
+        fit(module, as_loader(batch), used)
+        by_hand(batch, net=net, first=first)
+        assert used.state_dict()["counter"] == first + 1
+        assert_close(weights(module), weights(net), rtol=1e-12, atol=1e-12)
+        net = mlp()
