@@ -18,7 +18,6 @@ from torch.nn.utils import get_total_norm
 from lightning_sobolev import _paths
 from lightning_sobolev._checks import require
 from lightning_sobolev._types import Directions, Jet, Query, Teacher
-from lightning_sobolev.functional.derivatives import TapeJet
 from lightning_sobolev.functional.fisher import FISHER
 from lightning_sobolev.loss import checks, recorded
 from lightning_sobolev.loss.balance import Balanced, RunningBalance
@@ -39,7 +38,7 @@ from lightning_sobolev.loss.draws import Draws, Generators
 from lightning_sobolev.loss.report import Report, cosine
 from lightning_sobolev.observe.call import Call, ReplayOptions
 from lightning_sobolev.observe.options import ObserveOptions, check_word
-from lightning_sobolev.observe.recorder import Needs, Observed, Push, Recorder, mapped
+from lightning_sobolev.observe.recorder import Needs, Observed, Push, Recorder
 from lightning_sobolev.observe.remedies import Remedies, explain, has_recurrent, kept_gathered
 from lightning_sobolev.spec import SobolevSpec, SobolevTerm
 from lightning_sobolev.teachers import NetworkTeacher
@@ -339,10 +338,7 @@ class SobolevLoss:
         except RuntimeError as error:
             explain(error)
             raise
-        student: Jet | None = seen.func_jet
-        if student is None:
-            student = TapeJet(mapped(self._on, seen.y, seen.x), seen.x)
-        return Point(seen, draws, query, student, target)
+        return Point(seen, draws, query, seen.jet(), target)
 
     def _ask(self, index: int, point: Point) -> _Asked:
         student, target, term = point.student, point.target, self.spec.terms[index]
