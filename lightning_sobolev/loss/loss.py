@@ -487,12 +487,18 @@ class SobolevLoss:
             f"term {key!r} must be finite, got {number} at step {at()}: {culprit}"
         )
 
-    def check_gradients(self, loss: Tensor, leaves: list[Tensor], module: nn.Module) -> None:
-        """Refuse NaN in the gradients that a finite loss has left.
+    def end(self, report: Report, loss: Tensor, leaves: list[Tensor], module: nn.Module) -> None:
+        """Let go of a report's graphs behind its backward pass, and look at the gradients.
 
         Raises:
-            FloatingPointError: If a parameter has one; where looking takes waiting, a step later.
+            FloatingPointError: If a finite loss has left NaN in a parameter's gradient; where
+                looking takes waiting, a step later.
         """
+        report.loss, report.leaves = report.loss.detach(), []
+        for key, term in report.terms.items():
+            report.terms[key] = term.detach()
+        if self.forgives_overflow:
+            return
         # What is no number anywhere in the student is none in the gradient of its input.
         size = leaves[0].grad if len(leaves) == 1 else None
         if size is None:

@@ -331,9 +331,7 @@ class SobolevCallback(Callback):
     def end_backward(self, loss: Tensor, leaves: list[Tensor]) -> None:
         """Refuse NaN in the gradients of a finite loss, before an optimizer takes them in."""
         if self.report is not None and self.report.terms:
-            if not self.loss.forgives_overflow:
-                self.loss.check_gradients(loss, leaves, self._module)
-            self.report.let_go()
+            self.loss.end(self.report, loss, leaves, self._module)
 
     def validate(self, stage: str, batch: Any, number: int) -> None:
         """Log the terms and cosines at what a step of validation or test called."""
