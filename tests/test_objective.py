@@ -5,7 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from lightning_sobolev import Directions, SobolevTerm
-from lightning_sobolev.loss.compare import Comparison, Gaps, RunningScales, evaluate, reduce
+from lightning_sobolev.loss.compare import Comparison, Gaps, RunningScales, evaluate, join, reduce
 from lightning_sobolev.loss.draws import Draws
 from lightning_sobolev.teachers import TabulatedJet
 
@@ -211,3 +211,33 @@ def test_a_batch_without_rows_has_no_term_and_leaves_the_scale(normalize, gradie
     empty = evaluate(term, *[scalar_jet(g[:0]) for g in gradients], nowhere)
     assert_close(reduce(term, empty, scales)[0], torch.zeros_like(before))
     assert scales.state == kept
+
+
+# Several calls
+
+
+def comparison(*distances, known=None, vanishes=None):
+    rows = torch.tensor([distances], dtype=torch.float64)
+    mask = None if known is None else torch.tensor([known])
+    flat = None if vanishes is None else torch.tensor(vanishes)
+    return Comparison(rows, 2.0 * rows, mask, flat)
+
+
+def test_calls_are_joined_row_after_row():
+    whole = join([comparison(1.0, 2.0), comparison(3.0, 5.0, known=[True, False])])
+    assert_close(whole.distance, torch.tensor([[1.0, 2.0, 3.0, 5.0]], dtype=torch.float64))
+    assert_close(whole.reference, 2.0 * whole.distance)
+    assert whole.known.tolist() == [[True, True, True, False]]
+    mean, size = reduce(SobolevTerm(), whole, RunningScales())
+    assert_close((float(mean), float(size)), (0.5, 12.0))  # (1 + 2 + 3) / (2 + 4 + 6)
+
+
+def test_one_call_is_itself():
+    alone = comparison(1.0, vanishes=True)
+    assert join([alone]) is alone
+
+
+@pytest.mark.parametrize(("first", "second"), [(True, True), (True, False), (False, False)])
+def test_a_second_derivative_vanishes_where_it_does_in_every_call(first, second):
+    whole = join([comparison(1.0, vanishes=first), comparison(2.0, vanishes=second)])
+    assert bool(whole.vanishes) == (first and second)

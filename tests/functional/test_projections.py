@@ -197,3 +197,9 @@ def test_fisher_cotangents_see_the_trace_of_the_fisher_information(generator):
     seen = torch.einsum("pbc,bcd->pbd", u, jacobian).square().sum(-1).mean(0)
     expected = (log_probs.exp() * jacobian.square().sum(-1)).sum(-1)
     assert_close(seen, expected, rtol=0.02, atol=0.0)
+
+
+def test_counter_draws_on_the_sphere_have_its_radius():
+    drawn = counter_draw("sphere", torch.arange(7), (2, 3), seed=1, draw=2, dtype=torch.float64)
+    assert_close(drawn.flatten(1).square().sum(1), torch.full((7,), 6.0, dtype=torch.float64))
+    assert drawn.flatten(1).std(0).min() > 0.1

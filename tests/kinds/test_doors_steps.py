@@ -151,3 +151,22 @@ def test_batches_without_rows_alone_leave_the_weights(side):
     module = Filters()
     fit(module, [EMPTY] * 2, exact(term={"side": side}))
     assert_close(weights(module), weights(Filters()), rtol=0, atol=0)
+
+
+class SometimesByHand(Step):
+    def __init__(self, skips):
+        super().__init__()
+        self.automatic_optimization, self.skips = False, skips
+
+    def training_step(self, batch, batch_idx):
+        optimizer = self.optimizers()
+        if batch_idx >= self.skips:
+            optimizer.zero_grad()
+            self.manual_backward(mse_loss(self.net(batch[0]), batch[1]))
+        optimizer.step()
+
+
+@pytest.mark.parametrize("skips", [0, 1, 3])
+def test_manual_steps_without_the_student_are_counted(skips):
+    used = fit(SometimesByHand(skips), [(X, Y)] * 3, exact(missing="skip"))
+    assert float(used.callback_metrics["train/sobolev/missing_steps"]) == skips

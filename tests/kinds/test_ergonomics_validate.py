@@ -7,7 +7,7 @@ from torch.nn.functional import cosine_similarity, mse_loss
 from torch.testing import assert_close
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_sobolev import SobolevCallback, SobolevSpec, SobolevTerm
+from lightning_sobolev import BatchTeacher, SobolevCallback, SobolevSpec, SobolevTerm
 from tests.kinds._by_hand import (
     SIDES,
     Step,
@@ -129,3 +129,19 @@ def test_validate_moves_no_buffer_of_the_student(side):
         fit(module, BATCHES, *callbacks, val=BATCHES)
         found.append(module.state_dict())
     assert_close(*found, rtol=1e-12, atol=1e-14)
+
+
+def test_stored_derivatives_are_validated_on_the_batchs_own():
+    class Stored(Validates):
+        def training_step(self, batch, batch_idx):
+            return mse_loss(self.net(batch[0]), batch[1])
+
+    batches = [(x, y, jacobian(target, x).detach()) for x, y in BATCHES]
+    module = Stored()
+    term = {"side": "cotangent", "name": "slope"}
+    callback = exact(BatchTeacher(jacobian=2), validate=True, term=term)
+    used = fit(module, batches[:1], callback, val=batches)
+    expected, cosine = measured(module.net, "cotangent")
+    assert_close(used.callback_metrics["val/sobolev/slope"].double(), expected, rtol=1e-5, atol=0)
+    found = used.callback_metrics["val/sobolev/slope_cosine"].double()
+    assert_close(found, cosine, rtol=1e-5, atol=0)
