@@ -7,6 +7,7 @@ r"""From two jets to named terms: what is matched, divided by its scale, reduced
 of :math:`\ell_j(0, \cdot)`, or 1. Up to the reduction no number is looked at, so it compiles whole.
 """
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -270,12 +271,7 @@ def by_element(
 
 def weighted_sum(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
     """Sum the named terms with their weights, the last step of a loss."""
-    total: Tensor | None = None
-    for key, term in terms.items():
-        weighted = term if weights[key] == 1.0 else weights[key] * term
-        total = weighted if total is None else total + weighted
-    assert total is not None
-    return total
+    return functools.reduce(torch.add, [weights[key] * term for key, term in terms.items()])
 
 
 def join(parts: Sequence[Comparison]) -> Comparison:

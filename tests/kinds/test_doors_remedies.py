@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn.functional import mse_loss, scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
+from lightning_sobolev.plugin import step
 from tests.kinds._by_hand import (
     SIDES,
     Step,
@@ -124,9 +125,11 @@ class Elsewhere(Step):
         return super().training_step(batch, batch_idx) + branch.square().mean()
 
 
+@pytest.mark.parametrize("is_large", [False, True])  # torch refuses it with inputs=
 @pytest.mark.parametrize("flags", [{}, {"accumulate_grad_batches": 2}])
 @pytest.mark.parametrize("side", SIDES)
-def test_reentrant_checkpointing_elsewhere_in_the_step_works(side, flags):
+def test_reentrant_checkpointing_elsewhere_in_the_step_works(side, flags, is_large, monkeypatch):
+    monkeypatch.setattr(step, "LARGE", 0 if is_large else step.LARGE)
     batches = [(X, Y)] * flags.get("accumulate_grad_batches", 1)
     found = share(Elsewhere, batches, exact(module="net", term={"side": side}), **flags)
     net = Elsewhere()
