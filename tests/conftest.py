@@ -2,6 +2,7 @@
 
 import functools
 import gc
+import logging
 import sys
 import zlib
 from pathlib import Path
@@ -19,6 +20,15 @@ class SeededGenerator(torch.Generator):
 
     def __repr__(self):
         return f"SeededGenerator(seed={self.initial_seed()})"
+
+
+@pytest.fixture(autouse=True)
+def _level_of_lightnings_log():
+    """Put back what a benchmark has turned down: other tests read what users are told."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    yield
+    logger.setLevel(level)
 
 
 @pytest.fixture
