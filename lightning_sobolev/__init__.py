@@ -7,6 +7,7 @@ Teach a network a target's derivatives with respect to its input, beside the tar
 from lightning_sobolev._types import Directions, Jet, Query, Teacher
 from lightning_sobolev.callbacks import HarmCheck, KeepGenerators, StandardUnits
 from lightning_sobolev.functional.norms import TimeSpaceNorm
+from lightning_sobolev.label_files import Derivative, LabeledArrays, LabeledFrames
 from lightning_sobolev.loss.balance import Balanced
 from lightning_sobolev.loss.compiling import CompileSettings
 from lightning_sobolev.loss.loss import SobolevLoss
@@ -34,11 +35,14 @@ __all__ = [
     "CachedTeacher",
     "CompileSettings",
     "Cosine",
+    "Derivative",
     "DirectionalTeacher",
     "Directions",
     "HarmCheck",
     "Jet",
     "KeepGenerators",
+    "LabeledArrays",
+    "LabeledFrames",
     "Linear",
     "NetworkTeacher",
     "Query",
