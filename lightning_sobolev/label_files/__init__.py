@@ -1,7 +1,6 @@
 """Values and derivative labels from the files that people have."""
 
-from lightning_sobolev.label_files.arrays import LabeledArrays
-from lightning_sobolev.label_files.frames import LabeledFrames
-from lightning_sobolev.label_files.shapes import Derivative
+from lightning_sobolev.label_files.arrays import LabelFile
+from lightning_sobolev.label_files.graphs import GraphFile, graph_collate
 
-__all__ = ["Derivative", "LabeledArrays", "LabeledFrames"]
+__all__ = ["GraphFile", "LabelFile", "graph_collate"]
