@@ -49,10 +49,10 @@ def test_the_program_trains():
     np.savez("JstarPhi_data.npz", JstarPhi_data=jacobian.swapaxes(1, 2))
     names = run(BLOCKS[0])
     assert (len(names["train"]), len(names["valid"])) == (24, 8)
-    assert_close(names["valid"].column("jacobian").numpy(), jacobian[24:].astype(np.float32))
-    valid = names["valid"]
-    error = (names["student"].net(valid.column("x")) - valid.column("y")).square().mean()
-    assert error / valid.column("y").var() < 0.5
+    valid = names["data"][24:]
+    assert_close(valid["jacobian"].numpy(), jacobian[24:].astype(np.float32))
+    error = (names["student"].net(valid["x"]) - valid["y"]).square().mean()
+    assert error / valid["y"].var() < 0.5
     assert names["trainer"].callback_metrics["train/sobolev/order_1"] < 0.5
 
 
@@ -62,7 +62,7 @@ def test_arrays_larger_than_memory():
     with h5py.File("runs.h5", "w") as file:
         file["train/m"], file["train/q"], file["train/J"] = x, y, jacobian
     names = run(BLOCKS[1], imports())
-    assert_close(names["mean"].numpy(), x.mean(0), rtol=1e-6, atol=1e-7)
+    assert_close(names["inputs"].numpy(), x.astype(np.float32))
     assert sum(len(batch["jacobian"]) for batch in names["loader"]) == 32
 
 
@@ -70,7 +70,7 @@ def test_forces_are_minus_the_gradient():
     forces = RANDOM.normal(size=(5, 3, 3))
     np.savez("molecule.npz", R=RANDOM.normal(size=(5, 3, 3)), E=RANDOM.normal(size=5), F=forces)
     names = run(BLOCKS[2], imports())
-    assert_close(names["energies"].column("jacobian").numpy(), -forces.astype(np.float32))
+    assert_close(names["energies"][:]["jacobian"].numpy(), -forces.astype(np.float32))
 
 
 def test_atoms():
@@ -82,14 +82,14 @@ def test_atoms():
     for symbols in ("H2O", "He", "CH4"):
         atoms = ase.Atoms(symbols, cell=np.eye(3) * 5, pbc=True)
         atoms.positions = RANDOM.normal(size=(len(atoms), 3))
-        atoms.arrays["vs"] = atoms.arrays["hv"] = atoms.positions.copy()
+        atoms.arrays["vs"] = atoms.arrays["hessian_col"] = atoms.positions.copy()
         atoms.info["REF_energy"] = 1.0
         atoms.calc = SinglePointCalculator(atoms, forces=atoms.positions, stress=np.arange(6.0))
         frames.append(atoms)
     write("train.xyz", frames, format="extxyz")
     names = run(BLOCKS[3], imports())
     assert names["batch"]["stress"].shape == (2, 3, 3)
-    assert len(names["batch"]["pos"]) == len(names["batch"]["batch"])
+    assert len(names["batch"]["positions"]) == len(names["batch"]["batch"])
 
 
 def test_every_block_is_run():

@@ -1,5 +1,6 @@
 """Atoms in extended xyz files: graphs of unequal size, and batches that join them."""
 
+import io
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -53,6 +54,8 @@ class GraphFile(Dataset[dict[str, Tensor]]):
         keys: Which of the file's properties is which in the batch, e.g. ``{"energy": "REF_energy",
             "vs": "vs", "hessian_col": "hessian_col"}``. The last two are a direction and the
             Hessian's product with it, for ``DirectionalTeacher``. Energies and forces if not said.
+        scale: What labels are multiplied with: -1 makes the derivative of
+            forces of the energy's Hessian.
         dtype: Of positions, cells and labels.
 
     Raises:
@@ -66,17 +69,19 @@ class GraphFile(Dataset[dict[str, Tensor]]):
         file: str | os.PathLike[str],
         keys: Mapping[str, str] | None = None,
         *,
+        scale: Mapping[str, float] | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> None:  # fmt: skip
         keys = {"energy": "energy", "forces": "forces"} if keys is None else keys
         taken = [name for name in keys if name in _GEOMETRY]
         require(not taken, "keys", f"no names of the geometry, {list(_GEOMETRY)}", taken)
         require(dtype.is_floating_point, "dtype", "floating", dtype)
-        shapes = dict(_SHAPES)
-        self._graphs = [
-            _graph(atoms, keys, f"frame {number} of {file}", dtype, shapes)
-            for number, atoms in enumerate(_frames(Path(file)))
-        ]
+        scale, shapes = scale or {}, dict(_SHAPES)
+        require(set(scale) <= set(keys), "scale", f"factors of {list(keys)}", scale)
+        self._graphs = []
+        for number, atoms in enumerate(_frames(Path(file))):
+            graph = _graph(atoms, keys, f"frame {number} of {file}", dtype, shapes)
+            self._graphs.append(graph | {name: graph[name] * by for name, by in scale.items()})
 
     def __len__(self) -> int:
         return len(self._graphs)
@@ -105,10 +110,13 @@ def graph_collate(graphs: Sequence[Mapping[str, Tensor]]) -> Graph:
 
 def _frames(path: Path) -> list[Any]:
     iread = optional("ase.io", "an extended xyz file").iread
-    # The path itself may hold an @, which ASE takes for an index.
+    # Not the path, in which ASE takes an @ for an index.
     with reading(path, "frames in the extended xyz format"), path.open() as file:
-        frames = list(iread(file, index=":", format="extxyz"))
+        text = file.read()
+        frames = list(iread(io.StringIO(text), index=":", format="extxyz"))
     require(len(frames) > 0, str(path), "at least one frame", "none")
+    # A number that was cut short is still a number.
+    require(text.endswith("\n"), str(path), "whole, with a newline at its end", text[-20:])
     return frames
 
 

@@ -103,6 +103,11 @@ def test_labels_of_other_names_are_found_where_the_file_has_them(tmp_path):
     same(batch["d"], [[1, 2, 3], [4, 5, 6], [7, 8, 9]])
 
 
+def test_a_scale_turns_the_sign_of_a_label(tmp_path):
+    graph = graphs_of(written(tmp_path), {"hv": "vs"}, scale={"hv": -2.0})[0]
+    same(graph["hv"], [[0, 0, -2], [0, -2, 0], [-2, 0, 0]])
+
+
 def test_six_numbers_are_the_symmetric_stress(tmp_path):
     path = written(tmp_path, re.sub('dipole="[^"]*"', 'virials="1 2 3 4 5 6"', TEXT))
     same(graphs_of(path, {"stress": "virials"})[0]["stress"], [[[1, 6, 5], [6, 2, 4], [5, 4, 3]]])
@@ -135,6 +140,8 @@ def test_six_numbers_are_the_symmetric_stress(tmp_path):
         (("7 8 9 1 0 0", "7 8"), LABELS, "{} must be frames in the extended xyz format, got "),
         ((TEXT, "no frames"), LABELS, "{} must be frames in the extended xyz format, got XYZError"),
         ((TEXT[-40:], ""), LABELS, "{} must be frames in the extended xyz format, got XYZError"),
+        (("3 0 2 0\n", "3 0 2"), LABELS, "{} must be frames in the extended xyz format, got "),
+        (("3 0 2 0\n", "3 0 2 0"), LABELS, "{} must be whole, with a newline at its end, got '"),
         ((TEXT, ""), LABELS, "{} must be at least one frame, got 'none'"),
     ],
 )
@@ -150,6 +157,8 @@ def test_arguments_that_cannot_be_right(tmp_path):
         graphs_of(path, dtype=torch.int64)
     with pytest.raises(ValueError, match=r"keys must be no names of the geometry.*\['batch'\]"):
         graphs_of(path, {"batch": "vs"})
+    with pytest.raises(ValueError, match=r"scale must be factors of \['energy', .* got {'hv': -1"):
+        graphs_of(path, scale={"hv": -1.0})
     with pytest.raises(ValueError, match=r"none.xyz must be frames .* FileNotFoundError"):
         GraphFile(path.with_name("none.xyz"))
     with pytest.raises(ValueError, match="graphs must be at least one"):
