@@ -47,7 +47,7 @@ class GraphFile(Dataset[dict[str, Tensor]]):
     Units and signs are the file's: forces are minus the derivative of the energy. NaN in a label
     means "not known".
 
-    All frames are parsed once and kept in memory: about 0.1 ms for a frame of ten atoms.
+    All frames are parsed once and kept in memory: about 0.2 ms for a frame of ten atoms.
 
     Args:
         file: Path of the file.
