@@ -140,6 +140,8 @@ def _mapped(file: zipfile.ZipFile, key: str) -> np.ndarray:
         read = form.read_array_header_1_0 if is_first else form.read_array_header_2_0
         shape, is_fortran, dtype = read(member)
         header = member.tell()
+    if dtype.hasobject:  # numpy would map them, and follow their bytes as pointers
+        raise ValueError("an array of Python objects")
     path = str(file.filename)
     with open(path, "rb") as raw:
         raw.seek(info.header_offset)
@@ -147,7 +149,6 @@ def _mapped(file: zipfile.ZipFile, key: str) -> np.ndarray:
     # APPNOTE.TXT of the zip format, 4.3.7: the lengths of the name and of the extra field.
     name, extra = (int.from_bytes(local[at : at + 2], "little") for at in (26, 28))
     begin = info.header_offset + 30 + name + extra + header
-    # numpy refuses to map what are objects.
     return np.memmap(path, dtype, "r", begin, shape, "F" if is_fortran else "C")
 
 

@@ -269,6 +269,13 @@ def test_what_is_no_number_is_refused_and_nothing_unpickled(tmp_path, kind, arra
     assert capsys.readouterr().out == ""
 
 
+def test_objects_are_not_even_mapped(tmp_path):
+    path = store(tmp_path, "npz", {"m": np.array([None] * ROWS)})
+    refused(
+        says(path, "['m'] must be an npz file") + ".*Python objects", path, {"x": "m"}, lazy=True
+    )
+
+
 @pytest.mark.parametrize("damage", ["cut", "other", "gone"])
 def test_a_damaged_file_is_named(tmp_path, kind, damage, lazy):
     arrays = {name: np.tile(a, (90,) + (1,) * (a.ndim - 1)) for name, a in ARRAYS.items()}
