@@ -7,6 +7,7 @@ Teach a network a target's derivatives with respect to its input, beside the tar
 from lightning_sobolev._types import Directions, Jet, Query, Teacher
 from lightning_sobolev.callbacks import HarmCheck, KeepGenerators, StandardUnits
 from lightning_sobolev.functional.norms import TimeSpaceNorm
+from lightning_sobolev.label_files import GraphFile, LabelFile, graph_collate
 from lightning_sobolev.loss.balance import Balanced
 from lightning_sobolev.loss.compiling import CompileSettings
 from lightning_sobolev.loss.loss import SobolevLoss
@@ -36,9 +37,11 @@ __all__ = [
     "Cosine",
     "DirectionalTeacher",
     "Directions",
+    "GraphFile",
     "HarmCheck",
     "Jet",
     "KeepGenerators",
+    "LabelFile",
     "Linear",
     "NetworkTeacher",
     "Query",
@@ -56,4 +59,5 @@ __all__ = [
     "TimeSpaceNorm",
     "__version__",
     "cache_answers",
+    "graph_collate",
 ]
