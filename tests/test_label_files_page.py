@@ -4,6 +4,7 @@ import re
 import warnings
 from pathlib import Path
 
+import lightning.pytorch as L
 import numpy as np
 import pytest
 import torch
@@ -90,7 +91,47 @@ def test_atoms():
     names = run(BLOCKS[3], imports())
     assert names["batch"]["stress"].shape == (2, 3, 3)
     assert len(names["batch"]["positions"]) == len(names["batch"]["batch"])
+    callback = run(BLOCKS[4])["callback"]
+    assert error_of_forces(names["loader"], callback) < 0.05 * error_of_forces(names["loader"])
+
+
+class Pull(torch.nn.Module):
+    """Energies of atoms in one field: forces are alike everywhere."""
+
+    def __init__(self):
+        super().__init__()
+        self.strength = torch.nn.Parameter(torch.tensor([[0.5], [0.1]]))
+
+    def forward(self, positions, batch):
+        powers = torch.stack([positions.square().sum(1), positions.sum(1)], 1)
+        energies = (powers @ self.strength)[:, 0]
+        return energies.new_zeros(int(batch.max()) + 1).index_add(0, batch, energies)
+
+
+class Energies(L.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.net = Pull()
+
+    def training_step(self, batch, batch_idx):
+        return 0.0 * self.net(batch["positions"], batch["batch"]).sum()
+
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.parameters(), lr=0.05)
+
+
+def error_of_forces(loader, *callbacks):
+    """Return the squared error of forces that are the positions, behind a training."""
+    module = Energies()
+    quiet = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False}
+    trainer = L.Trainer(
+        max_epochs=100, callbacks=list(callbacks), enable_checkpointing=False, **quiet
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer.fit(module, loader)
+    return float((module.net.strength.detach() - torch.tensor([[-0.5], [0.0]])).square().sum())
 
 
 def test_every_block_is_run():
-    assert len(BLOCKS) == 4
+    assert len(BLOCKS) == 5
