@@ -21,8 +21,9 @@ Note [projections at once]
     With ``at_once=1`` projections run in a loop, one backward pass after the other. With N, one
     backward pass carries N of them, by ``torch.func.vmap`` around ``autograd.grad``. The numbers
     are the same to rounding. It pays where a pass is too small to fill the processor, and needs a
-    batching rule for the backward of every layer: recurrent ones, Functions whose backward is a
-    Function of the old style, and randomness drawn in a backward pass raise ``RuntimeError``.
+    batching rule for the backward of every layer: a Function whose backward is a Function of the
+    old style, or looks at numbers, raises ``RuntimeError``. What a backward pass of somebody's own
+    draws at random is the same for all N. Inductor does not take it (torch 2.13).
     ``is_grads_batched`` of ``autograd.grad`` is an older vmap, without rules for GELU and SiLU.
     Temporary memory grows N times; what a graph keeps for training does not, as the loop keeps it
     for every projection, too.
