@@ -67,6 +67,7 @@ def measure(rehearsal: Rehearsal, occasion: Occasion, loss: SobolevLoss) -> Cost
     probe.non_finite, probe.gaps = loss.non_finite, loss.gaps
     probe.at_once = AtOnce(loss.at_once.wish, dict(loss.at_once.chosen))
     recorder = probe.recorder_of(copied.module, None, copied.options)
+    recorder.index = copied.index
     plain = partial(_run_plain, copied, recorder)
     matched = partial(_run_matched, copied, recorder, probe, occasion)
     with own_random_numbers(), torch.enable_grad():

@@ -57,7 +57,7 @@ class Projections:
     @property
     def number(self) -> int:
         """How many there are."""
-        sizes = [len(given) for given in self.directions if given is not None]
+        sizes = [len(given) for given in self.directions[:2] if given is not None]
         is_all = self.term.order == 2 and self.term.num_projections is None
         return sizes[0] * sizes[1] if is_all else max(sizes, default=0)
 

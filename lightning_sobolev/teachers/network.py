@@ -104,7 +104,7 @@ class NetworkTeacher(Teacher):
             ask = partial(call.repeat, network)
         output = None if call is None else call.output
         x = query.x
-        answer = self._answered_by(ask, query.on, x.dtype, output)
+        answer = self._answered_by(ask, query.on, x.dtype, output, query.outputs)
         if torch.is_autocast_enabled(x.device.type):
             answer = _outside_of_autocast(answer, x.device.type)
         # Walking a tree of modules at every question takes longer than the list of its parts.
@@ -130,11 +130,11 @@ class NetworkTeacher(Teacher):
         """
         if any(module.training for module in self.network.modules()):
             self.network.eval()
-        return self._answered_by(self.network, on, dtype, output)
+        return self._answered_by(self.network, on, dtype, output, None)
 
     def _answered_by(
         self, ask: Callable[[Tensor], Any], on: BatchFn, dtype: torch.dtype,
-        output: Sequence[str | int] | None,
+        output: Sequence[str | int] | None, rows: int | None,
     ) -> BatchFn:  # fmt: skip
         own = dtype if self._first is None else self._first.dtype
 
@@ -142,7 +142,7 @@ class NetworkTeacher(Teacher):
             y = ask(point if point.dtype == own else point.to(own))
             is_answer = isinstance(y, Tensor) and y.is_floating_point()
             if self._output is not None or not is_answer:
-                y = self._select(y, output, point.shape[0])
+                y = self._select(y, output, point.shape[0] if rows is None else rows)
             if on is not identity:
                 y = on(y.to(torch.promote_types(y.dtype, dtype)))
             answered: Tensor = y if y.dtype == dtype else y.to(dtype)
