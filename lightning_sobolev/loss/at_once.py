@@ -23,7 +23,7 @@ MANY = 8
 """Of so many projections or fewer nothing is measured."""
 
 AT_ONCE = 16
-"""More at once were no faster on any network that was measured, see docs/term-settings.md."""
+"""Little is gained beyond, and a convolution slows down, see docs/term-settings.md."""
 
 _CLEARLY, _TURNS, _ENOUGH_SECONDS = 0.95, 3, 1.0
 _SLOW_WORDS = "performance drop"
