@@ -38,8 +38,8 @@ Made by `python scripts/benchmark.py study=exact`; `conf/study/exact.yaml` lists
 Milliseconds of processor time of a training step by Adam in a plain loop, batch {{batch}},
 {{threads}} thread(s) of torch {{torch}}, tape; the median of {{rounds}} steps, all ways in turns.
 *Plain*: values alone. *One*, *eight*: so many random cotangents. *Loop*, *at once* and *more at
-once*: all cotangents, with `at_once=1`, `at_once={AT_ONCE}` and `at_once={4 * AT_ONCE}`. *Default*: what `at_once=None` has
-measured and chosen in its first step, which is not counted.
+once*: all cotangents, with `at_once=1`, `at_once={AT_ONCE}` and `at_once={4 * AT_ONCE}`.
+*Default*: what `at_once=None` has measured and chosen in its first step, which is not counted.
 """
 
 
