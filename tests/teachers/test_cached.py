@@ -65,7 +65,8 @@ def asked(teacher, data, rows):
 
 def given(teacher, asked_about, term):
     directions = teacher.directions(asked_about, term)
-    found, missing = directions if term.side == "cotangent" else reversed(directions)
+    both = directions.cotangents, directions.tangents
+    found, missing = both if term.side == "cotangent" else reversed(both)
     assert missing is None
     return found
 
