@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_map_only
 
 from lightning_sobolev import _paths
 from lightning_sobolev.doctor.rehearsal import Rehearsal, own_random_numbers
+from lightning_sobolev.loss.at_once import AtOnce
 from lightning_sobolev.loss.loss import Occasion, SobolevLoss
 from lightning_sobolev.observe.places import locate_output
 from lightning_sobolev.observe.recorder import Recorder
@@ -64,6 +65,7 @@ def measure(rehearsal: Rehearsal, occasion: Occasion, loss: SobolevLoss) -> Cost
     terms = [replace(term, weight=float(term.weight != 0.0)) for term in loss.spec.terms]
     probe = SobolevLoss(loss.teacher, terms, on=loss.spec.on, seed=loss.seed).on_its_own()
     probe.non_finite, probe.gaps = loss.non_finite, loss.gaps
+    probe.at_once = AtOnce(loss.at_once.wish, dict(loss.at_once.chosen))
     recorder = probe.recorder_of(copied.module, None, copied.options)
     recorder.index = copied.index
     plain = partial(_run_plain, copied, recorder)

@@ -209,7 +209,7 @@ class _Differences:
         self._parameters = _subspace(trained) if self._is_large else trained
         out_shape = mapped(loss.spec.output_map, seen.y.detach(), seen.x.detach()).shape[1:]
         plain = [_without_scale(term) for term in terms]
-        probe = SobolevLoss(_Zero(out_shape), plain, on=loss.spec.on, seed=loss.seed)
+        probe = SobolevLoss(_Zero(out_shape), plain, on=loss.spec.on, seed=loss.seed, at_once=1)
         self._loss = probe.on_its_own()  # a process may have nothing to check
         options = self._rehearsal.options
         self._recorder = self._loss.recorder_of(module, None, options)

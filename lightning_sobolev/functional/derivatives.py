@@ -17,13 +17,21 @@ Note [fused norms]
     gradients in the parameters of earlier layers are wrong without an error, in both engines.
     ``fn`` must write its norms out where such a result is trained on; ``vjp`` is not affected.
 
-Note [projections run in a loop]
-    One backward pass per projection, not a ``vmap`` over them: on a CPU the loop is faster, and
-    recurrent layers have no batching rule for their backward.
+Note [projections at once]
+    With ``at_once=1`` projections run in a loop, one backward pass after the other. With N, one
+    backward pass carries N of them, by ``torch.func.vmap`` around ``autograd.grad``. The numbers
+    are the same to rounding. It pays where a pass is too small to fill the processor, and needs a
+    batching rule for the backward of every layer: a Function whose backward is a Function of the
+    old style, or looks at numbers, raises ``RuntimeError``. What a backward pass of somebody's own
+    draws at random is the same for all N. Inductor does not take it (torch 2.13).
+    ``is_grads_batched`` of ``autograd.grad`` is an older vmap, without rules for GELU and SiLU.
+    Temporary memory grows N times; what a graph keeps for training does not, as the loop keeps it
+    for every projection, too.
 """
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -31,7 +39,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lightning_sobolev._checks import require
-from lightning_sobolev._types import BatchFn, InRows, Jet, OutRows, Points, Values
+from lightning_sobolev._types import BatchFn, InRows, OutRows, Points, Values
 
 Engine = Literal["func", "tape"]
 
@@ -41,9 +49,10 @@ class TapeJet:
 
     Nothing is evaluated again, so a dropout mask is that of the recorded forward. ``vjp`` and
     ``hvp`` cost one and two backward passes per projection. ``jvp`` is the transpose of ``vjp``,
-    which is linear in its cotangent: one backward pass once and one more per projection. Usable
-    under ``no_grad`` and ``inference_mode``. Assumes row independence and, for ``jvp`` and ``hvp``,
-    no fused norms (notes above).
+    which is linear in its cotangent: one backward pass once and one more per projection. ``hvp``
+    needs the first of its two once for all where it is given one cotangent, expanded; only then can
+    it take several projections at once. Usable under ``no_grad`` and ``inference_mode``. Assumes
+    row independence and, for ``jvp`` and ``hvp``, no fused norms (notes above).
 
     Args:
         y: The recorded output.
@@ -68,16 +77,17 @@ class TapeJet:
         """The recorded output, cut off from the graph if the derivatives are."""
         return self._y if self._create_graph else self._y.detach()
 
-    def vjp(self, cotangents: OutRows) -> InRows:
+    def vjp(self, cotangents: OutRows, *, at_once: int = 1) -> InRows:
         r"""Pull cotangents back: row :math:`(p, b)` is :math:`u_{pb}^\top J(x_b)`."""
         if cotangents.shape != (1, *self._y.shape):
             _check_shape("cotangents", cotangents, self._y)
         elif torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
             return self._pull(cotangents[0], self._create_graph).unsqueeze(0)  # the usual case
         with _recording():
-            return _stacked([self._pull(_usable(u), self._create_graph) for u in cotangents])
+            pull = partial(self._pull, create_graph=self._create_graph)
+            return _each(pull, at_once, _usable(cotangents))
 
-    def jvp(self, tangents: InRows) -> OutRows:
+    def jvp(self, tangents: InRows, *, at_once: int = 1) -> OutRows:
         r"""Push tangents forward: row :math:`(p, b)` is :math:`J(x_b) v_{pb}`."""
         _check_shape("tangents", tangents, self._x)
         with _recording():
@@ -85,15 +95,21 @@ class TapeJet:
                 dummy = torch.zeros_like(self._y).requires_grad_()
                 self._transposed = dummy, self._pull(dummy, create_graph=True)
             dummy, row = self._transposed
-            return _stacked([self._grad(row, dummy, _usable(v)) for v in tangents])
+            return _each(partial(self._grad, row, dummy), at_once, _usable(tangents))
 
-    def hvp(self, cotangents: OutRows, tangents: InRows) -> InRows:
+    def hvp(self, cotangents: OutRows, tangents: InRows, *, at_once: int = 1) -> InRows:
         r"""Return the Hessian of :math:`\langle u_{pb}, f \rangle` at :math:`x_b` times v."""
         _check_pairs(cotangents, self._y, tangents, self._x)
+        pull = partial(self._pull, create_graph=True)
+        is_expanded = len(cotangents) > 1 and cotangents.stride(0) == 0
         with _recording():
-            pairs = zip(cotangents, tangents, strict=True)
-            rows = ((self._pull(_usable(u), create_graph=True), v) for u, v in pairs)
-            return _stacked([self._grad(row, self._x, _usable(v)) for row, v in rows])
+            cotangents, tangents = _usable(cotangents), _usable(tangents)
+            if is_expanded:
+                return _each(partial(self._grad, pull(cotangents[0]), self._x), at_once, tangents)
+            # A row of each pair's own: reverse mode would mix rows that were recorded together.
+            expected = "1 for pairs of cotangents and tangents on the tape"
+            require(at_once == 1, "at_once", expected, at_once)
+            return _each(lambda u, v: self._grad(pull(u), self._x, v), 1, cotangents, tangents)
 
     def _pull(self, cotangent: Tensor, create_graph: bool) -> Tensor:
         y, x = self._y, self._x
@@ -119,7 +135,8 @@ class FuncJet:
 
     Without ``tangents`` one forward pass gives the value and the pullback, which ``vjp`` and its
     transpose ``jvp`` reuse. With ``tangents`` value and ``jvp`` come together from one pass of
-    forward mode, all projections in one ``vmap`` that draws the same random numbers for each. What
+    forward mode, all projections in one ``vmap`` that draws the same random numbers for each, and
+    whatever ``at_once`` says. What
     was not prepared at construction evaluates ``fn`` anew, ``hvp`` once per projection; give a
     stochastic ``fn`` to a :class:`TapeJet`. Assumes row independence and, for ``jvp`` and ``hvp``,
     no fused norms (notes above). An output that does not depend on ``x`` has derivative zero.
@@ -137,7 +154,7 @@ class FuncJet:
         self, fn: Callable[[Tensor], Any], x: Points, *,
         tangents: InRows | None = None, has_aux: bool = False,
     ) -> None:  # fmt: skip
-        self._fn, self._x, self._has_aux, self._tangents = fn, x, has_aux, tangents
+        self._fn, self._x, self._has_aux, self.pushed = fn, x, has_aux, tangents
         self._pullback: Callable[[Tensor], tuple[Tensor]] | None = None
         if tangents is None:
             self._y, self._pullback, self.aux = self._vjp()
@@ -151,35 +168,37 @@ class FuncJet:
         """The function's value."""
         return self._y
 
-    def vjp(self, cotangents: OutRows) -> InRows:
+    def vjp(self, cotangents: OutRows, *, at_once: int = 1) -> InRows:
         r"""Pull cotangents back: row :math:`(p, b)` is :math:`u_{pb}^\top J(x_b)`."""
         _check_shape("cotangents", cotangents, self._y)
         if self._pullback is None:
             _, self._pullback, _ = self._vjp()
-        return _stacked([self._pullback(u)[0] for u in cotangents])
+        pullback = self._pullback
+        return _each(lambda u: pullback(u)[0], at_once, cotangents)
 
-    def jvp(self, tangents: InRows) -> OutRows:
+    def jvp(self, tangents: InRows, *, at_once: int = 1) -> OutRows:
         r"""Push tangents forward: row :math:`(p, b)` is :math:`J(x_b) v_{pb}`."""
         _check_shape("tangents", tangents, self._x)
-        if self._tangents is tangents:
+        if self.pushed is tangents:
             return self._columns
         if self._pullback is None:
             return self._jvp(tangents)[1]
         pullback = self._pullback
         push = torch.func.vjp(lambda u: pullback(u)[0], torch.zeros_like(self._y))[1]
-        return _stacked([push(v)[0] for v in tangents])
+        return _each(lambda v: push(v)[0], at_once, tangents)
 
-    def hvp(self, cotangents: OutRows, tangents: InRows) -> InRows:
+    def hvp(self, cotangents: OutRows, tangents: InRows, *, at_once: int = 1) -> InRows:
         r"""Return the Hessian of :math:`\langle u_{pb}, f \rangle` at :math:`x_b` times v.
 
         Reverse over reverse, which ``torch.compile`` accepts; forward over reverse it does not.
         """
         _check_pairs(cotangents, self._y, tangents, self._x)
-        rows = []
-        for u, v in zip(cotangents, tangents, strict=True):
-            pull_row = torch.func.vjp(lambda x, u=u: self._vjp(x)[1](u)[0], self._x)[1]
-            rows.append(pull_row(v)[0])
-        return _stacked(rows)
+
+        def along(u: Tensor, v: Tensor) -> Tensor:
+            product: Tensor = torch.func.vjp(lambda x: self._vjp(x)[1](u)[0], self._x)[1](v)[0]
+            return product
+
+        return _each(along, at_once, cotangents, tangents)
 
     def _on_clone(self, x: Tensor) -> Any:
         return self._fn(x.clone())  # a forward that writes in place must not reach the leaf
@@ -273,27 +292,42 @@ def hvp(
     return _jet(fn, x, engine).hvp(cotangents, tangents)
 
 
-def jacobian(fn: BatchFn, x: Points, *, engine: Engine = "func") -> Float[Tensor, "batch ..."]:
+def jacobian(
+    fn: BatchFn, x: Points, *, engine: Engine = "func", at_once: int = 1
+) -> Float[Tensor, "batch ..."]:
     """Return the full Jacobian ``[batch, *out, *in]`` of every row.
 
-    One backward pass per element of the output. Assumes row independence (note above).
+    One backward pass per element of the output, or ``at_once`` of them in one (note above). Assumes
+    row independence (note above).
     """
     jet = _jet(fn, x, engine)
-    rows = jet.vjp(basis_of(jet.value))  # [out, batch, *in]
+    rows = jet.vjp(basis_of(jet.value), at_once=at_once)  # [out, batch, *in]
     return rows.movedim(0, 1).reshape(*jet.value.shape, *x.shape[1:])
 
 
-def hessian(fn: BatchFn, x: Points, *, engine: Engine = "func") -> Float[Tensor, "batch ..."]:
+def hessian(
+    fn: BatchFn, x: Points, *, engine: Engine = "func", at_once: int = 1
+) -> Float[Tensor, "batch ..."]:
     """Return the full Hessian ``[batch, *out, *in, *in]`` of every row.
 
-    Two backward passes per pair of an output element and an input element. Assumes row
-    independence, and no fused norms where the result is trained on (notes above).
+    A backward pass per element of the output and one more per pair with an element of the input
+    (``"func"``: two per pair), or ``at_once`` of these in one. Assumes row independence, and no
+    fused norms where the result is trained on (notes above).
     """
     jet = _jet(fn, x, engine)
-    cotangents, tangents = basis_of(jet.value), basis_of(x)
-    each = tangents.repeat(len(cotangents), *[1] * x.dim())
-    pairs = jet.hvp(cotangents.repeat_interleave(len(tangents), 0), each)  # [out * in, batch, *in]
+    pairs = all_pairs(partial(jet.hvp, at_once=at_once), basis_of(jet.value), basis_of(x))
     return pairs.movedim(0, 1).reshape(*jet.value.shape, *x.shape[1:], *x.shape[1:])
+
+
+def all_pairs(
+    product: Callable[[OutRows, InRows], InRows], cotangents: OutRows, tangents: InRows
+) -> InRows:
+    """Return a jet's Hessian products of every cotangent with every tangent, one u after another.
+
+    Its ``hvp`` is given each cotangent once, expanded.
+    """
+    columns = [product(u.expand(len(tangents), *u.shape), tangents) for u in cotangents]
+    return columns[0] if len(columns) == 1 else torch.cat(columns)
 
 
 class RecordedScalar:
@@ -331,14 +365,23 @@ _UNCONNECTED = (
 )
 
 
-def _jet(fn: BatchFn, x: Tensor, engine: str) -> Jet:
+def _jet(fn: BatchFn, x: Tensor, engine: str) -> TapeJet | FuncJet:
     require(engine in get_args(Engine), "engine", f"one of {get_args(Engine)}", engine)
-    jet: Jet = FuncJet(fn, x) if engine == "func" else tape_jet(fn, x, create_graph=True)
+    jet = FuncJet(fn, x) if engine == "func" else tape_jet(fn, x, create_graph=True)
     if jet.value.shape[:1] != x.shape[:1]:
         raise ValueError(
             f"fn must keep the batch axis: expected [{len(x)}, *out], got {list(jet.value.shape)}"
         )
     return jet
+
+
+def _each(one: Callable[..., Tensor], at_once: int, *directions: Tensor) -> Tensor:
+    if at_once == 1 or len(directions[0]) == 1:
+        return _stacked([one(*row) for row in zip(*directions, strict=True)])
+    # A function that is evaluated anew draws the same random numbers for each projection.
+    batched = torch.func.vmap(one, randomness="same", chunk_size=at_once)
+    rows: Tensor = batched(*directions)
+    return rows
 
 
 def _stacked(rows: list[Tensor]) -> Tensor:

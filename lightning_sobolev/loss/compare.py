@@ -20,7 +20,7 @@ from torch import Tensor
 from lightning_sobolev._groups import Groups
 from lightning_sobolev._types import Directions, Jet
 from lightning_sobolev.functional.band_limits import low_pass, space_axes
-from lightning_sobolev.functional.derivatives import FuncJet, TapeJet
+from lightning_sobolev.functional.derivatives import FuncJet, TapeJet, all_pairs
 from lightning_sobolev.functional.discrepancies import DISCREPANCIES
 from lightning_sobolev.spec import SobolevTerm
 
@@ -73,25 +73,29 @@ class Gaps:
     non_finite: Literal["raise", "skip"] = "raise"
 
 
-def project(term: SobolevTerm, jet: Jet, directions: Directions) -> Float[Tensor, "proj batch ..."]:
+def project(
+    term: SobolevTerm, jet: Jet, directions: Directions, at_once: int = 1
+) -> Float[Tensor, "proj batch ..."]:
     """Ask a jet for what a term compares: its value as one projection, or a derivative."""
     cotangents, tangents, _ = directions
+    # the package's own jets alone take several at once
+    how: Any = {} if at_once == 1 else {"at_once": at_once}
     if term.order == 0:
         return jet.value.unsqueeze(0)
     if tangents is None:
         assert cotangents is not None
-        return jet.vjp(cotangents)
+        return jet.vjp(cotangents, **how)
     if cotangents is None:
-        return jet.jvp(tangents)
+        return jet.jvp(tangents, **how)
     if term.num_projections is None:
-        each = tangents.repeat(len(cotangents), *[1] * (tangents.ndim - 1))
-        return jet.hvp(cotangents.repeat_interleave(len(tangents), 0), each)
-    return jet.hvp(cotangents, tangents)
+        return all_pairs(functools.partial(jet.hvp, **how), cotangents, tangents)
+    return jet.hvp(cotangents, tangents, **how)
 
 
 def project_target(
-    term: SobolevTerm, target: Jet, directions: Directions, out_shape: Sequence[int]
-) -> Float[Tensor, "proj batch ..."]:
+    term: SobolevTerm, target: Jet, directions: Directions, out_shape: Sequence[int],
+    at_once: int = 1,
+) -> Float[Tensor, "proj batch ..."]:  # fmt: skip
     """Ask a teacher for what a term compares; ``out_shape`` is that of the student's output."""
     cotangents = directions.cotangents
     # A network that gives [batch] may teach one that gives [batch, 1].
@@ -103,7 +107,7 @@ def project_target(
     ):
         directions = directions._replace(cotangents=cotangents.reshape(len(cotangents), *shape))
     try:
-        return project(term, target, directions)
+        return project(term, target, directions, at_once)
     except ValueError as error:
         raise ValueError(
             f"term {term.key!r}: the teacher must answer for a student whose output is "

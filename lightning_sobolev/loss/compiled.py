@@ -61,6 +61,8 @@ class Compiler:
     def __init__(
         self, loss: SobolevLoss, recorder: Recorder, settings: CompileSettings, *, nested: bool
     ) -> None:
+        expected = "None or 1 where the student's call is compiled, which takes one after the other"
+        require(loss.at_once.wish in (None, 1), "at_once", expected, loss.at_once.wish)
         self.given_up = False
         self._loss, self._recorder, self._settings = loss, recorder, settings
         self._nested, self._watched = nested, recorder.watched

@@ -20,6 +20,7 @@ from lightning_sobolev._checks import require
 from lightning_sobolev._types import Directions, Jet, Query, Teacher
 from lightning_sobolev.functional.fisher import FISHER
 from lightning_sobolev.loss import checks, recorded
+from lightning_sobolev.loss.at_once import AtOnce, Projections
 from lightning_sobolev.loss.balance import Balanced, RunningBalance
 from lightning_sobolev.loss.checks import Checks
 from lightning_sobolev.loss.compare import (
@@ -108,6 +109,10 @@ class SobolevLoss:
         seed: Seed of the projections; processes differ, resumed runs continue.
         non_finite: ``"raise"`` refuses a teacher's answer with NaN or Inf; ``"skip"`` leaves such
             rows out of the term and counts them.
+        at_once: How many of a term's projections one backward pass carries. None: of more than
+            eight, one or sixteen, what the first evaluation finds faster; 1: one; N: always N.
+            The numbers are the same to rounding. What is needed for no graph takes N times the
+            memory; the graph of a term is as large in any case.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -133,11 +138,12 @@ class SobolevLoss:
         on: str | Callable[[Tensor], Tensor] = "identity",
         seed: int = 0,
         non_finite: Literal["raise", "skip"] = "raise",
+        at_once: int | None = None,
     ) -> None:
         check_word("non_finite", non_finite, ("raise", "skip"))
         self.teacher = as_teacher(teacher)
         self.spec = as_spec(terms, on, self.teacher)
-        self.seed, self.non_finite = seed, non_finite
+        self.seed, self.non_finite, self.at_once = seed, non_finite, AtOnce(at_once)
         self.gaps = Gaps(self.teacher.allows_unknown, non_finite)
         self.checks = Checks()
         self.forgives_overflow = False
@@ -157,16 +163,18 @@ class SobolevLoss:
         ]
         asks = type(self.teacher).directions is not Teacher.directions
         self._own_directions = self.teacher.directions if asks else None
+        self._may_be_many = [asks or term.num_projections != 1 for term in terms]
         self._recorder: Recorder | None = None
         self.counter = 0
         self.reset()
 
     def reset(self) -> None:
-        """Begin anew with scales and balanced weights, and look at student and processes again.
+        """Begin anew with scales, weights and choices, and look at student and processes again.
 
         The draws go on: no two trainings with one loss have the same.
         """
         self.scales, self.balance = RunningScales(), RunningBalance()
+        self.at_once.chosen = {}
         self.begin()
 
     def begin(self) -> None:
@@ -316,7 +324,7 @@ class SobolevLoss:
                     report.points[place] = point
                     if point.seen.x.is_leaf and point.seen.x.requires_grad:
                         report.leaves.append(point.seen.x)
-                parts.append(self._ask(index, point))
+                parts.append(self._ask(index, point, occasion.trains))
             asked.append((index, parts))
         return asked
 
@@ -344,13 +352,16 @@ class SobolevLoss:
             raise
         return Point(seen, draws, query, seen.jet(), target)
 
-    def _ask(self, index: int, point: Point) -> _Asked:
+    def _ask(self, index: int, point: Point, trains: bool) -> _Asked:
         student, target, term = point.student, point.target, self.spec.terms[index]
         if student is None or target is None:
             return point, Directions(), None
         y = student.value
         directions = self.directions(index, point, y)
-        return point, directions, project_target(term, target, directions, y.shape)
+        if not self._may_be_many[index]:
+            return point, directions, project_target(term, target, directions, y.shape)
+        asked = Projections(f"{term.key}/teacher", term, target, directions, y.shape)
+        return point, directions, self.at_once.take(asked, () if trains else None, self._sum)
 
     def directions(self, index: int, point: Point, y: Tensor) -> Directions:
         """Return what term number ``index`` is projected on; ``y`` is like the output."""
@@ -409,7 +420,7 @@ class SobolevLoss:
             comparison: Comparison = seen.comparisons[index]
         else:
             assert target is not None
-            rows = self._derived(term, point, directions, occasion.trains)
+            rows = self._derived(index, point, directions, occasion.trains)
             comparison = compare(term, rows, target, self.gaps)
             if seen.call.groups is not None:
                 comparison = in_groups(term, comparison, seen.call.groups)
@@ -423,10 +434,9 @@ class SobolevLoss:
             report.pending.append((comparison.total, judge))
         return comparison
 
-    def _derived(
-        self, term: SobolevTerm, point: Point, directions: Directions, trains: bool
-    ) -> Tensor:
+    def _derived(self, index: int, point: Point, directions: Directions, trains: bool) -> Tensor:
         seen, student, recorder = point.seen, point.student, point.seen.recorder
+        term = self.spec.terms[index]
         assert student is not None
         gathered = kept_gathered(seen.call.module) if recorder.is_sharded else _AS_IT_IS
         checks_graph = trains and term.order > 0 and len(seen.x) > 0
@@ -437,7 +447,12 @@ class SobolevLoss:
                     self._known.add(term.key)  # before the rows: both at once take more memory
                     inner = recorder.options.inner_precision
                     recorded.check_linear(term, student, inner, recorder.root)
-                rows = project(term, student, directions)
+                if self._may_be_many[index]:
+                    asked = Projections(term.key, term, student, directions)
+                    trained = _trained(seen) if trains and not recorder.is_sharded else None
+                    rows = self.at_once.take(asked, trained, self._sum)
+                else:
+                    rows = project(term, student, directions)
                 rows = rows if directions.read is None else directions.read(rows)
                 if checks_graph and not rows.requires_grad:
                     recorded.check_graph(term, rows, recorder.root)
@@ -572,12 +587,16 @@ class SobolevLoss:
     def state_dict(self) -> dict[str, Any]:
         """Return plain values and tensors: all that a resumed run needs to go on exactly."""
         scales = {k: {"mean": mean, "count": n} for k, (mean, n) in self.scales.state.items()}
-        return {"counter": self.counter, "scales": scales, "balance": dict(self.balance.state)}
+        return {
+            "counter": self.counter, "scales": scales, "balance": dict(self.balance.state),
+            "at_once": dict(self.at_once.chosen),
+        }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what :meth:`state_dict` said."""
         self.counter = int(state["counter"])
         self.balance.state = dict(state.get("balance", {}))  # older checkpoints have none
+        self.at_once.chosen = dict(state.get("at_once", {}))
         saved = state["scales"]
         self.scales.state = {k: (s["mean"], int(s["count"])) for k, s in saved.items()}
 
@@ -610,6 +629,10 @@ def attached(observed: Sequence[Observed]) -> Tensor:
     # The sum over no rows is zero even where an output is infinite, as masked logits are.
     nothing = [seen.y[:0].float().sum() for seen in observed]
     return nothing[0] if len(nothing) == 1 else torch.stack(nothing).sum()
+
+
+def _trained(seen: Observed) -> list[Tensor]:
+    return [p for p in seen.call.module.parameters() if p.requires_grad]
 
 
 def sum_over_processes(total: Tensor) -> Tensor:

@@ -73,6 +73,8 @@ class SobolevCallback(Callback):
             and test as well.
         manual_scale: What multiplies the terms under manual optimization: 1/N for a step that hands
             ``loss / N`` of N micro-batches to ``manual_backward``.
+        at_once: How many of a term's projections one backward pass carries, as
+            :class:`~lightning_sobolev.SobolevLoss` says; None measures on the first step.
         compile: Compiles the student's call together with derivatives and terms (``engine="func"``,
             which it implies); settings instead of True say how. None: with ``engine="func"``, if
             the module is compiled.
@@ -107,6 +109,7 @@ class SobolevCallback(Callback):
         missing: Literal["raise", "skip"] = "raise",
         validate: bool = False,
         manual_scale: float = 1.0,
+        at_once: int | None = None,
         compile: CompileSettings | bool | None = None,
     ) -> None:
         super().__init__()
@@ -124,7 +127,7 @@ class SobolevCallback(Callback):
         if spec is not None and not isinstance(spec, SobolevSpec):
             raise ValueError(f"spec must be a SobolevSpec, got {type(spec).__name__}")
         require(weight is None or spec is None, "weight", "None beside spec=", weight)
-        self.loss = SobolevLoss(teacher, spec, seed=seed, non_finite=non_finite)
+        self.loss = SobolevLoss(teacher, spec, seed=seed, non_finite=non_finite, at_once=at_once)
         if weight is not None:
             self._rebuild(
                 teacher, replace(self.spec, terms=[replace(self.spec.terms[0], weight=weight)])
@@ -156,7 +159,8 @@ class SobolevCallback(Callback):
     def _rebuild(self, teacher: Teacher | nn.Module, spec: SobolevSpec) -> None:
         require(self.plan is None, "teacher and spec", "set between fits", "an assignment in one")
         old = self.loss
-        self.loss = SobolevLoss(teacher, spec, seed=old.seed, non_finite=old.non_finite)
+        how: Any = {"non_finite": old.non_finite, "at_once": old.at_once.wish}
+        self.loss = SobolevLoss(teacher, spec, seed=old.seed, **how)
         self._name_state()
 
     def _name_state(self) -> None:
@@ -293,6 +297,9 @@ class SobolevCallback(Callback):
             self._occasion.value_loss = None  # its graph ends with the step
         if not self._is_described:
             self._describe(observed[0])
+        if self.loss.at_once.news:
+            rank_zero_info(f"Sobolev: {'; '.join(self.loss.at_once.news)}")
+            self.loss.at_once.news.clear()
         if report.has_more or self._reporter.balanced:
             self._reporter.tell(report)
         return report

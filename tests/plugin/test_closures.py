@@ -161,4 +161,4 @@ def test_an_exception_in_a_later_evaluation_takes_the_step_back():
     used = callback()
     with pytest.raises(RuntimeError, match="a broken line search"):
         fit(Broken(), points(), used)
-    assert used.state_dict() == {"counter": 0, "scales": {}, "balance": {}}
+    assert used.state_dict() == {"counter": 0, "scales": {}, "balance": {}, "at_once": {}}
