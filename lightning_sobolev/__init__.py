@@ -20,7 +20,10 @@ from lightning_sobolev.teachers import (
     CachedTeacher,
     CacheSettings,
     DirectionalTeacher,
+    MixedTeacher,
     NetworkTeacher,
+    ReducedTeacher,
+    TraceTeacher,
     cache_answers,
 )
 
@@ -40,8 +43,10 @@ __all__ = [
     "Jet",
     "KeepGenerators",
     "Linear",
+    "MixedTeacher",
     "NetworkTeacher",
     "Query",
+    "ReducedTeacher",
     "Report",
     "SobolevCallback",
     "SobolevLoss",
@@ -54,6 +59,7 @@ __all__ = [
     "Step",
     "Teacher",
     "TimeSpaceNorm",
+    "TraceTeacher",
     "__version__",
     "cache_answers",
 ]

@@ -75,7 +75,7 @@ class Gaps:
 
 def project(term: SobolevTerm, jet: Jet, directions: Directions) -> Float[Tensor, "proj batch ..."]:
     """Ask a jet for what a term compares: its value as one projection, or a derivative."""
-    cotangents, tangents, _ = directions
+    cotangents, tangents = directions.cotangents, directions.tangents
     if term.order == 0:
         return jet.value.unsqueeze(0)
     if tangents is None:
@@ -93,6 +93,8 @@ def project_target(
     term: SobolevTerm, target: Jet, directions: Directions, out_shape: Sequence[int]
 ) -> Float[Tensor, "proj batch ..."]:
     """Ask a teacher for what a term compares; ``out_shape`` is that of the student's output."""
+    if directions.target is not None:
+        return directions.target
     cotangents = directions.cotangents
     # A network that gives [batch] may teach one that gives [batch, 1].
     if (
@@ -121,7 +123,9 @@ def evaluate(
     """
     gaps = Gaps() if gaps is None else gaps
     rows = project_target(term, target, directions, student.value.shape)
-    comparison = compare(term, project(term, student, directions), rows, gaps)
+    ours = project(term, student, directions)
+    ours = ours if directions.read is None else directions.read(ours)
+    comparison = compare(term, ours, rows, gaps)
     if gaps.non_finite == "raise":
         check_target(term, math.nan, rows, gaps.allows_unknown)
     return comparison
@@ -218,7 +222,10 @@ def in_groups(term: SobolevTerm, comparison: Comparison, groups: Groups) -> Comp
     Raises:
         ValueError: If elements are compared of inputs that have different ones.
     """
+    of_graphs = comparison.distance.shape[1] != len(groups.index)  # what a teacher reads of nodes
     if term.order == 0 or (groups.per_row and not term.needs_cotangents):
+        return comparison
+    if term.needs_cotangents and of_graphs:
         return comparison
     if groups.blocks and term.normalize == "elements":
         raise ValueError(

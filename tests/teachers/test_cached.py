@@ -65,8 +65,9 @@ def asked(teacher, data, rows):
 
 def given(teacher, asked_about, term):
     directions = teacher.directions(asked_about, term)
-    found, missing = directions if term.side == "cotangent" else reversed(directions)
-    assert missing is None
+    own = directions._asdict()
+    found = own.pop(f"{term.side}s")
+    assert all(other is None for other in own.values())
     return found
 
 
