@@ -2,7 +2,6 @@
 
 from typing import Literal, cast
 
-import torch
 from torch import Tensor
 
 from lightning_sobolev import _paths

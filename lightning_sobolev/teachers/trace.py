@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lightning_sobolev import _paths
 from lightning_sobolev._checks import require
+from lightning_sobolev._groups import basis_of_groups
 from lightning_sobolev._types import Directions, InRows, Jet, Query, Teacher
 from lightning_sobolev.functional.derivatives import basis_of
 from lightning_sobolev.functional.projections import draw, generator_for
@@ -37,7 +38,7 @@ class TraceTeacher(Teacher):
 
     Cost: one Hessian-vector product (about two order-1 projections) for each eigenvalue or probe.
     Assumes row independence. With graphs in one table (``groups=``) the trace is that over all
-    nodes of a graph, from probes alone.
+    nodes of a graph, the number of products that of the largest graph.
 
     Args:
         trace: Key path of the traces ``[batch]`` or ``[batch, 1]``; NaN is not known.
@@ -91,9 +92,9 @@ class TraceTeacher(Teacher):
         trace = cast(Tensor, lookup("trace", self._trace, query, _NAME, Rows.of_output(query)))
         require(trace[0:1].numel() == len(trace[0:1]), "trace", "[batch]", list(trace.shape))
         is_exact, groups = term.num_projections is None, query.groups
-        alone = is_exact or self._factor is not None
-        fits = groups is None or not (alone or groups.blocks or groups.per_row)
-        require(fits, "groups", "None for exact traces, a matrix or an output of nodes", groups)
+        of_nodes = groups is not None and (groups.per_row or bool(groups.blocks))
+        fits = groups is None or not (of_nodes or self._factor is not None)
+        require(fits, "groups", "None with a matrix, several inputs or an output of nodes", groups)
         tangents, weighted = self._exact(query) if is_exact else self._probes(query, term)
 
         def read(rows: InRows) -> Tensor:
@@ -108,6 +109,9 @@ class TraceTeacher(Teacher):
         return Directions(ones, tangents, read, target)
 
     def _exact(self, query: Query) -> tuple[InRows, InRows]:
+        if query.groups is not None:
+            every = basis_of_groups(query.groups, query.x, None, generator_for())
+            return every, every / len(every)  # of length sqrt(len)
         if self._factor is None:
             basis = basis_of(query.x)
             return basis, basis

@@ -104,7 +104,7 @@ def test_the_mean_product_is_an_unbiased_square(pair):
     pairs = [(p, q) for p in range(4) for q in range(4) if p != q]
     expected = sum((error[p] * error[q]).sum(-1) for p, q in pairs) / len(pairs)
     assert_close(product(*pair).mean(0), expected)
-    with pytest.raises(ValueError, match="num_projections must be at least 2 .*'product', got 1"):
+    with pytest.raises(ValueError, match=r"num_projections must be at least 2 .*'product', got 1"):
         product(pair[0][:1], pair[1][:1])
 
 

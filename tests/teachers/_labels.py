@@ -74,7 +74,7 @@ def flat_hessians(energy, pos, batch):
     """Return the Hessian of each graph, by definition."""
     found = []
     for graph in range(int(batch.max()) + 1):
-        own = pos[batch == graph]
+        own = pos[graph == batch]
         zeros = torch.zeros(len(own), dtype=torch.long)
         hessian = torch.autograd.functional.hessian(lambda p, zeros=zeros: energy(p, zeros)[0], own)
         found.append(hessian.reshape(own.numel(), own.numel()))

@@ -74,8 +74,8 @@ def test_other_shapes_are_refused(randn):
     for other in (randn(5, 2), randn(5), randn(5, 2, 3, 1)):
         with pytest.raises(ValueError, match=r"tangents must have shape \[batch, \*in\]"):
             DirectionalTeacher(1, 1).directions(Query(x, batch=(x, other)), TERM)
+    batch = (x, randn(5, 2, 3), randn(5, 3, 2))
     with pytest.raises(ValueError, match="one derivative for each of 2 tangents"):
-        batch = (x, randn(5, 2, 3), randn(5, 3, 2))
         DirectionalTeacher(1, 2).directions(Query(x, batch=batch), TERM)
     with pytest.raises(ValueError, match=r"DirectionalTeacher\(pushed='2'\): no '2' here"):
         DirectionalTeacher(1, 2).directions(Query(x, batch=(x, x)), TERM)
