@@ -50,11 +50,14 @@ class Directions(NamedTuple):
 
     ``read`` maps the student's projected rows linearly to what the target is known of (a reduced
     row, a trace), ``[proj, batch, *rest] -> [proj, batch, *known]``; None compares them whole.
+    ``target`` is what a teacher that knows its own directions alone knows along them; None asks
+    its jet.
     """
 
     cotangents: OutRows | None = None
     tangents: InRows | None = None
     read: Callable[[Tensor], Tensor] | None = None
+    target: Tensor | None = None
 
 
 @runtime_checkable
@@ -64,6 +67,11 @@ class StudentCall(Protocol):
     @property
     def output(self) -> Sequence[str | int]:
         """Key path of the matched tensor in what the student returned; empty for a tensor."""
+        ...
+
+    @property
+    def shapes(self) -> Sequence[tuple[int, ...]]:
+        """Shape of a row of every observed input."""
         ...
 
     def accepts(self, network: nn.Module) -> bool:
@@ -124,16 +132,13 @@ class Teacher(Protocol):
     """Whether NaN in an answer means "not known" (masked out) rather than an error."""
 
     default_term: Any = None
-    """The :class:`SobolevTerm` that is matched where none was chosen; None for order 1."""
+    """The term, or terms, that are matched where none was chosen; None for one of order 1."""
 
     def at(self, query: Query) -> Jet:
         """Return the jet of ``query.on(target)`` at ``query.x``, without a graph to the student."""
         ...
 
     def directions(self, query: Query, term: Any) -> Directions | None:
-        """Return the only directions along which the target is known; None: draw them.
-
-        They are asked before the student runs wherever forward mode needs them.
-        """
+        """Return the only directions along which the target is known; None: draw them."""
         del query, term
         return None

@@ -63,7 +63,8 @@ class SobolevTerm:
             :math:`P \nabla^2 P`), with P the projection on the frequencies that are left. A row of
             which an entry is not known is not known. None compares all there is.
         num_projections: Directions a step; None takes every basis direction (exact matching).
-        discrepancy: Distance of an example: squared, l1, huber or cosine.
+        discrepancy: Distance of an example: squared, l1, huber or cosine; or product, for a number
+            that every projection estimates (:class:`~lightning_sobolev.TraceTeacher`).
         normalize: ``"target"`` divides by the running mean of the discrepancy between zero and
             the target (squared: the target's mean square): 1.0 is a student without derivative;
             ``"elements"`` takes each element of the row by itself; ``"none"`` is the paper's form.
@@ -121,6 +122,8 @@ class SobolevTerm:
             require(self.order > 0, "band", "None with order 0, which has no derivative", self.band)
         known = tuple(DISCREPANCIES)
         require(self.discrepancy in known, "discrepancy", f"one of {known}", self.discrepancy)
+        several = self.discrepancy != "product" or (count is not None and count >= 2)
+        require(several, "num_projections", "at least 2 with discrepancy='product'", count)
         scale, scales = self.normalize, ("target", "elements", "none")
         require(scale in scales, "normalize", f"one of {scales}", scale)
         fits = scale != "elements" or self.discrepancy == "squared"

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from lightning_sobolev import _paths
+from lightning_sobolev._checks import require
 from lightning_sobolev.plugin import SobolevCallback
 from lightning_sobolev.plugin.resolve import ahead_of_finders
 from lightning_sobolev.standardization import Standardized
@@ -155,9 +156,13 @@ def _check_teachers(trainer: Trainer) -> None:
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     for callback in callbacks:
         teacher = getattr(callback, "teacher", None)
-        if isinstance(callback, SobolevCallback) and not isinstance(
-            teacher, BatchTeacher | DirectionalTeacher
-        ):
+        if not isinstance(callback, SobolevCallback):
+            continue
+        if isinstance(teacher, DirectionalTeacher):
+            known = teacher.kinds == ("tangents",) and teacher.order == 1
+            got = f"{' and '.join(teacher.kinds)} of order {teacher.order}"
+            require(known, "teacher", "one of tangents of order 1 with StandardUnits", got)
+        elif not isinstance(teacher, BatchTeacher):
             raise ValueError(
                 "StandardUnits converts what the batch holds, but a "
                 f"{type(teacher).__name__} would be asked in standardized units and answer in its "

@@ -99,11 +99,28 @@ def cross_entropy(
     return -(probs * torch.where(probs > 0, student_log_probs, 0.0)).sum(-1)
 
 
+def product(student: Rows, target: Rows) -> Float[Tensor, "proj batch"]:
+    r"""Return an unbiased square of the error of a number that each projection estimates anew.
+
+    With the errors :math:`e_p` of k independent estimates of a row the mean over projections is
+    :math:`\frac{1}{k (k - 1)} \sum_{p \neq q} e_p e_q`, whose expectation is :math:`(E\,e)^2`;
+    that of a mean of squares is larger by the variance. It may be negative.
+
+    Raises:
+        ValueError: If there are fewer than two projections.
+    """
+    error, count = _difference(student, target), len(student)
+    require(count >= 2, "num_projections", "at least 2 with discrepancy='product'", count)
+    others = (error.sum(0, keepdim=True) - error) / (count - 1)
+    return _sum(error * others)
+
+
 DISCREPANCIES: Mapping[str, Discrepancy] = {
     "squared": squared,
     "l1": l1,
     "huber": huber,
     "cosine": cosine,
+    "product": product,
 }
 POLICY_LOSSES: Mapping[str, PolicyLoss] = {
     "kl": kl,

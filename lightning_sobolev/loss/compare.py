@@ -77,7 +77,7 @@ def project(
     term: SobolevTerm, jet: Jet, directions: Directions, at_once: int = 1
 ) -> Float[Tensor, "proj batch ..."]:
     """Ask a jet for what a term compares: its value as one projection, or a derivative."""
-    cotangents, tangents, _ = directions
+    cotangents, tangents = directions.cotangents, directions.tangents
     # the package's own jets alone take several at once
     how: Any = {} if at_once == 1 else {"at_once": at_once}
     if term.order == 0:
@@ -97,6 +97,8 @@ def project_target(
     at_once: int = 1,
 ) -> Float[Tensor, "proj batch ..."]:  # fmt: skip
     """Ask a teacher for what a term compares; ``out_shape`` is that of the student's output."""
+    if directions.target is not None:
+        return directions.target
     cotangents = directions.cotangents
     # A network that gives [batch] may teach one that gives [batch, 1].
     if (
@@ -125,7 +127,9 @@ def evaluate(
     """
     gaps = Gaps() if gaps is None else gaps
     rows = project_target(term, target, directions, student.value.shape)
-    comparison = compare(term, project(term, student, directions), rows, gaps)
+    ours = project(term, student, directions)
+    ours = ours if directions.read is None else directions.read(ours)
+    comparison = compare(term, ours, rows, gaps)
     if gaps.non_finite == "raise":
         check_target(term, math.nan, rows, gaps.allows_unknown)
     return comparison
@@ -222,7 +226,10 @@ def in_groups(term: SobolevTerm, comparison: Comparison, groups: Groups) -> Comp
     Raises:
         ValueError: If elements are compared of inputs that have different ones.
     """
+    of_graphs = comparison.distance.shape[1] != len(groups.index)  # what a teacher reads of nodes
     if term.order == 0 or (groups.per_row and not term.needs_cotangents):
+        return comparison
+    if term.needs_cotangents and of_graphs:
         return comparison
     if groups.blocks and term.normalize == "elements":
         raise ValueError(

@@ -177,7 +177,8 @@ class Compiler:
             index: project_target(terms[index], target, own, like.shape).detach()
             for index, own in directions.items()
         }
-        return directions, targets
+        without = {i: own._replace(target=None) for i, own in directions.items()}
+        return without, targets
 
 
 def _is_inside(loss: SobolevLoss, call: Call) -> bool:

@@ -45,6 +45,7 @@ from lightning_sobolev.observe.remedies import Remedies, explain, has_recurrent,
 from lightning_sobolev.spec import SobolevSpec, SobolevTerm
 from lightning_sobolev.teachers import NetworkTeacher
 from lightning_sobolev.teachers.tabulated import TabulatedJet
+from lightning_sobolev.teachers.trace import TraceTeacher
 
 
 @dataclass(slots=True, eq=False)
@@ -143,6 +144,7 @@ class SobolevLoss:
         check_word("non_finite", non_finite, ("raise", "skip"))
         self.teacher = as_teacher(teacher)
         self.spec = as_spec(terms, on, self.teacher)
+        _check_estimates(self.spec, self.teacher)
         self.seed, self.non_finite, self.at_once = seed, non_finite, AtOnce(at_once)
         self.gaps = Gaps(self.teacher.allows_unknown, non_finite)
         self.checks = Checks()
@@ -336,7 +338,7 @@ class SobolevLoss:
             rows = draws.rows(fraction, seen.size).to(x.device)
         if rows is not None or seen.replay_only:
             pushes = seen.recorder.engine == "func" and self.pushed_term is not None
-            seen = seen.replay(rows, fraction, self.push(occasion, rows, place) if pushes else None)
+            seen = seen.replay(rows, fraction, self.push(occasion, place) if pushes else None)
         call, batch = seen.call, occasion.batch
         x, groups = seen.x.detach(), call.groups
         rows = rows if groups is None else call.rows
@@ -390,26 +392,17 @@ class SobolevLoss:
                 tangents = draws.tangents(index, term, point.query.x, groups)
         return Directions(cotangents, tangents)
 
-    def push(self, occasion: Occasion, rows: Tensor | None = None, offset: int = 0) -> Push:
+    def push(self, occasion: Occasion, offset: int = 0) -> Push:
         """Return who gives forward mode its tangents, once the input is known."""
-        index, batch, number = self.pushed_term, occasion.batch, occasion.number
+        index, number = self.pushed_term, occasion.number
 
         def tangents(call: Call, x: Tensor, place: int) -> Tensor | None:
-            if index is None:
+            # A teacher's own may depend on the groups, which the output tells: a pullback is
+            # transposed instead.
+            if index is None or self._own_directions is not None:
                 return None
-            term = self.spec.terms[index]
-            if self._own_directions is not None:
-                own_rows = rows if call.groups is None else call.rows
-                seed = (self.seed, self.rank, number, place + offset)
-                query = Query(
-                    x.detach(), self._on, batch, own_rows, call, number, call.alone, call.groups,
-                    seed,
-                )  # fmt: skip
-                own = self._own_directions(query, term)
-                if own is not None:
-                    return _fitting(own, term, x).tangents
             draws = Draws(self.seed, self.rank, number, place + offset, self._generators)
-            return draws.tangents(index, term, x, call.groups)
+            return draws.tangents(index, self.spec.terms[index], x, call.groups)
 
         return tangents
 
@@ -658,9 +651,28 @@ def _fitting(own: Directions, term: SobolevTerm, y: Tensor) -> Directions:
             f"band of term {term.key!r} must be None where the teacher knows its own tangents "
             f"alone, which cannot be filtered, got {term.band}"
         )
-    if own.cotangents is None:
+    whole = term.band is None or own.read is None
+    require(whole, f"band of term {term.key!r}", "None where rows are not whole", term.band)
+    cotangents = own.cotangents
+    if cotangents is None:
         return own
-    return own._replace(cotangents=own.cotangents.reshape(len(own.cotangents), *y.shape))
+    if cotangents.shape[1] != len(y) or cotangents[0].numel() != y.numel():
+        raise ValueError(
+            f"term {term.key!r}: the output must have the shape of the teacher's own cotangents, "
+            f"{list(cotangents.shape[1:])}, got {list(y.shape)}; second derivatives that are known "
+            "along given directions are those of a scalar output"
+        )
+    return own._replace(cotangents=cotangents.reshape(len(cotangents), *y.shape))
+
+
+def _check_estimates(spec: SobolevSpec, teacher: Teacher) -> None:
+    # Products of two independent projections of anything else have no expectation but zero.
+    wrong = [t.key for t in spec.terms if t.discrepancy == "product"]
+    if wrong and not isinstance(teacher, TraceTeacher):
+        raise ValueError(
+            f"discrepancy of term {wrong[0]!r} must be another than 'product', which multiplies "
+            f"estimates of one number, with a {type(teacher).__name__}"
+        )
 
 
 def _check_energy(

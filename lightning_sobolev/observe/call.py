@@ -134,6 +134,11 @@ class Call:
         paths = " + ".join(".".join(map(str, path)) for path in named)
         return f"x: {paths} {list(x.shape)}"
 
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """Shape of a row of every observed input."""
+        return [tuple(_paths.get(self.inputs, p, "wrt").shape[1:]) for p in self.place.paths]
+
     def accepts(self, network: nn.Module) -> bool:
         """Whether there is more to repeat than the input, and ``network`` takes it by name."""
         if self.alone:

@@ -56,8 +56,8 @@ class Place:
             filled: Inputs = _paths.put(inputs, self.paths[0], point)
             return filled
         old = [_paths.get(inputs, path, "wrt") for path in self.paths]
-        if blocks := self.blocks(inputs):
-            parts = unstacked(point, blocks)
+        if len(point) == sum(map(len, old)):  # graphs of one node have as many nodes as graphs
+            parts = unstacked(point, tuple(Block(len(t), tuple(t.shape[1:])) for t in old))
         else:
             wide = torch.split(point, [tensor.shape[1:].numel() for tensor in old], 1)
             shapes = [tensor.shape[1:] for tensor in old]

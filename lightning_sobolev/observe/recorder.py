@@ -123,8 +123,8 @@ class Observed:
                 return whole
         run = partial(call.replay, options=recorder.replay_options, cut=cut)
         if recorder.engine == "func":
-            seen.tangents = None if push is None else push(call, x, 0)
-            seen.func_jet, _, seen.y = recorder.func_jet(run, call, x, seen.tangents)
+            seen.tangents = None if push is None else push(seen.call, x, 0)
+            seen.func_jet, _, seen.y = recorder.func_jet(run, seen.call, x, seen.tangents)
         else:
             seen.y = select_output(plain(run(x.clone())), call.output, seen.outputs)
         return seen

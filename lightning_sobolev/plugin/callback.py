@@ -58,7 +58,7 @@ class SobolevCallback(Callback):
             :class:`~lightning_sobolev.teachers.NetworkTeacher`.
         spec: What is matched; None: what the teacher can give, in general one projection of the
             Jacobian with weight 1.
-        weight: Weight of that one term where there is no ``spec``.
+        weight: Weight of what is matched where there is no ``spec``.
         module: Name of the submodule that maps the input to the matched output. None: the module
             itself or, if the step never calls that, the one child that it calls.
         wrt, call, groups, engine, batch_norm, output, row_axes, inner_precision, missing: What is
@@ -130,7 +130,8 @@ class SobolevCallback(Callback):
         self.loss = SobolevLoss(teacher, spec, seed=seed, non_finite=non_finite, at_once=at_once)
         if weight is not None:
             self._rebuild(
-                teacher, replace(self.spec, terms=[replace(self.spec.terms[0], weight=weight)])
+                teacher,
+                replace(self.spec, terms=[replace(t, weight=weight) for t in self.spec.terms]),
             )
         self._name_state()
         self._doctor = Doctor()

@@ -4,11 +4,15 @@ from lightning_sobolev.teachers.analytic import AnalyticTeacher
 from lightning_sobolev.teachers.cached import CachedTeacher
 from lightning_sobolev.teachers.caching import cache_answers
 from lightning_sobolev.teachers.directional import DirectionalTeacher
+from lightning_sobolev.teachers.mixed import MixedTeacher
 from lightning_sobolev.teachers.network import NetworkTeacher
+from lightning_sobolev.teachers.reduced import ReducedTeacher
 from lightning_sobolev.teachers.stored import CacheSettings
 from lightning_sobolev.teachers.tabulated import BatchTeacher, TabulatedJet
+from lightning_sobolev.teachers.trace import TraceTeacher
 
 __all__ = [
     "AnalyticTeacher", "BatchTeacher", "CacheSettings", "CachedTeacher", "DirectionalTeacher",
-    "NetworkTeacher", "TabulatedJet", "cache_answers",
+    "MixedTeacher", "NetworkTeacher", "ReducedTeacher", "TabulatedJet", "TraceTeacher",
+    "cache_answers",
 ]  # fmt: skip

@@ -1,124 +1,173 @@
 """Derivatives that are known along some directions alone."""
 
-from typing import cast
+from dataclasses import replace
+from typing import Literal, cast
 
-import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from lightning_sobolev import _paths
-from lightning_sobolev._types import Directions, InRows, Jet, OutRows, Query, Teacher, Values
+from lightning_sobolev._checks import require
+from lightning_sobolev._types import Directions, InRows, Jet, Query, Teacher
 from lightning_sobolev.spec import SobolevTerm
 from lightning_sobolev.teachers.arrays import BatchCheck, Rows, lookup
+from lightning_sobolev.teachers.pairs import Pairs
+from lightning_sobolev.teachers.tabulated import TabulatedJet
 
 _NAME = "DirectionalTeacher"
-
-
-class PushedJet:
-    """A jet known along its own tangents (NaN: not even there), in the place of drawn ones."""
-
-    def __init__(self, tangents: InRows, pushed: OutRows, value: Tensor | None = None) -> None:
-        self._tangents, self._pushed, self._value = tangents, pushed, value
-
-    @property
-    def value(self) -> Values:
-        """The tabulated value."""
-        if self._value is None:
-            raise ValueError("an order-0 term needs value=..., but the batch gives none")
-        return self._value
-
-    def jvp(self, tangents: InRows) -> OutRows:
-        """Return the stored derivatives along the teacher's own tangents."""
-        if tangents.shape != self._tangents.shape:
-            raise ValueError(
-                "tangents must be the teacher's own, of shape "
-                f"{list(self._tangents.shape)}, got {list(tangents.shape)}"
-            )
-        return self._pushed
-
-    def vjp(self, cotangents: Tensor) -> Tensor:
-        """Refuse: nothing is known of other directions."""
-        del cotangents
-        raise ValueError("directional derivatives have no cotangents; use side='tangent'")
-
-    def hvp(self, cotangents: Tensor, tangents: Tensor) -> Tensor:
-        """Refuse: nothing is known of second derivatives."""
-        del cotangents, tangents
-        raise ValueError("directional derivatives have no second order")
+_OF = {"tangents": "pushed", "cotangents": "pulled"}
+_SALTS = {"tangents": 1, "cotangents": 2}
 
 
 class DirectionalTeacher(Teacher):
-    r"""Derivatives :math:`J(x) v` along given directions that arrive in the batch beside them.
+    r"""Derivatives along given directions that arrive in the batch beside them.
 
-    A term of order 1 with ``side="tangent"``, the default, compares the student's derivative along
-    the same v. Its ``projection`` and ``num_projections`` are not used. A longer v counts more,
-    with its square. NaN derivatives are not known and are masked out. They belong to the batch's
-    own inputs: a warning tells where the observed input is none of them.
+    Pairs :math:`(v, J v)` of a linearized solver, :math:`(u, J^\top u)` of its adjoint, or, with
+    ``order=2``, :math:`(v, H v)` of the Hessian of a scalar output: a column of it where v is a
+    basis direction. The student's derivative along the same direction is compared, by the term that
+    goes with it where none is chosen: ``side="tangent"``, ``side="cotangent"`` or ``order=2``; with
+    both kinds of pairs there are two, named ``tangents`` and ``cotangents``. The ``projection`` and
+    ``num_projections`` of a term are not used.
+
+    A longer direction counts more, with its square. Where directions are drawn with
+    :math:`E[v v^\top] = I` the expectation of the term is the comparison of the whole Jacobian or
+    Hessian; basis directions of length 1 give the same divided by their number. NaN is not known
+    and masked out. The derivatives belong to the batch's own inputs: a warning tells where the
+    observed input is none of them.
+
+    Cost: of a pair, that of one projection of the term. For graphs in one table (``groups=``)
+    directions and derivatives in input space have a row for every node, those in output space one
+    for every graph, and a pair is one of the whole graph.
 
     Args:
-        tangents: Key path of the directions: ``[batch, *in]``, or ``[batch, proj, *in]`` for
-            several in each row.
-        pushed: Key path of the derivatives: ``[batch, *out]`` or ``[batch, proj, *out]``.
+        tangents: Key path of the directions in input space: ``[batch, *in]``, or
+            ``[batch, stored, *in]`` for several of each row.
+        pushed: Key path of the derivatives along them, ``[batch, *out]`` or
+            ``[batch, stored, *out]``; with ``order=2`` in the shape of the tangents.
         value: Key path of the value, for order-0 terms.
+        cotangents: Key path of directions in output space, ``[batch, *out]`` or
+            ``[batch, stored, *out]``.
+        pulled: Key path of the rows :math:`J^\top u` that belong to them, ``[batch, *in]`` or
+            ``[batch, stored, *in]``.
+        order: 1 if ``pushed`` holds :math:`J v`, 2 if it holds :math:`H v`.
+        per_step: How many of the stored pairs a step takes, at random and anew in each; None takes
+            all. Of a row (or graph) that has fewer, padded with NaN, it takes known ones first.
+        scale: What the stored derivatives are multiplied with to be those of the student's output:
+            -1.0 where columns of the energy's Hessian teach a student that returns forces.
         stores_mapped: Whether values and derivatives are those of the output behind the spec's
             output map, which is refused otherwise.
+
+    Raises:
+        ValueError: If a direction comes without derivatives, or an argument is out of its range.
+
+    Source:
+        Products with the Hessian instead of all of it: Amin, Raja and Krishnapriyan 2025
+        (arXiv:2501.09009); tangent and adjoint pairs: Tian 2024 (arXiv:2412.01013).
     """
 
     allows_unknown = True
-    default_term = SobolevTerm(side="tangent")
 
     def __init__(
         self,
-        tangents: str | int,
-        pushed: str | int,
+        tangents: str | int | None = None,
+        pushed: str | int | None = None,
         value: str | int | None = None,
         *,
+        cotangents: str | int | None = None,
+        pulled: str | int | None = None,
+        order: Literal[1, 2] = 1,
+        per_step: int | None = None,
+        scale: float = 1.0,
         stores_mapped: bool = False,
     ) -> None:
-        paths = {"tangents": tangents, "pushed": pushed, "value": value}
+        paths = {
+            "tangents": tangents, "pushed": pushed, "cotangents": cotangents, "pulled": pulled,
+            "value": value,
+        }  # fmt: skip
+        for name, of in _OF.items():
+            require((paths[name] is None) == (paths[of] is None), of, f"given with {name}=",
+                    paths[of])  # fmt: skip
+        kinds = tuple(name for name in _OF if paths[name] is not None)
+        require(bool(kinds), "tangents", "given, or cotangents", None)
+        require(order in (1, 2), "order", "1 or 2", order)
+        of_tangents = order == 1 or tangents is not None
+        require(of_tangents, "order", "1 without tangents", order)
+        require(per_step is None or per_step >= 1, "per_step", "at least 1 or None", per_step)
+        self.kinds, self.order = kinds, order
+        self.default_term = _default_terms(kinds, order)
         self._paths = {k: None if p is None else _paths.parse(p) for k, p in paths.items()}
+        self._per_step, self._scale = per_step, scale
         self._check = BatchCheck(_NAME, stores_mapped=stores_mapped)
 
     def at(self, query: Query) -> Jet:
-        """Return the jet stored in the query's batch."""
-        tangents, is_single = self._tangents(query)
-        outputs = Rows.of_output(query)
-        pushed = cast(Tensor, lookup("pushed", self._paths["pushed"], query, _NAME, outputs))
-        pushed = pushed[:, None] if is_single else pushed
-        if pushed.shape[1] != tangents.shape[1]:
-            raise ValueError(
-                f"pushed must have one derivative for each of {tangents.shape[1]} tangents, "
-                f"got {list(pushed.shape)}"
-            )
-        unknown = tangents.reshape(*tangents.shape[:2], -1).isnan().any(-1)
-        if query.groups is not None and not query.groups.per_row:  # of a graph, if one row is
-            unknown = query.groups.summed(unknown.T.float()).T > 0
-        mask = unknown.reshape(*unknown.shape, *[1] * (pushed.ndim - 2))
-        pushed = pushed.masked_fill(mask, torch.nan)
+        """Return the value in the query's batch; derivatives come with their directions."""
+        self._check(query)
+        outputs, shape = Rows.of_output(query), query.x.shape[1:]
         value = lookup("value", self._paths["value"], query, _NAME, outputs)
-        return PushedJet(tangents.transpose(0, 1), pushed.transpose(0, 1), value)
+        return TabulatedJet(shape, value=value, source="the batch", groups=query.groups)
 
     def directions(self, query: Query, term: SobolevTerm) -> Directions | None:
-        """Return the tangents in the query's batch, for every step the same."""
+        """Return directions of the query's batch, with the derivatives along them."""
         if term.order == 0:
             return None
-        if term.order != 1 or term.side != "tangent":
-            raise ValueError(
-                "directional derivatives serve terms of order 1 with side='tangent', got order "
-                f"{term.order} and side={term.side!r}"
-            )
-        # The student is pushed along unknown ones all the same.
-        return Directions(tangents=self._tangents(query)[0].nan_to_num(nan=0.0).transpose(0, 1))
-
-    def _tangents(self, query: Query) -> tuple[Float[Tensor, "batch proj *in"], bool]:
-        """Return the stored tangents and whether each row has one alone."""
+        kind = self._kind_of(term)
         self._check(query)
-        given = cast(Tensor, lookup("tangents", self._paths["tangents"], query, _NAME))
-        shape, is_single = query.x.shape, given.shape == query.x.shape
-        tangents = given[:, None] if is_single else given
-        if tangents.shape[:1] + tangents.shape[2:] != shape:
+        stored = self._pairs(kind, query).of_step(query, self._per_step, _SALTS[kind])
+        target = stored.derivatives.transpose(0, 1) * self._scale
+        # The student is derived along unknown ones all the same.
+        given: InRows = stored.directions.nan_to_num(nan=0.0).transpose(0, 1)
+        if kind == "cotangents":
+            return Directions(given, target=target)
+        if term.order == 1:
+            return Directions(tangents=given, target=target)
+        count = 1 if term.num_projections is None else len(given)  # one with each of all tangents
+        return Directions(given.new_ones(count, query.outputs), given, target=target)
+
+    def _kind_of(self, term: SobolevTerm) -> str:
+        is_pulled = term.order == 1 and term.side == "cotangent"
+        kind = "cotangents" if is_pulled else "tangents"
+        if kind not in self.kinds or not (is_pulled or term.order == self.order):
+            terms = [self.default_term] if len(self.kinds) == 1 else self.default_term
+            known = [f"order {t.order} with side={t.side!r}" for t in terms]
             raise ValueError(
-                f"tangents must have shape [batch, *in] or [batch, proj, *in] with *in = "
-                f"{list(shape[1:])}, got {list(given.shape)}"
+                f"term {term.key!r} must be of {' or '.join(known)}, of which {_NAME} has "
+                f"derivatives, got order {term.order} with side={term.side!r}"
             )
-        return tangents, is_single
+        return kind
+
+    def _pairs(self, kind: str, query: Query) -> Pairs:
+        of, of_tangents = _OF[kind], kind == "tangents"
+        in_both = (of_tangents, not of_tangents or self.order == 2)
+        rows = [Rows.of_input(query) if it else Rows.of_output(query) for it in in_both]
+        given, found = (
+            cast(Tensor, lookup(name, self._paths[name], query, _NAME, own))
+            for name, own in zip((kind, of), rows, strict=True)
+        )
+        of_input, name = (given, kind) if of_tangents else (found, of)
+        is_single = of_input.shape == query.x.shape
+        if is_single:
+            given, found = given[:, None], found[:, None]
+        _check_shapes(query.x, name, given if of_tangents else found)
+        if in_both == (True, True):
+            _check_shapes(query.x, of, found)
+        if found.ndim < 2 or given.ndim < 2 or found.shape[1] != given.shape[1]:
+            raise ValueError(
+                f"{of} must have one derivative for each of {given.shape[1:2].numel()} {kind}, "
+                f"got {list(found.shape)}"
+            )
+        return Pairs(given, found, query.groups, in_both)
+
+
+def _default_terms(kinds: tuple[str, ...], order: int) -> SobolevTerm | list[SobolevTerm]:
+    tangent = SobolevTerm(order=2) if order == 2 else SobolevTerm(side="tangent")
+    own = {"tangents": tangent, "cotangents": SobolevTerm()}
+    if len(kinds) == 1:
+        return own[kinds[0]]
+    return [replace(term, name=kind) for kind, term in own.items()]
+
+
+def _check_shapes(x: Tensor, name: str, stored: Tensor) -> None:
+    if stored.shape[:1] + stored.shape[2:] != x.shape:
+        raise ValueError(
+            f"{name} must have shape [batch, *in] or [batch, stored, *in] with *in = "
+            f"{list(x.shape[1:])}, got {list(stored.shape)}"
+        )

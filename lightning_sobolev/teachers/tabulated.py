@@ -47,7 +47,7 @@ class TabulatedJet:
         jacobian = self._require(self._jacobian, "jacobian", "an order-1 term")
         flat = self._flat(jacobian, "jacobian", cotangents.shape[2:].numel(), 1)
         each = cotangents if self._groups is None else self._groups.spread(cotangents)
-        rows = _contract("bcd,pbc->pbd", flat, _flat_rows(each))
+        rows = contract("bcd,pbc->pbd", flat, flat_rows(each))
         return rows.reshape(*rows.shape[:2], *self._in_shape)
 
     def jvp(self, tangents: InRows) -> OutRows:
@@ -60,7 +60,7 @@ class TabulatedJet:
         flat = self._flat(jacobian, "jacobian", out_shape.numel(), 1)
         filled = None if groups is None else groups.filled_up(tangents.device)
         tangents = tangents if filled is None else tangents.masked_fill(filled, 0.0)
-        columns = _contract("bcd,pbd->pbc", flat, _flat_rows(tangents))
+        columns = contract("bcd,pbd->pbc", flat, flat_rows(tangents))
         columns = columns.reshape(*columns.shape[:2], *out_shape)
         if groups is None:
             return columns
@@ -75,13 +75,13 @@ class TabulatedJet:
         """Contract the Hessian with a cotangent and a tangent."""
         hessian = self._require(self._hessian, "hessian", "an order-2 term")
         if self._groups is not None:
-            each = _flat_rows(self._groups.spread(cotangents))
+            each = flat_rows(self._groups.spread(cotangents))
             require(each.shape[2] == 1, "output", "a scalar for each graph", cotangents.shape[2:])
             products = ragged_products(hessian, self._groups, tangents)
             return products * each.reshape(*each.shape[:2], *[1] * len(self._in_shape))
         flat = self._flat(hessian, "hessian", cotangents.shape[2:].numel(), 2)
-        u, v = _flat_rows(cotangents), _flat_rows(tangents)
-        return _contract("bcde,pbc,pbe->pbd", flat, u, v).reshape(tangents.shape)
+        u, v = flat_rows(cotangents), flat_rows(tangents)
+        return contract("bcde,pbc,pbe->pbd", flat, u, v).reshape(tangents.shape)
 
     def _require(self, array: Tensor | None, name: str, user: str) -> Tensor:
         if array is None:
@@ -141,12 +141,13 @@ def ragged_products(
     return found
 
 
-def _flat_rows(directions: Tensor) -> Float[Tensor, "proj batch size"]:
+def flat_rows(directions: Tensor) -> Float[Tensor, "proj batch size"]:
+    """Return the elements of every row in one axis."""
     return directions.reshape(*directions.shape[:2], directions.shape[2:].numel())
 
 
-def _contract(equation: str, array: Tensor, *directions: Tensor) -> Tensor:
-    # Sums of products; NaN or Inf times zero is zero.
+def contract(equation: str, array: Tensor, *directions: Tensor) -> Tensor:
+    """Sum products as ``einsum`` does, but for this: NaN or Inf times zero is zero."""
     finite = array.isfinite()
     sums = torch.einsum(equation, array.masked_fill(~finite, 0.0), *directions)
     if array.is_cpu and bool(finite.all()):  # elsewhere reading a number waits for the device

@@ -13,6 +13,7 @@ from lightning_sobolev.functional.discrepancies import (
     huber,
     kl,
     l1,
+    product,
     reverse_kl,
     squared,
 )
@@ -40,8 +41,9 @@ def test_distance_to_itself_is_zero_with_zero_gradient(discrepancy, pair):
 
 def test_every_row_stands_alone(discrepancy, pair):
     together = discrepancy(*pair)
-    alone = discrepancy(*(t[1:2, 2:3] for t in pair))
-    assert_close(together[1:2, 2:3], alone)
+    several = slice(None) if discrepancy is product else slice(1, 2)  # products are of several
+    alone = discrepancy(*(t[several, 2:3] for t in pair))
+    assert_close(together[several, 2:3], alone)
 
 
 def test_gradient_is_the_finite_difference(discrepancy, pair):
@@ -87,10 +89,23 @@ def test_gradients_are_finite_everywhere(discrepancy, dtype):
     rows = torch.tensor([[a, b] for a in special for b in special], dtype=dtype)
     student = rows.repeat_interleave(len(rows), 0)[None].requires_grad_()
     target = rows.repeat(len(rows), 1)[None]
+    if discrepancy is product:
+        student, target = (t.detach().expand(2, -1, -1) for t in (student, target))
+        student.requires_grad_()
     distance = discrepancy(student, target)
     (gradient,) = torch.autograd.grad(distance.sum(), student)
     assert distance.isfinite().all()
     assert gradient.isfinite().all()
+
+
+def test_the_mean_product_is_an_unbiased_square(pair):
+    """By definition: the mean over ordered pairs of different projections."""
+    error = (pair[0] - pair[1]).reshape(4, 3, -1)
+    pairs = [(p, q) for p in range(4) for q in range(4) if p != q]
+    expected = sum((error[p] * error[q]).sum(-1) for p, q in pairs) / len(pairs)
+    assert_close(product(*pair).mean(0), expected)
+    with pytest.raises(ValueError, match=r"num_projections must be at least 2 .*'product', got 1"):
+        product(pair[0][:1], pair[1][:1])
 
 
 def test_shapes_that_would_broadcast_are_errors(discrepancy):

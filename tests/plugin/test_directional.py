@@ -53,7 +53,7 @@ def test_unknown_derivatives_are_left_out(randn):
 def test_other_terms_are_refused(randn):
     batch = (randn(5, 3), randn(5, 3), randn(5, 2))
     for term in (SobolevTerm(), SobolevTerm(order=2)):
-        with pytest.raises(ValueError, match="serve terms of order 1 with side='tangent'"):
+        with pytest.raises(ValueError, match="must be of order 1 with side='tangent'"):
             fit_one_step(Silent(), batch, callback(term))
 
 

@@ -65,9 +65,9 @@ def asked(teacher, data, rows):
 
 def given(teacher, asked_about, term):
     directions = teacher.directions(asked_about, term)
-    both = directions.cotangents, directions.tangents
-    found, missing = both if term.side == "cotangent" else reversed(both)
-    assert missing is None
+    own = directions._asdict()
+    found = own.pop(f"{term.side}s")
+    assert all(other is None for other in own.values())
     return found
 
 
