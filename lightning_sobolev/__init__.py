@@ -21,6 +21,7 @@ from lightning_sobolev.teachers import (
     CacheSettings,
     DirectionalTeacher,
     NetworkTeacher,
+    TeacherChoice,
     cache_answers,
 )
 
@@ -53,6 +54,7 @@ __all__ = [
     "Standardizer",
     "Step",
     "Teacher",
+    "TeacherChoice",
     "TimeSpaceNorm",
     "__version__",
     "cache_answers",

@@ -109,6 +109,9 @@ class Teacher(Protocol):
     default_term: Any = None
     """The :class:`SobolevTerm` that is matched where none was chosen; None for order 1."""
 
+    networks: Sequence[nn.Module] = ()
+    """Networks that answer: they follow the student's device, and are not taken for the student."""
+
     def at(self, query: Query) -> Jet:
         """Return the jet of ``query.on(target)`` at ``query.x``, without a graph to the student."""
         ...
@@ -120,3 +123,7 @@ class Teacher(Protocol):
         """
         del query, term
         return None
+
+    def check_apart(self, module: nn.Module, target: str | None) -> None:
+        """Refuse a student, ``module`` or its part ``target``, that answers for itself."""
+        del module, target

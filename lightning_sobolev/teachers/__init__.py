@@ -3,6 +3,7 @@
 from lightning_sobolev.teachers.analytic import AnalyticTeacher
 from lightning_sobolev.teachers.cached import CachedTeacher
 from lightning_sobolev.teachers.caching import cache_answers
+from lightning_sobolev.teachers.choice import TeacherChoice
 from lightning_sobolev.teachers.directional import DirectionalTeacher
 from lightning_sobolev.teachers.network import NetworkTeacher
 from lightning_sobolev.teachers.stored import CacheSettings
@@ -10,5 +11,5 @@ from lightning_sobolev.teachers.tabulated import BatchTeacher, TabulatedJet
 
 __all__ = [
     "AnalyticTeacher", "BatchTeacher", "CacheSettings", "CachedTeacher", "DirectionalTeacher",
-    "NetworkTeacher", "TabulatedJet", "cache_answers",
+    "NetworkTeacher", "TabulatedJet", "TeacherChoice", "cache_answers",
 ]  # fmt: skip

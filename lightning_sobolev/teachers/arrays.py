@@ -56,14 +56,27 @@ def lookup(
     """Return the queried rows of an array in the batch, in the type and place of the input."""
     if path is None:
         return None
-    array = _paths.get(query.batch, path, f"{teacher}({name}={'.'.join(map(str, path))!r})")
-    taken = taken_rows(array, query)
-    if taken is None:
+    where = f"{teacher}({name}={'.'.join(map(str, path))!r})"
+    return taken(name, path, query, where).to(device=query.x.device, dtype=query.x.dtype)
+
+
+def taken(name: str, path: _paths.Path, query: Query, where: str) -> Tensor:
+    """Return the queried rows of a tensor in the batch, as it is and without a graph.
+
+    ``name`` stands in the message about what is no such tensor, ``where`` in that about a path
+    which leads nowhere.
+
+    Raises:
+        ValueError: If the path leads to no tensor with these rows.
+    """
+    array = _paths.get(query.batch, path, where)
+    rows = taken_rows(array, query)
+    if rows is None:
         raise ValueError(
             f"{name} in the batch must be a tensor with {_expected_rows(query)} rows, "
             f"got {_paths.describe(array)}"
         )
-    return taken.detach().to(device=query.x.device, dtype=query.x.dtype)
+    return rows.detach()
 
 
 def taken_rows(array: object, query: Query) -> Tensor | None:
