@@ -75,9 +75,7 @@ class ChosenJet:
             lambda part: part.jet.hvp(cotangents[:, part.rows], tangents[:, part.rows]), 1
         )
 
-    def _put_together(
-        self, ask: Callable[[Part], Tensor], axis: int
-    ) -> Float[Tensor, "*leading"]:
+    def _put_together(self, ask: Callable[[Part], Tensor], axis: int) -> Float[Tensor, "*leading"]:
         answers = [part.checked(ask(part)) for part in self._parts]
         rest = [list(answer.shape[axis + 1 :]) for answer in answers]
         if any(shape != rest[0] for shape in rest):
