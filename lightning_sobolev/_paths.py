@@ -38,6 +38,14 @@ def get(tree: Any, path: Path, name: str) -> Any:
     return here
 
 
+def has(tree: Any, key: Key) -> bool:
+    """Whether there is something under a key."""
+    try:
+        return _child(tree, key) is not None
+    except (KeyError, IndexError, TypeError, AttributeError):
+        return False
+
+
 def put(tree: Any, path: Path, value: Any) -> Any:
     """Return a copy of ``tree`` in which ``path`` holds ``value``; ``tree`` itself is unchanged."""
     if not path:

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from lightning_sobolev._groups import Groups
+
 Points = Float[Tensor, "batch *in"]
 Values = Float[Tensor, "batch *out"]
 InRows = Float[Tensor, "proj batch *in"]
@@ -44,10 +46,15 @@ class Jet(Protocol):
 
 
 class Directions(NamedTuple):
-    """What a term is projected on; None where it needs no such direction."""
+    """What a term is projected on; None where it needs no such direction.
+
+    ``read`` maps the student's projected rows linearly to what the target is known of (a reduced
+    row, a trace), ``[proj, batch, *rest] -> [proj, batch, *known]``; None compares them whole.
+    """
 
     cotangents: OutRows | None = None
     tangents: InRows | None = None
+    read: Callable[[Tensor], Tensor] | None = None
 
 
 @runtime_checkable
@@ -88,6 +95,9 @@ class Query:
         call: How the student was called; None where there is no student.
         step: Number of the evaluation, which stored directions are chosen by.
         alone: Whether ``x`` was the only argument of the call, given by position.
+        groups: Which output row every row of ``x`` belongs to; None where row b belongs to row b.
+        seed: What a teacher's own random choices are a function of (``generator_for(*seed)``): the
+            seed of the loss, the process, the evaluation and the call.
     """
 
     x: Points
@@ -97,6 +107,13 @@ class Query:
     call: StudentCall | None = None
     step: int = 0
     alone: bool = False
+    groups: Groups | None = None
+    seed: tuple[int, ...] = ()
+
+    @property
+    def outputs(self) -> int:
+        """Number of output rows."""
+        return self.x.shape[0] if self.groups is None else self.groups.outputs
 
 
 @runtime_checkable

@@ -69,6 +69,10 @@ class SobolevTerm:
             ``"elements"`` takes each element of the row by itself; ``"none"`` is the paper's form.
         rows: Fraction of the batch on which the term is evaluated. Below 1 it is evaluated by a
             second forward of these rows, whose dropout masks are its own.
+        average: What the term is the mean over where rows are the nodes of graphs (``groups=``):
+            ``"node"``, so that a large graph counts more than a small one, or ``"graph"``, which
+            takes the mean over the nodes of each graph first. The weight means the same for graphs
+            of any size in both.
         every_n_steps: Evaluates the term in every n-th step alone, n times as heavy.
         name: Key in the log; ``order_1`` and so on when None.
 
@@ -85,6 +89,7 @@ class SobolevTerm:
     discrepancy: str = "squared"
     normalize: Literal["target", "elements", "none"] = "target"
     rows: float = 1.0
+    average: Literal["node", "graph"] = "node"
     every_n_steps: int = 1
     name: str | None = None
 
@@ -122,6 +127,7 @@ class SobolevTerm:
         require(fits, "discrepancy", "'squared' with normalize='elements'", self.discrepancy)
         rows_ok = isinstance(self.rows, int | float) and 0.0 < self.rows <= 1.0
         require(rows_ok, "rows", "in (0, 1]", self.rows)
+        require(self.average in ("node", "graph"), "average", "'node' or 'graph'", self.average)
         require(self.every_n_steps >= 1, "every_n_steps", "at least 1", self.every_n_steps)
         # The sum of all terms is logged beside them under this name.
         require(self.name not in ("", "total"), "name", "a word other than 'total'", self.name)

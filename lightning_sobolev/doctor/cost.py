@@ -65,6 +65,7 @@ def measure(rehearsal: Rehearsal, occasion: Occasion, loss: SobolevLoss) -> Cost
     probe = SobolevLoss(loss.teacher, terms, on=loss.spec.on, seed=loss.seed).on_its_own()
     probe.non_finite, probe.gaps = loss.non_finite, loss.gaps
     recorder = probe.recorder_of(copied.module, None, copied.options)
+    recorder.index = copied.index
     plain = partial(_run_plain, copied, recorder)
     matched = partial(_run_matched, copied, recorder, probe, occasion)
     with own_random_numbers(), torch.enable_grad():

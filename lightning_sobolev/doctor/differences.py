@@ -32,9 +32,11 @@ from lightning_sobolev.observe.remedies import sharded_parts
 from lightning_sobolev.observe.rows import (
     NotDeterministicError,
     NotIndependentError,
+    are_coupled,
     trained_batch_norms,
 )
 from lightning_sobolev.spec import SobolevTerm
+from lightning_sobolev.teachers import BatchTeacher
 
 TOLERANCE = 1e-2
 """Relative; spectral norm's power iteration moves with the parameters by up to 1e-3."""
@@ -52,6 +54,10 @@ _Tensors = Sequence[Tensor]
 
 class NotChecked(Exception):
     """Why nothing was compared."""
+
+
+class CoupledError(ValueError):
+    """Stored derivatives cannot be those of this student."""
 
 
 def examine(seen: Observed, loss: SobolevLoss) -> None:
@@ -89,7 +95,7 @@ def _examination(seen: Observed, loss: SobolevLoss, terms: list[SobolevTerm]) ->
     try:
         check = _Differences(_on_few_rows(seen, loss), loss, terms, seen)
         first, again = check.value(), check.value()
-    except NotChecked:
+    except (NotChecked, CoupledError):
         raise
     except Exception as problem:
         raise NotChecked(f"a copy in float64 does not run: {problem}") from problem
@@ -107,7 +113,7 @@ def _on_few_rows(seen: Observed, loss: SobolevLoss) -> Rehearsal:
     recorder = loss.recorder_of(
         copied.module, None, replace(copied.options, inner_precision="step")
     )
-    recorder.snapshots = True
+    recorder.snapshots, recorder.index = True, copied.index
     recorder.install()
     try:
         with _same_random_numbers():
@@ -119,18 +125,29 @@ def _on_few_rows(seen: Observed, loss: SobolevLoss) -> Rehearsal:
     except NotDeterministicError:
         raise NotChecked("the student is not deterministic") from None
     except NotIndependentError:
-        if not trained_batch_norms(copied.module):  # of these it is known and said
-            warnings.warn(
-                "Sobolev doctor: rows of the student are coupled: an output depends on another "
-                "row's input, so the derivative that is matched for a row is not its own",
-                stacklevel=2,
-            )
+        _say_coupled(again, loss)
         if seen.size > _MOST_COUPLED:
             raise NotChecked(f"{seen.size} rows depend on one another, too many to run") from None
         return copied
     finally:
         recorder.remove()
     return Rehearsal.of(again, cut)
+
+
+def _say_coupled(seen: Observed, loss: SobolevLoss) -> None:
+    if trained_batch_norms(seen.call.module) or not are_coupled(seen):  # of these it is known
+        return
+    coupled = (
+        "rows of the student are coupled: an output depends on another row's input, so the "
+        "derivative that is matched for a row is not its own"
+    )
+    if isinstance(loss.teacher, BatchTeacher) and any(t.needs_cotangents for t in loss.spec.terms):
+        raise CoupledError(
+            f"doctor: {coupled}, and the derivatives in the batch cannot be those of random "
+            "combinations of outputs. For graphs in one flat table name the graph of each node "
+            "with groups=; doctor=False trains all the same"
+        )
+    warnings.warn(f"Sobolev doctor: {coupled}", stacklevel=2)
 
 
 def _judge(check: "_Differences", deviation: float) -> None:
@@ -160,12 +177,12 @@ class _Zero(Teacher):
         self._out_shape = out_shape
 
     def at(self, query: Query) -> "_ZeroJet":
-        return _ZeroJet(query.x, self._out_shape)
+        return _ZeroJet(query, self._out_shape)
 
 
 class _ZeroJet:
-    def __init__(self, x: Tensor, out_shape: torch.Size) -> None:
-        self._x, self.value = x, x.new_zeros(len(x), *out_shape)
+    def __init__(self, query: Query, out_shape: torch.Size) -> None:
+        self._x, self.value = query.x, query.x.new_zeros(query.outputs, *out_shape)
 
     def vjp(self, cotangents: Tensor) -> Tensor:
         return self._x.new_zeros(len(cotangents), *self._x.shape)
@@ -196,6 +213,7 @@ class _Differences:
         self._loss = probe.on_its_own()  # a process may have nothing to check
         options = self._rehearsal.options
         self._recorder = self._loss.recorder_of(module, None, options)
+        self._recorder.index = rehearsal.index
         self._precision = _Precision()
         self.is_flat = False
 

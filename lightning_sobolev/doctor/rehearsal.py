@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_sobolev import _paths
-from lightning_sobolev.observe.call import RowCut
+from lightning_sobolev.observe.call import Cut, GroupCut, RowCut
 from lightning_sobolev.observe.options import ObserveOptions
 from lightning_sobolev.observe.places import Inputs, dressed, undressed
 from lightning_sobolev.observe.recorder import Observed
@@ -42,20 +42,24 @@ class Rehearsal:
     modes: tuple[bool, ...]
     options: ObserveOptions
     direct: bool
+    index: Tensor | None = None
 
     @classmethod
-    def of(cls, seen: Observed, cut: RowCut | None = None) -> "Rehearsal":
+    def of(cls, seen: Observed, cut: Cut | None = None) -> "Rehearsal":
         """Keep an observed call, whole or cut to some rows."""
         call = seen.call
         inputs = call.inputs if call.outer is None else call.outer
-        if cut is not None:
+        if isinstance(cut, GroupCut):
+            inputs = cut.take(inputs)
+        elif cut is not None:
             own = {} if call.outer is not None else dict.fromkeys(call.place.paths, 0)
             inputs = RowCut(cut.rows, {**own, **cut.axes}).take(inputs)
         modes = [training for _, training in call.snapshot.modes] if call.snapshot else []
         kept = _paths.map_tensors(inputs, lambda t: dressed(undressed(t).detach(), t))
         # The copy is called once: whichever call it was, it is the first.
         options = replace(seen.recorder.options, call="first", engine="tape")
-        return cls(call.module, kept, tuple(modes), options, call.direct)
+        index = cut.index if isinstance(cut, GroupCut) else call.index
+        return cls(call.module, kept, tuple(modes), options, call.direct, index)
 
     def on_copy(self, change: Change = torch.clone) -> "Rehearsal":
         """Return the call on a copy of the module, parameters, buffers and arguments changed."""
@@ -64,7 +68,8 @@ class Rehearsal:
         for part, training in zip(copied.modules(), self.modes, strict=False):
             part.training = training
         changed = _paths.map_tensors(self.inputs, lambda t: dressed(change(undressed(t)), t))
-        return replace(self, module=copied, inputs=changed)
+        index = None if self.index is None else change(self.index)
+        return replace(self, module=copied, inputs=changed, index=index)
 
     def call(self) -> Any:
         """Make the call."""

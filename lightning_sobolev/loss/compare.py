@@ -10,13 +10,14 @@ of :math:`\ell_j(0, \cdot)`, or 1. Up to the reduction no number is looked at, s
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from lightning_sobolev._groups import Groups
 from lightning_sobolev._types import Directions, Jet
 from lightning_sobolev.functional.band_limits import low_pass, space_axes
 from lightning_sobolev.functional.derivatives import FuncJet, TapeJet
@@ -33,6 +34,7 @@ class Comparison:
 
     ``reference`` is the distance of the target from zero, ``known`` says which pairs have any known
     target entry, ``vanishes`` whether the student's side of an order-2 term is zero everywhere;
+    ``shares`` say what rows count where they belong to groups;
     ``skipped`` counts rows whose target is not finite, ``total`` sums what is known of the target
     where no ``reference`` shows that it is finite.
     """
@@ -43,6 +45,24 @@ class Comparison:
     vanishes: Bool[Tensor, ""] | None = None
     skipped: Tensor | None = None
     total: Float[Tensor, ""] | None = None
+    shares: "list[Share] | None" = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Share:
+    """What the rows of one input count: the term is the sum of such weighted means.
+
+    Args:
+        rows: Which rows of the comparison these are.
+        factor: What the distance of each is multiplied with.
+        count: What each adds to the number that the sum is divided by.
+        block: Number of the input.
+    """
+
+    rows: slice
+    factor: Float[Tensor, " rows"]
+    count: Float[Tensor, " rows"]
+    block: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +75,7 @@ class Gaps:
 
 def project(term: SobolevTerm, jet: Jet, directions: Directions) -> Float[Tensor, "proj batch ..."]:
     """Ask a jet for what a term compares: its value as one projection, or a derivative."""
-    cotangents, tangents = directions
+    cotangents, tangents, _ = directions
     if term.order == 0:
         return jet.value.unsqueeze(0)
     if tangents is None:
@@ -186,6 +206,42 @@ class RunningScales:
         return mean
 
 
+def in_groups(term: SobolevTerm, comparison: Comparison, groups: Groups) -> Comparison:
+    """Say what the rows of a comparison count, so that a weight means the same for any graph.
+
+    Derivatives in input space have a row for each node, those in output space a row for each graph,
+    which is a sum over its nodes. Values are averaged over graphs.
+
+    Returns:
+        The comparison, with its shares.
+
+    Raises:
+        ValueError: If elements are compared of inputs that have different ones.
+    """
+    if term.order == 0 or (groups.per_row and not term.needs_cotangents):
+        return comparison
+    if groups.blocks and term.normalize == "elements":
+        raise ValueError(
+            f"normalize of term {term.key!r} must be 'target' or 'none' where wrt names inputs "
+            "with different numbers of rows, got 'elements'"
+        )
+    kind = comparison.distance
+    sizes = groups.sizes().to(kind.dtype).clamp_min(1.0)
+    one = torch.ones_like(sizes)
+    if not term.needs_cotangents:  # E|J v|^2 is the sum over the nodes
+        factor, count = (one, sizes) if term.average == "node" else (1.0 / sizes, one)
+        return replace(comparison, shares=[Share(slice(0, len(sizes)), factor, count)])
+    shares = []
+    for block, part in enumerate(groups.parts()):
+        index = groups.index[part]
+        each = kind.new_ones(len(index))
+        if term.average == "graph":
+            own = torch.bincount(index, minlength=groups.count).to(kind.dtype)
+            each = (1.0 / own.clamp_min(1.0))[index]
+        shares.append(Share(part, each, each, block))
+    return replace(comparison, shares=shares)
+
+
 def reduce(
     term: SobolevTerm,
     comparison: Comparison,
@@ -194,15 +250,17 @@ def reduce(
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""] | None]:
     """Return a term as its unweighted mean, divided by its running scale, and the target's size.
 
-    The mean is over known (projection, row) pairs, zero when there is none. Where some are not
-    known and several processes train, each divides by its share of all pairs known to any of them:
-    the mean of their gradients is that of one process with all rows. ``scales`` are changed in
-    place. The size is the sum that the scale is made of; it must be finite.
+    The mean is over known (projection, row) pairs, zero when there is none. Where several processes
+    train, each divides by its share of all pairs known to any of them: the mean of their gradients
+    is that of one process with all rows. ``scales`` are changed in place. The size is the sum that
+    the scale is made of; it must be finite.
     """
     distance, known = comparison.distance, comparison.known
     pairs = distance.shape[0] * distance.shape[1]
     reference = comparison.reference
-    if known is None and (sum_over_processes is None or reference is None):
+    if comparison.shares is not None:
+        return _reduced_by_shares(term, comparison, scales, sum_over_processes)
+    if known is None and sum_over_processes is None:
         if not pairs:  # nothing is known in this batch: zero, and the scale stays
             return distance.sum(), None
         mean = distance.mean() if distance.ndim == 2 else distance.mean((0, 1))
@@ -230,14 +288,51 @@ def _reduced_together(
     sums = torch.cat([*parts, total.new_ones(1)]).detach()
     sums = sums if sum_over_processes is None else sum_over_processes(sums)
     known_to_all, processes = sums[-2], sums[-1]
-    share = known_to_all / processes if weights is not None else count
-    mean = total / _at_least_one(share)
+    share = known_to_all / processes
+    mean = total / torch.where(share > 0, share, torch.ones_like(share))
     if energy is None:
         return mean, None
     if not float(known_to_all) > 0.0:
         return mean.sum(), None
     batch_mean = (sums[:-2] / known_to_all).reshape(mean.shape)
     return _scaled(term, mean, scales.update(term.key, batch_mean)), sums[:-2].sum()
+
+
+def _reduced_by_shares(
+    term: SobolevTerm, comparison: Comparison, scales: RunningScales,
+    sum_over_processes: SumOverProcesses | None,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    # Weighted sums, and what divides them: over all processes, so that their mean is one's own.
+    distance, reference = comparison.distance, comparison.reference
+    known = distance.new_ones(distance.shape[:2])
+    known = known if comparison.known is None else comparison.known.to(known.dtype)
+    shares = comparison.shares or []
+    blocks = 1 + max(share.block for share in shares)
+    totals: list[Any] = [0.0] * blocks
+    energies: list[Any] = [0.0] * (blocks if reference is not None else 0)
+    counts: list[Any] = [0.0] * blocks
+    for share in shares:  # of several calls
+        own, block = known[:, share.rows], share.block
+        counts[block] += (own * share.count).sum()
+        totals[block] += _known_sum(distance[:, share.rows], own * share.factor)[0]
+        if reference is not None:
+            of_target = reference[:, share.rows].detach()
+            energies[block] += _known_sum(of_target, own * share.factor)[0]
+    sizes = torch.stack(counts)
+    sums = torch.cat([sizes, *[e.reshape(-1) for e in energies], sizes.new_ones(1)]).detach()
+    sums = sums if sum_over_processes is None else sum_over_processes(sums)
+    of_all, processes = sums[: len(sizes)], sums[-1]
+    divisors = of_all / processes
+    divisors = torch.where(divisors > 0, divisors, torch.ones_like(divisors))
+    means = [total / divisor for total, divisor in zip(totals, divisors, strict=True)]
+    mean = torch.stack(means).sum(0)
+    if reference is None:
+        return mean, None
+    if not float(of_all.sum()) > 0.0:
+        return mean.sum(), None
+    energy = sums[len(sizes) : -1].reshape(len(sizes), *mean.shape)
+    each = of_all.clamp_min(torch.finfo(of_all.dtype).tiny).reshape(-1, *[1] * mean.ndim)
+    return _scaled(term, mean, scales.update(term.key, (energy / each).sum(0))), energy.sum()
 
 
 def _scaled(term: SobolevTerm, mean: Tensor, scale: Tensor) -> Tensor:
@@ -248,13 +343,6 @@ def _known_sum(numbers: Tensor, weights: Tensor | None) -> tuple[Tensor, "Tensor
     if weights is None:
         return numbers.sum((0, 1)), numbers.shape[0] * numbers.shape[1]
     return torch.einsum("pb,pb...->...", weights, numbers), weights.sum()
-
-
-def _at_least_one(count: "Tensor | int") -> "Tensor | int":
-    # Of a share of one row among several processes the fraction counts.
-    if isinstance(count, int):
-        return max(count, 1)
-    return torch.where(count > 0, count, torch.ones_like(count))
 
 
 def by_element(
@@ -287,12 +375,19 @@ def join(parts: Sequence[Comparison]) -> Comparison:
         known = torch.cat([every if p.known is None else p.known for p, every in pairs], dim=1)
     skipped = [part.skipped for part in parts if part.skipped is not None]
     vanishes = [part.vanishes for part in parts if part.vanishes is not None]
+    shares, start = [], 0
+    for part in parts:  # of several calls
+        for share in part.shares or []:
+            rows = slice(start + share.rows.start, start + share.rows.stop)
+            shares.append(replace(share, rows=rows))
+        start += part.distance.shape[1]
     return Comparison(
         distance,
         torch.cat(references, dim=1) if references else None,
         known,
         torch.stack(vanishes).all() if vanishes else None,
         torch.stack(skipped).sum() if skipped else None,
+        shares=shares or None,
     )
 
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from lightning_sobolev import _paths
+from lightning_sobolev._checks import require
 from lightning_sobolev._types import BatchFn, Directions, Query
 from lightning_sobolev.functional.derivatives import FuncJet
 from lightning_sobolev.functional.fisher import FISHER
@@ -35,7 +36,7 @@ from lightning_sobolev.loss.compiling import (
 )
 from lightning_sobolev.loss.draws import Draws
 from lightning_sobolev.loss.loss import Occasion, Point, SobolevLoss
-from lightning_sobolev.observe.call import Call, RowCut
+from lightning_sobolev.observe.call import Call, Cut
 from lightning_sobolev.observe.places import Inputs, Place, locate_output, select_output
 from lightning_sobolev.observe.recorder import Observed, Recorder, mapped
 from lightning_sobolev.observe.shadow import bare
@@ -91,7 +92,7 @@ class Compiler:
         return (result,)
 
     def replay(
-        self, seen: Observed, rows: Tensor | None, fraction: float, cut: RowCut | None
+        self, seen: Observed, rows: Tensor | None, fraction: float, cut: Cut | None
     ) -> Observed | None:
         """Make a call once more, on some of its rows or on all."""
         options = self._recorder.replay_options
@@ -159,12 +160,16 @@ class Compiler:
         loss, occasion = self._loss, self._occasion
         assert occasion is not None
         on, x = loss.spec.output_map, point.detach()
-        call = seen.call
-        query = Query(x, on, occasion.batch, asked.rows, call, occasion.number, call.alone)
+        call, seed = seen.call, (loss.seed, loss.rank, occasion.number, 0)
+        query = Query(
+            x, on, occasion.batch, asked.rows, call, occasion.number, call.alone, seed=seed
+        )
         outside = bool(asked.indices) and not _is_inside(loss, call)
         target = loss.teacher.at(query) if outside else None
         where = Point(seen, Draws(loss.seed, loss.rank, occasion.number), query, None, target)
         directions = {index: loss.directions(index, where, like) for index in asked.indices}
+        is_whole = all(own.read is None for own in directions.values())
+        require(is_whole, "compile", "False with a teacher that knows a part of rows", True)
         if target is None:
             return directions, None
         terms = loss.spec.terms
@@ -204,7 +209,7 @@ def _evaluation(
             with torch.autocast(device, dtype=dtype, enabled=low is not None):
                 result = forward(*filled["args"], **filled["kwargs"])
             place_of_y[:] = locate_output(result, output, len(x))
-            y = select_output(result, tuple(place_of_y), x)
+            y = select_output(result, tuple(place_of_y), len(x))
             return mapped(on, y, x), (result, y)
 
         asked = {index: term for index, term in terms.items() if index in directions}

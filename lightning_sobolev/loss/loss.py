@@ -29,6 +29,7 @@ from lightning_sobolev.loss.compare import (
     SumOverProcesses,
     check_target,
     compare,
+    in_groups,
     join,
     project,
     project_target,
@@ -42,6 +43,7 @@ from lightning_sobolev.observe.recorder import Needs, Observed, Push, Recorder
 from lightning_sobolev.observe.remedies import Remedies, explain, has_recurrent, kept_gathered
 from lightning_sobolev.spec import SobolevSpec, SobolevTerm
 from lightning_sobolev.teachers.network import as_teacher
+from lightning_sobolev.teachers.tabulated import TabulatedJet
 
 
 @dataclass(slots=True, eq=False)
@@ -321,14 +323,16 @@ class SobolevLoss:
         place = occasion.offset + number
         draws = Draws(self.seed, self.rank, occasion.number, place, self._generators)
         rows, x = None, seen.x
-        if fraction < 1.0 and len(x):
-            rows = draws.rows(fraction, len(x)).to(x.device)
+        if fraction < 1.0 and seen.size:
+            rows = draws.rows(fraction, seen.size).to(x.device)
         if rows is not None or seen.replay_only:
             pushes = seen.recorder.engine == "func" and self.pushed_term is not None
             seen = seen.replay(rows, fraction, self.push(occasion, rows, place) if pushes else None)
         call, batch = seen.call, occasion.batch
-        x = seen.x.detach()
-        query = Query(x, self._on, batch, rows, call, occasion.number, call.alone)
+        x, groups = seen.x.detach(), call.groups
+        rows = rows if groups is None else call.rows
+        seed = (self.seed, self.rank, occasion.number, place)
+        query = Query(x, self._on, batch, rows, call, occasion.number, call.alone, groups, seed)
         if seen.comparisons is not None:
             return Point(seen, draws, query)
         try:
@@ -363,6 +367,11 @@ class SobolevLoss:
             if log_probs is not None and self.gaps.allows_unknown:
                 # NaN in a direction would be NaN in the student's gradient, masked or not.
                 log_probs = log_probs.masked_fill(log_probs.isnan(), -torch.inf)
+            groups = point.query.groups
+            if groups is not None and groups.per_row and isinstance(target, TabulatedJet):
+                # The stored derivative is that of the graph's sum.
+                drawn = draws.cotangents(index, term, y.new_empty(groups.count, *y.shape[1:]))
+                return Directions(drawn.index_select(1, groups.index))
             cotangents = draws.cotangents(index, term, y, log_probs)
         if term.needs_tangents:
             ready = point.seen.tangents
@@ -378,7 +387,12 @@ class SobolevLoss:
                 return None
             term = self.spec.terms[index]
             if self._own_directions is not None:
-                query = Query(x.detach(), self._on, batch, rows, call, number, call.alone)
+                own_rows = rows if call.groups is None else call.rows
+                seed = (self.seed, self.rank, number, place + offset)
+                query = Query(
+                    x.detach(), self._on, batch, own_rows, call, number, call.alone, call.groups,
+                    seed,
+                )  # fmt: skip
                 own = self._own_directions(query, term)
                 if own is not None:
                     return _fitting(own, term, x).tangents
@@ -396,6 +410,8 @@ class SobolevLoss:
             assert target is not None
             rows = self._derived(term, point, directions, occasion.trains)
             comparison = compare(term, rows, target, self.gaps)
+            if seen.call.groups is not None:
+                comparison = in_groups(term, comparison, seen.call.groups)
             if not occasion.trains:
                 own = target.reshape(rows.shape)
                 report.cosines[term.key] = cosine(rows, own, comparison.known)
@@ -421,6 +437,7 @@ class SobolevLoss:
                     inner = recorder.options.inner_precision
                     recorded.check_linear(term, student, inner, recorder.root)
                 rows = project(term, student, directions)
+                rows = rows if directions.read is None else directions.read(rows)
                 if checks_graph and not rows.requires_grad:
                     recorded.check_graph(term, rows, recorder.root)
                 return rows

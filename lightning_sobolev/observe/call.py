@@ -28,6 +28,7 @@ from torch.func import functional_call
 
 from lightning_sobolev import _paths
 from lightning_sobolev._checks import require
+from lightning_sobolev._groups import Groups
 from lightning_sobolev.functional.precision import InnerPrecision
 from lightning_sobolev.observe.places import Forward, Inputs, Place, dressed, undressed
 from lightning_sobolev.observe.remedies import Remedies, sharded_parts
@@ -89,6 +90,9 @@ class Call:
         direct: Whether ``module.forward`` was called, past its hooks.
         snapshot: What a replay needs; None where none was foreseen.
         inserting: Lets the module's next forward take a point in the observed input's place.
+        index: Number of the group of each node, where input rows belong to groups.
+        groups: Which output row each input row belongs to, where that is not its own.
+        rows: Numbers of the input rows among those of the batch; None for all.
     """
 
     module: nn.Module
@@ -102,6 +106,9 @@ class Call:
     direct: bool = False
     snapshot: Snapshot | None = None
     copies: dict[str, Tensor] | None = None
+    index: Tensor | None = None
+    groups: Groups | None = None
+    rows: Tensor | None = None
 
     def keep_inputs(self, x: Tensor, like: Tensor) -> None:
         """Keep the arguments as they are now: the step may write into them after the call."""
@@ -110,8 +117,13 @@ class Call:
         if self.outer is not None:
             self.outer = _paths.map_tensors(self.outer, _kept)
 
-    def cut_to(self, cut: "RowCut") -> "Call":
+    def cut_to(self, cut: "Cut") -> "Call":
         """Return the call with some rows of the arguments that have them, for :meth:`repeat`."""
+        if isinstance(cut, GroupCut):
+            return replace(
+                self, inputs=cut.take(self.inputs), index=cut.index, groups=cut.groups,
+                rows=cut.numbers,
+            )  # fmt: skip
         if self.alone:
             return self
         return replace(self, inputs=cut.take(self.inputs))
@@ -139,7 +151,7 @@ class Call:
         return network(*filled["args"], **filled["kwargs"])
 
     def replay(
-        self, point: Tensor, options: ReplayOptions, cut: "RowCut | None" = None,
+        self, point: Tensor, options: ReplayOptions, cut: "Cut | None" = None,
         evaluate: Callable[[Inputs], Any] | None = None,
     ) -> Any:  # fmt: skip
         """Make the call once more with ``point`` in the observed input's place.
@@ -269,6 +281,29 @@ class RowCut:
                 inputs, path, tensor.index_select(axis, self.rows.to(tensor.device))
             )
         return inputs
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GroupCut:
+    """Some groups: their input rows, and what they are among themselves.
+
+    Args:
+        rows: Which rows of the observed input they have.
+        numbers: The numbers of these rows in their own inputs, of which several may stand below one
+            another.
+        groups: The chosen groups, numbered anew.
+        index: Number of the group of each node that is left.
+        take: Makes the arguments of the chosen groups.
+    """
+
+    rows: Tensor
+    numbers: Tensor
+    groups: Groups
+    index: Tensor
+    take: Callable[[Inputs], Inputs]
+
+
+Cut = RowCut | GroupCut
 
 
 def is_half(module: nn.Module) -> bool:

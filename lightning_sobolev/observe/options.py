@@ -28,6 +28,10 @@ class ObserveOptions:
             (averaged) or an index.
         engine: ``"tape"`` reuses the step's own forward; ``"func"`` runs it inside ``torch.func``;
             ``"auto"`` takes the tape.
+        groups: Where several input rows belong to one output row, as the nodes of a graph do: an
+            integer vector with the number of the output row for each, named as in ``wrt``. None: an
+            argument or attribute ``batch`` beside the input, if the output has another number of
+            rows.
         batch_norm: ``"train"`` observes the step's forward as it is; ``"eval"`` takes the
             derivatives in a replay with batch norms in eval mode, where rows are independent.
         row_axes: Axis of the rows in other arguments (named as in ``wrt``) for terms on a part of
@@ -47,6 +51,7 @@ class ObserveOptions:
     wrt: Wrt = None
     output: str | int | None = None
     call: WhichCall = "first"
+    groups: str | int | None = None
     engine: Literal["auto", "tape", "func"] = "auto"
     batch_norm: Literal["train", "eval"] = "train"
     row_axes: Mapping[str | int, int | None] | None = None
@@ -57,6 +62,8 @@ class ObserveOptions:
         object.__setattr__(self, "wrt", _parsed_wrt(self.wrt))
         if self.output is not None:
             _paths.parse(self.output)
+        if self.groups is not None:
+            _paths.parse(self.groups)
         is_index = isinstance(self.call, int) and not isinstance(self.call, bool)
         known = is_index or self.call in ("first", "all")
         require(known, "call", "'first', 'all' or an index", self.call)

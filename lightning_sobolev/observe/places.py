@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_sobolev import _paths
+from lightning_sobolev._groups import Block, stacked, unstacked
 from lightning_sobolev.observe.options import Wrt
 
 Inputs = dict[str, Any]
@@ -21,7 +22,11 @@ Forward = Callable[..., Any]
 
 @dataclass(frozen=True)
 class Place:
-    """Where the observed input stands in a call; several are one, their flat rows joined."""
+    """Where the observed input stands in a call; several are one, their flat rows joined.
+
+    Inputs with different numbers of rows (positions of nodes, strains of graphs) stand below one
+    another instead.
+    """
 
     paths: tuple[_paths.Path, ...]
 
@@ -30,12 +35,20 @@ class Place:
         tensors: list[Tensor] = [_paths.get(inputs, path, "wrt") for path in self.paths]
         if len(tensors) == 1:
             return tensors[0]
-        rows = {tuple(tensor.shape[:1]) for tensor in tensors}
-        if len(rows) > 1 or () in rows:
+        if any(tensor.ndim == 0 for tensor in tensors):
             got = "; ".join(map(_paths.describe, tensors))
             raise ValueError(f"wrt: several inputs must have the same number of rows, got {got}")
         wide = functools.reduce(torch.promote_types, [tensor.dtype for tensor in tensors])
+        if self.blocks(inputs):
+            return stacked([tensor.to(wide) for tensor in tensors])
         return torch.cat([tensor.reshape(len(tensor), -1).to(wide) for tensor in tensors], 1)
+
+    def blocks(self, inputs: Inputs) -> tuple[Block, ...]:
+        """Return what stands below one another; nothing where all have the same rows."""
+        shapes = [_paths.get(inputs, path, "wrt").shape for path in self.paths]
+        if len({shape[:1] for shape in shapes}) < 2:
+            return ()
+        return tuple(Block(shape[0], tuple(shape[1:])) for shape in shapes)
 
     def fill(self, inputs: Inputs, point: Tensor) -> Inputs:
         """Return a copy of ``inputs`` that holds ``point``, each part in its own shape and type."""
@@ -43,11 +56,14 @@ class Place:
             filled: Inputs = _paths.put(inputs, self.paths[0], point)
             return filled
         old = [_paths.get(inputs, path, "wrt") for path in self.paths]
-        parts = torch.split(point, [tensor.shape[1:].numel() for tensor in old], 1)
+        if blocks := self.blocks(inputs):
+            parts = unstacked(point, blocks)
+        else:
+            wide = torch.split(point, [tensor.shape[1:].numel() for tensor in old], 1)
+            shapes = [tensor.shape[1:] for tensor in old]
+            parts = [part.reshape(len(part), *s) for part, s in zip(wide, shapes, strict=True)]
         for path, tensor, part in zip(self.paths, old, parts, strict=True):
-            inputs = _paths.put(
-                inputs, path, part.reshape(len(part), *tensor.shape[1:]).to(tensor.dtype)
-            )
+            inputs = _paths.put(inputs, path, part.to(tensor.dtype))
         return inputs
 
 
@@ -101,6 +117,68 @@ def _locate_one(wrt: str | int | None, forward: Forward, inputs: Inputs) -> _pat
     return (*path, *inner)
 
 
+def locate_groups(
+    name: str | int | None, place: Place, forward: Forward, inputs: Inputs, batch: Any
+) -> Tensor | None:
+    """Return the group of each input row: as named, in the call or the batch, or beside the input.
+
+    Raises:
+        ValueError: If what is named is no vector of integers, one for each row.
+    """
+    rows = [len(_paths.get(inputs, path, "wrt")) for path in place.paths]
+    index = _named_groups(name, place, forward, inputs, batch)
+    if index is None and name is not None:
+        return torch.zeros(max(rows), dtype=torch.long)  # a single graph
+    is_index = isinstance(index, Tensor) and index.ndim == 1 and len(index) in rows
+    is_index = is_index and not index.is_floating_point() and index.dtype != torch.bool
+    if name is None and not is_index:
+        return None
+    if not is_index:
+        expected = " or ".join(str(one) for one in sorted(set(rows)))
+        raise ValueError(
+            f"groups={name!r} must be a vector of integers, one for each of {expected} input rows, "
+            f"got {_paths.describe(index)}"
+        )
+    found: Tensor = index.long()
+    return found
+
+
+def _named_groups(
+    name: str | int | None, place: Place, forward: Forward, inputs: Inputs, batch: Any
+) -> Any:
+    if name is None:
+        path = _beside(place, forward, inputs)
+        return None if path is None else _paths.get(inputs, path, "groups")
+    try:
+        return _paths.get(inputs, resolve(name, forward, inputs), f"groups={name!r}")
+    except ValueError as of_call:
+        if batch is None:
+            raise ValueError(f"groups: {of_call}") from of_call
+        try:
+            return _paths.get(batch, _paths.parse(name), f"groups={name!r}")
+        except ValueError as of_batch:
+            raise ValueError(
+                f"groups={name!r} must be an argument of the observed call or a key of the batch, "
+                f"got neither ({of_call}; {of_batch})"
+            ) from of_batch
+
+
+def _beside(place: Place, forward: Forward, inputs: Inputs) -> _paths.Path | None:
+    for path in place.paths:
+        above = path[:-1]
+        owner = _paths.get(inputs, above, "groups")
+        if len(above) > 1 and _paths.has(owner, _BATCH):
+            return (*above, _BATCH)
+    try:
+        return resolve(_BATCH, forward, inputs)
+    except ValueError:
+        return None
+
+
+_BATCH = "batch"
+"""torch-geometric's name of the index."""
+
+
 def locate_output(result: Any, output: str | int | None, rows: int) -> _paths.Path:
     """Return where the matched tensor stands: as named, or the first float with as many rows."""
     if output is not None:
@@ -109,8 +187,8 @@ def locate_output(result: Any, output: str | int | None, rows: int) -> _paths.Pa
     return found if found is not None else _paths.first_float(result) or ()
 
 
-def select_output(result: Any, path: _paths.Path, x: Tensor) -> Tensor:
-    """Pick the matched tensor from what the observed module returned; one row for each of ``x``."""
+def select_output(result: Any, path: _paths.Path, rows: int | None) -> Tensor:
+    """Pick the matched tensor, of so many rows, from what the observed module returned."""
     name = f"output={'.'.join(map(str, path)) or None!r}"
     chosen = _paths.get(result, path, name)
     if not isinstance(chosen, Tensor) or not chosen.is_floating_point():
@@ -119,12 +197,18 @@ def select_output(result: Any, path: _paths.Path, x: Tensor) -> Tensor:
             f"{name}: the observed module must return a real floating-point tensor there to have a "
             f"derivative, got {got}"
         )
-    if chosen.shape[:1] != x.shape[:1]:
-        raise ValueError(
-            f"output: the observed module must give one row for each of its {x.shape[0]} input "
-            f"rows, got {_paths.describe(chosen)}; name another output= or module="
-        )
+    if chosen.ndim == 0 or rows not in (None, chosen.shape[0]):
+        raise no_rows(chosen, rows)
     return chosen
+
+
+def no_rows(chosen: Tensor, rows: int | None) -> ValueError:
+    """Say that an output has not the rows it must have."""
+    return ValueError(
+        f"output: the observed module must give one row for each of its {rows} input rows, got "
+        f"{_paths.describe(chosen)}; name another output= or module=, or, for graphs in one flat "
+        "table, the index of the graph of each node with groups="
+    )
 
 
 def resolve(wrt: str | int, forward: Forward, inputs: Inputs) -> _paths.Path:

@@ -16,16 +16,19 @@ import torch
 from torch import Tensor, nn
 
 from lightning_sobolev import _paths
+from lightning_sobolev._groups import grouped
 from lightning_sobolev._types import BatchFn, Jet, identity
 from lightning_sobolev.functional.derivatives import FuncJet, TapeJet
-from lightning_sobolev.observe.call import Call, ReplayOptions, RowCut, Snapshot, is_half
+from lightning_sobolev.observe.call import Call, Cut, ReplayOptions, Snapshot, is_half
 from lightning_sobolev.observe.options import ObserveOptions
 from lightning_sobolev.observe.places import (
     FIRST,
     Inputs,
     dressed,
     locate,
+    locate_groups,
     locate_output,
+    no_rows,
     select_output,
     undressed,
 )
@@ -86,8 +89,15 @@ class Observed:
 
     @property
     def size(self) -> int:
-        """Number of rows."""
-        return self.x.shape[0]
+        """Number of rows that can be told apart: groups, where rows belong to groups."""
+        groups = self.call.groups
+        return self.x.shape[0] if groups is None else groups.count
+
+    @property
+    def outputs(self) -> int:
+        """Number of rows of the output."""
+        groups = self.call.groups
+        return self.x.shape[0] if groups is None else groups.outputs
 
     def jet(self) -> Jet:
         """The jet of ``on(module)`` at the observed input; no further forward pass."""
@@ -101,7 +111,7 @@ class Observed:
         """Make the call once more, on all rows or a fraction, as :mod:`observe.call` says."""
         recorder, call = self.recorder, self.call
         cut = None if rows is None else recorder.row_axes.cut(self, rows)
-        x = self.x if rows is None else self.x[rows]
+        x = self.x if cut is None else self.x[cut.rows]
         if x.dtype.itemsize < 4 and not (recorder.is_half and recorder.is_sharded):
             x = x.float()
         # x[rows] of our own leaf would hang the second graph below the first one.
@@ -116,7 +126,7 @@ class Observed:
             seen.tangents = None if push is None else push(call, x, 0)
             seen.func_jet, _, seen.y = recorder.func_jet(run, call, x, seen.tangents)
         else:
-            seen.y = select_output(plain(run(x.clone())), call.output, x)
+            seen.y = select_output(plain(run(x.clone())), call.output, seen.outputs)
         return seen
 
     def outside_of_inference(self) -> "Observed":
@@ -162,7 +172,7 @@ class Compiled(Protocol):
         ...
 
     def replay(
-        self, seen: Observed, rows: Tensor | None, fraction: float, cut: RowCut | None
+        self, seen: Observed, rows: Tensor | None, fraction: float, cut: Cut | None
     ) -> Observed | None:
         """Make a call once more."""
         ...
@@ -205,6 +215,8 @@ class Recorder:
         self.replay_options = replay_options
         self.engine = "func" if options.engine == "func" else "tape"
         self.push: Push | None = None
+        self.batch: Any = None  # what the step was given, if anybody said so
+        self.index: Tensor | None = None  # the groups, where they are known beforehand
         self.compiled: Compiled | None = None
         self.row_axes = RowAxes(options.row_axes)
         candidates = _candidates(root, target, passed_over)
@@ -260,7 +272,7 @@ class Recorder:
 
     def forget(self) -> None:
         """Let calls pass, and drop what was observed: no graph is kept into the next step."""
-        self._active = False
+        self._active, self.batch = False, None
         for watch in self._watches:
             watch.observed, watch.under_way, watch.result, watch.outer = [], None, None, None
 
@@ -439,13 +451,30 @@ class Recorder:
         if (
             type(result) is Tensor
             and self.options.output is None
+            and self.options.groups is None
             and result.shape[:1] == x.shape[:1]
             and result.is_floating_point()
         ):
             return result
-        result = plain(result)
-        call.output = locate_output(result, self.options.output, len(x))
-        return select_output(result, call.output, x)
+        result, name, rows = plain(result), self.options.groups, len(x)
+        if call.groups is not None:  # made once more, or changed by a hook
+            return select_output(result, call.output, call.groups.outputs)
+        blocks = call.place.blocks(call.inputs) if len(call.place.paths) > 1 else ()
+        if name is None and not blocks:
+            call.output = locate_output(result, self.options.output, rows)
+            y, call.groups = select_output(result, call.output, None), None
+            if len(y) == rows:
+                return y
+        index = self.index
+        if index is None:
+            index = locate_groups(name, call.place, call.forward, call.inputs, self.batch)
+        if index is None and not blocks:
+            raise no_rows(y, rows)
+        count = rows if index is None else _count(index)
+        call.output = locate_output(result, self.options.output, count)
+        y = select_output(result, call.output, None)
+        call.index, call.groups = index, grouped(index, blocks, rows, len(y))
+        return y
 
     def func_jet(
         self, run: Callable[[Tensor], Any], call: Call, x: Tensor, tangents: Tensor | None
@@ -517,6 +546,10 @@ class Recorder:
         watch.result = None
         y = self._output(seen.call, result, seen.x)
         seen.y, seen.node = y if seen.replay_only else y.clone(), y.grad_fn
+
+
+def _count(index: Tensor) -> int:
+    return int(index.max()) + 1 if len(index) else 0
 
 
 def _first_then_again(

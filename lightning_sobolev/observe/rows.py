@@ -16,12 +16,19 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_sobolev import _paths
-from lightning_sobolev.observe.call import RowCut
+from lightning_sobolev.observe.call import Cut, RowCut
+from lightning_sobolev.observe.graphs import cut_to_groups, outputs_of
 from lightning_sobolev.observe.places import Forward, Inputs, resolve, select_output
 
 if TYPE_CHECKING:
     from lightning_sobolev.observe.recorder import Observed
 
+_GROUPS = (
+    "rows must be 1.0 for this student, got a term on a part of the graphs: evaluated on some "
+    "graphs alone, its output is not that of the same graphs among all; graphs depend on one "
+    "another, or an argument cannot be cut (known are node, graph and edge tables, edge_index "
+    "[2, edges], and batches of torch-geometric)"
+)
 _MOST = 6
 """Ambiguous arguments of which all subsets are tried."""
 
@@ -41,18 +48,32 @@ class RowAxes:
         self._declared = declared
         self._known: dict[frozenset[_paths.Path], dict[_paths.Path, int]] = {}
         self._whole: set[_paths.Path] = set()
+        self._groups_checked = False
 
-    def cut(self, seen: "Observed", rows: Tensor) -> RowCut:
-        """Return the cut of a call's arguments to some rows.
+    def cut(self, seen: "Observed", rows: Tensor) -> Cut:
+        """Return the cut of a call's arguments to some rows, or groups of them.
 
         Raises:
             ValueError: If rows depend on one another, or nothing tells what has rows.
         """
+        if seen.call.groups is not None:
+            return self._cut_to_groups(seen, rows)
         candidates = self._candidates(seen)
         key = frozenset(candidates)
         if key not in self._known:
             self._known[key] = self._learned(seen, rows, candidates)
         return RowCut(rows, self._known[key])
+
+    def _cut_to_groups(self, seen: "Observed", chosen: Tensor) -> Cut:
+        if not self._groups_checked:
+            with _trial(seen):
+                whole = _replayed(seen, seen.x.detach(), None)
+                for part in _parts(seen.size, chosen.device):
+                    cut = cut_to_groups(seen, part)
+                    if not _gives_rows(seen, cut, whole[outputs_of(seen, part)]):
+                        raise NotIndependentError(_GROUPS)
+            self._groups_checked = True
+        return cut_to_groups(seen, chosen)
 
     def _candidates(self, seen: "Observed") -> dict[_paths.Path, int]:
         call = seen.call
@@ -81,10 +102,10 @@ class RowAxes:
         with _trial(seen):
             whole = _replayed(seen, seen.x.detach(), None)
             for axes in _subsets(candidates, exact=self._declared is not None):
-                if all(_gives_rows(seen, part, axes, whole) for part in parts):
+                if all(_gives_rows(seen, RowCut(p, axes), whole[p]) for p in parts):
                     return axes
             everything = torch.arange(seen.size, device=rows.device)
-            is_fixed = _gives_rows(seen, everything, {}, whole)
+            is_fixed = _gives_rows(seen, RowCut(everything, {}), whole)
         if not is_fixed:
             raise NotDeterministicError(
                 "rows must be 1.0 for a student that is not deterministic, got a term on a part of "
@@ -98,6 +119,25 @@ class RowAxes:
         )
 
 
+def are_coupled(seen: "Observed") -> bool:
+    """Whether an output row changes with the input of another row or group."""
+    groups, x = seen.call.groups, seen.x.detach()
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x)
+    with _trial(seen):
+        whole = _replayed(seen, x, None)
+        for part in _parts(seen.size, x.device):
+            moved = part if groups is None else torch.isin(groups.index, part).nonzero()[:, 0]
+            outputs = part if groups is None else outputs_of(seen, part)
+            kept = torch.ones(len(whole), dtype=torch.bool, device=x.device)
+            kept[outputs] = False
+            other = x.clone()
+            other[moved] += noise[moved]
+            if not _agree(_replayed(seen, other, None)[kept], whole[kept]):
+                return True
+    return False
+
+
 def _parts(size: int, device: torch.device) -> list[Tensor]:
     # By the binary digits of their numbers: any two rows are parted by one of them.
     rows = torch.arange(size, device=device)
@@ -105,14 +145,12 @@ def _parts(size: int, device: torch.device) -> list[Tensor]:
     return [rows[chosen] for digit in digits for chosen in (digit, ~digit) if bool(chosen.any())]
 
 
-def _gives_rows(
-    seen: "Observed", rows: Tensor, axes: dict[_paths.Path, int], whole: Tensor
-) -> bool:
+def _gives_rows(seen: "Observed", cut: Cut, expected: Tensor) -> bool:
     try:
-        part = _replayed(seen, seen.x.detach()[rows], RowCut(rows, axes))
+        part = _replayed(seen, seen.x.detach()[cut.rows], cut)
     except Exception:
         return False
-    return part.shape == whole[rows].shape and _agree(part, whole[rows])
+    return part.shape == expected.shape and _agree(part, expected)
 
 
 def _resolved(name: str | int, forward: Forward, inputs: Inputs) -> _paths.Path:
@@ -173,16 +211,18 @@ def _shaken(tensor: Tensor, generator: torch.Generator) -> Tensor:
     return tensor.detach() + 0.1 * noise
 
 
-def _replayed(seen: "Observed", x: Tensor, cut: RowCut | None) -> Tensor:
+def _replayed(seen: "Observed", x: Tensor, cut: Cut | None) -> Tensor:
     x = x.float() if x.dtype.itemsize < 4 else x
     result = seen.call.replay(x.clone(), seen.recorder.replay_options, cut)
-    return select_output(result, seen.call.output, x).detach()
+    return select_output(result, seen.call.output, None).detach()
 
 
 def _agree(part: Tensor, whole: Tensor) -> bool:
     # Products are summed in another order for another number of rows.
     tolerance = torch.finfo(part.dtype).eps ** 0.5
     part, whole = part.double().nan_to_num(), whole.double().nan_to_num()
+    if not part.numel():
+        return True
     return bool((part - whole).abs().max() <= tolerance * whole.abs().max().clamp_min(1e-30))
 
 

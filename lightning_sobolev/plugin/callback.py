@@ -61,9 +61,9 @@ class SobolevCallback(Callback):
         weight: Weight of that one term where there is no ``spec``.
         module: Name of the submodule that maps the input to the matched output. None: the module
             itself or, if the step never calls that, the one child that it calls.
-        wrt, call, engine, batch_norm, output, row_axes, inner_precision, missing: What is observed
-            of a step, as :class:`~lightning_sobolev.observe.ObserveOptions` says. Steps that
-            ``missing="skip"`` lets pass are counted in ``train/sobolev/missing_steps``.
+        wrt, call, groups, engine, batch_norm, output, row_axes, inner_precision, missing: What is
+            observed of a step, as :class:`~lightning_sobolev.observe.ObserveOptions` says. Steps
+            that ``missing="skip"`` lets pass are counted in ``train/sobolev/missing_steps``.
         seed: Seed of the projections; ranks differ, resumed runs continue.
         doctor: Whether to check, before the first update, that the terms' parameter gradient agrees
             with finite differences on this very student, and to measure ``cost`` behind it.
@@ -95,6 +95,7 @@ class SobolevCallback(Callback):
         module: str | None = None,
         wrt: Wrt = None,
         call: WhichCall = "first",
+        groups: str | int | None = None,
         engine: Literal["auto", "tape", "func"] = "auto",
         batch_norm: Literal["train", "eval"] = "train",
         output: str | int | None = None,
@@ -113,7 +114,7 @@ class SobolevCallback(Callback):
         self.report: Report | None = None
         self.cost: Cost | None = None
         observe = ObserveOptions(
-            wrt=wrt, output=output, call=call, engine=engine, batch_norm=batch_norm,
+            wrt=wrt, output=output, call=call, groups=groups, engine=engine, batch_norm=batch_norm,
             row_axes=row_axes, inner_precision=inner_precision, missing=missing,
         )  # fmt: skip
         self.options = Options(
@@ -268,6 +269,7 @@ class SobolevCallback(Callback):
             plan.recorder.push = loss.push(self._occasion)
         if plan.compiler is not None:
             plan.compiler.begin(self._occasion)
+        plan.recorder.batch = batch
         plan.recorder.start()
 
     def _is_under_way(self, trainer: Trainer) -> bool:

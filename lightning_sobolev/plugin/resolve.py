@@ -42,6 +42,12 @@ class Options:
         require(fits, "compile", "True, False or CompileSettings", self.compile)
         if self.compile and self.observe.engine == "tape":
             raise ValueError("compile needs engine='func' or 'auto', got engine='tape'")
+        require(
+            not self.compile or self.observe.groups is None,
+            "groups",
+            "None with compile",
+            self.observe.groups,
+        )
         is_number = (
             isinstance(self.manual_scale, int | float) and 0.0 < self.manual_scale < math.inf
         )

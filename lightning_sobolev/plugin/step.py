@@ -171,11 +171,12 @@ class ObservedStep:
 
     def _validated(self, name: str, stage: str, args: tuple[Any, ...], kwargs: Any) -> Any:
         validating = [callback for callback in self.callbacks if callback.options.validate]
+        batch = args[0] if args else kwargs.get("batch")
         for callback in validating:
+            callback.plan.recorder.batch = batch
             callback.plan.recorder.start(without_gradients=True)
         try:
             output = self._original(name)(*args, **kwargs)
-            batch = args[0] if args else kwargs.get("batch")
             number = int(args[1] if len(args) > 1 else kwargs.get("batch_idx", 0))
             for callback in validating:
                 callback.plan.recorder.stop()

@@ -48,5 +48,7 @@ class AnalyticTeacher(Teacher):
             point = x.detach()
             value, jacobian = self._value(point), self._gradient(point)
             hessian = None if self._hessian is None else self._hessian(point)
-        given = {"value": value, "jacobian": jacobian, "hessian": hessian}
-        return TabulatedJet(x.shape[1:], source="AnalyticTeacher", **given)
+        return TabulatedJet(
+            x.shape[1:], value=value, jacobian=jacobian, hessian=hessian, source="AnalyticTeacher",
+            groups=query.groups,
+        )  # fmt: skip

@@ -1,12 +1,14 @@
 """Arrays of a teacher that stand in the batch, beside the inputs that they belong to."""
 
 import warnings
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from lightning_sobolev import _paths
+from lightning_sobolev._groups import unstacked
 from lightning_sobolev._types import BatchFn, Query, identity
 from lightning_sobolev.spec import OUTPUT_MAPS
 
@@ -50,51 +52,96 @@ class BatchCheck:
                 )
 
 
+class Rows(NamedTuple):
+    """Rows that a query asks about: how many, and their numbers in the batch (None: all)."""
+
+    size: int
+    numbers: Tensor | None
+
+    @classmethod
+    def of_input(cls, query: Query) -> "Rows":
+        """Return the rows of the observed input."""
+        return cls(query.x.shape[0], query.rows)
+
+    @classmethod
+    def of_output(cls, query: Query) -> "Rows":
+        """Return the rows of the output."""
+        groups = query.groups
+        if groups is None or groups.per_row:
+            return cls.of_input(query)
+        return cls(groups.count, groups.numbers)
+
+    @classmethod
+    def of_blocks(cls, query: Query) -> "list[Rows]":
+        """Return the rows of each of several inputs that stand below one another."""
+        if query.groups is None:
+            return [cls.of_input(query)]
+        parts, numbers = query.groups.parts(), query.rows
+        return [
+            cls(part.stop - part.start, None if numbers is None else numbers[part])
+            for part in parts
+        ]
+
+    def of(self, array: object) -> Tensor | None:
+        """Return the rows of an array; None of what cannot have the whole batch's rows."""
+        if not isinstance(array, Tensor) or array.ndim == 0:
+            return None
+        if self.numbers is None:
+            return array if array.shape[0] == self.size else None
+        # Numbers on another device are not read: that would wait for it.
+        last = self.numbers.max() if self.numbers.is_cpu and len(self.numbers) else -1
+        if int(last) >= array.shape[0]:
+            return None
+        return array.index_select(0, self.numbers.to(array.device))
+
+    def __str__(self) -> str:
+        if self.numbers is None:
+            return str(self.size)
+        return f"at least {int(self.numbers.max()) + 1 if len(self.numbers) else 0}"
+
+
 def lookup(
-    name: str, path: _paths.Path | None, query: Query, teacher: str = "BatchTeacher"
-) -> Tensor | None:
-    """Return the queried rows of an array in the batch, in the type and place of the input."""
+    name: str, path: _paths.Path | None, query: Query, teacher: str = "BatchTeacher",
+    rows: Rows | None = None,
+) -> Tensor | None:  # fmt: skip
+    """Return the rows of an array in the batch, in the type and place of the input.
+
+    ``rows`` are those that the array belongs to; None for those of the observed input.
+
+    Raises:
+        ValueError: If it has other rows.
+    """
     if path is None:
         return None
     where = f"{teacher}({name}={'.'.join(map(str, path))!r})"
-    return taken(name, path, query, where).to(device=query.x.device, dtype=query.x.dtype)
+    found = taken(name, path, query, where, rows)
+    return found.to(device=query.x.device, dtype=query.x.dtype)
 
 
-def taken(name: str, path: _paths.Path, query: Query, where: str) -> Tensor:
-    """Return the queried rows of a tensor in the batch, as it is and without a graph.
+def taken(
+    name: str, path: _paths.Path, query: Query, where: str, rows: Rows | None = None
+) -> Tensor:
+    """Return the rows of a tensor in the batch, as it is and without a graph.
 
     ``name`` stands in the message about what is no such tensor, ``where`` in that about a path
-    which leads nowhere.
+    which leads nowhere; ``rows`` as for :func:`lookup`.
 
     Raises:
         ValueError: If the path leads to no tensor with these rows.
     """
     array = _paths.get(query.batch, path, where)
-    rows = taken_rows(array, query)
-    if rows is None:
+    rows = Rows.of_input(query) if rows is None else rows
+    found = rows.of(array)
+    if found is None:
         raise ValueError(
-            f"{name} in the batch must be a tensor with {_expected_rows(query)} rows, "
-            f"got {_paths.describe(array)}"
+            f"{name} in the batch must be a tensor with {rows} rows, got {_paths.describe(array)}"
         )
-    return rows.detach()
+    return found.detach()
 
 
 def taken_rows(array: object, query: Query) -> Tensor | None:
     """Return the rows that a query asks about; None of what cannot have the whole batch's rows."""
-    if not isinstance(array, Tensor) or array.ndim == 0:
-        return None
-    if query.rows is None:
-        return array if array.shape[0] == query.x.shape[0] else None
-    # Numbers on another device are not read: that would wait for it.
-    if query.rows.is_cpu and len(query.rows) and int(query.rows.max()) >= array.shape[0]:
-        return None
-    return array.index_select(0, query.rows.to(array.device))
-
-
-def _expected_rows(query: Query) -> str:
-    if query.rows is None:
-        return str(query.x.shape[0])
-    return f"at least {int(query.rows.max()) + 1 if len(query.rows) else 0}"
+    return Rows.of_input(query).of(array)
 
 
 def _name(on: BatchFn) -> str:
@@ -104,11 +151,17 @@ def _name(on: BatchFn) -> str:
 
 def _holds_input(query: Query) -> bool:
     """Whether the input is a tensor of the batch, or several ones joined: cast, reshaped."""
-    x = query.x.detach().flatten(1) if query.x.ndim > 1 else query.x.detach()[:, None]
-    batch = query.batch
+    x, groups = query.x.detach(), query.groups
+    if groups is None or not groups.blocks:
+        return _holds(x.flatten(1) if x.ndim > 1 else x[:, None], Rows.of_input(query), query.batch)
+    blocks = zip(unstacked(x, groups.blocks), Rows.of_blocks(query), strict=True)
+    return all(_holds(part.reshape(len(part), -1), rows, query.batch) for part, rows in blocks)
+
+
+def _holds(x: Float[Tensor, "batch axes"], rows: Rows, batch: Any) -> bool:
     if not _paths.tensors(batch) and hasattr(batch, "__dict__"):
         batch = vars(batch)  # an object whose attributes are the batch
-    blocks = [taken_rows(tensor, query) for _, tensor in _paths.tensors(batch)]
+    blocks = [rows.of(tensor) for _, tensor in _paths.tensors(batch)]
     found = [b.detach().reshape(len(x), -1) for b in blocks if b is not None]
     width, reached, ends = x.shape[1], {0}, [0]
     while ends and width not in reached:

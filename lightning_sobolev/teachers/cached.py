@@ -154,7 +154,7 @@ class CachedTeacher(Teacher):
             ]
             samples.given[count] = torch.stack(directions).to(query.x)
         given = samples.given[count]
-        return Directions(**{f"{settings.side}s": given})
+        return Directions(given) if settings.side == "cotangent" else Directions(None, given)
 
     def _checked(self, term: SobolevTerm) -> int:
         settings = self.settings

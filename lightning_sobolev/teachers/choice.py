@@ -141,7 +141,12 @@ class TeacherChoice(Teacher):
             one.check_apart(module, target)
 
     def at(self, query: Query) -> Jet:
-        """Return the jet whose rows are those of the chosen teachers."""
+        """Return the jet whose rows are those of the chosen teachers.
+
+        Raises:
+            ValueError: If rows of the input belong to groups, or the index is none.
+        """
+        require(query.groups is None, "groups", f"None with a {_NAME}", "nodes of graphs")
         numbers, x = self._numbers(query), query.x
         chosen = [(one, numbers == number) for number, one in enumerate(self.teachers)]
         asked = [(one, mask.nonzero()[:, 0].to(x.device)) for one, mask in chosen if mask.any()]

@@ -9,7 +9,7 @@ from torch import Tensor
 from lightning_sobolev import _paths
 from lightning_sobolev._types import Directions, InRows, Jet, OutRows, Query, Teacher, Values
 from lightning_sobolev.spec import SobolevTerm
-from lightning_sobolev.teachers.arrays import BatchCheck, lookup
+from lightning_sobolev.teachers.arrays import BatchCheck, Rows, lookup
 
 _NAME = "DirectionalTeacher"
 
@@ -82,17 +82,20 @@ class DirectionalTeacher(Teacher):
     def at(self, query: Query) -> Jet:
         """Return the jet stored in the query's batch."""
         tangents, is_single = self._tangents(query)
-        pushed = cast(Tensor, lookup("pushed", self._paths["pushed"], query, _NAME))
+        outputs = Rows.of_output(query)
+        pushed = cast(Tensor, lookup("pushed", self._paths["pushed"], query, _NAME, outputs))
         pushed = pushed[:, None] if is_single else pushed
-        if pushed.shape[:2] != tangents.shape[:2]:
+        if pushed.shape[1] != tangents.shape[1]:
             raise ValueError(
                 f"pushed must have one derivative for each of {tangents.shape[1]} tangents, "
                 f"got {list(pushed.shape)}"
             )
         unknown = tangents.reshape(*tangents.shape[:2], -1).isnan().any(-1)
+        if query.groups is not None and not query.groups.per_row:  # of a graph, if one row is
+            unknown = query.groups.summed(unknown.T.float()).T > 0
         mask = unknown.reshape(*unknown.shape, *[1] * (pushed.ndim - 2))
         pushed = pushed.masked_fill(mask, torch.nan)
-        value = lookup("value", self._paths["value"], query, _NAME)
+        value = lookup("value", self._paths["value"], query, _NAME, outputs)
         return PushedJet(tangents.transpose(0, 1), pushed.transpose(0, 1), value)
 
     def directions(self, query: Query, term: SobolevTerm) -> Directions | None:

@@ -143,7 +143,7 @@ class NetworkTeacher(Teacher):
         elif call is not None and (takes == "call" or (is_auto and call.accepts(network))):
             ask = partial(call.repeat, network)
         output = None if call is None else call.output
-        answer = self._answered_by(ask, query.on, x.dtype, output)
+        answer = self._answered_by(ask, query.on, x.dtype, output, query.outputs)
         if enter is not None:
             answer = self._behind(enter, answer, x.dtype)
         if torch.is_autocast_enabled(x.device.type):
@@ -173,7 +173,7 @@ class NetworkTeacher(Teacher):
         """
         if any(module.training for module in self.network.modules()):
             self.network.eval()
-        answer = self._answered_by(self.network, on, dtype, output)
+        answer = self._answered_by(self.network, on, dtype, output, None)
         return answer if self.convert is None else self._behind(self.convert, answer, dtype)
 
     def _own(self, dtype: torch.dtype) -> torch.dtype:
@@ -188,7 +188,7 @@ class NetworkTeacher(Teacher):
 
     def _answered_by(
         self, ask: Callable[[Tensor], Any], on: BatchFn, dtype: torch.dtype,
-        output: Sequence[str | int] | None,
+        output: Sequence[str | int] | None, rows: int | None,
     ) -> BatchFn:  # fmt: skip
         own = dtype if self._first is None else self._first.dtype
 
@@ -196,7 +196,7 @@ class NetworkTeacher(Teacher):
             y = ask(point if point.dtype == own else point.to(own))
             is_answer = isinstance(y, Tensor) and y.is_floating_point()
             if self._output is not None or not is_answer:
-                y = self._select(y, output, point.shape[0])
+                y = self._select(y, output, point.shape[0] if rows is None else rows)
             if self.answer is not None:
                 y = self.answer(y.to(torch.promote_types(y.dtype, dtype)))
             if on is not identity:

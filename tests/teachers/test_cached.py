@@ -65,7 +65,8 @@ def asked(teacher, data, rows):
 
 def given(teacher, asked_about, term):
     directions = teacher.directions(asked_about, term)
-    found, missing = directions if term.side == "cotangent" else reversed(directions)
+    pair = (directions.cotangents, directions.tangents)
+    found, missing = pair if term.side == "cotangent" else reversed(pair)
     assert missing is None
     return found
 

@@ -20,6 +20,7 @@ from lightning_sobolev import (
     SobolevTerm,
     TeacherChoice,
 )
+from lightning_sobolev._groups import Groups
 from lightning_sobolev._types import Query, Teacher
 from lightning_sobolev.spec import OUTPUT_MAPS
 from tests.kinds._by_hand import EXACT, assert_is, fit, mlp, share, slope, weights
@@ -132,6 +133,12 @@ def test_precisions_of_teachers_may_differ():
         (CHOSEN % 2 == 0)[:, None], double(OBS.float().double()).float(), single(OBS.float())
     )
     assert_close(jet.value, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_nodes_of_graphs_have_no_teachers_of_their_own():
+    groups = Groups(torch.tensor([0, 0, 1, 1, 1, 1]), 2)
+    with pytest.raises(ValueError, match="groups must be None with a TeacherChoice"):
+        ask(TeacherChoice([mlp(3)], "terrain"), BATCH, groups=groups)
 
 
 @pytest.mark.parametrize(

@@ -170,7 +170,7 @@ def test_a_batch_teacher_says_what_it_found(path, batch, text):
 
 
 def test_a_batch_teacher_needs_a_path():
-    with pytest.raises(ValueError, match="needs a key path for jacobian, value or hessian"):
+    with pytest.raises(ValueError, match="needs a key path for jacobian, forces, value or hessian"):
         BatchTeacher()
 
 
