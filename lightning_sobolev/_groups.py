@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Int, Shaped
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 
@@ -78,6 +78,37 @@ class Groups:
         each = torch.tensor([block.rows for block in self.blocks], device=device)
         width = int(widths.max())
         return torch.arange(width, device=device) >= widths.repeat_interleave(each)[:, None]
+
+
+def basis_of_groups(
+    groups: Groups, like: Tensor, count: int | None, generator: torch.Generator
+) -> Float[Tensor, "proj rows *rest"]:
+    r"""Return basis directions of whole groups, each one element of one of a group's rows.
+
+    With E elements in a group, directions are distinct and times :math:`\sqrt E`, or, where there
+    are more directions than elements, all of them and zeros times :math:`\sqrt{count}`: the mean
+    over projections is :math:`|J|_F^2`. One element of every row at once would add up what
+    different rows push forward. ``count=None`` is as many as the largest group has elements.
+    """
+    filled, device = groups.filled_up(generator.device), generator.device
+    flat = like.flatten(1) if like.ndim > 1 else like[:, None]
+    exists = torch.ones(flat.shape, dtype=torch.bool, device=device) if filled is None else ~filled
+    rows, elements = exists.nonzero(as_tuple=True)
+    owner = groups.index.to(device)[rows]
+    sizes = torch.bincount(owner, minlength=groups.count)
+    order = torch.arange(len(owner), device=device)
+    if count is not None:
+        scores = torch.rand(len(owner), generator=generator, device=device)
+        order = scores.argsort()
+    order = order[owner[order].argsort(stable=True)]  # group after group
+    starts = sizes.cumsum(0) - sizes
+    number = torch.arange(len(owner), device=device) - starts[owner[order]]
+    count = int(sizes.max()) if count is None else count
+    taken = order[number < count]
+    directions = torch.zeros(count, *flat.shape, dtype=torch.float64, device=device)
+    scale = sizes.clamp_min(count).double().sqrt()[owner[taken]]
+    directions[number[number < count], rows[taken], elements[taken]] = scale
+    return directions.reshape(count, *like.shape).to(device=like.device, dtype=like.dtype)
 
 
 def stacked(tensors: list[Tensor], fill: float = 0.0) -> Tensor:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_sobolev._groups import Groups, basis_of_groups
 from lightning_sobolev.functional.band_limits import low_pass, space_axes
 from lightning_sobolev.functional.fisher import FISHER, fisher
 from lightning_sobolev.functional.projections import draw, hash_words
@@ -35,22 +36,26 @@ class Draws:
     generators: Generators = field(default_factory=dict, compare=False, repr=False)
 
     def cotangents(
-        self, index: int, term: SobolevTerm, y: Tensor, log_probs: Tensor | None = None
-    ) -> Tensor:
+        self, index: int, term: SobolevTerm, y: Tensor, log_probs: Tensor | None = None,
+        groups: Groups | None = None,
+    ) -> Tensor:  # fmt: skip
         """Return ``[proj, batch, *out]`` for term number ``index`` at outputs like ``y``.
 
-        ``log_probs`` are those of a ``fisher`` projection, ``y`` where there are none.
+        ``log_probs`` are those of a ``fisher`` projection, ``y`` where there are none; ``groups``
+        those of output rows that depend on one another's inputs.
         """
         if term.projection == FISHER:
             given = (y if log_probs is None else log_probs).reshape(y.shape).to(y.dtype)
             count = term.num_projections or 1
             generator = self._generator(index, _COTANGENT, y.device)
             return fisher(given, num_projections=count, generator=generator)
-        return self._draw(index, _COTANGENT, term, y)
+        return self._draw(index, _COTANGENT, term, y, groups)
 
-    def tangents(self, index: int, term: SobolevTerm, x: Tensor) -> Tensor:
+    def tangents(
+        self, index: int, term: SobolevTerm, x: Tensor, groups: Groups | None = None
+    ) -> Tensor:
         """Return ``[proj, batch, *in]`` for term number ``index`` at inputs like ``x``."""
-        drawn = self._draw(index, _TANGENT, term, x)
+        drawn = self._draw(index, _TANGENT, term, x, groups)
         if term.band is None:
             return drawn
         axes = space_axes(x.shape[1:], term.band, f"term {term.key!r}")
@@ -63,8 +68,12 @@ class Draws:
         generator = self._generator(round(fraction * 1e6), _ROWS)
         return torch.randperm(size, generator=generator)[:count].sort().values
 
-    def _draw(self, index: int, what: int, term: SobolevTerm, like: Tensor) -> Tensor:
+    def _draw(
+        self, index: int, what: int, term: SobolevTerm, like: Tensor, groups: Groups | None
+    ) -> Tensor:
         law, generator = term.projection, self._generator(index, what, like.device)
+        if law == "basis" and groups is not None:
+            return basis_of_groups(groups, like, term.num_projections, generator)
         drawn: Any = partial(draw, law) if isinstance(law, str) else law.draw
         directions: Tensor = drawn(
             like.shape, generator=generator, dtype=like.dtype, device=like.device,

@@ -372,10 +372,13 @@ class SobolevLoss:
                 # The stored derivative is that of the graph's sum.
                 drawn = draws.cotangents(index, term, y.new_empty(groups.count, *y.shape[1:]))
                 return Directions(drawn.index_select(1, groups.index))
-            cotangents = draws.cotangents(index, term, y, log_probs)
+            coupled = groups if groups is not None and groups.per_row else None
+            cotangents = draws.cotangents(index, term, y, log_probs, coupled)
         if term.needs_tangents:
-            ready = point.seen.tangents
-            tangents = ready if ready is not None else draws.tangents(index, term, point.query.x)
+            tangents, groups = point.seen.tangents, point.query.groups
+            # Forward mode begins before the output says what the groups are.
+            if tangents is None or (groups is not None and term.projection == "basis"):
+                tangents = draws.tangents(index, term, point.query.x, groups)
         return Directions(cotangents, tangents)
 
     def push(self, occasion: Occasion, rows: Tensor | None = None, offset: int = 0) -> Push:
@@ -397,7 +400,7 @@ class SobolevLoss:
                 if own is not None:
                     return _fitting(own, term, x).tangents
             draws = Draws(self.seed, self.rank, number, place + offset, self._generators)
-            return draws.tangents(index, term, x)
+            return draws.tangents(index, term, x, call.groups)
 
         return tangents
 

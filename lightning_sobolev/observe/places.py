@@ -270,7 +270,7 @@ def resolve(wrt: str | int, forward: Forward, inputs: Inputs) -> _paths.Path:
         return ("args", head, *rest)
     if head in inputs["kwargs"]:
         return ("kwargs", head, *rest)
-    names = list(inspect.signature(forward).parameters)
+    names = _names(forward)
     if head in names and names.index(head) < len(inputs["args"]):
         return ("args", names.index(head), *rest)
     if inputs["args"] and not isinstance(inputs["args"][0], Tensor) and head not in names:
@@ -280,3 +280,16 @@ def resolve(wrt: str | int, forward: Forward, inputs: Inputs) -> _paths.Path:
             f"wrt={wrt!r}: the argument must be given in the call, got one that was not given"
         )
     raise ValueError(f"wrt={wrt!r}: the observed module has no such argument, got {names}")
+
+
+def _names(forward: Forward) -> list[str]:
+    # A wrapper (DDP, Fabric) hands on whatever it is given to what it wraps.
+    parameters = inspect.signature(forward).parameters
+    wrapped = getattr(getattr(forward, "__self__", None), "module", None)
+    kinds = {parameter.kind for parameter in parameters.values()}
+    if kinds <= _PASSED_ON and isinstance(wrapped, nn.Module):
+        return _names(wrapped.forward)
+    return list(parameters)
+
+
+_PASSED_ON = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}

@@ -65,8 +65,8 @@ def asked(teacher, data, rows):
 
 def given(teacher, asked_about, term):
     directions = teacher.directions(asked_about, term)
-    pair = (directions.cotangents, directions.tangents)
-    found, missing = pair if term.side == "cotangent" else reversed(pair)
+    both = directions.cotangents, directions.tangents
+    found, missing = both if term.side == "cotangent" else reversed(both)
     assert missing is None
     return found
 
