@@ -152,7 +152,8 @@ def describe(tree: Any) -> str:
 
 def _child(tree: Any, key: Key) -> Any:
     if isinstance(tree, Mapping):
-        if key not in tree:  # a TensorDict would take a number for a row
+        # A TensorDict would take a number for a row, and has no number among its keys to ask for.
+        if key not in (tree if isinstance(key, str) else list(tree.keys())):
             raise KeyError(key)
         return tree[key]
     is_sequence = isinstance(tree, Sequence)

@@ -84,6 +84,11 @@ class Indexed(dict):
             return Indexed({name: tensor[key] for name, tensor in self.items()})
         return super().__getitem__(key)
 
+    def __contains__(self, key):
+        if isinstance(key, int):
+            raise RuntimeError("no key")
+        return super().__contains__(key)
+
 
 X = torch.arange(6.0).reshape(3, 2)
 
