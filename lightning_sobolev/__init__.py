@@ -24,6 +24,7 @@ from lightning_sobolev.teachers import (
     MixedTeacher,
     NetworkTeacher,
     ReducedTeacher,
+    TeacherChoice,
     TraceTeacher,
     cache_answers,
 )
@@ -61,6 +62,7 @@ __all__ = [
     "Standardizer",
     "Step",
     "Teacher",
+    "TeacherChoice",
     "TimeSpaceNorm",
     "TraceTeacher",
     "__version__",

@@ -71,6 +71,14 @@ def put(tree: Any, path: Path, value: Any) -> Any:
     return changed
 
 
+def write(tree: Any, key: Key, value: Any) -> None:
+    """Let ``tree`` itself hold ``value``: the item of a mapping, the attribute of an object."""
+    if isinstance(tree, MutableMapping) or isinstance(key, int):
+        tree[key] = value
+    else:
+        setattr(tree, key, value)
+
+
 def tensors(tree: Any) -> list[tuple[Path, Tensor]]:
     """Return all tensors in ``tree`` with their paths, depth first."""
     return _tensors(tree, (), ())
@@ -87,6 +95,26 @@ def first_float(tree: Any, rows: int | None = None) -> Path | None:
     return None
 
 
+def rivals(tree: Any, path: Path, rows: int | None = None) -> list[Path]:
+    """Return what :func:`first_float` might as well have found: ``path`` is in a set of names.
+
+    Objects that list their names in no order (graphs of torch_geometric) have no first tensor. The
+    paths are those inside of that object; there are none where the order means something.
+    """
+    for depth in range(len(path)):
+        owner = get(tree, path[:depth], "path")
+        if _listed(owner) is None:
+            continue
+        found = [
+            inner
+            for inner, tensor in tensors(owner)
+            if tensor.is_floating_point() and tensor.ndim and rows in (None, tensor.shape[0])
+        ]
+        if len(found) > 1:
+            return found
+    return []
+
+
 def map_tensors(tree: Any, function: Callable[[Tensor], Tensor]) -> Any:
     """Apply ``function`` to every tensor in ``tree``; parts it leaves alone are not copied."""
     for path, tensor in tensors(tree):
@@ -96,16 +124,37 @@ def map_tensors(tree: Any, function: Callable[[Tensor], Tensor]) -> Any:
     return tree
 
 
+def children(tree: Any) -> list[tuple[Key, Any]]:
+    """Return what ``tree`` holds, with the keys that lead there; nothing of a tensor."""
+    if isinstance(tree, Mapping):
+        return list(tree.items())
+    if _is_record(tree):
+        names = [field.name for field in dataclasses.fields(tree)]
+        return [(name, getattr(tree, name)) for name in names if hasattr(tree, name)]
+    if isinstance(tree, Sequence):
+        is_flat = isinstance(tree, str | bytes | bytearray | range | torch.Size)
+        return [] if is_flat else list(enumerate(tree))
+    if isinstance(tree, type | nn.Module) or not hasattr(tree, "__dict__"):
+        return []
+    listed = _listed(tree)
+    own = vars(tree) if listed is None else listed
+    names = [name for name in own if isinstance(name, str) and not name.startswith("_")]
+    return [(name, getattr(tree, name)) for name in names if hasattr(tree, name)]
+
+
 def describe(tree: Any) -> str:
     """Say in a few words what ``tree`` is, for error messages."""
     if isinstance(tree, Tensor):
         return f"a tensor {list(tree.shape)} of {tree.dtype}"
-    keys = [str(key) for key, _ in _children(tree)]
+    keys = [str(key) for key, _ in children(tree)]
     return f"a {type(tree).__name__}" + (f" with keys {keys}" if keys else "")
 
 
 def _child(tree: Any, key: Key) -> Any:
     if isinstance(tree, Mapping):
+        # A TensorDict would take a number for a row, and has no number among its keys to ask for.
+        if key not in (tree if isinstance(key, str) else list(tree.keys())):
+            raise KeyError(key)
         return tree[key]
     is_sequence = isinstance(tree, Sequence)
     if isinstance(tree, Tensor | str | bytes) or (isinstance(key, int) and not is_sequence):
@@ -123,27 +172,20 @@ def _tensors(tree: Any, path: Path, above: tuple[Any, ...]) -> list[tuple[Path, 
     if any(tree is one for one in above):  # an object that knows its owner
         return []
     found = []
-    for key, child in _children(tree):
+    for key, child in children(tree):
         found += _tensors(child, (*path, key), (*above, tree))
     return found
 
 
-def _children(tree: Any) -> list[tuple[Key, Any]]:
-    if isinstance(tree, Mapping):
-        return list(tree.items())
-    if _is_record(tree):
-        names = [field.name for field in dataclasses.fields(tree)]
-        return [(name, getattr(tree, name)) for name in names if hasattr(tree, name)]
-    if isinstance(tree, Sequence):
-        is_flat = isinstance(tree, str | bytes | bytearray | range | torch.Size)
-        return [] if is_flat else list(enumerate(tree))
-    if isinstance(tree, type | nn.Module) or not hasattr(tree, "__dict__"):
-        return []
-    # Graphs of torch_geometric keep their tensors elsewhere, under the names they list.
-    listed = getattr(tree, "keys", None)
-    own = listed() if callable(listed) else vars(tree)
-    names = [name for name in own if isinstance(name, str) and not name.startswith("_")]
-    return [(name, getattr(tree, name)) for name in names if hasattr(tree, name)]
+def _listed(tree: Any) -> list[str] | None:
+    # Graphs of torch_geometric keep their tensors elsewhere, under the names they list: those of a
+    # set, in another order in every process.
+    if isinstance(tree, Tensor | Mapping | Sequence | type | nn.Module) or _is_record(tree):
+        return None
+    names = getattr(tree, "keys", None)
+    if not callable(names):
+        return None
+    return sorted(name for name in names() if isinstance(name, str))
 
 
 def _is_record(tree: Any) -> bool:

@@ -134,6 +134,9 @@ class Teacher(Protocol):
     default_term: Any = None
     """The term, or terms, that are matched where none was chosen; None for one of order 1."""
 
+    networks: Sequence[nn.Module] = ()
+    """Networks that answer: they follow the student's device, and are not taken for the student."""
+
     def at(self, query: Query) -> Jet:
         """Return the jet of ``query.on(target)`` at ``query.x``, without a graph to the student."""
         ...
@@ -142,3 +145,7 @@ class Teacher(Protocol):
         """Return the only directions along which the target is known; None: draw them."""
         del query, term
         return None
+
+    def check_apart(self, module: nn.Module, target: str | None) -> None:
+        """Refuse a student, ``module`` or its part ``target``, that answers for itself."""
+        del module, target

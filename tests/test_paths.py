@@ -50,7 +50,7 @@ class Listing:
         self.__dict__["_store"] = store
 
     def keys(self):
-        return list(self._store)
+        return list(set(self._store))
 
     def __getattr__(self, name):
         if name not in self.__dict__.get("_store", {}):
@@ -74,6 +74,20 @@ class AttrDict(dict):
         if name not in self:
             raise AttributeError(name)
         return self[name]
+
+
+class Indexed(dict):
+    """Takes a number for a row, as a TensorDict does."""
+
+    def __getitem__(self, key):
+        if isinstance(key, int):
+            return Indexed({name: tensor[key] for name, tensor in self.items()})
+        return super().__getitem__(key)
+
+    def __contains__(self, key):
+        if isinstance(key, int):
+            raise RuntimeError("no key")
+        return super().__contains__(key)
 
 
 X = torch.arange(6.0).reshape(3, 2)
@@ -179,6 +193,8 @@ def test_names_are_keys_of_mappings_and_attributes_of_all_else():
         ([X], "0.shape", r"wrt: no '0.shape' here; got a tensor \[3, 2\]"),
         ({"a": "text"}, "a.0", r"wrt: no 'a.0' here; got a str"),
         ({"a": b"text"}, "a.0", r"wrt: no 'a.0' here; got a bytes"),
+        (Indexed(a=X), "0", r"wrt: no '0' here; got a Indexed with keys \['a'\]"),
+        (defaultdict(list, {"a": X}), "b", r"wrt: no 'b' here; got a defaultdict"),
     ],
 )
 def test_what_is_missing_is_named(tree, path, text):
@@ -221,3 +237,30 @@ def test_tensors_are_mapped_in_copies():
     assert halved["a"].inner is tree["a"].inner
     assert halved["c"] is tree["c"]
     assert tree["a"].x is X
+
+
+NAMES = [f"{letter}{number}" for letter in "zyxw" for number in range(5)]
+
+
+def test_names_without_an_order_are_sorted():
+    listing = Listing(**dict.fromkeys(NAMES, X))
+    assert [path for path, _ in _paths.tensors(listing)] == [(name,) for name in sorted(NAMES)]
+
+
+def test_what_an_object_without_an_order_holds_beside_is_as_good():
+    listing = Listing(b=X, a=X + 1, n=X.long(), deep={"c": torch.ones(2)})
+    tree = {"x": X, "graph": [listing]}
+    everywhere = [("a",), ("b",), ("deep", "c")]
+    assert _paths.rivals(tree, ("graph", 0, "a")) == everywhere
+    assert _paths.rivals(tree, ("graph", 0, "deep", "c")) == everywhere
+    assert _paths.rivals(tree, ("graph", 0, "a"), rows=3) == everywhere[:2]
+    assert not _paths.rivals(tree, ("graph", 0, "deep", "c"), rows=2)
+    assert not _paths.rivals(tree, ("x",))
+    assert not _paths.rivals(Graph(X, X + 1), ("x",))  # attributes have an order
+
+
+def test_write_changes_what_it_is_given():
+    for tree in ({"x": X}, AttrDict(x=X), Graph(X), Listing(x=X), [X]):
+        key = 0 if isinstance(tree, list) else "x"
+        _paths.write(tree, key, 5)
+        assert _paths.get(tree, (key,), "") == 5

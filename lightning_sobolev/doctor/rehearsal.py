@@ -63,7 +63,8 @@ class Rehearsal:
 
     def on_copy(self, change: Change = torch.clone) -> "Rehearsal":
         """Return the call on a copy of the module, parameters, buffers and arguments changed."""
-        copied: nn.Module = copy.deepcopy(getattr(self.module, "_orig_mod", self.module))
+        original = getattr(self.module, "_orig_mod", self.module)
+        copied: nn.Module = copy.deepcopy(original, _without_graphs(original))
         copied._apply(change)  # type: ignore[no-untyped-call]
         for part, training in zip(copied.modules(), self.modes, strict=False):
             part.training = training
@@ -75,3 +76,10 @@ class Rehearsal:
         """Make the call."""
         called = self.module.forward if self.direct else self.module
         return called(*self.inputs["args"], **self.inputs["kwargs"])
+
+
+def _without_graphs(module: nn.Module) -> dict[int, Any]:
+    # torch copies no tensor that was computed; some students keep what they computed last.
+    kept = [_paths.tensors(value) for part in module.modules() for value in vars(part).values()]
+    computed = (tensor for found in kept for _, tensor in found if not tensor.is_leaf)
+    return {id(tensor): tensor.detach().clone() for tensor in computed}

@@ -162,9 +162,11 @@ class Compiler:
         loss, occasion = self._loss, self._occasion
         assert occasion is not None
         on, x = loss.spec.output_map, point.detach()
-        seed = (loss.seed, loss.rank, occasion.number, 0)
-        query = Query(x, on, occasion.batch, asked.rows, seen.call, occasion.number, seed=seed)
-        outside = bool(asked.indices) and not _is_inside(loss, seen.call)
+        call, seed = seen.call, (loss.seed, loss.rank, occasion.number, 0)
+        query = Query(
+            x, on, occasion.batch, asked.rows, call, occasion.number, call.alone, seed=seed
+        )
+        outside = bool(asked.indices) and not _is_inside(loss, call)
         target = loss.teacher.at(query) if outside else None
         where = Point(seen, Draws(loss.seed, loss.rank, occasion.number), query, None, target)
         directions = {index: loss.directions(index, where, like) for index in asked.indices}
@@ -184,6 +186,8 @@ class Compiler:
 def _is_inside(loss: SobolevLoss, call: Call) -> bool:
     teacher = loss.teacher
     if not isinstance(teacher, NetworkTeacher) or teacher.takes == "call":
+        return False
+    if teacher.inputs is not None:  # of the batch, which the compiled call does not see
         return False
     is_alone = teacher.takes == "input" or not call.accepts(teacher.network)
     return is_alone and all(term.projection != FISHER for term in loss.spec.terms)

@@ -43,7 +43,7 @@ from lightning_sobolev.observe.options import ObserveOptions, check_word
 from lightning_sobolev.observe.recorder import Needs, Observed, Push, Recorder
 from lightning_sobolev.observe.remedies import Remedies, explain, has_recurrent, kept_gathered
 from lightning_sobolev.spec import SobolevSpec, SobolevTerm
-from lightning_sobolev.teachers import NetworkTeacher
+from lightning_sobolev.teachers.network import as_teacher
 from lightning_sobolev.teachers.tabulated import TabulatedJet
 from lightning_sobolev.teachers.trace import TraceTeacher
 
@@ -247,9 +247,8 @@ class SobolevLoss:
             every_call=every_call,
             replays=options.engine == "func",
         )
-        teachers = [self.teacher.network] if isinstance(self.teacher, NetworkTeacher) else []
         how = ReplayOptions(options.inner_precision, in_eval, remedies)
-        return Recorder(root, target, options, needs, how, teachers)
+        return Recorder(root, target, options, needs, how, self.teacher.networks)
 
     def __call__(
         self,
@@ -378,6 +377,9 @@ class SobolevLoss:
         if term.needs_cotangents:
             target = point.target
             log_probs = None if target is None or term.projection != FISHER else target.value
+            if log_probs is not None and self.gaps.allows_unknown:
+                # NaN in a direction would be NaN in the student's gradient, masked or not.
+                log_probs = log_probs.masked_fill(log_probs.isnan(), -torch.inf)
             groups = point.query.groups
             if groups is not None and groups.per_row and isinstance(target, TabulatedJet):
                 # The stored derivative is that of the graph's sum.
@@ -592,18 +594,6 @@ class SobolevLoss:
         self.at_once.chosen = dict(state.get("at_once", {}))
         saved = state["scales"]
         self.scales.state = {k: (s["mean"], int(s["count"])) for k, s in saved.items()}
-
-
-def as_teacher(teacher: object) -> Teacher:
-    """Wrap a module in a :class:`NetworkTeacher`; refuse what is neither."""
-    if isinstance(teacher, nn.Module):
-        return NetworkTeacher(teacher)
-    if not isinstance(teacher, Teacher):
-        raise ValueError(
-            f"teacher must be a Teacher or a module, got {type(teacher).__name__}; derive it from "
-            "lightning_sobolev.Teacher"
-        )
-    return teacher
 
 
 def as_spec(terms: Any, on: str | Callable[[Tensor], Tensor], teacher: Teacher) -> SobolevSpec:

@@ -71,41 +71,54 @@ def cut_to_groups(seen: "Observed", graphs: Tensor) -> GroupCut:
 
 
 def _take(chosen: _Chosen, index: Tensor, inputs: Inputs) -> Inputs:
-    for path in list(_batches(inputs, ())):
+    tables = [(path, table) for path, table in _paths.tensors(inputs) if table.ndim]
+    edges = next((table for _, table in tables if _is_edges(table)), None)
+    kept = None if edges is None else torch.isin(edges, chosen.nodes).all(0)
+    cut = inputs
+    for path in _batches(inputs, ()):
         whole = _paths.get(inputs, path, "groups")
         part = type(whole).from_data_list(whole.index_select(chosen.graphs))
-        inputs = _paths.put(inputs, path, part)
-    done = tuple(_batches(inputs, ()))
-    tables = [(p, t) for p, t in _paths.tensors(inputs) if not _is_below(p, done) and t.ndim]
-    edges = next((t for _, t in tables if _is_edges(t)), None)
-    kept = None if edges is None else torch.isin(edges, chosen.nodes).all(0)
+        for name, _ in _paths.tensors(whole):
+            if not _paths.has(part, name[0]):  # set behind the making of the batch
+                setattr(part, str(name[0]), _paths.get(whole, name[:1], "groups"))
+        cut = _paths.put(cut, path, part)
+    done = {path for path, table in tables if _paths.get(cut, path, "groups") is not table}
     for path, table in tables:
-        taken = _taken(table, chosen, index, kept)
+        taken = table if path in done else _taken(table, chosen, index, kept)
         if taken is not table:
-            inputs = _paths.put(inputs, path, taken)
-    return inputs
+            cut = _paths.put(cut, path, taken)
+    return cut
 
 
 def _taken(table: Tensor, chosen: _Chosen, index: Tensor, kept: Tensor | None) -> Tensor:
     is_integer = not table.is_floating_point() and table.dtype != torch.bool
+    _, graphs = chosen.sizes
     if table.shape == index.shape and is_integer and torch.equal(table.long(), index):
         return torch.searchsorted(chosen.graphs, table.long()[chosen.nodes]).to(table.dtype)
+    if table.shape == (graphs + 1,) and is_integer and torch.equal(table, _ends(index, graphs)):
+        left = torch.searchsorted(chosen.graphs, index[chosen.nodes])
+        return _ends(left, len(chosen.graphs)).to(table.dtype)
     if kept is not None and _is_edges(table) and table.shape[1] == len(kept):
         return chosen.renumbered[table[:, kept].long()].to(table.dtype)
     if table.shape[0] in chosen.sizes:
         return table.index_select(0, chosen.numbers(table.shape[0]).to(table.device))
     if kept is not None and table.shape[0] == len(kept):
         return table[kept]
+    if table.shape[0] and table.shape[0] % graphs == 0:  # cells: three rows for each graph
+        each = table.reshape(graphs, -1, *table.shape[1:])
+        return each.index_select(0, chosen.graphs.to(table.device)).flatten(0, 1)
     return table
+
+
+def _ends(index: Tensor, count: int) -> Tensor:
+    # torch-geometric's ptr: where the nodes of each graph begin, and where the last ones end.
+    sizes = torch.bincount(index, minlength=count)
+    return torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
 
 
 def _is_edges(table: Tensor) -> bool:
     is_integer = not table.is_floating_point() and table.dtype != torch.bool
     return is_integer and table.ndim == 2 and table.shape[0] == 2
-
-
-def _is_below(path: _paths.Path, owners: tuple[_paths.Path, ...]) -> bool:
-    return any(path[: len(owner)] == owner for owner in owners)
 
 
 def _batches(tree: Any, path: _paths.Path) -> Iterator[_paths.Path]:

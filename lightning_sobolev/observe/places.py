@@ -14,6 +14,7 @@ from lightning_sobolev._groups import Block, stacked, unstacked
 from lightning_sobolev.observe.options import Wrt
 
 Inputs = dict[str, Any]
+Held = dict[_paths.Path, dict[_paths.Key, Any]]
 """``{"args": tuple, "kwargs": dict}`` of one call."""
 
 Forward = Callable[..., Any]
@@ -66,6 +67,20 @@ class Place:
             inputs = _paths.put(inputs, path, part.to(tensor.dtype))
         return inputs
 
+    def holders(self, filled: Inputs) -> Held:
+        """Return what the structures hold that :meth:`fill` has copied."""
+        ways = {path[:depth] for path in self.paths for depth in range(2, len(path))}
+        return {way: dict(_paths.children(_paths.get(filled, way, "wrt"))) for way in ways}
+
+
+def carry_back(held: Held, filled: Inputs, inputs: Inputs) -> None:
+    """Write into the caller's structures what the module has written into their copies."""
+    for way, before in held.items():
+        owner = _paths.get(inputs, way, "wrt")
+        for key, value in _paths.children(_paths.get(filled, way, "wrt")):
+            if isinstance(value, Tensor) and before.get(key) is not value:
+                _paths.write(owner, key, value)
+
 
 FIRST = Place((("args", 0),))
 
@@ -93,7 +108,11 @@ def is_dressed(tensor: Tensor) -> bool:
 
 
 def locate(wrt: Wrt, forward: Forward, inputs: Inputs) -> Place:
-    """Return where the inputs stand: by position, parameter's name or key of the first argument."""
+    """Return where the inputs stand: by position, parameter's name or key of the first argument.
+
+    Raises:
+        ValueError: If there is no such tensor, or none is named of several without an order.
+    """
     several = (wrt,) if wrt is None or isinstance(wrt, str | int) else wrt
     return Place(tuple(_locate_one(one, forward, inputs) for one in several))
 
@@ -114,7 +133,17 @@ def _locate_one(wrt: str | int | None, forward: Forward, inputs: Inputs) -> _pat
             f"with respect to, got {got if wrt is None else _paths.describe(chosen)}; for integer "
             "inputs name the submodule behind the embedding with module="
         )
+    _check_first(f"wrt={wrt!r}: the observed input", chosen, inner)
     return (*path, *inner)
+
+
+def _check_first(what: str, tree: Any, path: _paths.Path, rows: int | None = None) -> None:
+    if rivals := _paths.rivals(tree, path, rows):
+        names = sorted(".".join(map(str, one)) for one in rivals)
+        raise ValueError(
+            f"{what} must be named where an object holds several floating-point tensors in no "
+            f"order, got {names}"
+        )
 
 
 def locate_groups(
@@ -150,7 +179,10 @@ def _named_groups(
         path = _beside(place, forward, inputs)
         return None if path is None else _paths.get(inputs, path, "groups")
     try:
-        return _paths.get(inputs, resolve(name, forward, inputs), f"groups={name!r}")
+        found = _paths.get(inputs, resolve(name, forward, inputs), f"groups={name!r}")
+        # An argument of that name may be the graphs, and the index their attribute.
+        is_owner = not isinstance(found, Tensor) and _paths.has(found, _BATCH)
+        return _paths.get(found, (_BATCH,), "groups") if is_owner else found
     except ValueError as of_call:
         if batch is None:
             raise ValueError(f"groups: {of_call}") from of_call
@@ -180,11 +212,18 @@ _BATCH = "batch"
 
 
 def locate_output(result: Any, output: str | int | None, rows: int) -> _paths.Path:
-    """Return where the matched tensor stands: as named, or the first float with as many rows."""
+    """Return where the matched tensor stands: as named, or the first float with as many rows.
+
+    Raises:
+        ValueError: If there is no first one.
+    """
     if output is not None:
         return _paths.parse(output)
     found = _paths.first_float(result, rows)
-    return found if found is not None else _paths.first_float(result) or ()
+    if found is None:
+        return _paths.first_float(result) or ()
+    _check_first("output", result, found, rows)
+    return found
 
 
 def select_output(result: Any, path: _paths.Path, rows: int | None) -> Tensor:
@@ -200,6 +239,19 @@ def select_output(result: Any, path: _paths.Path, rows: int | None) -> Tensor:
     if chosen.ndim == 0 or rows not in (None, chosen.shape[0]):
         raise no_rows(chosen, rows)
     return chosen
+
+
+def check_differs(chosen: Tensor, point: Tensor, result: Any) -> None:
+    """Refuse an output that is the observed input itself, returned beside what was computed.
+
+    Raises:
+        ValueError: If it is that, in a structure.
+    """
+    if chosen is point and chosen is not result:
+        raise ValueError(
+            "output must be named where the observed module returns its input beside its output, "
+            f"got {_paths.describe(result)}"
+        )
 
 
 def no_rows(chosen: Tensor, rows: int | None) -> ValueError:

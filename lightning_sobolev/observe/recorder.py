@@ -24,6 +24,8 @@ from lightning_sobolev.observe.options import ObserveOptions
 from lightning_sobolev.observe.places import (
     FIRST,
     Inputs,
+    carry_back,
+    check_differs,
     dressed,
     locate,
     locate_groups,
@@ -441,9 +443,12 @@ class Recorder:
             result = call.forward(point, *inputs["args"][1:], **inputs["kwargs"])
         else:
             filled = call.place.fill(inputs, point)
+            held = call.place.holders(filled)
             result = call.forward(*filled["args"], **filled["kwargs"])
+            carry_back(held, filled, inputs)
         # Another clone is kept: the step may write into its output.
         y = self._output(call, result, x)
+        check_differs(y, point, result)
         seen.y, seen.node = y.clone(), y.grad_fn
         return result
 
@@ -485,6 +490,7 @@ class Recorder:
         def function(point: Tensor) -> tuple[Tensor, tuple[Tensor, list[Tensor]]]:
             result = run(point)
             y = self._output(call, result, x)
+            check_differs(y, point, result)
             # torch.func carries tensors alone; everything else of the result is the same outside.
             kept["result"], kept["paths"] = result, _paths.tensors(result)
             return mapped(self.needs.on, y, x), (y, [tensor for _, tensor in kept["paths"]])

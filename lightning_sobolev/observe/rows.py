@@ -196,7 +196,8 @@ def _trial(seen: "Observed") -> Iterator[None]:
             snapshot.weights[name] = (shaken[id(tensor)], shaken[id(tensor)]._version)
     seen.call.copies = None
     try:
-        with torch.no_grad(), seen.recorder.paused():
+        # Not without gradients: a student may differentiate inside (forces). Its weights need none.
+        with torch.enable_grad(), seen.recorder.paused():
             yield
     finally:
         snapshot.modes[:] = modes

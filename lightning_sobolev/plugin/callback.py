@@ -192,8 +192,8 @@ class SobolevCallback(Callback):
         step.install(pl_module, trainer, self)
 
     def _enter(self, trainer: Trainer, module: LightningModule) -> Recorder:
-        if isinstance(self.loss.teacher, NetworkTeacher):
-            self.loss.teacher.to(module.device)  # the trainer moves no callback
+        for network in self.loss.teacher.networks:  # the trainer moves no callback
+            network.to(module.device)
         plan = resolve(trainer, module, self.options, self.loss)
         self.loss.begin()
         self.loss.forgives_overflow = getattr(trainer.precision_plugin, "scaler", None) is not None

@@ -17,7 +17,6 @@ from lightning_sobolev.observe.call import is_half
 from lightning_sobolev.observe.options import ObserveOptions
 from lightning_sobolev.observe.recorder import Recorder
 from lightning_sobolev.observe.remedies import is_compiled, is_entered_compiled, sharded_parts
-from lightning_sobolev.teachers import NetworkTeacher
 
 _NO_DOUBLE_BACKWARD = {
     "FSDPStrategy": "torch's FullyShardedDataParallel says so itself",
@@ -133,8 +132,7 @@ def check_modules(module: LightningModule, loss: SobolevLoss, options: Options) 
             f"inner_precision={inner!r} needs a student in float32, got one in float64, which "
             "autocast leaves alone"
         )
-    if isinstance(loss.teacher, NetworkTeacher):
-        loss.teacher.check_apart(module, target)
+    loss.teacher.check_apart(module, target)
 
 
 def _has_submodule(module: nn.Module, name: str) -> bool:

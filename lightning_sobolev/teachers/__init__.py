@@ -3,6 +3,7 @@
 from lightning_sobolev.teachers.analytic import AnalyticTeacher
 from lightning_sobolev.teachers.cached import CachedTeacher
 from lightning_sobolev.teachers.caching import cache_answers
+from lightning_sobolev.teachers.choice import TeacherChoice
 from lightning_sobolev.teachers.directional import DirectionalTeacher
 from lightning_sobolev.teachers.mixed import MixedTeacher
 from lightning_sobolev.teachers.network import NetworkTeacher
@@ -13,6 +14,6 @@ from lightning_sobolev.teachers.trace import TraceTeacher
 
 __all__ = [
     "AnalyticTeacher", "BatchTeacher", "CacheSettings", "CachedTeacher", "DirectionalTeacher",
-    "MixedTeacher", "NetworkTeacher", "ReducedTeacher", "TabulatedJet", "TraceTeacher",
-    "cache_answers",
+    "MixedTeacher", "NetworkTeacher", "ReducedTeacher", "TabulatedJet", "TeacherChoice",
+    "TraceTeacher", "cache_answers",
 ]  # fmt: skip

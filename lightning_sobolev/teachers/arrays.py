@@ -113,14 +113,30 @@ def lookup(
     """
     if path is None:
         return None
+    where = f"{teacher}({name}={'.'.join(map(str, path))!r})"
+    found = taken(name, path, query, where, rows)
+    return found.to(device=query.x.device, dtype=query.x.dtype)
+
+
+def taken(
+    name: str, path: _paths.Path, query: Query, where: str, rows: Rows | None = None
+) -> Tensor:
+    """Return the rows of a tensor in the batch, as it is and without a graph.
+
+    ``name`` stands in the message about what is no such tensor, ``where`` in that about a path
+    which leads nowhere; ``rows`` as for :func:`lookup`.
+
+    Raises:
+        ValueError: If the path leads to no tensor with these rows.
+    """
+    array = _paths.get(query.batch, path, where)
     rows = Rows.of_input(query) if rows is None else rows
-    array = _paths.get(query.batch, path, f"{teacher}({name}={'.'.join(map(str, path))!r})")
-    taken = rows.of(array)
-    if taken is None:
+    found = rows.of(array)
+    if found is None:
         raise ValueError(
             f"{name} in the batch must be a tensor with {rows} rows, got {_paths.describe(array)}"
         )
-    return taken.detach().to(device=query.x.device, dtype=query.x.dtype)
+    return found.detach()
 
 
 def taken_rows(array: object, query: Query) -> Tensor | None:

@@ -117,6 +117,11 @@ def _identity(teacher: Teacher) -> str:
     if not isinstance(teacher, NetworkTeacher):
         kind = type(teacher).__name__
         raise ValueError(f"label must identify a teacher that is no network, got None for {kind}")
+    if teacher.convert is not None or teacher.answer is not None:
+        raise ValueError(
+            "label must identify a teacher with convert= or answer=, whose weights are not all of "
+            "it, got None"
+        )
     digest = hashlib.sha256()
     for name, tensor in sorted(teacher.network.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())

@@ -24,7 +24,7 @@ from tests.kinds._by_hand import (
 
 
 class Keeps(nn.Module):
-    """Holds its last output, a tensor with a graph: it cannot be copied."""
+    """Holds its last output, a tensor with a graph, which torch does not copy."""
 
     def __init__(self):
         super().__init__()
@@ -59,10 +59,18 @@ class Locked(nn.Module):
 
 
 CANNOT = {
-    "a graph inside": (Keeps, "cop"),
     "not deterministic": (Wavers, "determin"),
     "cannot be copied": (Locked, "this network holds a file"),
 }
+
+
+@pytest.mark.filterwarnings("error:Sobolev doctor")
+def test_a_student_that_holds_a_graph_is_checked_and_keeps_it():
+    module = Step(Keeps())
+    lines = said(lambda: fit(module, [(X, Y)], exact(doctor=True)))
+    assert any("agrees with" in line for line in lines), lines
+    assert any("times the time" in line for line in lines), lines
+    assert module.net.last.grad_fn is not None
 
 
 @pytest.mark.parametrize("name", CANNOT)

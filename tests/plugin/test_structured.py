@@ -100,15 +100,25 @@ def test_derivatives_with_respect_to_several_inputs_come_from_the_batch(paths):
     same(on_parts(data=as_loader(rows), teacher=BatchTeacher(paths)), joined())
 
 
+class Sums(Split):
+    def forward(self, x, condition, *, extra):
+        whole = Condition(condition["at"].time.sum().expand(len(x)), condition["at"].index)
+        return super().forward(x, {"at": whole}, extra=extra)
+
+
 class Unequal(OnParts):
+    def __init__(self):
+        super().__init__()
+        self.net = Sums()
+
     def training_step(self, batch, batch_idx):
         x, _ = batch
         condition = {"at": Condition(x[:3, 4], torch.arange(3))}
         return self.net(x[:, :4], condition, extra=x[:, 5:])["y"].sum()
 
 
-def test_several_inputs_must_have_the_same_rows():
-    text = r"several inputs must have the same number of rows, got a tensor \[8, 4\]"
+def test_several_inputs_must_have_the_rows_of_each_other_or_of_the_output():
+    text = r"must have the same number of rows, or as many as .* output 8\), got \[8, 3, 8\]"
     with pytest.raises(ValueError, match=text):
         taught(Unequal(), data=points(dim=6), **PARTS)
 
