@@ -72,7 +72,7 @@ def test_a_term_without_gradient_leaves_the_weight_alone():
 @pytest.mark.parametrize("wrong", [{"ratio": 0.0}, {"every_n_steps": 0}, {"memory": 1.0}])
 def test_what_balances_nothing_is_refused(wrong):
     (name,) = wrong
-    with pytest.raises(ValueError, match=name):
+    with pytest.raises(ValueError, match=rf"^{name} must be .*, got {wrong[name]}"):
         Balanced(**wrong)
 
 

@@ -77,6 +77,12 @@ def test_sphere_vectors_have_the_root_of_their_size_as_norm(rest, generator):
     assert_close(norms, torch.full((4, 6), torch.Size(rest).numel() ** 0.5))
 
 
+def test_the_sphere_is_drawn_from_everywhere(generator):
+    """The fourth moment of an entry is 3 C / (C + 2); of a sign it is 1."""
+    u = draw("sphere", (20_000, 4), num_projections=1, generator=generator)
+    assert abs(float(u.pow(4).mean()) - 2.0) < 0.05
+
+
 def test_rademacher_entries_are_signs(generator):
     u = draw("rademacher", (6, 5), num_projections=4, generator=generator)
     assert_close(u.abs(), torch.ones_like(u), atol=0.0, rtol=0.0)

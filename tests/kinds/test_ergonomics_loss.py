@@ -198,3 +198,32 @@ def test_steps_without_the_student_may_be_left_out():
     with loss_fn.observe(net, missing="skip"):
         value = net[0].weight.square().sum()
     assert_close(value + loss_fn(), value, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_fisher_projection_has_as_many_directions_as_asked_for(count):
+    spied = Overheard()
+    term = SobolevTerm(projection="fisher", num_projections=count, normalize="none")
+    loss_fn, net = SobolevLoss(spied, SobolevSpec(terms=[term], on="log_softmax")), mlp()
+    with loss_fn.observe(net):
+        net(X)
+    loss_fn()
+    assert [len(u) for u in spied.along] == [count]
+
+
+class Shifted(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = mlp()
+
+    def forward(self, x, shift=None):
+        return self.net(x) if shift is None else self.net(x + shift)
+
+
+def test_an_argument_that_is_left_out_is_no_input():
+    loss_fn, net = loss_of(), Shifted()
+    with (
+        pytest.raises(ValueError, match="the argument must be given in the call"),
+        loss_fn.observe(net, wrt="shift"),
+    ):
+        net(X)

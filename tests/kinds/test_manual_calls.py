@@ -84,7 +84,7 @@ def test_the_scale_multiplies_every_term(scale, way):
 
 @pytest.mark.parametrize("scale", [-1.0, float("nan"), float("inf"), "half"])
 def test_a_scale_that_is_none_is_refused(scale):
-    with pytest.raises(ValueError, match=r"manual_scale"):
+    with pytest.raises(ValueError, match=r"^manual_scale must be a finite number > 0, got"):
         sobolev(Way(), Spy(), manual_scale=scale)
 
 

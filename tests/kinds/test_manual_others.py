@@ -165,3 +165,12 @@ def test_several_backward_calls_are_spoken_of_once(make):
 )
 def test_nothing_is_said_of_one_backward_call_or_a_scale_that_was_chosen(make, options):
     assert told(make(), **options) == []
+
+
+def test_the_total_of_a_manual_step_is_logged():
+    module, callback = steps.Manual(), sobolev(Way(), Spy(), weight=0.5)
+    x, *_ = batch()
+    expected = 0.5 * float(reference.term("vjp", module.net, target, x).detach())
+    fit_one_step(module, batch(), callback, precision="64-true")
+    logged = {key: float(value) for key, value in module.trainer.callback_metrics.items()}
+    assert abs(logged["train/sobolev/total"] - expected) < 1e-9 * expected

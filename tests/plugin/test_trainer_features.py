@@ -140,19 +140,20 @@ def test_stochastic_weight_averaging_averages_the_taught_student():
     assert_close(found, torch.stack(path.starts[1:]).mean(0))
 
 
-@pytest.mark.parametrize("by_tuner", [False, True])
+@pytest.mark.parametrize("by_tuner", [False, "behind", True])
 def test_the_learning_rate_finder_searches_with_the_term_and_leaves_no_trace(by_tuner, tmp_path):
     options = {"enable_checkpointing": True, "max_epochs": 7, "default_root_dir": tmp_path}
     search = {"min_lr": 1e-4, "max_lr": 1e-2, "early_stop_threshold": None}
     found, used = Regressor(), callback()
-    if by_tuner:
+    if by_tuner is True:
         trains = trainer(used, **options)
         result = Tuner(trains).lr_find(found, points(), num_training=20, **search)
         assert used.state_dict() == callback().state_dict()
         trains.fit(found, points())
     else:
         finder = LearningRateFinder(num_training_steps=20, **search)
-        fit(found, points(), used, finder, **options)
+        both = (finder, used) if by_tuner == "behind" else (used, finder)
+        fit(found, points(), *both, **options)
         result = finder.optimal_lr
     assert found.lr != Regressor().lr
     expected = train_by_hand(7 * list(points()), RANDOM, seed=3, lr=found.lr)
