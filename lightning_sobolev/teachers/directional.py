@@ -1,5 +1,6 @@
 """Derivatives that are known along some directions alone."""
 
+from dataclasses import replace
 from typing import Literal, cast
 
 from torch import Tensor
@@ -161,8 +162,7 @@ def _default_terms(kinds: tuple[str, ...], order: int) -> SobolevTerm | list[Sob
     own = {"tangents": tangent, "cotangents": SobolevTerm()}
     if len(kinds) == 1:
         return own[kinds[0]]
-    named = {"order": order, "side": "tangent" if order == 1 else "cotangent", "name": "tangents"}
-    return [SobolevTerm(**named), SobolevTerm(name="cotangents")]
+    return [replace(term, name=kind) for kind, term in own.items()]
 
 
 def _check_shapes(x: Tensor, name: str, stored: Tensor) -> None:

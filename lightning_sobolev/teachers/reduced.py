@@ -207,6 +207,7 @@ def _root(name: str, metric: Tensor | None) -> Tensor | None:
     if given.ndim == 1 and bool((given >= 0).all()) and bool(given.isfinite().all()):
         return given.sqrt()
     if given.ndim == 2 and given.shape[0] == given.shape[1] and torch.allclose(given, given.T):
+        factor: Tensor
         factor, failed = torch.linalg.cholesky_ex(given)
         if not int(failed):
             return factor

@@ -97,7 +97,7 @@ def test_the_expectation_over_random_directions_is_all_of_them(labels, side, law
     net, teacher = Energy(outputs=4), ReducedTeacher("r", **given)
     term = SobolevTerm(side=side, projection=law, normalize="none")
     found = torch.stack(
-        [evaluated(teacher, net, batch, terms=term, counter=step)[0] for step in range(150)]
+        [evaluated(teacher, net, batch, terms=term, counter=step)[0] for step in range(60)]
     )
     assert found.std() > 0.0
     assert_unbiased(found, evaluated(teacher, net, batch, terms=exact(side))[0])

@@ -66,8 +66,8 @@ def test_exact_traces_are_matched(batch, matrix, engine):
     assert_close(list(gradients), expected, rtol=1e-5, atol=1e-8)
 
 
-@ENGINES
-@pytest.mark.parametrize("probes", [2, 3])
+@pytest.mark.parametrize("matrix", ["laplacian", "any"], indirect=True)
+@pytest.mark.parametrize(("engine", "probes"), [("tape", 2), ("func", 3)])
 def test_products_of_estimates_have_the_exact_expectation(batch, matrix, engine, probes):
     """Of the term, and of its gradient; zero at the right student."""
     exact, random = TraceTeacher("t", matrix), TraceTeacher("t", matrix, probes=probes)
@@ -75,7 +75,7 @@ def test_products_of_estimates_have_the_exact_expectation(batch, matrix, engine,
         expected, slopes = evaluated(exact, net, batch, terms=plain(exact), engine=engine)
         found = [
             evaluated(random, net, batch, terms=plain(random), engine=engine, counter=step)
-            for step in range(100)
+            for step in range(60)
         ]
         assert_unbiased(torch.stack([value for value, _ in found]), expected)
         flat = [torch.cat([g.flatten() for g in gradients]) for _, gradients in found]
@@ -113,7 +113,7 @@ def test_traces_of_graphs_of_different_size(randn, engine):
     assert_close(list(gradients), expected, rtol=1e-5, atol=1e-8)
     some = [
         evaluated(random, net, batch, "x", "batch", terms=plain(random), counter=n, **where)[0]
-        for n in range(150)
+        for n in range(60)
     ]
     assert_unbiased(torch.stack(some), found)
     part = SobolevTerm(order=2, rows=0.6, projection="basis", num_projections=None)
@@ -132,7 +132,7 @@ def test_what_does_not_fit_is_refused(randn):
         TraceTeacher("t", torch.zeros(3))
     with pytest.raises(ValueError, match="matrix must be of 3 input elements, got 2"):
         evaluated(TraceTeacher("t", torch.ones(2)), Energy(), batch)
-    with pytest.raises(ValueError, match="trace must be .*batch.*got .4, 3."):
+    with pytest.raises(ValueError, match=r"trace must be .*batch.*got .4, 3."):
         evaluated(TraceTeacher("x"), Energy(), batch)
     with pytest.raises(ValueError, match="are those of a scalar output"):
         evaluated(TraceTeacher("t"), Energy(outputs=2), batch)
