@@ -169,7 +169,8 @@ def test_all_processes_use_one_scale():
 
     compared = compared_of([[4.0, 6.0]], [[4.0, 6.0]])
     total, size = reduce(SobolevTerm(), compared, RunningScales(), other_process_too)
-    assert_close(total, torch.tensor(5.0).double() / (40.0 / 3))
+    # Two of three pairs are here: the mean over both processes is that over the three.
+    assert_close(total, torch.tensor(10.0).double() / (3 / 2) / (40.0 / 3))
     assert_close(size, torch.tensor(40.0).double())
 
 

@@ -49,28 +49,37 @@ def test_the_first_example_trains_and_derivatives_help():
     assert error(names, with_derivatives) < 0.3 * error(names, plain)
 
 
-def test_stored_gradients_teach_a_network_what_its_values_do():
-    """The sign is right: an energy's gradient, and minus what is called a force."""
+def test_stored_forces_of_molecules_teach_their_energy():
+    """The sign is right: a force is minus an energy's gradient, of its own molecule alone."""
     callback = run(STORED)["callback"]
+
+    class Harmonic(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.slope = torch.nn.Parameter(torch.ones(3))
+
+        def forward(self, pos, batch):
+            each = pos @ self.slope
+            return each.new_zeros(int(batch.max()) + 1).index_add(0, batch, each)
 
     class Energies(L.LightningModule):
         def __init__(self):
             super().__init__()
-            self.net = torch.nn.Linear(3, 1)
+            self.net = Harmonic()
 
         def training_step(self, batch, batch_idx):
-            return torch.nn.functional.mse_loss(self.net(batch["x"]), batch["energy"])
+            energy = self.net(batch["pos"], batch["batch"])
+            return 0.0 * torch.nn.functional.mse_loss(energy, batch["energy"])
 
         def configure_optimizers(self):
             return torch.optim.Adam(self.parameters(), lr=0.05)
 
-    x, slope = torch.randn(32, 3), torch.tensor([1.0, -2.0, 0.5])
-    forces = -slope.expand(32, 3)
-    columns = {"x": x, "energy": x @ slope[:, None], "gradient": -forces}
-    rows = [{name: column[i] for name, column in columns.items()} for i in range(32)]
+    batch, slope = torch.tensor([0, 0, 0, 1, 2, 2, 2, 2]), torch.tensor([1.0, -2.0, 0.5])
+    pos, forces = torch.randn(8, 3), -slope.expand(8, 3)
+    flat = {"pos": pos, "batch": batch, "energy": torch.zeros(3), "forces": forces}
     module = Energies()
-    L.Trainer(max_steps=300, callbacks=[callback]).fit(module, DataLoader(rows, batch_size=32))
-    torch.testing.assert_close(module.net.weight.detach()[0], slope, atol=0.02, rtol=0)
+    L.Trainer(max_steps=300, callbacks=[callback]).fit(module, DataLoader([flat] * 300, None))
+    torch.testing.assert_close(module.net.slope.detach(), slope, atol=0.02, rtol=0)
 
 
 def test_the_options_are_options():
