@@ -91,9 +91,12 @@ class TapeJet:
         r"""Return the Hessian of :math:`\langle u_{pb}, f \rangle` at :math:`x_b` times v."""
         _check_pairs(cotangents, self._y, tangents, self._x)
         with _recording():
-            pairs = zip(cotangents, tangents, strict=True)
-            rows = ((self._pull(_usable(u), create_graph=True), v) for u, v in pairs)
-            return _stacked([self._grad(row, self._x, _usable(v)) for row, v in rows])
+            is_one, row, products = cotangents.stride(0) == 0, None, []
+            for u, v in zip(cotangents, tangents, strict=True):
+                if row is None or not is_one:  # one cotangent, expanded, is pulled back once
+                    row = self._pull(_usable(u), create_graph=True)
+                products.append(self._grad(row, self._x, _usable(v)))
+            return _stacked(products)
 
     def _pull(self, cotangent: Tensor, create_graph: bool) -> Tensor:
         y, x = self._y, self._x

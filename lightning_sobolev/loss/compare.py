@@ -84,6 +84,8 @@ def project(term: SobolevTerm, jet: Jet, directions: Directions) -> Float[Tensor
     if cotangents is None:
         return jet.jvp(tangents)
     if term.num_projections is None:
+        if len(cotangents) == 1:  # a scalar output: one row is pulled back for all tangents
+            return jet.hvp(cotangents.expand(len(tangents), *cotangents.shape[1:]), tangents)
         each = tangents.repeat(len(cotangents), *[1] * (tangents.ndim - 1))
         return jet.hvp(cotangents.repeat_interleave(len(tangents), 0), each)
     return jet.hvp(cotangents, tangents)
