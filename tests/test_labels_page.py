@@ -48,8 +48,9 @@ def results():
         warnings.filterwarnings("ignore", ".*does not have many workers")
         for number, block in enumerate(BLOCKS):
             block = block.replace("L.Trainer(", f"L.Trainer({QUIET}")
-            block = block.replace("max_epochs=100", "max_epochs=15")
-            exec(compile(block, str(PAGE), "exec"), names)
+            exec(
+                compile(block.replace("max_epochs=100", "max_epochs=15"), str(PAGE), "exec"), names
+            )
             if number == 0:
                 names["train"] = taught(names, names["train"])
             if number in NUMBERED:

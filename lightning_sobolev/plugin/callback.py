@@ -31,7 +31,12 @@ from lightning_sobolev.plugin.resolve import (
 )
 from lightning_sobolev.schedules import Schedule
 from lightning_sobolev.spec import SobolevSpec
-from lightning_sobolev.teachers import AnalyticTeacher, BatchTeacher, NetworkTeacher
+from lightning_sobolev.teachers import (
+    AnalyticTeacher,
+    BatchTeacher,
+    DirectionalTeacher,
+    NetworkTeacher,
+)
 
 
 class SobolevCallback(Callback):
@@ -90,7 +95,12 @@ class SobolevCallback(Callback):
     def __init__(
         self,
         # By name beside their protocol: LightningCLI takes no class for one that has attributes.
-        teacher: Teacher | NetworkTeacher | BatchTeacher | AnalyticTeacher | nn.Module,
+        teacher: Teacher
+        | NetworkTeacher
+        | BatchTeacher
+        | DirectionalTeacher
+        | AnalyticTeacher
+        | nn.Module,
         spec: SobolevSpec | None = None,
         *,
         weight: float | Schedule | None = None,

@@ -52,8 +52,9 @@ class TraceTeacher(Teacher):
         ValueError: If there is one probe, or the matrix is not square.
 
     Source:
-        Hutchinson 1990, A Stochastic Estimator of the Trace of the Influence Matrix; the product of
-        independent estimates is the U-statistic of a squared mean (Hoeffding 1948).
+        Hutchinson 1990, A Stochastic Estimator of the Trace of the Influence Matrix for Laplacian
+        Smoothing Splines; the product of independent estimates is the U-statistic of a squared mean
+        (Hoeffding 1948, A Class of Statistics with Asymptotically Normal Distribution).
     """
 
     allows_unknown = True

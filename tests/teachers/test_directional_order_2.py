@@ -73,6 +73,8 @@ def test_products_of_the_hessian_are_matched(rows, engine):
     assert_close(found, by_hand(net, rows))
     expected = parameter_gradients_by_differences(lambda: by_hand(net, rows), net)
     assert_close(list(gradients), expected, rtol=1e-5, atol=1e-8)
+    every = SobolevTerm(order=2, projection="basis", num_projections=None, normalize="none")
+    assert_close(evaluated(teacher, net, rows, terms=every, engine=engine)[0], found)
 
 
 @ENGINES
