@@ -103,7 +103,6 @@ class TapeJet:
         pull = partial(self._pull, create_graph=True)
         is_expanded = len(cotangents) > 1 and cotangents.stride(0) == 0
         with _recording():
-<<<<<<< HEAD
             cotangents, tangents = _usable(cotangents), _usable(tangents)
             if is_expanded:
                 return _each(partial(self._grad, pull(cotangents[0]), self._x), at_once, tangents)
@@ -111,14 +110,6 @@ class TapeJet:
             expected = "1 for pairs of cotangents and tangents on the tape"
             require(at_once == 1, "at_once", expected, at_once)
             return _each(lambda u, v: self._grad(pull(u), self._x, v), 1, cotangents, tangents)
-=======
-            is_one, row, products = cotangents.stride(0) == 0, None, []
-            for u, v in zip(cotangents, tangents, strict=True):
-                if row is None or not is_one:  # one cotangent, expanded, is pulled back once
-                    row = self._pull(_usable(u), create_graph=True)
-                products.append(self._grad(row, self._x, _usable(v)))
-            return _stacked(products)
->>>>>>> stored
 
     def _pull(self, cotangent: Tensor, create_graph: bool) -> Tensor:
         y, x = self._y, self._x

@@ -88,16 +88,8 @@ def project(
     if cotangents is None:
         return jet.jvp(tangents, **how)
     if term.num_projections is None:
-<<<<<<< HEAD
         return all_pairs(functools.partial(jet.hvp, **how), cotangents, tangents)
     return jet.hvp(cotangents, tangents, **how)
-=======
-        if len(cotangents) == 1:  # a scalar output: one row is pulled back for all tangents
-            return jet.hvp(cotangents.expand(len(tangents), *cotangents.shape[1:]), tangents)
-        each = tangents.repeat(len(cotangents), *[1] * (tangents.ndim - 1))
-        return jet.hvp(cotangents.repeat_interleave(len(tangents), 0), each)
-    return jet.hvp(cotangents, tangents)
->>>>>>> stored
 
 
 def project_target(

@@ -94,6 +94,38 @@ def share(make, batch, callback):
     return after[1] - after[0]
 
 
+class OfKinds(Step):
+    """Takes a graph of several kinds of nodes; its network gets the graph, or the tables."""
+
+    def __init__(self, takes_graph):
+        super().__init__()
+        self.takes_graph, self.net = takes_graph, Tables()
+
+    def training_step(self, batch, batch_idx):
+        tables = batch if self.takes_graph else batch.x_dict
+        return mse_loss(self.net(tables), batch["atom"].y)
+
+
+class Tables(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = mlp()
+
+    def forward(self, x_dict):
+        tables = x_dict if isinstance(x_dict, dict) else x_dict.x_dict
+        return self.body(tables["atom"]) + 0.0 * tables["bond"].sum()
+
+
+@pytest.mark.parametrize(("takes_graph", "wrt"), [(True, "0.x_dict.atom"), (False, "x_dict.atom")])
+def test_nodes_of_one_kind(takes_graph, wrt):
+    package = pytest.importorskip("torch_geometric.data")
+    batch = package.HeteroData()
+    batch["atom"].x, batch["atom"].y, batch["bond"].x = X, Y, numbers(4, 2)
+    callback = exact(module="net", wrt=wrt)
+    found, net = share(lambda: OfKinds(takes_graph), batch, callback), mlp()
+    assert_is(found, slope(frobenius(net, target, X), net))
+
+
 class Policy(Step):
     def __init__(self, in_place):
         from tensordict.nn import TensorDictModule
