@@ -292,3 +292,30 @@ def test_an_input_among_the_outputs_is_not_taken_for_one(engine):
     found = share(Returns, [batch], exact(module="net", wrt="x", output="answer", engine=engine))
     net = mlp()
     assert_is(found, slope(frobenius(net, target, X), net))
+
+
+class Several(nn.Module):
+    """Answers in an object that has no order."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = mlp()
+
+    def forward(self, data):
+        return Graph(mean=self.body(data["x"]), spread=self.body(data["x"]).exp())
+
+
+class Answers(Returns):
+    def __init__(self):
+        super().__init__()
+        self.net = Several()
+
+    def training_step(self, batch, batch_idx):
+        return mse_loss(self.net(batch).mean, batch["y"])
+
+
+def test_an_output_without_an_order_is_named():
+    batch, options = {"x": X, "y": Y}, {"module": "net", "wrt": "x"}
+    refuses(Answers(), [batch], exact(**options), r"output must be named .*\['mean', 'spread'\]")
+    found, net = share(Answers, [batch], exact(**options, output="mean")), mlp()
+    assert_is(found, slope(frobenius(net, target, X), net))
