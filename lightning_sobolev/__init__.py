@@ -16,6 +16,7 @@ from lightning_sobolev.plugin import SobolevCallback, SobolevMixin
 from lightning_sobolev.spec import Cosine, Linear, SobolevSpec, SobolevTerm, Step
 from lightning_sobolev.standardization import Standardized, Standardizer
 from lightning_sobolev.teachers import (
+    AdjointTeacher,
     AnalyticTeacher,
     BatchTeacher,
     CachedTeacher,
@@ -32,6 +33,7 @@ from lightning_sobolev.teachers import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "AdjointTeacher",
     "AnalyticTeacher",
     "Balanced",
     "BatchTeacher",

@@ -157,6 +157,41 @@ class DirectionalTeacher(Teacher):
         return Pairs(given, found, query.groups, in_both)
 
 
+class AdjointTeacher(DirectionalTeacher):
+    r"""Rows :math:`J^\top u` of an adjoint solver, beside their cotangents u in the batch.
+
+    A :class:`DirectionalTeacher` without tangents, whose paths come in the adjoint's order. Maths,
+    cost, shapes and ``groups`` are as there.
+
+    Args:
+        cotangents: Key path of the directions in output space, ``[batch, *out]`` or
+            ``[batch, stored, *out]``.
+        pulled: Key path of :math:`J^\top u`, ``[batch, *in]`` or ``[batch, stored, *in]``.
+        value: Key path of the value, for order-0 terms.
+        per_step: How many of the stored pairs a step takes; None takes all.
+        scale: What the stored derivatives are multiplied with to be those of the student's output.
+        stores_mapped: Whether they are those of the output behind the spec's output map.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        cotangents: str | int,
+        pulled: str | int,
+        value: str | int | None = None,
+        *,
+        per_step: int | None = None,
+        scale: float = 1.0,
+        stores_mapped: bool = False,
+    ) -> None:
+        super().__init__(
+            value=value, cotangents=cotangents, pulled=pulled, per_step=per_step, scale=scale,
+            stores_mapped=stores_mapped,
+        )  # fmt: skip
+
+
 def _default_terms(kinds: tuple[str, ...], order: int) -> SobolevTerm | list[SobolevTerm]:
     tangent = SobolevTerm(order=2) if order == 2 else SobolevTerm(side="tangent")
     own = {"tangents": tangent, "cotangents": SobolevTerm()}

@@ -2,8 +2,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from lightning_sobolev import DirectionalTeacher, SobolevTerm
+from lightning_sobolev import AdjointTeacher, DirectionalTeacher, SobolevTerm
 from lightning_sobolev._types import Query
+from tests.teachers._labels import Energy, evaluated
 
 TERM = SobolevTerm(side="tangent")
 NAN = float("nan")
@@ -92,3 +93,21 @@ def test_an_output_map_needs_derivatives_of_the_mapped_output(randn):
         DirectionalTeacher(0, 1).at(query)
     _, pushed, _ = answers(query, DirectionalTeacher(0, 1, stores_mapped=True))
     assert_close(pushed[0], query.batch[1])
+
+
+@pytest.mark.parametrize("proj", [None, 3])
+def test_adjoint_pairs_are_compared_with_dense_jacobians(proj, randn):
+    several = () if proj is None else (proj,)
+    net, x = Energy(outputs=2), randn(5, 3)
+    u, jtu = randn(5, *several, 2), randn(5, *several, 3)
+    terms = AdjointTeacher("u", "jtu", scale=2.0).default_term
+    assert (terms.order, terms.side) == (1, "cotangent")
+    term = SobolevTerm(normalize="none")
+    batch = {"x": x, "u": u, "jtu": jtu}
+    found, slopes = evaluated(AdjointTeacher("u", "jtu", scale=2.0), net, batch, terms=term)
+    jacobian = torch.func.vmap(torch.func.jacrev(lambda row: net(row[None])[0]))(x)
+    rows = torch.einsum("b...o,boi->b...i", u, jacobian) - 2.0 * jtu
+    expected = rows.square().sum(-1).mean()
+    assert_close(found, expected.detach())
+    own = torch.autograd.grad(expected, list(net.parameters()), materialize_grads=True)
+    assert_close(list(slopes), list(own))
