@@ -227,7 +227,7 @@ def locate_output(result: Any, output: str | int | None, rows: int) -> _paths.Pa
 
 
 def select_output(result: Any, path: _paths.Path, rows: int | None) -> Tensor:
-    """Pick the matched tensor, of so many rows, from what the observed module returned."""
+    """Pick the matched tensor from what the observed module returned; ``rows`` None takes any."""
     name = f"output={'.'.join(map(str, path)) or None!r}"
     chosen = _paths.get(result, path, name)
     if not isinstance(chosen, Tensor) or not chosen.is_floating_point():
@@ -236,7 +236,7 @@ def select_output(result: Any, path: _paths.Path, rows: int | None) -> Tensor:
             f"{name}: the observed module must return a real floating-point tensor there to have a "
             f"derivative, got {got}"
         )
-    if chosen.ndim == 0 or rows not in (None, chosen.shape[0]):
+    if rows is not None and chosen.shape[:1] != (rows,):
         raise no_rows(chosen, rows)
     return chosen
 
@@ -254,7 +254,7 @@ def check_differs(chosen: Tensor, point: Tensor, result: Any) -> None:
         )
 
 
-def no_rows(chosen: Tensor, rows: int | None) -> ValueError:
+def no_rows(chosen: Tensor, rows: int) -> ValueError:
     """Say that an output has not the rows it must have."""
     return ValueError(
         f"output: the observed module must give one row for each of its {rows} input rows, got "
