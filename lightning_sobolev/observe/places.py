@@ -154,10 +154,11 @@ def locate_groups(
     Raises:
         ValueError: If what is named is no vector of integers, one for each row.
     """
-    rows = [len(_paths.get(inputs, path, "wrt")) for path in place.paths]
+    tensors: list[Tensor] = [_paths.get(inputs, path, "wrt") for path in place.paths]
+    rows = [len(tensor) for tensor in tensors]
     index = _named_groups(name, place, forward, inputs, batch)
     if index is None and name is not None:
-        return torch.zeros(max(rows), dtype=torch.long)  # a single graph
+        return torch.zeros(max(rows), dtype=torch.long, device=tensors[0].device)  # one graph
     is_index = isinstance(index, Tensor) and index.ndim == 1 and len(index) in rows
     is_index = is_index and not index.is_floating_point() and index.dtype != torch.bool
     if name is None and not is_index:
@@ -180,9 +181,7 @@ def _named_groups(
         return None if path is None else _paths.get(inputs, path, "groups")
     try:
         found = _paths.get(inputs, resolve(name, forward, inputs), f"groups={name!r}")
-        # An argument of that name may be the graphs, and the index their attribute.
-        is_owner = not isinstance(found, Tensor) and _paths.has(found, _BATCH)
-        return _paths.get(found, (_BATCH,), "groups") if is_owner else found
+        return _index_of(found)
     except ValueError as of_call:
         if batch is None:
             raise ValueError(f"groups: {of_call}") from of_call
@@ -193,6 +192,14 @@ def _named_groups(
                 f"groups={name!r} must be an argument of the observed call or a key of the batch, "
                 f"got neither ({of_call}; {of_batch})"
             ) from of_batch
+
+
+def _index_of(found: Any) -> Any:
+    # An argument of that name may be the graphs, and the index their attribute; None of one graph.
+    try:
+        return found if isinstance(found, Tensor) else _paths.get(found, (_BATCH,), "groups")
+    except ValueError:
+        return found
 
 
 def _beside(place: Place, forward: Forward, inputs: Inputs) -> _paths.Path | None:
