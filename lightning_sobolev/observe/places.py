@@ -154,10 +154,11 @@ def locate_groups(
     Raises:
         ValueError: If what is named is no vector of integers, one for each row.
     """
-    rows = [len(_paths.get(inputs, path, "wrt")) for path in place.paths]
+    tensors: list[Tensor] = [_paths.get(inputs, path, "wrt") for path in place.paths]
+    rows = [len(tensor) for tensor in tensors]
     index = _named_groups(name, place, forward, inputs, batch)
     if index is None and name is not None:
-        return torch.zeros(max(rows), dtype=torch.long)  # a single graph
+        return torch.zeros(max(rows), dtype=torch.long, device=tensors[0].device)  # one graph
     is_index = isinstance(index, Tensor) and index.ndim == 1 and len(index) in rows
     is_index = is_index and not index.is_floating_point() and index.dtype != torch.bool
     if name is None and not is_index:
@@ -180,9 +181,7 @@ def _named_groups(
         return None if path is None else _paths.get(inputs, path, "groups")
     try:
         found = _paths.get(inputs, resolve(name, forward, inputs), f"groups={name!r}")
-        # An argument of that name may be the graphs, and the index their attribute.
-        is_owner = not isinstance(found, Tensor) and _paths.has(found, _BATCH)
-        return _paths.get(found, (_BATCH,), "groups") if is_owner else found
+        return _index_of(found)
     except ValueError as of_call:
         if batch is None:
             raise ValueError(f"groups: {of_call}") from of_call
@@ -193,6 +192,14 @@ def _named_groups(
                 f"groups={name!r} must be an argument of the observed call or a key of the batch, "
                 f"got neither ({of_call}; {of_batch})"
             ) from of_batch
+
+
+def _index_of(found: Any) -> Any:
+    # An argument of that name may be the graphs, and the index their attribute; None of one graph.
+    try:
+        return found if isinstance(found, Tensor) else _paths.get(found, (_BATCH,), "groups")
+    except ValueError:
+        return found
 
 
 def _beside(place: Place, forward: Forward, inputs: Inputs) -> _paths.Path | None:
@@ -227,7 +234,7 @@ def locate_output(result: Any, output: str | int | None, rows: int) -> _paths.Pa
 
 
 def select_output(result: Any, path: _paths.Path, rows: int | None) -> Tensor:
-    """Pick the matched tensor, of so many rows, from what the observed module returned."""
+    """Pick the matched tensor from what the observed module returned; ``rows`` None takes any."""
     name = f"output={'.'.join(map(str, path)) or None!r}"
     chosen = _paths.get(result, path, name)
     if not isinstance(chosen, Tensor) or not chosen.is_floating_point():
@@ -236,7 +243,7 @@ def select_output(result: Any, path: _paths.Path, rows: int | None) -> Tensor:
             f"{name}: the observed module must return a real floating-point tensor there to have a "
             f"derivative, got {got}"
         )
-    if chosen.ndim == 0 or rows not in (None, chosen.shape[0]):
+    if rows is not None and chosen.shape[:1] != (rows,):
         raise no_rows(chosen, rows)
     return chosen
 
@@ -254,7 +261,7 @@ def check_differs(chosen: Tensor, point: Tensor, result: Any) -> None:
         )
 
 
-def no_rows(chosen: Tensor, rows: int | None) -> ValueError:
+def no_rows(chosen: Tensor, rows: int) -> ValueError:
     """Say that an output has not the rows it must have."""
     return ValueError(
         f"output: the observed module must give one row for each of its {rows} input rows, got "

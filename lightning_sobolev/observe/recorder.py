@@ -468,7 +468,7 @@ class Recorder:
         if name is None and not blocks:
             call.output = locate_output(result, self.options.output, rows)
             y, call.groups = select_output(result, call.output, None), None
-            if len(y) == rows:
+            if y.shape[:1] == (rows,):
                 return y
         index = self.index
         if index is None:
@@ -478,6 +478,8 @@ class Recorder:
         count = rows if index is None else _count(index)
         call.output = locate_output(result, self.options.output, count)
         y = select_output(result, call.output, None)
+        if y.ndim == 0:
+            raise no_rows(y, count)
         call.index, call.groups = index, grouped(index, blocks, rows, len(y))
         return y
 

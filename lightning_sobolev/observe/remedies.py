@@ -241,6 +241,9 @@ _HINTS = {
     "override the setup_context": "this autograd.Function works with engine='tape' only",
     "would mutate a captured Tensor": "batch norm in train mode works with engine='tape' only",
     "Autograd not support dtype": "this layer (an EmbeddingBag?) works with engine='tape' only",
+    "attempting to call Tensor.requires_grad_": (
+        "a student that differentiates inside (forces) works with engine='tape' only"
+    ),
     "forward AD": "this layer has no forward mode; use engine='tape'",
     "mkldnn_rnn_layer": "this layer has no forward mode; use engine='tape'",
     "derivative for ": "this operation has no second derivative",

@@ -81,6 +81,22 @@ def test_an_argument_with_the_name_of_the_index(groups):
     assert_is(found, slope(by_hand.term(net), net))
 
 
+@pytest.mark.parametrize(("make", "wrt"), [(Energy, "pos"), (Named, "batch.pos")])
+def test_a_single_graph_has_no_index(make, wrt):
+    single = Batch.from_data_list(GRAPHS[:1])
+    net, index = Energy(), single.batch
+
+    class Alone(make):
+        def forward(self, batch):
+            batch = copy.copy(batch)
+            batch.batch = index
+            return Energy.forward(self, batch)
+
+    single.batch = None
+    found = share(lambda: Fit(Alone()), [single], taught(wrt=wrt, groups="batch"))
+    assert_is(found, slope(by_hand.term(net, GRAPHS[:1]), net))
+
+
 @pytest.mark.parametrize("engine", ["tape", "func"])
 def test_both_engines(engine):
     found = share(Fit, [joined()], taught(wrt="pos", engine=engine))
@@ -224,6 +240,15 @@ def test_the_doctor_examines_a_student_of_forces():
     lines = said(lambda: fit(FitForces(), [batch], taught(teacher, {"side": "tangent"}, **options)))
     assert any("agrees with finite differences" in line for line in lines), lines
     assert not any("not checked" in line or "coupled" in line for line in lines), lines
+
+
+def test_torch_func_does_not_follow_a_derivative_inside():
+    batch, *_ = with_columns()
+    teacher = DirectionalTeacher("vs", "hessian_col")
+    callback = taught(teacher, {"side": "tangent"}, wrt="pos", engine="func")
+    with pytest.raises(RuntimeError) as caught:
+        fit(FitForces(), [batch], callback)
+    assert "works with engine='tape' only" in "".join(caught.value.__notes__)
 
 
 # What a student writes into what it was given
