@@ -36,7 +36,7 @@ from lightning_sobolev.observe.rows import (
     trained_batch_norms,
 )
 from lightning_sobolev.spec import SobolevTerm
-from lightning_sobolev.teachers import BatchTeacher
+from lightning_sobolev.teachers import BatchTeacher, DirectionalTeacher
 
 TOLERANCE = 1e-2
 """Relative; spectral norm's power iteration moves with the parameters by up to 1e-3."""
@@ -147,7 +147,8 @@ def _say_coupled(seen: Observed, loss: SobolevLoss) -> None:
             "combinations of outputs. For graphs in one flat table name the graph of each node "
             "with groups=; doctor=False trains all the same"
         )
-    warnings.warn(f"Sobolev doctor: {coupled}", stacklevel=2)
+    if not isinstance(loss.teacher, DirectionalTeacher):  # its directions are of all rows at once
+        warnings.warn(f"Sobolev doctor: {coupled}", stacklevel=2)
 
 
 def _judge(check: "_Differences", deviation: float) -> None:

@@ -12,6 +12,7 @@ from torch.nn.functional import mse_loss
 from lightning_sobolev import (
     BatchTeacher,
     DirectionalTeacher,
+    NetworkTeacher,
     SobolevCallback,
     SobolevSpec,
     SobolevTerm,
@@ -212,13 +213,12 @@ def columns_by_hand(net, v, columns, chosen):
     return torch.stack(errors).sum() / sum(SIZES[number] for number in chosen)
 
 
-@pytest.mark.parametrize("groups", ["batch", None])
-def test_hessian_columns_of_a_student_of_forces(groups):
+@pytest.mark.parametrize(("groups", "engine"), [("batch", "tape"), (None, "tape"), (None, "func")])
+def test_hessian_columns_of_a_student_of_forces(groups, engine):
     batch, v, columns = with_columns()
     teacher = DirectionalTeacher("vs", "hessian_col")
-    found = share(
-        FitForces, [batch], taught(teacher, {"side": "tangent"}, wrt="pos", groups=groups)
-    )
+    where = {"wrt": "pos", "groups": groups, "engine": engine}
+    found = share(FitForces, [batch], taught(teacher, {"side": "tangent"}, **where))
     net = Energy()
     assert_is(found, slope(columns_by_hand(net, v, columns, range(4)), net))
 
@@ -244,8 +244,7 @@ def test_the_doctor_examines_a_student_of_forces():
 
 def test_torch_func_does_not_follow_a_derivative_inside():
     batch, *_ = with_columns()
-    teacher = DirectionalTeacher("vs", "hessian_col")
-    callback = taught(teacher, {"side": "tangent"}, wrt="pos", engine="func")
+    callback = taught(NetworkTeacher(Forces()), {"side": "tangent"}, wrt="pos", engine="func")
     with pytest.raises(RuntimeError) as caught:
         fit(FitForces(), [batch], callback)
     assert "works with engine='tape' only" in "".join(caught.value.__notes__)

@@ -13,7 +13,14 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch.nn.functional import mse_loss
 from torch.testing import assert_close
 
-from lightning_sobolev import BatchTeacher, SobolevLoss, SobolevSpec, SobolevTerm
+from lightning_sobolev import (
+    BatchTeacher,
+    DirectionalTeacher,
+    SobolevCallback,
+    SobolevLoss,
+    SobolevSpec,
+    SobolevTerm,
+)
 from lightning_sobolev.doctor.differences import CoupledError
 from tests.kinds import _graphs as by_hand
 from tests.kinds._by_hand import (
@@ -161,6 +168,41 @@ def test_forces_of_values_for_each_node_without_groups_are_refused():
     module = FitPerNode(PerNode(seed=3))
     callback = taught(STORED, groups=None, doctor=True)
     refuses(module, [graphs()], callback, "groups=", error=CoupledError)
+
+
+class Forces(torch.nn.Module):
+    """Minus the gradient of energies, of all graphs at once."""
+
+    def __init__(self, seed):
+        super().__init__()
+        self.energy = Scalar(seed=seed)
+
+    def forward(self, pos, batch):
+        with torch.enable_grad():
+            pos = pos if pos.requires_grad else pos.detach().requires_grad_()
+            energy = self.energy(pos, batch).sum()
+            return -torch.autograd.grad(energy, pos, create_graph=True)[0]
+
+
+class FitForces(Fit):
+    def training_step(self, batch, batch_idx):
+        return 0.0 * self.net(batch["pos"], batch["batch"]).sum()
+
+
+def test_hessian_columns_of_a_student_that_returns_forces_are_no_coupled_rows():
+    batch, net = graphs(), Scalar(seed=3)
+    batch |= {"vs": numbers(10, 3, seed=4), "hessian_col": numbers(10, 3, seed=5)}
+    callback = SobolevCallback(DirectionalTeacher("vs", "hessian_col"), module="net", wrt="pos")
+    lines = said(lambda: fit(FitForces(Forces(3)), [batch], callback))
+    assert not any("coupled" in line for line in lines), lines
+    spec = SobolevSpec(terms=[SobolevTerm(side="tangent", normalize="none")])
+    callback = SobolevCallback(DirectionalTeacher("vs", "hessian_col"), spec, module="net")
+    found = share(lambda: FitForces(Forces(3)), [batch], callback)
+    error = 0.0
+    for pos, v, column in by_hand.each(batch, "vs", "hessian_col"):
+        pushed = torch.einsum("iajb,jb->ia", by_hand.derivative(net, pos, 2), v)
+        error = error + (-pushed - column).square().sum()
+    assert_is(found, slope(error / 10, net))
 
 
 # Other loops and precisions
