@@ -6,7 +6,8 @@ The difference of two values is explained by the trapezoid of the stored derivat
 
 which is exact for quadratic functions. All here are sums over pairs; their error bars come from
 random weights of the *points* (a Bayesian bootstrap), because pairs that share a point are no
-independent evidence.
+independent evidence. A pair takes the weights of both its points, which makes the bars up to twice
+as wide as they need be.
 """
 
 from dataclasses import dataclass
@@ -51,7 +52,7 @@ class Weights:
     @classmethod
     def of(cls, pairs: Pairs) -> "Weights":
         """Draw exponential weights of the points; a pair weighs as both its points."""
-        points, places = torch.cat([pairs.first, pairs.second]).unique(return_inverse=True)
+        points, places = torch.unique(torch.cat([pairs.first, pairs.second]), return_inverse=True)
         generator = torch.Generator().manual_seed(0)
         drawn = torch.empty(_DRAWS, len(points), dtype=torch.float64)
         drawn.exponential_(generator=generator)
@@ -73,7 +74,7 @@ class Weights:
         return Fit(**one, left=fit.left, lefts=fit.lefts)
 
     def _solved(self, products: Float[Tensor, "pairs *outputs parts parts"]) -> Fit:
-        gram = (self.pairs @ products.flatten(1)).unflatten(1, products.shape[1:])
+        gram = (self.pairs @ products.flatten(1)).reshape(-1, *products.shape[1:])
         inner, cross, total = gram[..., :-1, :-1], gram[..., :-1, -1], gram[..., -1, -1]
         size = inner.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
         floor = torch.where(size > 0, 1e-14 * size, torch.ones_like(size))
@@ -178,7 +179,7 @@ def trapezoid(
     first = pairs.first if rows is None else rows[pairs.first]
     second = pairs.second if rows is None else rows[pairs.second]
     block = max(1, _CHUNK // max(1, jacobian[0].numel()))
-    blocks = zip(first.split(block), second.split(block), pairs.dx.split(block), strict=True)
+    blocks = zip(*(torch.split(of, block) for of in (first, second, pairs.dx)), strict=True)
     found = [torch.einsum("pod,pd->po", jacobian[a] + jacobian[b], dx) for a, b, dx in blocks]
     return 0.5 * torch.cat(found)
 

@@ -23,6 +23,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from lightning_sobolev.doctor.evidence import Case, Fit, by_input, trapezoid
 
@@ -30,6 +31,9 @@ FAULTS = ("sign", "unit", "transposed", "shifted")
 """Findings that are faults; the others are ``right``, ``noise`` and ``unknown``."""
 
 _LEAST_CORR, _SIGMAS = 0.3, 4.0
+_CLEAR_CORR = 0.5
+"""For a factor, which fits to anything, and for one of many inputs or outputs."""
+
 _MOST_INPUTS = 32
 """Above, the inputs are not told apart: the regression's matrices would be large."""
 
@@ -71,15 +75,20 @@ def find(case: Case) -> Finding:
 def judged(fit: Fit) -> list[_Verdict]:
     """Judge every part of a fit on its own."""
     columns = (fit.slope.tolist(), fit.corr.tolist(), fit.error.tolist())
-    return [_judge(*each) for each in zip(*columns, strict=True)]
+    least = _LEAST_CORR if fit.corr.numel() == 1 else _CLEAR_CORR
+    return [_judge(*each, least) for each in zip(*columns, strict=True)]
 
 
-def _judge(slope: float, corr: float, error: float) -> _Verdict:
-    if abs(corr) < _LEAST_CORR or abs(slope) < _SIGMAS * error:
+def _judge(slope: float, corr: float, error: float, least: float = _LEAST_CORR) -> _Verdict:
+    if abs(corr) < least or abs(slope) < _SIGMAS * error:
         return "unknown", None
     reach, spread = abs(math.log(abs(slope))), math.sqrt(max(0.0, 1.0 - corr * corr))
     is_far = reach > _resolution(slope, corr, error)
-    if is_far and (abs(slope) > 1.0 or corr * corr / abs(slope) > math.exp(2.0 * spread)):
+    if (
+        is_far
+        and abs(corr) >= _CLEAR_CORR
+        and (abs(slope) > 1.0 or corr * corr / abs(slope) > math.exp(2.0 * spread))
+    ):
         return "unit", 1.0 / slope
     if slope < 0.0:
         return "sign", -1.0
@@ -115,14 +124,13 @@ def _shifted(case: Case) -> Finding | None:
     rows = torch.arange(len(case.samples))
     most = min(_MOST_SHIFT, (len(rows) - 1) // 2)
 
-    def moved(by: int) -> Fit:
-        along = trapezoid(rest, case.pairs, (rows + by) % len(rows))
-        return case.fit(along / case.scale, dy=dy)
+    def moved(by: int) -> Tensor:
+        return trapezoid(rest, case.pairs, (rows + by) % len(rows)) / case.scale
 
-    own = moved(0)
-    fits = {by: moved(by) for by in range(-most, most + 1) if by}
-    by = min(fits, key=lambda number: float(fits[number].left))
-    best, own_left = fits[by], float(own.left)
+    shares = {by: _correlation(moved(by), dy) ** 2 for by in range(-most, most + 1) if by}
+    by = max(shares, key=shares.__getitem__)
+    own, best = case.fit(moved(0), dy=dy), case.fit(moved(by), dy=dy)
+    own_left = float(own.left)
     gain = own.lefts - best.lefts
     is_better = own_left - float(best.left) > (_SIGMAS + 1.0) * float(gain.std())
     if not is_better or float(best.corr) < 0.4 or float(best.left) > 0.85 * own_left:
@@ -134,17 +142,19 @@ def _shifted(case: Case) -> Finding | None:
     return Finding("shifted", because, shift=by)
 
 
+def _correlation(along: Tensor, dy: Tensor) -> float:
+    unknown = ~(along + dy).isfinite()
+    p, q = along.masked_fill(unknown, 0.0), dy.masked_fill(unknown, 0.0)
+    return float((p * q).sum() / (p.norm() * q.norm()).clamp(min=1e-300))
+
+
 def _by_input(case: Case, given: Fit) -> Finding | None:
     # Whether every input has a sign and a unit of its own.
     inputs = case.jacobian.shape[2]
     if not 1 < inputs <= _MOST_INPUTS or case.dy.numel() < 20 * inputs:
         return None
     fit = case.fit(*(by_input(case.jacobian, case.pairs) / case.scale))
-    is_strong = [abs(corr) >= 0.5 for corr in fit.corr.tolist()]
-    words = [
-        word if strong else ("unknown", None)
-        for word, strong in zip(judged(fit), is_strong, strict=True)
-    ]
+    words = judged(fit)
     wrong, factors = [word for word, _ in words if word in FAULTS], _factors(words)
     if not wrong or _agree(factors) or float(fit.left) > 0.5 * float(given.left):
         return None
@@ -198,8 +208,8 @@ def _without_fault(case: Case, given: Fit) -> Finding:
 
 def _noise(case: Case, given: Fit) -> str | None:
     growth, left = case.growth(), float(given.left)
-    is_told = growth.reach > 1.6 and growth.power + 2.0 * growth.error < 3.0
-    if not is_told or not 0.005 < left < 0.5:
+    is_told = growth.reach > 1.6 and growth.power + growth.error < 3.0
+    if not is_told or not 0.02 < left < 0.5:
         return None
     # Of both ends' noise half the variance enters.
     squares = case.jacobian.square() / case.scale[:, None].square()

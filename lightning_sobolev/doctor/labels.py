@@ -3,7 +3,6 @@
 import math
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -12,7 +11,7 @@ from lightning_sobolev.doctor.evidence import Case
 from lightning_sobolev.doctor.faults import FAULTS, Finding, find, judged
 from lightning_sobolev.doctor.gather import Samples
 
-FEWEST_POINTS = 20
+FEWEST_POINTS = 30
 _NEIGHBORS = 4
 _SHOWN = 8
 
@@ -151,7 +150,7 @@ def examine_labels(
         jacobian: The labels ``[points, *out, *in]``; NaN is not known.
 
     Returns:
-        What they look like; ``"unknown"`` for fewer than 20 points.
+        What they look like; ``"unknown"`` for fewer than 30 points.
 
     Raises:
         ValueError: If a shape does not fit, or ``x`` is not finite.
@@ -162,20 +161,24 @@ def examine_labels(
         'sign'
     """
     samples = _checked(x, y, jacobian)
-    outputs = samples.y.shape[1]
-    too_few = f"{len(x)} points: at least {FEWEST_POINTS} are needed"
-    case = Case.of(samples, _NEIGHBORS) if len(x) >= FEWEST_POINTS else None
-    if case is None or not len(case.pairs.first):
-        nothing = torch.full((outputs,), math.nan, dtype=torch.float64)
-        because = too_few if case is None else "all points coincide"
-        unknown = ("unknown",) * outputs
-        return LabelReport("unknown", because, *[nothing] * 3, unknown, len(x), 0)
+    if len(x) < FEWEST_POINTS:
+        return _nothing(samples, f"{len(x)} points: at least {FEWEST_POINTS} are needed")
+    case = Case.of(samples, _NEIGHBORS)
+    if not len(case.pairs.first):
+        return _nothing(samples, "all points coincide")
     found, own = find(case), case.fit_outputs()
     return LabelReport(
         found.verdict, found.because, own.slope, own.corr, own.error,
         _of_outputs(found, [word for word, _ in judged(own)]), len(x), len(case.pairs.first),
         found.factor, found.factors, found.per, found.shift,
     )  # fmt: skip
+
+
+def _nothing(samples: Samples, because: str) -> LabelReport:
+    outputs = samples.y.shape[1]
+    unknown = samples.y.new_full((outputs,), math.nan)
+    findings = ("unknown",) * outputs
+    return LabelReport("unknown", because, unknown, unknown, unknown, findings, len(samples), 0)
 
 
 def _of_outputs(found: Finding, words: list[str]) -> tuple[str, ...]:

@@ -46,7 +46,7 @@ def near_pairs(
     asked = torch.arange(len(x)) if len(x) <= most else torch.linspace(0, len(x) - 1, most).long()
     count = min(neighbors, len(x) - 1)
     found = []
-    for block in asked.split(max(1, _CHUNK // len(x))):
+    for block in torch.split(asked, max(1, _CHUNK // len(x))):
         # By a product of matrices a point is a rounding error away from itself.
         exact = "donot_use_mm_for_euclid_dist"
         apart = torch.cdist(scaled[block], scaled, compute_mode=exact)
