@@ -6,6 +6,7 @@ Teach a network a target's derivatives with respect to its input, beside the tar
 
 from lightning_sobolev._types import Directions, Jet, Query, Teacher
 from lightning_sobolev.callbacks import HarmCheck, KeepGenerators, StandardUnits
+from lightning_sobolev.doctor import LabelReport, examine_labels
 from lightning_sobolev.functional.norms import TimeSpaceNorm
 from lightning_sobolev.label_files import GraphFile, LabelFile, graph_collate
 from lightning_sobolev.loss.balance import Balanced
@@ -48,6 +49,7 @@ __all__ = [
     "Jet",
     "KeepGenerators",
     "LabelFile",
+    "LabelReport",
     "Linear",
     "MixedTeacher",
     "NetworkTeacher",
@@ -69,5 +71,6 @@ __all__ = [
     "TraceTeacher",
     "__version__",
     "cache_answers",
+    "examine_labels",
     "graph_collate",
 ]

@@ -1,4 +1,4 @@
-"""What is looked at before a training begins: layers, the terms' gradient, and their cost."""
+"""What is looked at before a training begins: layers, gradient, cost, and stored labels."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -10,12 +10,14 @@ from torch import nn
 from lightning_sobolev.doctor import layers
 from lightning_sobolev.doctor.cost import Cost, measure
 from lightning_sobolev.doctor.differences import examine
+from lightning_sobolev.doctor.labels import LabelReport, examine_labels
 from lightning_sobolev.doctor.rehearsal import Rehearsal
+from lightning_sobolev.doctor.watch import LabelWatch, OnFault, tell
 from lightning_sobolev.loss.loss import Occasion, SobolevLoss
 from lightning_sobolev.observe.recorder import Observed, Recorder
 from lightning_sobolev.observe.remedies import sharded_parts
 
-__all__ = ["Cost", "Doctor"]
+__all__ = ["Cost", "Doctor", "LabelReport", "examine_labels"]
 
 
 class Doctor:
@@ -24,6 +26,8 @@ class Doctor:
     def __init__(self) -> None:
         self.kept: tuple[Rehearsal, Occasion] | None = None
         """A call whose cost is to be measured when the step is over."""
+        self.labels: LabelWatch | None = None
+        """Who gathers stored labels, until they are examined."""
 
     def scan(self, student: nn.Module, loss: SobolevLoss, recorder: Recorder) -> None:
         """Say which layers need a remedy; refuse those that have none."""
@@ -35,9 +39,28 @@ class Doctor:
         if seen.comparisons is None:  # a copy would have to be compiled, too
             self.kept = Rehearsal.of(seen), occasion
 
-    def forget(self) -> None:
-        """Drop what was kept: the step did not come to its end."""
+    def watch_labels(self, loss: SobolevLoss) -> None:
+        """Gather the labels of the first steps."""
+        self.labels = LabelWatch()
+        loss.witnesses.append(self.labels)
+
+    def examine_labels(self, loss: SobolevLoss, on_fault: OnFault) -> LabelReport | None:
+        """Examine what was gathered, once, and say what came out; None where it is too little."""
+        watch, self.labels = self.labels, None
+        if watch is None:
+            return None
+        loss.witnesses.remove(watch)
+        report = watch.report()
+        if report is not None:
+            tell(report, on_fault)
+        return report
+
+    def forget(self, loss: SobolevLoss) -> None:
+        """Drop what was kept: the fit is over, or came to no end."""
         self.kept = None
+        if self.labels is not None:
+            loss.witnesses.remove(self.labels)
+            self.labels = None
 
     @rank_zero_only
     def measure_cost(

@@ -167,6 +167,8 @@ class SobolevLoss:
         self._own_directions = self.teacher.directions if asks else None
         self._may_be_many = [asks or term.num_projections != 1 for term in terms]
         self._recorder: Recorder | None = None
+        self.witnesses: list[Callable[[Point], None]] = []
+        """Who is shown every point of a training step, with what the teacher answered there."""
         self.counter = 0
         self.reset()
 
@@ -351,7 +353,10 @@ class SobolevLoss:
         except RuntimeError as error:
             explain(error)
             raise
-        return Point(seen, draws, query, seen.jet(), target)
+        point = Point(seen, draws, query, seen.jet(), target)
+        for witness in self.witnesses if occasion.trains else ():
+            witness(point)
+        return point
 
     def _ask(self, index: int, point: Point, trains: bool) -> _Asked:
         student, target, term = point.student, point.target, self.spec.terms[index]

@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from lightning_sobolev._checks import require
 from lightning_sobolev._types import Teacher
-from lightning_sobolev.doctor import Cost, Doctor
+from lightning_sobolev.doctor import Cost, Doctor, LabelReport
 from lightning_sobolev.functional.precision import InnerPrecision
 from lightning_sobolev.loss.compiling import CompileSettings
 from lightning_sobolev.loss.loss import Occasion, SobolevLoss
@@ -80,6 +80,9 @@ class SobolevCallback(Callback):
             ``loss / N`` of N micro-batches to ``manual_backward``.
         at_once: How many of a term's projections one backward pass carries, as
             :class:`~lightning_sobolev.SobolevLoss` says; None measures on the first step.
+        labels: What follows where stored derivatives (:class:`BatchTeacher`) do not look like those
+            of the stored values, after the first batches: a warning, an error, or ``"off"``, which
+            does not look; ``label_report`` is what was found (docs/labels-doctor.md).
         compile: Compiles the student's call together with derivatives and terms (``engine="func"``,
             which it implies); settings instead of True say how. None: with ``engine="func"``, if
             the module is compiled.
@@ -121,18 +124,20 @@ class SobolevCallback(Callback):
         manual_scale: float = 1.0,
         at_once: int | None = None,
         compile: CompileSettings | bool | None = None,
+        labels: Literal["warn", "raise", "off"] = "warn",
     ) -> None:
         super().__init__()
         self.plan = cast(Plan, None)  # there while a fit runs
         self.report: Report | None = None
         self.cost: Cost | None = None
+        self.label_report: LabelReport | None = None
         observe = ObserveOptions(
             wrt=wrt, output=output, call=call, groups=groups, engine=engine, batch_norm=batch_norm,
             row_axes=row_axes, inner_precision=inner_precision, missing=missing,
         )  # fmt: skip
         self.options = Options(
             module=module, observe=observe, doctor=doctor, validate=validate,
-            manual_scale=manual_scale, compile=compile,
+            manual_scale=manual_scale, compile=compile, labels=labels,
         )  # fmt: skip
         if spec is not None and not isinstance(spec, SobolevSpec):
             raise ValueError(f"spec must be a SobolevSpec, got {type(spec).__name__}")
@@ -199,6 +204,9 @@ class SobolevCallback(Callback):
         name = self.options.module
         student = pl_module if name is None else pl_module.get_submodule(name)
         self._doctor.scan(student, self.loss, recorder)
+        is_watching = self.options.labels != "off" and not getattr(trainer, "fast_dev_run", False)
+        if is_watching and trainer.is_global_zero:
+            self._doctor.watch_labels(self.loss)
         step.install(pl_module, trainer, self)
 
     def _enter(self, trainer: Trainer, module: LightningModule) -> Recorder:
@@ -226,6 +234,11 @@ class SobolevCallback(Callback):
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.loss.checks.flush()
+        if self._doctor.labels is not None:
+            self._examine_labels()
+
+    def _examine_labels(self) -> None:
+        self.label_report = self._doctor.examine_labels(self.loss, self.options.labels)
 
     @override
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
@@ -306,6 +319,8 @@ class SobolevCallback(Callback):
             raise
         finally:
             self._occasion.value_loss = None  # its graph ends with the step
+        if self._doctor.labels is not None and self._doctor.labels.is_full:
+            self._examine_labels()
         if not self._is_described:
             self._describe(observed[0])
         if self.loss.at_once.news:
@@ -362,7 +377,7 @@ class SobolevCallback(Callback):
 
     def _leave(self, module: LightningModule) -> None:
         step.uninstall(module, self)
-        self._doctor.forget()
+        self._doctor.forget(self.loss)
         self._is_loaded, self.plan = False, cast(Plan, None)
         # A callback is copied and pickled between fits: without its trainer and module.
         for name in ("_trainer", "_module", "_reporter", "_occasion", "_manual", "_at", *_IDLE):

@@ -9,12 +9,13 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
 from lightning_sobolev._checks import require
+from lightning_sobolev.doctor.watch import OnFault
 from lightning_sobolev.loss.balance import check_balanced
 from lightning_sobolev.loss.compiled import Compiler
 from lightning_sobolev.loss.compiling import CompileSettings
 from lightning_sobolev.loss.loss import SobolevLoss
 from lightning_sobolev.observe.call import is_half
-from lightning_sobolev.observe.options import ObserveOptions
+from lightning_sobolev.observe.options import ObserveOptions, check_word
 from lightning_sobolev.observe.recorder import Recorder
 from lightning_sobolev.observe.remedies import is_compiled, is_entered_compiled, sharded_parts
 
@@ -36,8 +37,10 @@ class Options:
     validate: bool = False
     manual_scale: float = 1.0
     compile: CompileSettings | bool | None = None
+    labels: OnFault = "warn"
 
     def __post_init__(self) -> None:
+        check_word("labels", self.labels, ("warn", "raise", "off"))
         fits = self.compile is None or isinstance(self.compile, bool | CompileSettings)
         require(fits, "compile", "True, False or CompileSettings", self.compile)
         if self.compile and self.observe.engine == "tape":
