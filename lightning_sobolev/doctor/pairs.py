@@ -44,7 +44,9 @@ def near_pairs(
     count = min(neighbors, len(x) - 1)
     found = []
     for block in asked.split(max(1, _CHUNK // len(x))):
-        apart = torch.cdist(scaled[block], scaled)
+        # By a product of matrices a point is a rounding error away from itself.
+        exact = "donot_use_mm_for_euclid_dist"
+        apart = torch.cdist(scaled[block], scaled, compute_mode=exact)
         # Zero is the point itself, or one that says nothing of a derivative.
         apart = apart.masked_fill(apart <= 1e-12, torch.inf)
         near = apart.topk(count, largest=False)
