@@ -34,16 +34,20 @@ class TabulatedJet:
         """The tabulated value."""
         return self._require(self._value, "value", "an order-0 term")
 
+    @property
+    def jacobian(self) -> Float[Tensor, "batch *axes"]:
+        """The tabulated Jacobian as it was given, ``[batch, *out, *in]``."""
+        return self._require(self._jacobian, "jacobian", "an order-1 term")
+
     def vjp(self, cotangents: OutRows) -> InRows:
         """Contract the cotangents with the Jacobian's output axes."""
-        jacobian = self._require(self._jacobian, "jacobian", "an order-1 term")
-        flat = self._flat(jacobian, "jacobian", cotangents.shape[2:].numel(), 1)
+        flat = self._flat(self.jacobian, "jacobian", cotangents.shape[2:].numel(), 1)
         rows = _contract("bcd,pbc->pbd", flat, _flat_rows(cotangents))
         return rows.reshape(*rows.shape[:2], *self._in_shape)
 
     def jvp(self, tangents: InRows) -> OutRows:
         """Contract the tangents with the Jacobian's input axes."""
-        jacobian = self._require(self._jacobian, "jacobian", "an order-1 term")
+        jacobian = self.jacobian
         out_shape = jacobian.shape[1 : jacobian.ndim - len(self._in_shape)]
         flat = self._flat(jacobian, "jacobian", out_shape.numel(), 1)
         columns = _contract("bcd,pbd->pbc", flat, _flat_rows(tangents))
@@ -136,6 +140,12 @@ class BatchTeacher(Teacher):
             )
         self._paths = {k: None if p is None else _paths.parse(p) for k, p in paths.items()}
         self._check = BatchCheck("BatchTeacher", stores_mapped=stores_mapped)
+
+    @property
+    def gives(self) -> frozenset[str]:
+        """Which of value, jacobian and hessian it reads from a batch."""
+        named = {name for name, path in self._paths.items() if path is not None}
+        return frozenset(named | ({"jacobian"} if self._parts else set()))
 
     def at(self, query: Query) -> Jet:
         """Return the jet stored in the query's batch."""
