@@ -1,4 +1,4 @@
-"""What is looked at before a training begins: layers, the terms' gradient, and their cost."""
+"""What is looked at before a training begins: layers, gradient, cost, and what the data say."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -10,12 +10,14 @@ from torch import nn
 from lightning_sobolev.doctor import layers
 from lightning_sobolev.doctor.cost import Cost, measure
 from lightning_sobolev.doctor.differences import examine
+from lightning_sobolev.doctor.foresight import Foresight, foresight
+from lightning_sobolev.doctor.outlook import OnMislead, Outlook, say
 from lightning_sobolev.doctor.rehearsal import Rehearsal
 from lightning_sobolev.loss.loss import Occasion, SobolevLoss
 from lightning_sobolev.observe.recorder import Observed, Recorder
 from lightning_sobolev.observe.remedies import sharded_parts
 
-__all__ = ["Cost", "Doctor"]
+__all__ = ["Cost", "Doctor", "Foresight", "foresight"]
 
 
 class Doctor:
@@ -24,6 +26,8 @@ class Doctor:
     def __init__(self) -> None:
         self.kept: tuple[Rehearsal, Occasion] | None = None
         """A call whose cost is to be measured when the step is over."""
+        self.outlook: Outlook | None = None
+        """Who gathers points, until it is known what they say of the derivatives."""
 
     def scan(self, student: nn.Module, loss: SobolevLoss, recorder: Recorder) -> None:
         """Say which layers need a remedy; refuse those that have none."""
@@ -35,9 +39,29 @@ class Doctor:
         if seen.comparisons is None:  # a copy would have to be compiled, too
             self.kept = Rehearsal.of(seen), occasion
 
+    def watch(self, loss: SobolevLoss, on_mislead: OnMislead, processes: int) -> None:
+        """Gather the points of a fit, to foresee whether its derivatives help."""
+        if on_mislead != "off":
+            self.outlook = Outlook(loss, is_alone=processes == 1)
+
+    def foresee(self, loss: SobolevLoss, on_mislead: OnMislead) -> Foresight | None:
+        """Say once, between two steps, what the derivatives will do; drop them if that is asked."""
+        assert self.outlook is not None
+        verdict = self.outlook.verdict()
+        if self.outlook.is_over:
+            self.outlook = None
+        if verdict is None:
+            return None
+        loss.is_dropped = verdict.is_bad and on_mislead == "drop"
+        say(verdict, on_mislead)
+        return verdict.foresight
+
     def forget(self) -> None:
         """Drop what was kept: the step did not come to its end."""
         self.kept = None
+        if self.outlook is not None:
+            self.outlook.end()
+            self.outlook = None
 
     @rank_zero_only
     def measure_cost(

@@ -90,8 +90,8 @@ def foresight(
     Args:
         x: The points.
         y: The values there.
-        jacobian: The derivatives there, ``[points, *out, *in]``; NaN where they are not known. ``*out`` may be missing for
-            a single output.
+        jacobian: The derivatives there, ``[points, *out, *in]``; NaN where they are not known.
+            ``*out`` may be missing for a single output.
         neighbors: Neighbors of each point that it is compared with.
 
     Returns:

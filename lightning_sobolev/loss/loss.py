@@ -156,6 +156,7 @@ class SobolevLoss:
         asks = type(self.teacher).directions is not Teacher.directions
         self._own_directions = self.teacher.directions if asks else None
         self._recorder: Recorder | None = None
+        self.witness: Callable[[Point], None] | None = None
         self.counter = 0
         self.reset()
 
@@ -165,6 +166,7 @@ class SobolevLoss:
         The draws go on: no two trainings with one loss have the same.
         """
         self.scales, self.balance = RunningScales(), RunningBalance()
+        self.is_dropped = False  # all terms have weight zero from now on
         self.begin()
 
     def begin(self) -> None:
@@ -302,6 +304,7 @@ class SobolevLoss:
         for index, term in enumerate(self.spec.terms):
             weight = self._constants[index]
             weight = term.weight_at(occasion.step) if weight is None else weight
+            weight = 0.0 if self.is_dropped else weight
             report.weights[term.key] = weight
             if weight == 0.0:
                 continue
@@ -338,7 +341,10 @@ class SobolevLoss:
         except RuntimeError as error:
             explain(error)
             raise
-        return Point(seen, draws, query, seen.jet(), target)
+        point = Point(seen, draws, query, seen.jet(), target)
+        if self.witness is not None and occasion.trains:
+            self.witness(point)
+        return point
 
     def _ask(self, index: int, point: Point) -> _Asked:
         student, target, term = point.student, point.target, self.spec.terms[index]
@@ -440,7 +446,7 @@ class SobolevLoss:
             report.pending.append((energy, judge))
 
     def _sum_up(self, observed: Sequence[Observed], report: Report, occasion: Occasion) -> None:
-        if self._is_balanced and occasion.trains:
+        if self._is_balanced and occasion.trains and not self.is_dropped:
             value_loss = occasion.value_loss
             require(value_loss is not None, "value_loss", "given for a balanced weight", None)
             assert value_loss is not None
@@ -552,12 +558,14 @@ class SobolevLoss:
     def state_dict(self) -> dict[str, Any]:
         """Return plain values and tensors: all that a resumed run needs to go on exactly."""
         scales = {k: {"mean": mean, "count": n} for k, (mean, n) in self.scales.state.items()}
-        return {"counter": self.counter, "scales": scales, "balance": dict(self.balance.state)}
+        balance, dropped = dict(self.balance.state), self.is_dropped
+        return {"counter": self.counter, "scales": scales, "balance": balance, "dropped": dropped}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what :meth:`state_dict` said."""
         self.counter = int(state["counter"])
         self.balance.state = dict(state.get("balance", {}))  # older checkpoints have none
+        self.is_dropped = bool(state.get("dropped", False))
         saved = state["scales"]
         self.scales.state = {k: (s["mean"], int(s["count"])) for k, s in saved.items()}
 

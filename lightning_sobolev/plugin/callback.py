@@ -1,7 +1,7 @@
 """Sobolev terms for any LightningModule, by a callback."""
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any, Literal, cast
 
@@ -12,7 +12,8 @@ from typing_extensions import override
 
 from lightning_sobolev._checks import require
 from lightning_sobolev._types import Teacher
-from lightning_sobolev.doctor import Cost, Doctor
+from lightning_sobolev.doctor import Cost, Doctor, Foresight
+from lightning_sobolev.doctor.outlook import OnMislead
 from lightning_sobolev.functional.precision import InnerPrecision
 from lightning_sobolev.loss.compiling import CompileSettings
 from lightning_sobolev.loss.loss import Occasion, SobolevLoss
@@ -26,6 +27,7 @@ from lightning_sobolev.plugin.resolve import (
     Options,
     Plan,
     ahead_of_finders,
+    check_dropping,
     check_strategy,
     resolve,
 )
@@ -69,6 +71,10 @@ class SobolevCallback(Callback):
             with finite differences on this very student, and to measure ``cost`` behind it.
         non_finite: ``"raise"`` refuses a teacher's answer with NaN or Inf; ``"skip"`` leaves such
             rows out of the term, counts them in the log, and says so once.
+        on_mislead: What follows where the data themselves say, after the first pass over their
+            points, that derivatives there raise the error of the values (``foresight``,
+            docs/foresight.md): a warning, or ``"drop"``: all terms have weight zero for the rest of
+            the fit, on one process. ``"off"`` does not look.
         validate: Whether to log ``val/sobolev/{term}`` and the derivatives' cosine in validation
             and test as well.
         manual_scale: What multiplies the terms under manual optimization: 1/N for a step that hands
@@ -104,6 +110,7 @@ class SobolevCallback(Callback):
         doctor: bool = True,
         non_finite: Literal["raise", "skip"] = "raise",
         missing: Literal["raise", "skip"] = "raise",
+        on_mislead: OnMislead = "warn",
         validate: bool = False,
         manual_scale: float = 1.0,
         compile: CompileSettings | bool | None = None,
@@ -112,13 +119,14 @@ class SobolevCallback(Callback):
         self.plan = cast(Plan, None)  # there while a fit runs
         self.report: Report | None = None
         self.cost: Cost | None = None
+        self.foresight: Foresight | None = None
         observe = ObserveOptions(
             wrt=wrt, output=output, call=call, engine=engine, batch_norm=batch_norm,
             row_axes=row_axes, inner_precision=inner_precision, missing=missing,
         )  # fmt: skip
         self.options = Options(
             module=module, observe=observe, doctor=doctor, validate=validate,
-            manual_scale=manual_scale, compile=compile,
+            manual_scale=manual_scale, compile=compile, on_mislead=on_mislead,
         )  # fmt: skip
         if spec is not None and not isinstance(spec, SobolevSpec):
             raise ValueError(f"spec must be a SobolevSpec, got {type(spec).__name__}")
@@ -171,19 +179,27 @@ class SobolevCallback(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
             check_strategy(trainer)
+            check_dropping(trainer, self.options)
             ahead_of_finders(trainer, self)
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self._is_loaded:  # not in setup, where configure_model has built nothing yet
             self.loss.reset()
+            self.foresight = None
+        self.loss.is_dropped &= self.options.on_mislead == "drop"
         recorder = self._enter(trainer, pl_module)
         recorder.snapshots = self.options.doctor  # on the first step
         self._doctor = Doctor()
+        self._watch(trainer)
         name = self.options.module
         student = pl_module if name is None else pl_module.get_submodule(name)
         self._doctor.scan(student, self.loss, recorder)
         step.install(pl_module, trainer, self)
+
+    def _watch(self, trainer: Trainer) -> None:
+        if self.foresight is None:  # a resumed fit was told
+            self._doctor.watch(self.loss, self.options.on_mislead, trainer.world_size)
 
     def _enter(self, trainer: Trainer, module: LightningModule) -> Recorder:
         if isinstance(self.loss.teacher, NetworkTeacher):
@@ -209,6 +225,8 @@ class SobolevCallback(Callback):
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._doctor.outlook is not None:
+            self.foresight = self._doctor.foresee(self.loss, self.options.on_mislead)
         self.loss.checks.flush()
 
     @override
@@ -237,17 +255,25 @@ class SobolevCallback(Callback):
     def state_dict(self) -> dict[str, Any]:
         under_way = self.plan is not None and self._is_under_way(self._trainer)
         if not under_way or self._mark is None:
-            return self.loss.state_dict()
+            return self._state()
         now = self.loss.mark()  # a step under way (Slurm) is repeated
         self.loss.go_back(self._mark)
-        state = self.loss.state_dict()
+        state = self._state()
         self.loss.go_back(now)
         return state
+
+    def _state(self) -> dict[str, Any]:
+        found = None if self.foresight is None else asdict(self.foresight)
+        return self.loss.state_dict() | {"foresight": found}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._is_loaded, self._batch_number = True, -1
         self.loss.load_state_dict(state_dict)
+        found = state_dict.get("foresight")  # older checkpoints have none
+        self.foresight = None if found is None else Foresight(**found)
+        if self.plan is not None and self._doctor.outlook is None:  # behind a search for a rate
+            self._watch(self._trainer)
 
     def begin(self, batch: Any) -> None:
         """Begin a training step; called by the shadowed step."""
@@ -256,6 +282,8 @@ class SobolevCallback(Callback):
             loss.checks.flush()
         number = self._trainer.fit_loop.epoch_loop.batch_progress.total.ready
         if self._batch_number != number:
+            if self._doctor.outlook is not None:  # not within a line search
+                self.foresight = self._doctor.foresee(loss, self.options.on_mislead)
             self._batch_number, self._evaluations, self._mark = number, 0, loss.mark()
         elif self._mark is not None:  # a line search evaluates one function
             loss.go_back(self._mark)

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
+from typing import get_args
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -9,12 +10,13 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
 from lightning_sobolev._checks import require
+from lightning_sobolev.doctor.outlook import OnMislead
 from lightning_sobolev.loss.balance import check_balanced
 from lightning_sobolev.loss.compiled import Compiler
 from lightning_sobolev.loss.compiling import CompileSettings
 from lightning_sobolev.loss.loss import SobolevLoss
 from lightning_sobolev.observe.call import is_half
-from lightning_sobolev.observe.options import ObserveOptions
+from lightning_sobolev.observe.options import ObserveOptions, check_word
 from lightning_sobolev.observe.recorder import Recorder
 from lightning_sobolev.observe.remedies import is_compiled, is_entered_compiled, sharded_parts
 from lightning_sobolev.teachers import NetworkTeacher
@@ -37,8 +39,10 @@ class Options:
     validate: bool = False
     manual_scale: float = 1.0
     compile: CompileSettings | bool | None = None
+    on_mislead: OnMislead = "warn"
 
     def __post_init__(self) -> None:
+        check_word("on_mislead", self.on_mislead, get_args(OnMislead))
         fits = self.compile is None or isinstance(self.compile, bool | CompileSettings)
         require(fits, "compile", "True, False or CompileSettings", self.compile)
         if self.compile and self.observe.engine == "tape":
@@ -111,6 +115,13 @@ def check_strategy(trainer: Trainer) -> None:
                 f"needs ({_NO_DOUBLE_BACKWARD[name]}); use ModelParallelStrategy with torch's "
                 "fully_shard (FSDP2), or DDPStrategy"
             )
+
+
+def check_dropping(trainer: Trainer, options: Options) -> None:
+    """Refuse to drop terms where processes might not agree on it."""
+    size = trainer.world_size
+    alone = options.on_mislead != "drop" or size == 1
+    require(alone, "on_mislead", f"'warn' or 'off' with {size} processes", options.on_mislead)
 
 
 def check_modules(module: LightningModule, loss: SobolevLoss, options: Options) -> None:
