@@ -8,6 +8,7 @@ Note [noise of the values]
     amount above and below the line, which moves F and T towards 0 and never changes their sign.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -33,34 +34,42 @@ class Foresight:
     Args:
         first_order: What the derivative at one point says.
         both_ends: What the derivatives at both ends say together.
+        error: Standard error of ``both_ends`` over the pairs, as if they were independent.
         noise: Share of the change's mean square that is noise of the values; it is taken off.
     """
 
     first_order: float
     both_ends: float
+    error: float
     noise: float
 
     @property
     def harms(self) -> bool:
         """Whether derivatives at these points are expected to raise the error of the values."""
-        return self.both_ends < 0.0 or self.first_order < FAR
+        return self._explains_nothing or self.first_order < FAR
+
+    @property
+    def _explains_nothing(self) -> bool:
+        return self.both_ends + self.error < 0.0
 
     @property
     def text(self) -> str:
         """One line for a log."""
         noise = f" ({self.noise:.0%} of it is noise, taken off)" if self.noise >= 0.01 else ""
         change = f"of the change to the next point{noise}"
-        if self.both_ends < 0.0:
+        if self._explains_nothing:
             return (
                 f"the derivatives explain less than none {change}: at this distance between points "
                 "they mislead"
             )
-        share = f"the derivatives explain {self.both_ends:.0%} {change}"
+        share = f"the derivatives explain {max(self.both_ends, 0.0):.0%} {change}"
         if self.harms:
             return (
                 f"{share} from both its ends, but one alone overshoots it (score "
                 f"{self.first_order:.3g}): the points are too far apart, the derivatives mislead"
             )
+        if self.both_ends < self.error:
+            return f"{share}, give or take {self.error:.0%}: it is open whether they help"
         return f"{share}: they should help"
 
 
@@ -95,7 +104,7 @@ def foresight(
         neighbors: Neighbors of each point that it is compared with.
 
     Returns:
-        Both scores and the share of noise.
+        Both scores, the error of the second, and the share of noise.
 
     Raises:
         ValueError: If shapes do not fit, a value is not finite, or no two points differ whose
@@ -111,7 +120,7 @@ def foresight(
     middle = torch.where(known, (ahead + back) / 2, 0.0)
     noise = _noise(points, values, pairs, change, middle)
     first_order, both_ends = (_score(change, said, noise) for said in (ahead, middle))
-    return Foresight(first_order, both_ends, noise)
+    return Foresight(first_order, both_ends, _error(change, middle, noise), noise)
 
 
 def _flat(x: Tensor, y: Tensor, jacobian: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -136,7 +145,7 @@ def _along(derivatives: Tensor, rows: Tensor, dx: Tensor) -> Float[Tensor, "pair
     """Multiply with a way; NaN where an entry that counts is not known."""
     found = []
     size = max(1, _CHUNK // derivatives[0].numel())
-    for own, way in zip(rows.split(size), dx.split(size), strict=True):
+    for own, way in zip(torch.split(rows, size), torch.split(dx, size), strict=True):
         entries = derivatives[own].double()
         unknown = (entries.isnan() & (way != 0)[:, None]).any(-1)
         said = torch.einsum("poi,pi->po", entries.nan_to_num(nan=0.0), way)
@@ -149,6 +158,14 @@ def _score(change: Tensor, said: Tensor, noise: float) -> float:
     if total == 0.0:
         return 1.0 if rest == 0.0 else -torch.inf
     return 1.0 - max(rest / total - noise, 0.0) / (1.0 - noise)
+
+
+def _error(change: Tensor, said: Tensor, noise: float) -> float:
+    better = change.square().sum(1) - (change - said).square().sum(1)
+    total = float(change.square().sum())
+    if total == 0.0 or len(better) < 2:
+        return 0.0
+    return float(better.std()) * math.sqrt(len(better)) / total / (1.0 - noise)
 
 
 def _noise(points: Tensor, values: Tensor, pairs: Pairs, change: Tensor, middle: Tensor) -> float:
@@ -172,7 +189,7 @@ def _noise(points: Tensor, values: Tensor, pairs: Pairs, change: Tensor, middle:
 
 def _repeated_variance(points: Tensor, values: Tensor) -> float | None:
     """Return the variance of values at points that occur more than once; None of too few."""
-    _, place = points.unique(dim=0, return_inverse=True)
+    _, place = torch.unique(points, dim=0, return_inverse=True)
     counts = place.bincount()
     free = len(points) - len(counts)
     if free < _LEAST_REPEATS:

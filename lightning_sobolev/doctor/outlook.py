@@ -3,8 +3,14 @@
 Note [points of a part]
     A part of a data set is farther apart than the whole. What its derivatives explain, those of the
     whole explain, too; that they mislead is no verdict on the whole.
+
+Note [points with structure]
+    Students for positions of atoms or images know symmetries, under which points are near that are
+    far apart in numbers. What derivatives explain all the same is evidence; that they explain
+    nothing is none (docs/foresight.md: forces).
 """
 
+import math
 import warnings
 from dataclasses import dataclass
 from typing import Literal, cast
@@ -39,25 +45,33 @@ class Verdict:
         foresight: The scores.
         points: Number of points they come from.
         is_all: Whether the fit has no others.
+        is_flat: Whether a point is a row of numbers. See Note [points with structure].
         values: Which tensor of the batch was taken for the values; None: the teacher's own.
     """
 
     foresight: Foresight
     points: int
     is_all: bool
+    is_flat: bool = True
     values: str | None = None
 
     @property
     def is_bad(self) -> bool:
         """Whether the derivatives mislead at all points of the fit."""
-        return self.is_all and self.foresight.harms
+        return self.is_all and self.is_flat and self.foresight.harms
 
     @property
     def text(self) -> str:
         """One line for a log."""
         values = "" if self.values is None else f" (values: {self.values} in the batch)"
-        if self.is_all or not self.foresight.harms:
+        if self.is_bad or not self.foresight.harms:
             return f"Sobolev doctor: at {self.points} points{values} {self.foresight.text}"
+        if self.is_all:
+            return (
+                f"Sobolev doctor: {self.points} points{values} of several axes do not say whether "
+                "the derivatives help: they are far apart in numbers, but perhaps not for a "
+                "student that knows symmetries (HarmCheck tells)"
+            )
         return (
             f"Sobolev doctor: the first {self.points} points{values} are too far apart to say "
             "whether the derivatives help (HarmCheck tells); all of them are closer together"
@@ -132,7 +146,8 @@ class Outlook:
         except (ValueError, RuntimeError) as problem:  # no point is known, or memory is short
             rank_zero_info(f"Sobolev doctor: nothing was foreseen: {problem}")
             return None
-        return Verdict(found, len(samples), has_all and self._is_alone, values)
+        is_flat = last.query.x.ndim == 2
+        return Verdict(found, len(samples), has_all and self._is_alone, is_flat, values)
 
     def _stored(self, point: Point) -> Jet | None:
         """Return a jet of arrays: without outputs where the teacher is to be asked; None: none."""
@@ -199,7 +214,7 @@ def _asked(
     """Ask the teacher at both ends of some near pairs: points, values, Jacobians."""
     pairs = near_pairs(gathered, gathered[:, :0], neighbors=1, most=_ASKED_PAIRS)
     query = last.query
-    x = gathered[torch.cat([pairs.first, pairs.second]).unique()].to(query.x)
+    x = gathered[torch.unique(torch.cat([pairs.first, pairs.second]))].to(query.x)
     x = x.reshape(len(x), *query.x.shape[1:])
     with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
         jet = loss.teacher.at(Query(x, query.on, call=query.call, step=query.step, alone=True))
@@ -215,7 +230,8 @@ def _projections(value: Float[Tensor, "points out"]) -> Float[Tensor, "proj out"
     if outputs <= _MOST_OUTPUTS:
         return torch.eye(outputs).to(value)
     generator = torch.Generator().manual_seed(0)
-    return (torch.randn(_PROJECTIONS, outputs, generator=generator) / outputs**0.5).to(value)
+    drawn = torch.randn(_PROJECTIONS, outputs, generator=generator) / math.sqrt(outputs)
+    return drawn.to(value)
 
 
 def say(verdict: Verdict, on_mislead: OnMislead) -> None:
@@ -234,6 +250,6 @@ def _warn(text: str) -> None:
 
 
 _REMEDY = (
-    "Take a small balanced weight (Balanced(0.1)), more points, or leave the terms out: "
-    "on_mislead='drop' does"
+    "HarmCheck() measures whether they do. Take a small balanced weight (Balanced(0.1)), more "
+    "points, or leave the terms out: on_mislead='drop' does"
 )

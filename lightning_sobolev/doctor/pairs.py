@@ -37,13 +37,16 @@ def near_pairs(
 
     Of more than ``most`` points, that many evenly spread ones are asked about; their neighbours are
     looked for among all. Points that coincide are no pair.
+
+    Returns:
+        Up to ``neighbors`` pairs for each point that was asked about, in the points' order.
     """
     spread = x.std(0)
     scaled = x / torch.where(spread > 0, spread, torch.ones_like(spread))
     asked = torch.arange(len(x)) if len(x) <= most else torch.linspace(0, len(x) - 1, most).long()
     count = min(neighbors, len(x) - 1)
     found = []
-    for block in asked.split(max(1, _CHUNK // len(x))):
+    for block in torch.split(asked, max(1, _CHUNK // len(x))):
         # By a product of matrices a point is a rounding error away from itself.
         exact = "donot_use_mm_for_euclid_dist"
         apart = torch.cdist(scaled[block], scaled, compute_mode=exact)

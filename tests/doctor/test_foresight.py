@@ -105,17 +105,21 @@ def test_unknown_entries_are_left_out():
 
 def test_a_function_that_does_not_change_is_explained_by_zeros_alone():
     x, y = cloud(20, 2), torch.ones(20)
-    assert foresight(x, y, torch.zeros(20, 2)) == Foresight(1.0, 1.0, 0.0)
-    assert foresight(x, y, torch.ones(20, 2)) == Foresight(-math.inf, -math.inf, 0.0)
+    assert foresight(x, y, torch.zeros(20, 2)) == Foresight(1.0, 1.0, 0.0, 0.0)
+    assert foresight(x, y, torch.ones(20, 2)) == Foresight(-math.inf, -math.inf, 0.0, 0.0)
 
 
 def test_a_line_says_what_to_expect():
-    assert Foresight(0.9, 0.984, 0.0).text == (
+    assert Foresight(0.9, 0.984, 0.01, 0.0).text == (
         "the derivatives explain 98% of the change to the next point: they should help"
     )
-    assert Foresight(-4.0, -1.0, 0.0).text == (
+    assert Foresight(-4.0, -1.0, 0.9, 0.0).text == (
         "the derivatives explain less than none of the change to the next point: at this distance "
         "between points they mislead"
+    )
+    assert Foresight(0.0, -0.01, 0.02, 0.8).text == (
+        "the derivatives explain 0% of the change to the next point (80% of it is noise, taken off)"
+        ", give or take 2%: it is open whether they help"
     )
 
 

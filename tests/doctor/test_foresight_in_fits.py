@@ -272,7 +272,7 @@ def test_older_checkpoints_know_of_no_foresight():
     state = used.state_dict()
     assert state.pop("foresight") is None
     state.pop("dropped")
-    used.foresight = Foresight(1.0, 1.0, 0.0)
+    used.foresight = Foresight(1.0, 1.0, 0.0, 0.0)
     used.load_state_dict(state)
     assert used.foresight is None
     assert not used.loss.is_dropped
