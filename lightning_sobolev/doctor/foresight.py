@@ -68,7 +68,7 @@ class Foresight:
                 f"{share} from both its ends, but one alone overshoots it (score "
                 f"{self.first_order:.3g}): the points are too far apart, the derivatives mislead"
             )
-        if self.both_ends < self.error:
+        if self.both_ends <= self.error:
             return f"{share}, give or take {self.error:.0%}: it is open whether they help"
         return f"{share}: they should help"
 

@@ -100,12 +100,13 @@ class Outlook:
         self._known_rows, self._values = 0, cast(str | None, None)
         self.is_over = not any(term.order for term in loss.spec.terms)
         if not self.is_over:
-            loss.witness = self.take
+            loss.witnesses.append(self.take)
 
     def end(self) -> None:
         """Take no more."""
         self.is_over, self._gathered, self._last = True, None, None
-        self._loss.witness = None
+        if self.take in self._loss.witnesses:
+            self._loss.witnesses.remove(self.take)
 
     def take(self, point: Point) -> None:
         """Keep what is new at a point; a step counts once, however often it is evaluated."""

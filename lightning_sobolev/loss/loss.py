@@ -156,7 +156,8 @@ class SobolevLoss:
         asks = type(self.teacher).directions is not Teacher.directions
         self._own_directions = self.teacher.directions if asks else None
         self._recorder: Recorder | None = None
-        self.witness: Callable[[Point], None] | None = None
+        self.witnesses: list[Callable[[Point], None]] = []
+        """Who is shown every point of a training step, with what the teacher answered there."""
         self.counter = 0
         self.reset()
 
@@ -342,8 +343,8 @@ class SobolevLoss:
             explain(error)
             raise
         point = Point(seen, draws, query, seen.jet(), target)
-        if self.witness is not None and occasion.trains:
-            self.witness(point)
+        for witness in tuple(self.witnesses) if occasion.trains else ():  # they may leave
+            witness(point)
         return point
 
     def _ask(self, index: int, point: Point) -> _Asked:

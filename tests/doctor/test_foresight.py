@@ -45,6 +45,35 @@ def test_first_order_misses_half_the_square_of_the_way():
     assert_close(found.first_order, float(1 - (missed**2).sum() / (change**2).sum()))
 
 
+def test_the_error_is_that_of_a_mean_over_pairs():
+    x = 2.0 ** torch.arange(8, dtype=torch.float64)
+    y = cloud(8)
+    other = torch.cat([torch.tensor([1]), torch.arange(7)])
+    change = y[other] - y
+    left = change.square() - (change - (x[other] + x) / 2 * (x[other] - x)).square()
+    expected = left.std() / math.sqrt(8) / change.square().mean()
+    found = foresight(x[:, None], y, x[:, None], neighbors=1)
+    assert found.noise == 0.0
+    assert_close(found.error, float(expected))
+
+
+def test_labels_without_a_meaning_mislead_or_are_open():
+    x, y, jacobian = cloud(300, 2), cloud(300, seed=1), cloud(300, 2, seed=2)
+    assert foresight(x, y, 100 * jacobian).harms
+    flat = foresight(x, y, 0 * jacobian)
+    assert flat.first_order == flat.both_ends == 0.0
+    assert not flat.harms
+    assert "open" in flat.text
+
+
+def test_the_order_of_points_does_not_matter():
+    x, y, jacobian = with_jacobian(lambda x: torch.sin(5 * x).sum(), cloud(60, 3))
+    order = torch.randperm(60, generator=torch.Generator().manual_seed(0))
+    given, found = foresight(x, y, jacobian), foresight(x[order], y[order], jacobian[order])
+    for name in ("first_order", "both_ends", "error", "noise"):
+        assert_close(getattr(found, name), getattr(given, name))
+
+
 def test_neither_units_nor_origin_of_the_inputs_matter():
     x, y, jacobian = with_jacobian(lambda x: torch.sin(3 * x).sum(), cloud(50, 2))
     units = torch.tensor([1000.0, 0.01], dtype=torch.float64)

@@ -93,7 +93,7 @@ def test_a_warning_says_once_that_they_mislead_and_changes_nothing():
     other, silent = trained(loader(300.0), off := sobolev(on_mislead="off"))
     assert silent == []
     assert off.foresight is None
-    assert off.loss.witness is None
+    assert off.loss.witnesses == []
     assert_close(weights(student), weights(other), rtol=0, atol=0)
 
 
@@ -243,6 +243,21 @@ def test_points_that_never_come_again_are_a_part_and_no_evidence_of_harm(caplog)
     (line,) = lines(caplog)
     assert "the first 4096 points" in line
     assert "too far apart to say" in line
+
+
+def test_points_of_several_axes_are_no_evidence_of_harm(caplog):
+    x, y, dydx = table(300.0)
+    data = DataLoader(TensorDataset(x[:, None], y, dydx[:, None]), batch_size=10)
+    student = Student()
+    student.net.insert(0, nn.Flatten())
+    used = sobolev(on_mislead="drop")
+    with caplog.at_level("INFO"):
+        _, warned = trained(data, used, student=student)
+    assert used.foresight.harms
+    assert warned == []
+    assert not used.loss.is_dropped
+    (line,) = lines(caplog)
+    assert "of several axes do not say whether the derivatives help" in line
 
 
 def test_a_line_search_counts_a_step_once():
