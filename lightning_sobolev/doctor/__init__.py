@@ -42,13 +42,21 @@ class Doctor:
     def watch(self, loss: SobolevLoss, on_mislead: OnMislead, processes: int) -> None:
         """Gather the points of a fit, to foresee whether its derivatives help."""
         if on_mislead != "off":
-            self.outlook = Outlook(loss, is_alone=processes == 1)
+            self.outlook = Outlook(loss, processes)
 
     def foresee(self, loss: SobolevLoss, on_mislead: OnMislead) -> Foresight | None:
-        """Say once, between two steps, what the derivatives will do; drop them if that is asked."""
-        assert self.outlook is not None
-        verdict = self.outlook.verdict()
-        if self.outlook.is_over:
+        """Say once, between two steps, what the derivatives will do; drop them if that is asked.
+
+        Of several processes all must call this at the same steps.
+
+        Returns:
+            What was found; None where nothing is known yet, or there is nothing to say.
+        """
+        outlook = self.outlook
+        if outlook is None or outlook.is_fresh:
+            return None
+        verdict = outlook.verdict() if outlook.processes == 1 else outlook.common_verdict()
+        if outlook.is_over:
             self.outlook = None
         if verdict is None:
             return None

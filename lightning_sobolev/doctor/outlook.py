@@ -12,8 +12,9 @@ Note [points with structure]
 
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from jaxtyping import Float
@@ -88,19 +89,27 @@ class Outlook:
     Nothing is said of teachers that know their own directions alone, of those that see more than
     the point, of compiled calls, and of values that no tensor of the batch can be taken for.
 
+    Several processes put together what each has met in the first epoch: the verdict is the same in
+    all of them.
+
     Args:
         loss: Whose points are looked at.
-        is_alone: Whether no other process has points of the fit.
+        processes: Number of processes that share the points of the fit.
     """
 
-    def __init__(self, loss: SobolevLoss, is_alone: bool = True) -> None:
-        self._loss, self._is_alone = loss, is_alone
+    def __init__(self, loss: SobolevLoss, processes: int = 1) -> None:
+        self._loss, self.processes, self._begun = loss, processes, loss.counter
         self._gathered: Gathering | None = None
         self._last: Point | None = None
         self._known_rows, self._values = 0, cast(str | None, None)
         self.is_over = not any(term.order for term in loss.spec.terms)
         if not self.is_over:
             loss.witnesses.append(self.take)
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether there was no step yet; the same in all processes."""
+        return self._loss.counter == self._begun
 
     def end(self) -> None:
         """Take no more."""
@@ -118,8 +127,9 @@ class Outlook:
             self.end()
             return
         if self._gathered is None:
-            most = min(_MOST_POINTS, _MOST_NUMBERS // max(query.x[:1].numel(), 1))
-            self._gathered = Gathering(most, batches=2**62, numbers=_MOST_NUMBERS)
+            numbers = _MOST_NUMBERS // self.processes
+            most = min(_MOST_POINTS // self.processes, numbers // max(query.x[:1].numel(), 1))
+            self._gathered = Gathering(most, batches=2**62, numbers=numbers)
         before = len(self._gathered)
         self._gathered.take(query, jet)
         is_new = len(self._gathered) > before
@@ -135,20 +145,36 @@ class Outlook:
         has_all = self._known_rows >= max(_LEAST_KNOWN_ROWS, len(gathered) // 4)
         if not (has_all or gathered.is_full):
             return None
-        samples, values, loss = _known(gathered.samples()), self._values, self._loss
+        found = self._judged(gathered.samples(), last, has_all)
         self.end()
+        return found
+
+    def common_verdict(self) -> Verdict | None:
+        """Return the last word of all processes, who call this together; None: nothing to say."""
+        gathered, last = self._gathered, self._last
+        own = None if gathered is None else (gathered.samples(), gathered.is_full)
+        parts: list[Any] = [None] * self.processes
+        torch.distributed.all_gather_object(parts, own)
+        found = None
+        if last is not None and None not in parts:
+            samples, are_full = zip(*parts, strict=True)
+            found = self._judged(_united(samples), last, not any(are_full))
+        self.end()
+        return found
+
+    def _judged(self, samples: Samples, last: Point, is_all: bool) -> Verdict | None:
+        samples = _known(samples)
         if len(samples) < FEWEST_POINTS:
             return None
         try:
             if samples.y.shape[1]:
                 found = foresight(samples.x, samples.y, samples.jacobian)
             else:
-                found = foresight(*_asked(loss, last, samples.x), neighbors=1)
+                found = foresight(*_asked(self._loss, last, samples.x), neighbors=1)
         except (ValueError, RuntimeError) as problem:  # no point is known, or memory is short
             rank_zero_info(f"Sobolev doctor: nothing was foreseen: {problem}")
             return None
-        is_flat = last.query.x.ndim == 2
-        return Verdict(found, len(samples), has_all and self._is_alone, is_flat, values)
+        return Verdict(found, len(samples), is_all, last.query.x.ndim == 2, self._values)
 
     def _stored(self, point: Point) -> Jet | None:
         """Return a jet of arrays: without outputs where the teacher is to be asked; None: none."""
@@ -207,6 +233,18 @@ def _known(samples: Samples) -> Samples:
     return Samples(
         samples.x[rows], samples.y[rows], jacobian.masked_fill(jacobian.isinf(), torch.nan)
     )
+
+
+def _united(parts: Sequence[Samples]) -> Samples:
+    """Join samples; a point that several processes have met counts once."""
+    x, y, jacobian = (
+        torch.cat(column) for column in zip(*((s.x, s.y, s.jacobian) for s in parts), strict=True)
+    )
+    _, place = torch.unique(x, dim=0, return_inverse=True)
+    first = torch.full((int(place.max()) + 1,), len(x)).scatter_reduce(
+        0, place, torch.arange(len(x)), "amin"
+    )
+    return Samples(x[first], y[first], jacobian[first])
 
 
 def _asked(

@@ -27,7 +27,6 @@ from lightning_sobolev.plugin.resolve import (
     Options,
     Plan,
     ahead_of_finders,
-    check_dropping,
     check_strategy,
     resolve,
 )
@@ -74,7 +73,7 @@ class SobolevCallback(Callback):
         on_mislead: What follows where the data themselves say, after the first pass over their
             points, that derivatives there raise the error of the values (``foresight``,
             docs/foresight.md): a warning, or ``"drop"``: all terms have weight zero for the rest of
-            the fit, on one process. ``"off"`` does not look.
+            the fit. ``"off"`` does not look.
         validate: Whether to log ``val/sobolev/{term}`` and the derivatives' cosine in validation
             and test as well.
         manual_scale: What multiplies the terms under manual optimization: 1/N for a step that hands
@@ -179,7 +178,6 @@ class SobolevCallback(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
             check_strategy(trainer)
-            check_dropping(trainer, self.options)
             ahead_of_finders(trainer, self)
 
     @override
@@ -225,9 +223,18 @@ class SobolevCallback(Callback):
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._doctor.outlook is not None:
-            self.foresight = self._doctor.foresee(self.loss, self.options.on_mislead)
+        self._foresee(at_epoch=False)
         self.loss.checks.flush()
+
+    @override
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._foresee(at_epoch=True)
+
+    def _foresee(self, at_epoch: bool) -> None:
+        # Several processes meet between two epochs, one sees after each step what it knows.
+        outlook = self._doctor.outlook
+        if outlook is not None and (outlook.processes > 1) == at_epoch:
+            self.foresight = self._doctor.foresee(self.loss, self.options.on_mislead)
 
     @override
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
@@ -283,7 +290,7 @@ class SobolevCallback(Callback):
         number = self._trainer.fit_loop.epoch_loop.batch_progress.total.ready
         if self._batch_number != number:
             if self._doctor.outlook is not None:  # not within a line search
-                self.foresight = self._doctor.foresee(loss, self.options.on_mislead)
+                self._foresee(at_epoch=False)
             self._batch_number, self._evaluations, self._mark = number, 0, loss.mark()
         elif self._mark is not None:  # a line search evaluates one function
             loss.go_back(self._mark)

@@ -117,13 +117,6 @@ def check_strategy(trainer: Trainer) -> None:
             )
 
 
-def check_dropping(trainer: Trainer, options: Options) -> None:
-    """Refuse to drop terms where processes might not agree on it."""
-    size = trainer.world_size
-    alone = options.on_mislead != "drop" or size == 1
-    require(alone, "on_mislead", f"'warn' or 'off' with {size} processes", options.on_mislead)
-
-
 def check_modules(module: LightningModule, loss: SobolevLoss, options: Options) -> None:
     """Refuse a student that is not there, is its own teacher, or ignores the inner precision."""
     target = options.module

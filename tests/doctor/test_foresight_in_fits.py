@@ -1,7 +1,9 @@
 """What a fit is told of its derivatives, and what follows."""
 
+import os
+import pathlib
+import sys
 import warnings
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -23,7 +25,7 @@ from lightning_sobolev import (
     SobolevTerm,
     foresight,
 )
-from lightning_sobolev.plugin.resolve import check_dropping
+from tests.plugin._processes import in_two_processes
 from tests.plugin._students import Learns, Regressor, mlp
 from tests.plugin._trainers import as_loader, trainer, weights
 
@@ -55,12 +57,12 @@ def sobolev(teacher=None, **options):
     return SobolevCallback(teacher, **{"module": "net", "doctor": False, **options})
 
 
-def trained(data, *callbacks, student=None, epochs=5, path=None):
+def trained(data, *callbacks, student=None, epochs=5, path=None, **options):
     student = Student() if student is None else student
     torch.manual_seed(0)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        trainer(*callbacks, max_epochs=epochs).fit(student, data, ckpt_path=path)
+        trainer(*callbacks, max_epochs=epochs, **options).fit(student, data, ckpt_path=path)
     return student, [str(w.message) for w in caught if "derivatives" in str(w.message)]
 
 
@@ -270,11 +272,33 @@ def test_a_line_search_counts_a_step_once():
     assert_close(used.foresight.both_ends, foresight(*table(1.0)).both_ends)
 
 
-def test_processes_that_might_not_agree_drop_nothing():
-    with pytest.raises(ValueError, match="on_mislead must be 'warn' or 'off' with 2 processes"):
-        check_dropping(SimpleNamespace(world_size=2), sobolev(on_mislead="drop").options)
-    check_dropping(SimpleNamespace(world_size=2), sobolev().options)
-    check_dropping(SimpleNamespace(world_size=1), sobolev(on_mislead="drop").options)
+def several(path):
+    """Train in two processes, of which each sees half of the points; store what came of it."""
+    found = []
+    for frequency in (300.0, 1.0):
+        used = sobolev(on_mislead="drop")
+        options = {"devices": 2, "strategy": "ddp", "use_distributed_sampler": False}
+        own = slice(int(os.environ["LOCAL_RANK"]), None, 2)
+        part = TensorDataset(*(column[own] for column in table(frequency)))
+        trained(DataLoader(part, batch_size=5), used, epochs=3, **options)
+        ranks = [None, None]
+        torch.distributed.all_gather_object(ranks, (used.foresight, used.loss.is_dropped))
+        found.append([ranks, used.loss.witnesses])
+    if torch.distributed.get_rank() == 0:
+        pathlib.Path(path).write_text(repr(found))
+    torch.distributed.destroy_process_group()
+
+
+def test_processes_decide_alike_from_all_of_their_points(tmp_path):
+    in_two_processes([sys.executable, "-m", __name__, str(tmp_path / "found")])
+    names = {"Foresight": Foresight, "inf": float("inf")}
+    harmed, helped = eval((tmp_path / "found").read_text(), names)
+    for frequency, is_dropped, (ranks, left) in ((300.0, True, harmed), (1.0, False, helped)):
+        expected = foresight(*table(frequency))
+        for found, own in ranks:
+            assert_close(found.both_ends, expected.both_ends)
+            assert own == is_dropped
+        assert left == []
 
 
 def test_what_follows_is_one_of_three_words():
@@ -291,3 +315,7 @@ def test_older_checkpoints_know_of_no_foresight():
     used.load_state_dict(state)
     assert used.foresight is None
     assert not used.loss.is_dropped
+
+
+if __name__ == "__main__":
+    several(sys.argv[1])
