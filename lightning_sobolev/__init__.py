@@ -6,7 +6,7 @@ Teach a network a target's derivatives with respect to its input, beside the tar
 
 from lightning_sobolev._types import Directions, Jet, Query, Teacher
 from lightning_sobolev.callbacks import HarmCheck, KeepGenerators, StandardUnits
-from lightning_sobolev.doctor import Foresight, foresight
+from lightning_sobolev.doctor import Foresight, LabelReport, examine_labels, foresight
 from lightning_sobolev.functional.norms import TimeSpaceNorm
 from lightning_sobolev.loss.balance import Balanced
 from lightning_sobolev.loss.compiling import CompileSettings
@@ -41,6 +41,7 @@ __all__ = [
     "HarmCheck",
     "Jet",
     "KeepGenerators",
+    "LabelReport",
     "Linear",
     "NetworkTeacher",
     "Query",
@@ -58,5 +59,6 @@ __all__ = [
     "TimeSpaceNorm",
     "__version__",
     "cache_answers",
+    "examine_labels",
     "foresight",
 ]

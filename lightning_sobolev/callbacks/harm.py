@@ -103,9 +103,11 @@ class HarmCheck(Callback):
         if ratio is not None and ratio > self.threshold:
             warnings.warn(
                 f"the derivative terms raise the error of the values: the validation loss is "
-                f"{ratio:.2f} times that of a twin trained without them. Take a small balanced "
-                "weight (Balanced(0.1)), more points, or leave the terms out: derivatives that "
-                "change faster than the points are dense mislead",
+                f"{ratio:.2f} times that of a twin trained without them. First look at the sign "
+                "and the units of the derivatives (forces are minus the gradient; examine_labels "
+                "finds both in stored ones). Where they are right, take a small balanced weight "
+                "(Balanced(0.1)), more points, or leave the terms out: derivatives that change "
+                "faster than the points are dense mislead",
                 stacklevel=2,
             )
 

@@ -11,13 +11,15 @@ from lightning_sobolev.doctor import layers
 from lightning_sobolev.doctor.cost import Cost, measure
 from lightning_sobolev.doctor.differences import examine
 from lightning_sobolev.doctor.foresight import Foresight, foresight
-from lightning_sobolev.doctor.outlook import OnMislead, Outlook, say
+from lightning_sobolev.doctor.labels import LabelReport, examine_labels
+from lightning_sobolev.doctor.outlook import Outlook, Verdict
 from lightning_sobolev.doctor.rehearsal import Rehearsal
+from lightning_sobolev.doctor.watch import LabelWatch, OnFault, tell
 from lightning_sobolev.loss.loss import Occasion, SobolevLoss
 from lightning_sobolev.observe.recorder import Observed, Recorder
 from lightning_sobolev.observe.remedies import sharded_parts
 
-__all__ = ["Cost", "Doctor", "Foresight", "foresight"]
+__all__ = ["Cost", "Doctor", "Foresight", "LabelReport", "examine_labels", "foresight"]
 
 
 class Doctor:
@@ -28,6 +30,8 @@ class Doctor:
         """A call whose cost is to be measured when the step is over."""
         self.outlook: Outlook | None = None
         """Who gathers points, until it is known what they say of the derivatives."""
+        self.labels: LabelWatch | None = None
+        """Who gathers stored labels, until they are examined."""
 
     def scan(self, student: nn.Module, loss: SobolevLoss, recorder: Recorder) -> None:
         """Say which layers need a remedy; refuse those that have none."""
@@ -39,13 +43,8 @@ class Doctor:
         if seen.comparisons is None:  # a copy would have to be compiled, too
             self.kept = Rehearsal.of(seen), occasion
 
-    def watch(self, loss: SobolevLoss, on_mislead: OnMislead, processes: int) -> None:
-        """Gather the points of a fit, to foresee whether its derivatives help."""
-        if on_mislead != "off":
-            self.outlook = Outlook(loss, processes)
-
-    def foresee(self, loss: SobolevLoss, on_mislead: OnMislead) -> Foresight | None:
-        """Say once, between two steps, what the derivatives will do; drop them if that is asked.
+    def foresee(self) -> Verdict | None:
+        """Return once, between two steps, what the derivatives will do.
 
         Of several processes all must call this at the same steps.
 
@@ -58,15 +57,30 @@ class Doctor:
         verdict = outlook.verdict() if outlook.processes == 1 else outlook.common_verdict()
         if outlook.is_over:
             self.outlook = None
-        if verdict is None:
-            return None
-        loss.is_dropped = verdict.is_bad and on_mislead == "drop"
-        say(verdict, on_mislead)
-        return verdict.foresight
+        return verdict
 
-    def forget(self) -> None:
-        """Drop what was kept: the step did not come to its end."""
+    def watch_labels(self, loss: SobolevLoss) -> None:
+        """Gather the labels of the first steps."""
+        self.labels = LabelWatch()
+        loss.witnesses.append(self.labels)
+
+    def examine_labels(self, loss: SobolevLoss, on_fault: OnFault) -> LabelReport | None:
+        """Examine what was gathered, once, and say what came out; None where it is too little."""
+        watch, self.labels = self.labels, None
+        if watch is None:
+            return None
+        loss.witnesses.remove(watch)
+        report = watch.report()
+        if report is not None:
+            tell(report, on_fault)
+        return report
+
+    def forget(self, loss: SobolevLoss) -> None:
+        """Drop what was kept: the fit is over, or came to no end."""
         self.kept = None
+        if self.labels is not None:
+            loss.witnesses.remove(self.labels)
+            self.labels = None
         if self.outlook is not None:
             self.outlook.end()
             self.outlook = None

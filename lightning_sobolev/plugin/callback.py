@@ -12,8 +12,8 @@ from typing_extensions import override
 
 from lightning_sobolev._checks import require
 from lightning_sobolev._types import Teacher
-from lightning_sobolev.doctor import Cost, Doctor, Foresight
-from lightning_sobolev.doctor.outlook import OnMislead
+from lightning_sobolev.doctor import Cost, Doctor, Foresight, LabelReport
+from lightning_sobolev.doctor.outlook import OnMislead, Outlook, say
 from lightning_sobolev.functional.precision import InnerPrecision
 from lightning_sobolev.loss.compiling import CompileSettings
 from lightning_sobolev.loss.loss import Occasion, SobolevLoss
@@ -78,6 +78,9 @@ class SobolevCallback(Callback):
             and test as well.
         manual_scale: What multiplies the terms under manual optimization: 1/N for a step that hands
             ``loss / N`` of N micro-batches to ``manual_backward``.
+        labels: What follows where stored derivatives (:class:`BatchTeacher`) do not look like those
+            of the stored values, after the first batches: a warning, an error, or ``"off"``, which
+            does not look; ``label_report`` is what was found (docs/labels-doctor.md).
         compile: Compiles the student's call together with derivatives and terms (``engine="func"``,
             which it implies); settings instead of True say how. None: with ``engine="func"``, if
             the module is compiled.
@@ -113,19 +116,21 @@ class SobolevCallback(Callback):
         validate: bool = False,
         manual_scale: float = 1.0,
         compile: CompileSettings | bool | None = None,
+        labels: Literal["warn", "raise", "off"] = "warn",
     ) -> None:
         super().__init__()
         self.plan = cast(Plan, None)  # there while a fit runs
         self.report: Report | None = None
         self.cost: Cost | None = None
         self.foresight: Foresight | None = None
+        self.label_report: LabelReport | None = None
         observe = ObserveOptions(
             wrt=wrt, output=output, call=call, engine=engine, batch_norm=batch_norm,
             row_axes=row_axes, inner_precision=inner_precision, missing=missing,
         )  # fmt: skip
         self.options = Options(
             module=module, observe=observe, doctor=doctor, validate=validate,
-            manual_scale=manual_scale, compile=compile, on_mislead=on_mislead,
+            manual_scale=manual_scale, compile=compile, on_mislead=on_mislead, labels=labels,
         )  # fmt: skip
         if spec is not None and not isinstance(spec, SobolevSpec):
             raise ValueError(f"spec must be a SobolevSpec, got {type(spec).__name__}")
@@ -193,11 +198,15 @@ class SobolevCallback(Callback):
         name = self.options.module
         student = pl_module if name is None else pl_module.get_submodule(name)
         self._doctor.scan(student, self.loss, recorder)
+        is_watching = self.options.labels != "off" and not getattr(trainer, "fast_dev_run", False)
+        if is_watching and trainer.is_global_zero:
+            self._doctor.watch_labels(self.loss)
         step.install(pl_module, trainer, self)
 
     def _watch(self, trainer: Trainer) -> None:
-        if self.foresight is None:  # a resumed fit was told
-            self._doctor.watch(self.loss, self.options.on_mislead, trainer.world_size)
+        is_asked = self.options.on_mislead != "off" and not getattr(trainer, "fast_dev_run", False)
+        if is_asked and self.foresight is None:  # a resumed fit was told
+            self._doctor.outlook = Outlook(self.loss, trainer.world_size)
 
     def _enter(self, trainer: Trainer, module: LightningModule) -> Recorder:
         if isinstance(self.loss.teacher, NetworkTeacher):
@@ -225,16 +234,32 @@ class SobolevCallback(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._foresee(at_epoch=False)
         self.loss.checks.flush()
+        if self._doctor.labels is not None:
+            self._examine_labels()
+
+    def _examine_labels(self) -> None:
+        self.label_report = self._doctor.examine_labels(self.loss, self.options.labels)
 
     @override
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._foresee(at_epoch=True)
 
     def _foresee(self, at_epoch: bool) -> None:
-        # Several processes meet between two epochs, one sees after each step what it knows.
-        outlook = self._doctor.outlook
-        if outlook is not None and (outlook.processes > 1) == at_epoch:
-            self.foresight = self._doctor.foresee(self.loss, self.options.on_mislead)
+        # Several processes meet between two epochs, one sees before each step what it knows.
+        outlook, on_mislead = self._doctor.outlook, self.options.on_mislead
+        if outlook is None or (outlook.processes > 1) != at_epoch:
+            return
+        verdict = self._doctor.foresee()
+        if verdict is None:
+            return
+        self.foresight = verdict.foresight
+        self.loss.is_dropped = verdict.is_bad and on_mislead == "drop"
+        if self._doctor.labels is not None:
+            self._examine_labels()
+        # Wrong labels mislead, too; what is wrong with them was said.
+        is_said = self.label_report is not None and self.label_report.is_fault
+        if self.loss.is_dropped or not (verdict.is_bad and is_said):
+            say(verdict, on_mislead)
 
     @override
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
@@ -324,6 +349,8 @@ class SobolevCallback(Callback):
             raise
         finally:
             self._occasion.value_loss = None  # its graph ends with the step
+        if self._doctor.labels is not None and self._doctor.labels.is_full:
+            self._examine_labels()
         if not self._is_described:
             self._describe(observed[0])
         if report.has_more or self._reporter.balanced:
@@ -377,7 +404,7 @@ class SobolevCallback(Callback):
 
     def _leave(self, module: LightningModule) -> None:
         step.uninstall(module, self)
-        self._doctor.forget()
+        self._doctor.forget(self.loss)
         self._is_loaded, self.plan = False, cast(Plan, None)
         # A callback is copied and pickled between fits: without its trainer and module.
         for name in ("_trainer", "_module", "_reporter", "_occasion", "_manual", "_at", *_IDLE):

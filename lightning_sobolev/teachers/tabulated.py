@@ -30,6 +30,12 @@ class TabulatedJet:
         self._value, self._jacobian, self._hessian = value, jacobian, hessian
 
     @property
+    def gives(self) -> frozenset[str]:
+        """Which of value, jacobian and hessian are there."""
+        arrays = {"value": self._value, "jacobian": self._jacobian, "hessian": self._hessian}
+        return frozenset(name for name, array in arrays.items() if array is not None)
+
+    @property
     def value(self) -> Values:
         """The tabulated value."""
         return self._require(self._value, "value", "an order-0 term")

@@ -54,7 +54,9 @@ class Student(Learns):
 
 def sobolev(teacher=None, **options):
     teacher = BatchTeacher("2") if teacher is None else teacher
-    return SobolevCallback(teacher, **{"module": "net", "doctor": False, **options})
+    return SobolevCallback(
+        teacher, **{"module": "net", "doctor": False, "labels": "off", **options}
+    )
 
 
 def trained(data, *callbacks, student=None, epochs=5, path=None, **options):
