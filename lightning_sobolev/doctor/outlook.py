@@ -22,7 +22,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from torch import Tensor
 
 from lightning_sobolev import _paths
-from lightning_sobolev._types import Jet, Query, identity
+from lightning_sobolev._types import Jet, Query, StudentCall, identity
 from lightning_sobolev.doctor.foresight import Foresight, foresight
 from lightning_sobolev.doctor.gather import Gathering, Samples
 from lightning_sobolev.doctor.pairs import near_pairs
@@ -33,7 +33,7 @@ from lightning_sobolev.teachers.tabulated import TabulatedJet
 
 OnMislead = Literal["warn", "drop", "off"]
 FEWEST_POINTS = 20
-_MOST_POINTS, _MOST_NUMBERS = 4096, 2**24
+_MOST_POINTS, _MOST_NUMBERS = 4096, 2**22
 _ASKED_PAIRS, _MOST_OUTPUTS, _PROJECTIONS = 32, 16, 4
 _LEAST_KNOWN_ROWS = 16
 
@@ -79,6 +79,13 @@ class Verdict:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class _Bare:
+    """What a network that is asked for its input alone needs of a student's call."""
+
+    output: Sequence[str | int]
+
+
 class Outlook:
     """Gathers the points at which a loss is evaluated; gives one verdict when it has them all.
 
@@ -100,7 +107,7 @@ class Outlook:
     def __init__(self, loss: SobolevLoss, processes: int = 1) -> None:
         self._loss, self.processes, self._begun = loss, processes, loss.counter
         self._gathered: Gathering | None = None
-        self._last: Point | None = None
+        self._last: Query | None = None  # without its points, batch and graph
         self._known_rows, self._values = 0, cast(str | None, None)
         self.is_over = not any(term.order for term in loss.spec.terms)
         if not self.is_over:
@@ -120,7 +127,7 @@ class Outlook:
     def take(self, point: Point) -> None:
         """Keep what is new at a point; a step counts once, however often it is evaluated."""
         query = point.query
-        if self._last is not None and self._last.query.step == query.step:
+        if self._last is not None and self._last.step == query.step:
             return
         jet = self._stored(point)
         if jet is None:
@@ -134,7 +141,9 @@ class Outlook:
         self._gathered.take(query, jet)
         is_new = len(self._gathered) > before
         self._known_rows = 0 if is_new else self._known_rows + len(query.x)
-        self._last = point
+        call = None if query.call is None else cast(StudentCall, _Bare(query.call.output))
+        none = query.x.new_empty(0, *query.x.shape[1:])
+        self._last = Query(none, query.on, call=call, step=query.step, alone=True)
 
     def verdict(self) -> Verdict | None:
         """Return what is foreseen once no new points come, or as many as are looked at."""
@@ -162,7 +171,7 @@ class Outlook:
         self.end()
         return found
 
-    def _judged(self, samples: Samples, last: Point, is_all: bool) -> Verdict | None:
+    def _judged(self, samples: Samples, last: Query, is_all: bool) -> Verdict | None:
         samples = _known(samples)
         if len(samples) < FEWEST_POINTS:
             return None
@@ -174,7 +183,7 @@ class Outlook:
         except (ValueError, RuntimeError) as problem:  # no point is known, or memory is short
             rank_zero_info(f"Sobolev doctor: nothing was foreseen: {problem}")
             return None
-        return Verdict(found, len(samples), is_all, last.query.x.ndim == 2, self._values)
+        return Verdict(found, len(samples), is_all, last.x.ndim == 2, self._values)
 
     def _stored(self, point: Point) -> Jet | None:
         """Return a jet of arrays: without outputs where the teacher is to be asked; None: none."""
@@ -189,7 +198,7 @@ class Outlook:
                 return None
             return TabulatedJet(x.shape[1:], value=value, jacobian=jacobian)
         teacher = self._loss.teacher
-        is_network = isinstance(teacher, NetworkTeacher) and query.alone
+        is_network = isinstance(teacher, NetworkTeacher) and query.alone and teacher.takes != "call"
         if not (is_network or isinstance(teacher, AnalyticTeacher)):
             return None
         none = x.new_empty(len(x), 0)
@@ -248,11 +257,10 @@ def _united(parts: Sequence[Samples]) -> Samples:
 
 
 def _asked(
-    loss: SobolevLoss, last: Point, gathered: Float[Tensor, "points in"]
+    loss: SobolevLoss, query: Query, gathered: Float[Tensor, "points in"]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Ask the teacher at both ends of some near pairs: points, values, Jacobians."""
     pairs = near_pairs(gathered, gathered[:, :0], neighbors=1, most=_ASKED_PAIRS)
-    query = last.query
     x = gathered[torch.unique(torch.cat([pairs.first, pairs.second]))].to(query.x)
     x = x.reshape(len(x), *query.x.shape[1:])
     with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):

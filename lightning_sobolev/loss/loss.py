@@ -559,8 +559,9 @@ class SobolevLoss:
     def state_dict(self) -> dict[str, Any]:
         """Return plain values and tensors: all that a resumed run needs to go on exactly."""
         scales = {k: {"mean": mean, "count": n} for k, (mean, n) in self.scales.state.items()}
-        balance, dropped = dict(self.balance.state), self.is_dropped
-        return {"counter": self.counter, "scales": scales, "balance": balance, "dropped": dropped}
+        dropped = {"dropped": True} if self.is_dropped else {}
+        balance = dict(self.balance.state)
+        return {"counter": self.counter, "scales": scales, "balance": balance, **dropped}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what :meth:`state_dict` said."""

@@ -295,14 +295,14 @@ class SobolevCallback(Callback):
         return state
 
     def _state(self) -> dict[str, Any]:
-        found = None if self.foresight is None else asdict(self.foresight)
-        return self.loss.state_dict() | {"foresight": found}
+        found = {} if self.foresight is None else {"foresight": asdict(self.foresight)}
+        return self.loss.state_dict() | found
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._is_loaded, self._batch_number = True, -1
         self.loss.load_state_dict(state_dict)
-        found = state_dict.get("foresight")  # older checkpoints have none
+        found = state_dict.get("foresight")
         self.foresight = None if found is None else Foresight(**found)
         if self.plan is not None and self._doctor.outlook is None:  # behind a search for a rate
             self._watch(self._trainer)

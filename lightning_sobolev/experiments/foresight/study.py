@@ -61,11 +61,6 @@ def measure(cell: Cell) -> dict[str, Any]:
     return dict(zip(_KEYS, cell, strict=False)) | scores | end
 
 
-def misleads(frame: pd.DataFrame) -> "pd.Series[bool]":
-    """Return where ``Foresight.harms``."""
-    return score(frame) < 0
-
-
 def score(frame: pd.DataFrame) -> "pd.Series[float]":
     """Return one number for a threshold: negative where ``Foresight.harms``."""
     return np.minimum(frame["both_ends"] + frame["error"], 1 - frame["first_order"] / FAR)
@@ -79,46 +74,63 @@ def curve(alarm: "pd.Series[float]", harmed: "pd.Series[bool]") -> pd.DataFrame:
     return pd.concat([first, rates], ignore_index=True)
 
 
-def summary(frame: pd.DataFrame) -> str:
-    """Return counts of each source, and every cell in which the rule was wrong."""
-    alarm, parts = misleads(frame), [_INTRO.format(CLEAR, FAR)]
-    counts = [_counted(name, own, alarm) for name, own in frame.groupby("source", sort=False)]
-    parts.append(_table(pd.DataFrame([*counts, _counted("*all*", frame, alarm)])))
-    twins = frame[frame["twin"].notna()]
-    both = {
-        "foresight": alarm,
-        "twin: validation error above 1.2 times its own": twins["twin"] > 1.2,
+def kinds(frame: pd.DataFrame) -> "pd.Series[str]":
+    """Return the kind of each cell: the first of a few that fits."""
+    setting = frame["setting"]
+    tests = {
+        "points of several axes": frame["source"].isin(["forces", "atari"]),
+        "noisy derivatives": setting.str.contains("slope_noise"),
+        "trained by L-BFGS in equal time": setting.str.contains("lbfgs"),
+        "others, more than 100 points": frame["points"] > 100,
     }
-    beside = [_counted(name, twins, own) for name, own in both.items()]
-    parts += ["## Beside a twin\n", _table(pd.DataFrame(beside)), _tuned(frame)]
-    for title, wrong in (
-        ("Missed", ~alarm & (frame["outcome"] == "harmed")),
-        ("False alarms among helped", alarm & (frame["outcome"] == "helped")),
-    ):
-        parts += [f"## {title}\n", _table(frame[wrong][_SHOWN].sort_values("ratio"))]
+    found = np.select(list(tests.values()), list(tests), _FEW)
+    return pd.Series(found, index=frame.index)
+
+
+def summary(frame: pd.DataFrame) -> str:
+    """Return counts of each source and kind, and every cell in which the rule was wrong."""
+    alarm, twins = score(frame) < 0, frame[frame["twin"].notna()]
+    twin = {
+        "foresight": alarm,
+        "twin: validation error above 1.2 times its own": frame["twin"] > 1.2,
+    }
+    tables = {
+        "": [*_each(frame, "source", alarm), _counted("*all*", frame, alarm)],
+        "By kind": _each(frame.assign(kind=kinds(frame)), "kind", alarm),
+        "Beside a twin": [_counted(name, twins, own) for name, own in twin.items()],
+        _TUNED: _tuned(frame),
+        "Missed": frame[~alarm & (frame["outcome"] == "harmed")],
+        "False alarms among helped": frame[alarm & (frame["outcome"] == "helped")],
+    }
+    parts = [_INTRO.format(CLEAR, FAR)]
+    for title, rows in tables.items():
+        shown = rows[_SHOWN].sort_values("ratio") if isinstance(rows, pd.DataFrame) else rows
+        text = pd.DataFrame(shown).to_markdown(index=False, floatfmt=".3g")
+        parts.append((f"## {title}\n\n" if title else "") + f"{text}\n")
     return "\n".join(parts)
 
 
-def _tuned(frame: pd.DataFrame) -> str:
+def _each(frame: pd.DataFrame, key: str, alarm: "pd.Series[bool]") -> list[dict[str, str]]:
+    groups = frame.groupby(key, sort=False)
+    return [_counted(str(name), own, alarm) for name, own in groups]
+
+
+def _tuned(frame: pd.DataFrame) -> list[dict[str, str]]:
     """Choose the threshold on one source; tell how it does there and elsewhere."""
     own = frame["source"] == "regression"
     rates = curve(-score(frame[own]), frame[own]["outcome"] == "harmed")
     best = rates.loc[(rates["detected"] - rates["false"]).idxmax(), "alarm"]
-    parts = [("regression", frame[own]), ("all others", frame[~own])]
-    rows = [_counted(name, each, -score(each) >= best) for name, each in parts]
-    return f"{_TUNED.format(-best)}\n{_table(pd.DataFrame(rows))}"
+    parts = {"regression": frame[own], "all others": frame[~own]}
+    alarm = -score(frame) >= best
+    return [_counted(f"{name}, below {-best:.2g}", each, alarm) for name, each in parts.items()]
 
 
 def _counted(name: str, own: pd.DataFrame, alarm: "pd.Series[bool]") -> dict[str, str]:
-    row = {"source": name}
+    row = {"": name}
     for outcome in ("harmed", "level", "helped"):
         these = alarm[own.index[own["outcome"] == outcome]]
         row[f"alarms among {outcome}"] = f"{these.sum()} of {len(these)}"
     return row
-
-
-def _table(frame: pd.DataFrame) -> str:
-    return str(frame.to_markdown(index=False, floatfmt=".3g")) + "\n"
 
 
 _INTRO = """# foresight
@@ -131,37 +143,28 @@ points.
 """
 
 
-_TUNED = """## A threshold chosen on one source
-
-The rule is min(T + its standard error, 1 + F / 10) < 0. The threshold with the most detections \
-less false alarms on *regression* is {:.2g} in the place of 0:
-"""
+_TUNED = "A threshold chosen on one source, in the place of min(T + its error, 1 + F / 10) < 0"
+_FEW = "others, up to 100 points"
 
 
 def _draw(frame: pd.DataFrame, path: Path) -> None:
-    figure = figures.blank(8, 4)
-    twins = frame[frame["twin"].notna()]
-    left, right = figure.subplots(1, 2, sharey=True)
-    for axes, own, title in ((left, frame, "all cells"), (right, twins, "cells with a twin")):
+    figure = figures.blank(12, 4)
+    few, twins = frame[kinds(frame) == _FEW], frame[frame["twin"].notna()]
+    shown = {"all": frame, _FEW: few, "with a twin": twins}
+    places = figure.subplots(1, 3, sharey=True)
+    for axes, (title, own) in zip(places, shown.items(), strict=True):
         harmed = own["outcome"] == "harmed"
-        lines = {
-            "foresight": -score(own),
-            "both ends alone": -own["both_ends"],
-            "first order alone": -own["first_order"],
-        }
-        lines |= {"twin (validation errors)": own["twin"]} if own is twins else {}
+        lines = {"foresight": -score(own), "T alone": -own["both_ends"]}
+        lines |= {"F alone": -own["first_order"]}
+        lines |= {"twin": own["twin"]} if own is twins else {}
         for label, alarm in lines.items():
             rates = curve(alarm, harmed)
-            area = np.trapezoid(rates["detected"], rates["false"])
-            axes.step(
-                rates["false"], rates["detected"], where="post", label=f"{label}, area {area:.2f}"
-            )
-        alarm = misleads(own)
-        axes.plot(alarm[~harmed].mean(), alarm[harmed].mean(), "ko", label="the rule")
-        axes.set(
-            xlabel="false alarms among not harmed",
-            title=f"{title} ({harmed.sum()} of {len(own)} harmed)",
-        )
+            text = f"{label}, area {np.trapezoid(rates['detected'], rates['false']):.2f}"
+            axes.step(rates["false"], rates["detected"], where="post", label=text)
+        rule = score(own) < 0
+        axes.plot(rule[~harmed].mean(), rule[harmed].mean(), "ko", label="the rule")
+        axes.set(xlabel="false alarms among not harmed")
+        axes.set_title(f"{title}: {harmed.sum()} of {len(own)} harmed", fontsize=10)
         axes.legend(loc="lower right", fontsize=8)
-    left.set_ylabel("harmed cells foreseen")
+    places[0].set_ylabel("harmed cells foreseen")
     figures.save(figure, path)
