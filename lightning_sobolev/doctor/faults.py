@@ -172,7 +172,8 @@ def _scaled(case: Case, given: Fit) -> Finding | None:
     wrong, factors = [word for word, _ in words if word in FAULTS], _factors(words)
     if word in FAULTS and (not wrong or _agree(factors)):
         assert factor is not None
-        because = f"divided by {factor:.3g} they explain {_explained(given)} of the differences"
+        remedied = "negated" if word == "sign" else f"divided by {factor:.3g}"
+        because = f"{remedied} they explain {_explained(given)} of the differences"
         return Finding(word, because, factor)
     if not wrong:
         return None

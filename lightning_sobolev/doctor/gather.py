@@ -42,10 +42,10 @@ def samples_of(x: Float[Tensor, "batch *in"], jet: Jet, rows: Int[Tensor, " rows
     Returns:
         Points, values and Jacobians, in the order of ``rows``.
     """
-    value = jet.value.detach().flatten(1)
+    flat, value = x.detach().reshape(len(x), -1), jet.value.detach().reshape(len(x), -1)
     found = jet.jacobian if isinstance(jet, TabulatedJet) else _pulled(jet)
-    jacobian = found.detach().reshape(*value.shape, x[0].numel())
-    return Samples(*(_plain(part, rows) for part in (x.detach().flatten(1), value, jacobian)))
+    jacobian = found.detach().reshape(*value.shape, flat.shape[1])
+    return Samples(*(_plain(part, rows) for part in (flat, value, jacobian)))
 
 
 def _pulled(jet: Jet) -> Float[Tensor, "batch axes *in"]:

@@ -30,6 +30,14 @@ def test_rows_of_batches_are_kept_flat_in_float64(generator):
     assert found.jacobian.shape == (12, 3, 4)
 
 
+def test_a_scalar_output_may_have_no_axis_of_its_own(generator):
+    one = batch(generator)
+    one = one | {"y": one["y"][:, 0], "j": one["j"][:, 0]}
+    found = taken(Gathering(), one).samples()
+    assert_close(found.y, one["y"][:, None].double(), rtol=0, atol=0)
+    assert_close(found.jacobian, one["j"].reshape(6, 1, 4).double(), rtol=0, atol=0)
+
+
 def test_a_point_that_comes_again_is_kept_once(generator):
     one = batch(generator)
     one["x"][4] = one["x"][1]

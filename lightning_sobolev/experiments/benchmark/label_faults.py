@@ -56,7 +56,7 @@ def sample(cell: Cell, seed: int) -> _Sample:
     if cell.map == "value":
         return x.reshape(rows), value.reshape(-1, count).sum(1), gradient.reshape(rows)
     blocks = hessian.reshape(-1, count, width, width)
-    jacobian = torch.stack([torch.block_diag(*row) for row in blocks])
+    jacobian = torch.stack([torch.block_diag(*row) for row in blocks])  # type: ignore[no-untyped-call]
     # Of a gradient alone it is symmetric: transposed it would be as right as before.
     normal = torch.randn(cell.inputs, cell.inputs, generator=generator, dtype=torch.float64)
     rotation = torch.linalg.qr(normal).Q
