@@ -82,8 +82,9 @@ def test_neither_units_nor_origin_of_the_inputs_matter():
     assert_close(found.both_ends, expected.both_ends)
 
 
-def test_ripples_between_the_points_mislead_and_are_no_noise():
-    found = foresight(*with_jacobian(lambda x: torch.sin(500 * x).sum(), cloud(100, 2)))
+@pytest.mark.parametrize("frequency", [200, 500])
+def test_ripples_between_the_points_mislead_and_are_no_noise(frequency):
+    found = foresight(*with_jacobian(lambda x: torch.sin(frequency * x).sum(), cloud(100, 2)))
     assert found.both_ends < -10
     assert found.noise == 0.0
     assert found.harms
@@ -130,6 +131,12 @@ def test_unknown_entries_are_left_out():
     jacobian[:, 0, 1] = 0.0
     jacobian[::2, 1] = torch.nan  # some pairs are known still
     assert foresight(x, y, jacobian).both_ends < 1.0
+
+
+def test_an_unknown_entry_does_not_count_along_another_axis():
+    x = torch.linspace(0, 1, 9, dtype=torch.float64)[:, None] * torch.tensor([[1.0, 0.0]])
+    jacobian = torch.stack([2 * x[:, 0], torch.full((9,), torch.nan)], 1)
+    assert_close(foresight(x, x[:, 0] ** 2, jacobian).both_ends, 1.0)
 
 
 def test_a_function_that_does_not_change_is_explained_by_zeros_alone():
