@@ -122,6 +122,14 @@ class Case:
         dy, along = _known(self.dy, self.along[None])
         return self.weights.fit_outputs(dy, along[0])
 
+    def breadth(self) -> float:
+        """Return how many points, were they alike, the predictions would come from."""
+        squares = self.along.masked_fill(~self.along.isfinite(), 0.0).square().sum(1)
+        shares = squares.new_zeros(len(self.samples))
+        for ends in (self.pairs.first, self.pairs.second):
+            shares.index_add_(0, ends, squares)
+        return float(shares.sum().square() / shares.square().sum())
+
     def growth(self) -> "Growth":
         """Return how the prediction's errors grow with the distance."""
         dy, along = _known(self.dy, self.along[None])

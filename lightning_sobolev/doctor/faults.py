@@ -34,6 +34,9 @@ _LEAST_CORR, _SIGMAS = 0.3, 4.0
 _CLEAR_CORR = 0.5
 """For a factor, which fits to anything, and for one of many inputs or outputs."""
 
+_LEAST_BREADTH = 5.0
+"""Fewer points are an accident that no error bar covers: an outlier and its neighbors are 3.6."""
+
 _MOST_INPUTS = 32
 """Above, the inputs are not told apart: the regression's matrices would be large."""
 
@@ -66,6 +69,8 @@ class Finding:
 def find(case: Case) -> Finding:
     """Return the fault that is found, or whether the labels are right."""
     given = case.fit(case.along)
+    if case.along.nan_to_num().any() and case.breadth() < _LEAST_BREADTH:
+        return Finding("unknown", "the labels of a few points outweigh all others")
     return (
         _transposed(case, given) or _shifted(case) or _by_input(case, given)
         or _scaled(case, given) or _without_fault(case, given)

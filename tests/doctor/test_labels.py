@@ -130,6 +130,18 @@ def test_right_labels_are_never_faulty(function):
         assert not examine_labels(*labeled(function, seed=seed)).is_fault
 
 
+def test_breadth_is_a_number_of_points():
+    x, y, jacobian = labeled()
+    jacobian[1:] = 0
+    alone = Case.of(Samples(x, y, jacobian), 4)
+    pairs = alone.pairs
+    squares = alone.along.square().sum(1)
+    sums = torch.stack([squares[(pairs.first == n) | (pairs.second == n)].sum() for n in range(50)])
+    assert_close(alone.breadth(), float(sums.sum() ** 2 / (sums**2).sum()))
+    assert alone.breadth() < 4
+    assert "a few points outweigh" in examine_labels(x, y, -jacobian).because
+
+
 def test_values_that_are_noise_are_no_fault(generator):
     x, y, jacobian = labeled()
     y = 10 * torch.randn(y.shape, generator=generator, dtype=torch.float64)
