@@ -109,6 +109,11 @@ def foresight(
     Raises:
         ValueError: If shapes do not fit, a value is not finite, or no two points differ whose
             derivatives are known.
+
+    Example:
+        >>> x = torch.linspace(-1, 1, 10)[:, None]
+        >>> foresight(x, x**2, 2 * x).text
+        'the derivatives explain 100% of the change to the next point: they should help'
     """
     points, values, derivatives = _flat(x, y, jacobian)
     require(neighbors >= 1, "neighbors", "at least 1", neighbors)
