@@ -6,7 +6,7 @@ Teach a network a target's derivatives with respect to its input, beside the tar
 
 from lightning_sobolev._types import Directions, Jet, Query, Teacher
 from lightning_sobolev.callbacks import HarmCheck, KeepGenerators, StandardUnits
-from lightning_sobolev.doctor import LabelReport, examine_labels
+from lightning_sobolev.doctor import Foresight, LabelReport, examine_labels, foresight
 from lightning_sobolev.functional.norms import TimeSpaceNorm
 from lightning_sobolev.label_files import GraphFile, LabelFile, graph_collate
 from lightning_sobolev.loss.balance import Balanced
@@ -44,6 +44,7 @@ __all__ = [
     "Cosine",
     "DirectionalTeacher",
     "Directions",
+    "Foresight",
     "GraphFile",
     "HarmCheck",
     "Jet",
@@ -72,5 +73,6 @@ __all__ = [
     "__version__",
     "cache_answers",
     "examine_labels",
+    "foresight",
     "graph_collate",
 ]

@@ -1,4 +1,4 @@
-"""What is looked at before a training begins: layers, gradient, cost, and stored labels."""
+"""What is looked at before a training begins: layers, gradient, cost, and what the data say."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -10,14 +10,16 @@ from torch import nn
 from lightning_sobolev.doctor import layers
 from lightning_sobolev.doctor.cost import Cost, measure
 from lightning_sobolev.doctor.differences import examine
+from lightning_sobolev.doctor.foresight import Foresight, foresight
 from lightning_sobolev.doctor.labels import LabelReport, examine_labels
+from lightning_sobolev.doctor.outlook import Outlook, Verdict
 from lightning_sobolev.doctor.rehearsal import Rehearsal
 from lightning_sobolev.doctor.watch import LabelWatch, OnFault, tell
 from lightning_sobolev.loss.loss import Occasion, SobolevLoss
 from lightning_sobolev.observe.recorder import Observed, Recorder
 from lightning_sobolev.observe.remedies import sharded_parts
 
-__all__ = ["Cost", "Doctor", "LabelReport", "examine_labels"]
+__all__ = ["Cost", "Doctor", "Foresight", "LabelReport", "examine_labels", "foresight"]
 
 
 class Doctor:
@@ -26,6 +28,8 @@ class Doctor:
     def __init__(self) -> None:
         self.kept: tuple[Rehearsal, Occasion] | None = None
         """A call whose cost is to be measured when the step is over."""
+        self.outlook: Outlook | None = None
+        """Who gathers points, until it is known what they say of the derivatives."""
         self.labels: LabelWatch | None = None
         """Who gathers stored labels, until they are examined."""
 
@@ -38,6 +42,22 @@ class Doctor:
         examine(seen, loss)
         if seen.comparisons is None:  # a copy would have to be compiled, too
             self.kept = Rehearsal.of(seen), occasion
+
+    def foresee(self) -> Verdict | None:
+        """Return once, between two steps, what the derivatives will do.
+
+        Of several processes all must call this at the same steps.
+
+        Returns:
+            What was found; None where nothing is known yet, or there is nothing to say.
+        """
+        outlook = self.outlook
+        if outlook is None or outlook.is_fresh:
+            return None
+        verdict = outlook.verdict() if outlook.processes == 1 else outlook.common_verdict()
+        if outlook.is_over:
+            self.outlook = None
+        return verdict
 
     def watch_labels(self, loss: SobolevLoss) -> None:
         """Gather the labels of the first steps."""
@@ -61,6 +81,9 @@ class Doctor:
         if self.labels is not None:
             loss.witnesses.remove(self.labels)
             self.labels = None
+        if self.outlook is not None:
+            self.outlook.end()
+            self.outlook = None
 
     @rank_zero_only
     def measure_cost(

@@ -100,8 +100,8 @@ class Gathering:
     def _new_rows(self, x: Float[Tensor, "batch *in"]) -> list[int]:
         # Points that come again would be counted as evidence again.
         marks = [hash(row.tobytes()) for row in x.cpu().double().numpy()]
-        new = [n for n, mark in enumerate(marks) if mark not in self._known]
-        rows = [n for n in new if marks.index(marks[n]) == n]
+        first = {mark: n for n, mark in reversed(list(enumerate(marks)))}
+        rows = sorted(n for mark, n in first.items() if mark not in self._known)
         self._known.update(marks)
         return rows
 

@@ -179,6 +179,7 @@ class SobolevLoss:
         """
         self.scales, self.balance = RunningScales(), RunningBalance()
         self.at_once.chosen = {}
+        self.is_dropped = False  # all terms have weight zero from now on
         self.begin()
 
     def begin(self) -> None:
@@ -315,6 +316,7 @@ class SobolevLoss:
         for index, term in enumerate(self.spec.terms):
             weight = self._constants[index]
             weight = term.weight_at(occasion.step) if weight is None else weight
+            weight = 0.0 if self.is_dropped else weight
             report.weights[term.key] = weight
             if weight == 0.0:
                 continue
@@ -354,7 +356,7 @@ class SobolevLoss:
             explain(error)
             raise
         point = Point(seen, draws, query, seen.jet(), target)
-        for witness in self.witnesses if occasion.trains else ():
+        for witness in tuple(self.witnesses) if occasion.trains else ():  # they may leave
             witness(point)
         return point
 
@@ -475,7 +477,7 @@ class SobolevLoss:
             report.pending.append((energy, judge))
 
     def _sum_up(self, observed: Sequence[Observed], report: Report, occasion: Occasion) -> None:
-        if self._is_balanced and occasion.trains:
+        if self._is_balanced and occasion.trains and not self.is_dropped:
             value_loss = occasion.value_loss
             require(value_loss is not None, "value_loss", "given for a balanced weight", None)
             assert value_loss is not None
@@ -587,9 +589,10 @@ class SobolevLoss:
     def state_dict(self) -> dict[str, Any]:
         """Return plain values and tensors: all that a resumed run needs to go on exactly."""
         scales = {k: {"mean": mean, "count": n} for k, (mean, n) in self.scales.state.items()}
+        dropped = {"dropped": True} if self.is_dropped else {}
         return {
             "counter": self.counter, "scales": scales, "balance": dict(self.balance.state),
-            "at_once": dict(self.at_once.chosen),
+            "at_once": dict(self.at_once.chosen), **dropped,
         }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -597,6 +600,7 @@ class SobolevLoss:
         self.counter = int(state["counter"])
         self.balance.state = dict(state.get("balance", {}))  # older checkpoints have none
         self.at_once.chosen = dict(state.get("at_once", {}))
+        self.is_dropped = bool(state.get("dropped", False))
         saved = state["scales"]
         self.scales.state = {k: (s["mean"], int(s["count"])) for k, s in saved.items()}
 

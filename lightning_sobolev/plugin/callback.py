@@ -1,7 +1,7 @@
 """Sobolev terms for any LightningModule, by a callback."""
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any, Literal, cast
 
@@ -12,7 +12,8 @@ from typing_extensions import override
 
 from lightning_sobolev._checks import require
 from lightning_sobolev._types import Teacher
-from lightning_sobolev.doctor import Cost, Doctor, LabelReport
+from lightning_sobolev.doctor import Cost, Doctor, Foresight, LabelReport
+from lightning_sobolev.doctor.outlook import OnMislead, Outlook, say
 from lightning_sobolev.functional.precision import InnerPrecision
 from lightning_sobolev.loss.compiling import CompileSettings
 from lightning_sobolev.loss.loss import Occasion, SobolevLoss
@@ -74,6 +75,10 @@ class SobolevCallback(Callback):
             with finite differences on this very student, and to measure ``cost`` behind it.
         non_finite: ``"raise"`` refuses a teacher's answer with NaN or Inf; ``"skip"`` leaves such
             rows out of the term, counts them in the log, and says so once.
+        on_mislead: What follows where the data themselves say, after the first pass over their
+            points, that derivatives there raise the error of the values (``foresight``,
+            docs/foresight.md): a warning, or ``"drop"``: all terms have weight zero for the rest of
+            the fit. ``"off"`` does not look.
         validate: Whether to log ``val/sobolev/{term}`` and the derivatives' cosine in validation
             and test as well.
         manual_scale: What multiplies the terms under manual optimization: 1/N for a step that hands
@@ -120,6 +125,7 @@ class SobolevCallback(Callback):
         doctor: bool = True,
         non_finite: Literal["raise", "skip"] = "raise",
         missing: Literal["raise", "skip"] = "raise",
+        on_mislead: OnMislead = "warn",
         validate: bool = False,
         manual_scale: float = 1.0,
         at_once: int | None = None,
@@ -130,6 +136,7 @@ class SobolevCallback(Callback):
         self.plan = cast(Plan, None)  # there while a fit runs
         self.report: Report | None = None
         self.cost: Cost | None = None
+        self.foresight: Foresight | None = None
         self.label_report: LabelReport | None = None
         observe = ObserveOptions(
             wrt=wrt, output=output, call=call, groups=groups, engine=engine, batch_norm=batch_norm,
@@ -137,7 +144,7 @@ class SobolevCallback(Callback):
         )  # fmt: skip
         self.options = Options(
             module=module, observe=observe, doctor=doctor, validate=validate,
-            manual_scale=manual_scale, compile=compile, labels=labels,
+            manual_scale=manual_scale, compile=compile, on_mislead=on_mislead, labels=labels,
         )  # fmt: skip
         if spec is not None and not isinstance(spec, SobolevSpec):
             raise ValueError(f"spec must be a SobolevSpec, got {type(spec).__name__}")
@@ -198,9 +205,12 @@ class SobolevCallback(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self._is_loaded:  # not in setup, where configure_model has built nothing yet
             self.loss.reset()
+            self.foresight = None
+        self.loss.is_dropped &= self.options.on_mislead == "drop"
         recorder = self._enter(trainer, pl_module)
         recorder.snapshots = self.options.doctor  # on the first step
         self._doctor = Doctor()
+        self._watch(trainer)
         name = self.options.module
         student = pl_module if name is None else pl_module.get_submodule(name)
         self._doctor.scan(student, self.loss, recorder)
@@ -208,6 +218,11 @@ class SobolevCallback(Callback):
         if is_watching and trainer.is_global_zero:
             self._doctor.watch_labels(self.loss)
         step.install(pl_module, trainer, self)
+
+    def _watch(self, trainer: Trainer) -> None:
+        is_asked = self.options.on_mislead != "off" and not getattr(trainer, "fast_dev_run", False)
+        if is_asked and self.foresight is None:  # a resumed fit was told
+            self._doctor.outlook = Outlook(self.loss, trainer.world_size)
 
     def _enter(self, trainer: Trainer, module: LightningModule) -> Recorder:
         for network in self.loss.teacher.networks:  # the trainer moves no callback
@@ -233,12 +248,34 @@ class SobolevCallback(Callback):
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._foresee(at_epoch=False)
         self.loss.checks.flush()
         if self._doctor.labels is not None:
             self._examine_labels()
 
     def _examine_labels(self) -> None:
         self.label_report = self._doctor.examine_labels(self.loss, self.options.labels)
+
+    @override
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._foresee(at_epoch=True)
+
+    def _foresee(self, at_epoch: bool) -> None:
+        # Several processes meet between two epochs, one sees before each step what it knows.
+        outlook, on_mislead = self._doctor.outlook, self.options.on_mislead
+        if outlook is None or (outlook.processes > 1) != at_epoch:
+            return
+        verdict = self._doctor.foresee()
+        if verdict is None:
+            return
+        self.foresight = verdict.foresight
+        self.loss.is_dropped = verdict.is_bad and on_mislead == "drop"
+        if self._doctor.labels is not None:
+            self._examine_labels()
+        # Wrong labels mislead, too; what is wrong with them was said.
+        is_said = self.label_report is not None and self.label_report.is_fault
+        if self.loss.is_dropped or not (verdict.is_bad and is_said):
+            say(verdict, on_mislead)
 
     @override
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
@@ -266,17 +303,25 @@ class SobolevCallback(Callback):
     def state_dict(self) -> dict[str, Any]:
         under_way = self.plan is not None and self._is_under_way(self._trainer)
         if not under_way or self._mark is None:
-            return self.loss.state_dict()
+            return self._state()
         now = self.loss.mark()  # a step under way (Slurm) is repeated
         self.loss.go_back(self._mark)
-        state = self.loss.state_dict()
+        state = self._state()
         self.loss.go_back(now)
         return state
+
+    def _state(self) -> dict[str, Any]:
+        found = {} if self.foresight is None else {"foresight": asdict(self.foresight)}
+        return self.loss.state_dict() | found
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._is_loaded, self._batch_number = True, -1
         self.loss.load_state_dict(state_dict)
+        found = state_dict.get("foresight")
+        self.foresight = None if found is None else Foresight(**found)
+        if self.plan is not None and self._doctor.outlook is None:  # behind a search for a rate
+            self._watch(self._trainer)
 
     def begin(self, batch: Any) -> None:
         """Begin a training step; called by the shadowed step."""
@@ -285,6 +330,8 @@ class SobolevCallback(Callback):
             loss.checks.flush()
         number = self._trainer.fit_loop.epoch_loop.batch_progress.total.ready
         if self._batch_number != number:
+            if self._doctor.outlook is not None:  # not within a line search
+                self._foresee(at_epoch=False)
             self._batch_number, self._evaluations, self._mark = number, 0, loss.mark()
         elif self._mark is not None:  # a line search evaluates one function
             loss.go_back(self._mark)

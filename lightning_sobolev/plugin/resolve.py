@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
+from typing import get_args
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -9,6 +10,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
 from lightning_sobolev._checks import require
+from lightning_sobolev.doctor.outlook import OnMislead
 from lightning_sobolev.doctor.watch import OnFault
 from lightning_sobolev.loss.balance import check_balanced
 from lightning_sobolev.loss.compiled import Compiler
@@ -37,9 +39,11 @@ class Options:
     validate: bool = False
     manual_scale: float = 1.0
     compile: CompileSettings | bool | None = None
+    on_mislead: OnMislead = "warn"
     labels: OnFault = "warn"
 
     def __post_init__(self) -> None:
+        check_word("on_mislead", self.on_mislead, get_args(OnMislead))
         check_word("labels", self.labels, ("warn", "raise", "off"))
         fits = self.compile is None or isinstance(self.compile, bool | CompileSettings)
         require(fits, "compile", "True, False or CompileSettings", self.compile)

@@ -218,12 +218,16 @@ def train(case, devices=1):
 
 
 def train_in_two_processes(path, names):
+    numbers = [str(list(CASES).index(name)) for name in names]
+    in_two_processes([sys.executable, "-m", "tests.plugin._processes", str(path), *numbers])
+    return torch.load(path)
+
+
+def in_two_processes(command):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    numbers = [str(list(CASES).index(name)) for name in names]
-    command = [sys.executable, "-m", "tests.plugin._processes", str(path), *numbers]
     group = [
         subprocess.Popen(
             command, env={**environment, "LOCAL_RANK": str(rank)}, stderr=subprocess.PIPE, text=True
@@ -236,7 +240,6 @@ def train_in_two_processes(path, names):
         for process in group:
             process.kill()
     assert all(process.returncode == 0 for process in group), "\n".join(e[-3000:] for e in errors)
-    return torch.load(path)
 
 
 def main(path, *numbers):

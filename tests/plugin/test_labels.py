@@ -81,7 +81,7 @@ def test_off_does_not_look(said):
 
 
 def test_too_few_points_and_fast_dev_run_say_nothing(said):
-    run(labeled(-1.0, points=20), epochs=5)
+    run(labeled(-1.0, points=20), epochs=5, on_mislead="off")
     callback = SobolevCallback(BatchTeacher(jacobian=2), **QUIET_SOBOLEV)
     fit(Student(), labeled(-1.0, batch_size=60), callback, fast_dev_run=3)
     assert not said()

@@ -1,0 +1,1 @@
+"""Asks data whether derivatives will pay, and training whether they did."""
