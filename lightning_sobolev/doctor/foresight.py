@@ -131,7 +131,7 @@ def foresight(
 def _flat(x: Tensor, y: Tensor, jacobian: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Check and return ``[points, in]``, ``[points, out]`` and ``[points, out, in]``."""
     count = len(x) if x.ndim else 0
-    require(x.ndim >= 2 and count >= 2, "x", "[points, *in] with two points", list(x.shape))
+    require(count >= 2, "x", "[points, *in] with two points", list(x.shape))
     require(y.ndim >= 1 and len(y) == count, "y", f"[{count}, *out]", list(y.shape))
     shapes = [y.shape + x.shape[1:]] + ([x.shape] if y[0].numel() == 1 else [])
     expected = f"[points, *out, *in], here {list(shapes[0])}"
@@ -139,9 +139,7 @@ def _flat(x: Tensor, y: Tensor, jacobian: Tensor) -> tuple[Tensor, Tensor, Tenso
     for name, given in (("x", x), ("y", y)):
         require(bool(given.isfinite().all()), name, "finite", "NaN or Inf")
     require(not bool(jacobian.isinf().any()), "jacobian", "finite or NaN", "Inf")
-    points, values = (
-        given.detach().cpu().double().flatten(1) for given in (x, y.reshape(count, -1))
-    )
+    points, values = (given.detach().cpu().double().reshape(count, -1) for given in (x, y))
     sizes = (count, values.shape[1], points.shape[1])
     return points, values, jacobian.detach().cpu().reshape(sizes)
 

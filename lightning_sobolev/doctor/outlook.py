@@ -180,10 +180,10 @@ class Outlook:
                 found = foresight(samples.x, samples.y, samples.jacobian)
             else:
                 found = foresight(*_asked(self._loss, last, samples.x), neighbors=1)
-        except (ValueError, RuntimeError) as problem:  # no point is known, or memory is short
+        except Exception as problem:  # whatever a teacher does that is asked once more
             rank_zero_info(f"Sobolev doctor: nothing was foreseen: {problem}")
             return None
-        return Verdict(found, len(samples), is_all, last.x.ndim == 2, self._values)
+        return Verdict(found, len(samples), is_all, last.x.ndim <= 2, self._values)
 
     def _stored(self, point: Point) -> Jet | None:
         """Return a jet of arrays: without outputs where the teacher is to be asked; None: none."""
@@ -270,7 +270,7 @@ def _asked(
     x = x.reshape(len(x), *query.x.shape[1:])
     with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
         jet = loss.teacher.at(Query(x, query.on, call=query.call, step=query.step, alone=True))
-        value = jet.value.detach().flatten(1)
+        value = jet.value.detach().reshape(len(x), -1)
         onto = _projections(value)
         cotangents = onto[:, None].expand(-1, len(x), -1).reshape(-1, *jet.value.shape)
         rows = jet.vjp(cotangents).detach()

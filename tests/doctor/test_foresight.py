@@ -163,7 +163,7 @@ def test_a_line_says_what_to_expect():
     ("change", "match"),
     [
         ({"x": torch.zeros(1, 2)}, "x must be .points, .in. with two points"),
-        ({"x": torch.zeros(5)}, "x must be"),
+        ({"x": torch.zeros(5)}, "jacobian must be .points, .out, .in., here .5."),
         ({"x": torch.full((5, 2), torch.nan)}, "x must be finite, got .NaN"),
         ({"x": torch.zeros(5, 2)}, "jacobian must be known at two different points"),
         ({"y": torch.zeros(4)}, "y must be .5, .out."),
@@ -179,3 +179,9 @@ def test_what_does_not_fit_is_refused(change, match):
     given = {"x": x, "y": x.sum(1), "jacobian": torch.ones(5, 2)} | change
     with pytest.raises(ValueError, match=match):
         foresight(**given)
+
+
+def test_numbers_without_an_axis_are_rows_of_one():
+    x = torch.linspace(0, 3, 40, dtype=torch.float64)
+    bare = foresight(x, x.sin(), x.cos())
+    assert bare == foresight(x[:, None], x.sin()[:, None], x.cos()[:, None, None])

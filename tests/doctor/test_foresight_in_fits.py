@@ -203,6 +203,45 @@ def test_a_network_with_a_function_behind_it_is_asked_at_few_points():
     assert max(asked) <= 64
 
 
+class Bare(Student):
+    """Numbers without an axis, of numbers without one."""
+
+    def training_step(self, batch, batch_idx):
+        return mse_loss(self.net(batch[0][:, 0]), batch[1][:, 0])
+
+
+class OfNumbers(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = mlp(1, 1)
+
+    def forward(self, x):
+        return self.body(x[:, None])[:, 0]
+
+
+def test_numbers_without_an_axis_are_foreseen():
+    student, used = Bare(), sobolev(AnalyticTeacher(lambda x: torch.sin(300 * x)))
+    student.net = OfNumbers()
+    _, warned = trained(loader(300.0), used, student=student)
+    assert [MISLEADS in text for text in warned] == [True]
+
+
+def test_a_teacher_that_cannot_be_asked_once_more_does_not_end_the_fit(caplog):
+    asked = []
+
+    def moody(x):
+        asked.append(len(x))
+        if len(x) != 10:
+            raise KeyError("only whole batches")
+        return torch.sin(x).sum(1, keepdim=True)
+
+    used = sobolev(AnalyticTeacher(moody))
+    with caplog.at_level("INFO"):
+        trained(loader(1.0), used)
+    assert used.foresight is None
+    assert any("nothing was foreseen: 'only whole batches'" in text for text in caplog.messages)
+
+
 def test_generators_are_left_alone():
     def truth(x):
         return (x * 2).sin().sum(1, keepdim=True)
@@ -323,7 +362,7 @@ def test_what_follows_is_one_of_three_words():
 def test_older_checkpoints_know_of_no_foresight():
     used = sobolev()
     state = used.state_dict()
-    assert state.keys() == {"counter", "scales", "balance"}
+    assert not state.keys() & {"foresight", "dropped"}
     used.foresight = Foresight(1.0, 1.0, 0.0, 0.0)
     used.load_state_dict(state)
     assert used.foresight is None

@@ -1,8 +1,5 @@
 """Groups by other doors: found without a name, refused, checked, on several processes."""
 
-import os
-import socket
-import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -35,6 +32,7 @@ from tests.kinds._by_hand import (
     weights,
 )
 from tests.kinds._graphs import Fit, Scalar, graphs, index_of, taught
+from tests.plugin._processes import in_two_processes
 
 STORED = BatchTeacher(jacobian="grad")
 
@@ -316,23 +314,7 @@ def trained(number, **flags):
 
 @pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    command = [sys.executable, "-m", __spec__.name, str(tmp_path / "weights.pt")]
-    environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    group = [
-        subprocess.Popen(
-            command, env={**environment, "LOCAL_RANK": rank}, stderr=subprocess.PIPE, text=True
-        )
-        for rank in ("0", "1")
-    ]
-    try:
-        errors = [process.communicate(timeout=240)[1] for process in group]
-    finally:
-        for process in group:
-            process.kill()
-    assert all(process.returncode == 0 for process in group), "\n".join(e[-3000:] for e in errors)
+    in_two_processes([sys.executable, "-m", __spec__.name, str(tmp_path / "weights.pt")])
     for number, found in enumerate(torch.load(tmp_path / "weights.pt")):
         text = f"{TERMS[number]}: {{}}".format
         assert_close(found, trained(number), rtol=1e-10, atol=1e-12, msg=text)

@@ -1,8 +1,5 @@
 """Two processes know different numbers of rows and train as one process that sees them all."""
 
-import os
-import socket
-import subprocess
 import sys
 
 import pytest
@@ -12,6 +9,7 @@ from torch.testing import assert_close
 
 from lightning_sobolev import BatchTeacher
 from tests.kinds._by_hand import Step, distance, exact, fit, jacobian, mlp, numbers, slope, weights
+from tests.plugin._processes import in_two_processes
 
 X, Y, J = numbers(8, 3), numbers(8, 2, seed=1), numbers(8, 2, 3, seed=2)
 UNKNOWN = {
@@ -82,23 +80,7 @@ def test_one_process_trains_as_by_hand(number):
 
 @pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    command = [sys.executable, "-m", __spec__.name, str(tmp_path / "weights.pt")]
-    environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    group = [
-        subprocess.Popen(
-            command, env={**environment, "LOCAL_RANK": rank}, stderr=subprocess.PIPE, text=True
-        )
-        for rank in ("0", "1")
-    ]
-    try:
-        errors = [process.communicate(timeout=240)[1] for process in group]
-    finally:
-        for process in group:
-            process.kill()
-    assert all(process.returncode == 0 for process in group), "\n".join(e[-3000:] for e in errors)
+    in_two_processes([sys.executable, "-m", __spec__.name, str(tmp_path / "weights.pt")])
     for number, found in enumerate(torch.load(tmp_path / "weights.pt")):
         text = f"{CASES[number]}: {{}}".format
         assert_close(found, by_hand(number), rtol=1e-10, atol=1e-12, msg=text)
