@@ -57,7 +57,8 @@ class SobolevCallback(Callback):
     chosen call that no ``manual_backward`` reaches is an error.
 
     Cost: for one order-1 projection about 2 to 3 times a plain step. Assumes that row b of the
-    student's output depends on row b of its input alone.
+    student's output depends on row b of its input alone, or, with ``groups``, on the rows of
+    its group.
 
     Args:
         teacher: Answers with value and derivatives; a module is wrapped in a
