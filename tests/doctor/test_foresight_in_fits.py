@@ -342,6 +342,7 @@ def several(path):
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_processes_decide_alike_from_all_of_their_points(tmp_path):
     in_two_processes([sys.executable, "-m", __name__, str(tmp_path / "found")])
     names = {"Foresight": Foresight, "inf": float("inf")}

@@ -54,6 +54,7 @@ def test_none_is_training_without_a_callback(composed):
         assert_close(value, module.state_dict()[name], rtol=0, atol=0)
 
 
+@pytest.mark.filterwarnings("ignore:Sobolev doctor")  # a seed that is drawn may draw bad points
 def test_seed_zero_is_a_seed_and_null_draws_one(composed):
     first, second, other, drawn, again = (
         run(composed(*REGRESSION, f"seed={seed}", name=name))
