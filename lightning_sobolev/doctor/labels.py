@@ -156,6 +156,7 @@ def examine_labels(
         ValueError: If a shape does not fit, or ``x`` is not finite.
 
     Example:
+        >>> import torch
         >>> x = torch.linspace(-1, 1, 40)[:, None]
         >>> examine_labels(x, x.square(), -2 * x).finding
         'sign'
