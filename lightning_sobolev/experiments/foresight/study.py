@@ -20,8 +20,8 @@ log = logging.getLogger(__name__)
 CLEAR = 1.1
 """Ratio of errors from which on a difference is one."""
 _KEYS = ["source", "problem", "dim", "points", "setting"]
-_SCORES = ["first_order", "both_ends", "error", "noise"]
-_SHOWN = [*_KEYS, "first_order", "both_ends", "ratio"]
+_SCORES = {"F": "first_order", "T": "both_ends", "error": "error", "noise": "noise"}
+_SHOWN = [*_KEYS, "F", "T", "ratio"]
 
 
 def run_foresight(cfg: DictConfig) -> Path:
@@ -52,18 +52,22 @@ def _read(path: Path) -> pd.DataFrame:
 def measure(cell: Cell) -> dict[str, Any]:
     """Return a row: medians of what is foreseen at the points of the seeds, and the outcome."""
     found = [foresight(*cell.draw(seed)) for seed in range(DRAWS)]
-    scores = {key: float(np.median([getattr(one, key) for one in found])) for key in _SCORES}
+    scores = {
+        key: float(np.median([getattr(one, name) for one in found]))
+        for key, name in _SCORES.items()
+    }
     logs = cell.logs()
     mean, scatter = float(logs.mean()), float(logs.sem())
     is_clear = abs(mean) > max(scatter, np.log(CLEAR))
     outcome = ("harmed" if mean > 0 else "helped") if is_clear else "level"
-    end = {"ratio": np.exp(mean), "scatter": scatter, "outcome": outcome, "twin": cell.twin}
+    end = {"ratio": np.exp(mean), "scatter": scatter, "harmed": outcome == "harmed"}
+    end |= {"outcome": outcome, "twin": cell.twin}
     return dict(zip(_KEYS, cell, strict=False)) | scores | end
 
 
 def score(frame: pd.DataFrame) -> "pd.Series[float]":
     """Return one number for a threshold: negative where ``Foresight.harms``."""
-    return np.minimum(frame["both_ends"] + frame["error"], 1 - frame["first_order"] / FAR)
+    return np.minimum(frame["T"] + frame["error"], 1 - frame["F"] / FAR)
 
 
 def curve(alarm: "pd.Series[float]", harmed: "pd.Series[bool]") -> pd.DataFrame:
@@ -99,7 +103,7 @@ def summary(frame: pd.DataFrame) -> str:
         "By kind": _each(frame.assign(kind=kinds(frame)), "kind", alarm),
         "Beside a twin": [_counted(name, twins, own) for name, own in twin.items()],
         _TUNED: _tuned(frame),
-        "Missed": frame[~alarm & (frame["outcome"] == "harmed")],
+        "Missed": frame[~alarm & (frame["harmed"])],
         "False alarms among helped": frame[alarm & (frame["outcome"] == "helped")],
     }
     parts = [_INTRO.format(CLEAR, FAR)]
@@ -118,7 +122,7 @@ def _each(frame: pd.DataFrame, key: str, alarm: "pd.Series[bool]") -> list[dict[
 def _tuned(frame: pd.DataFrame) -> list[dict[str, str]]:
     """Choose the threshold on one source; tell how it does there and elsewhere."""
     own = frame["source"] == "regression"
-    rates = curve(-score(frame[own]), frame[own]["outcome"] == "harmed")
+    rates = curve(-score(frame[own]), frame[own]["harmed"])
     best = rates.loc[(rates["detected"] - rates["false"]).idxmax(), "alarm"]
     parts = {"regression": frame[own], "all others": frame[~own]}
     alarm = -score(frame) >= best
@@ -153,9 +157,9 @@ def _draw(frame: pd.DataFrame, path: Path) -> None:
     shown = {"all": frame, _FEW: few, "with a twin": twins}
     places = figure.subplots(1, 3, sharey=True)
     for axes, (title, own) in zip(places, shown.items(), strict=True):
-        harmed = own["outcome"] == "harmed"
-        lines = {"foresight": -score(own), "T alone": -own["both_ends"]}
-        lines |= {"F alone": -own["first_order"]}
+        harmed = own["harmed"]
+        lines = {"foresight": -score(own), "T alone": -own["T"]}
+        lines |= {"F alone": -own["F"]}
         lines |= {"twin": own["twin"]} if own is twins else {}
         for label, alarm in lines.items():
             rates = curve(alarm, harmed)

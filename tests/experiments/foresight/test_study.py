@@ -74,7 +74,7 @@ def test_harm_is_a_clear_ratio_beyond_its_scatter():
     found = [measure(one) for one in MADE]
     assert [row["outcome"] for row in found] == ["harmed", "helped", "level", "harmed"]
     assert_close(found[0]["ratio"], math.sqrt(6.0))
-    assert found[0]["both_ends"] < 0 < found[1]["both_ends"]
+    assert found[0]["T"] < 0 < found[1]["T"]
 
 
 def test_a_curve_goes_from_the_loudest_alarm_to_the_faintest():
