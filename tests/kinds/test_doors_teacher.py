@@ -24,6 +24,7 @@ from tests.kinds._by_hand import (
     share,
     slope,
     target,
+    weights,
 )
 
 # A teacher may be in eval mode, which Lightning remarks on.
@@ -77,6 +78,23 @@ def test_a_frozen_child_is_not_taken_for_the_student(module):
     found = held(Careless, [(X, Y)], lambda held: exact(held.teacher, module=module))
     net = mlp()
     assert_is(found, slope(frobenius(net, mlp(seed=7), X), net))
+
+
+class Encoded(Step):
+    """A frozen encoder, called before the head that is trained."""
+
+    def __init__(self):
+        super().__init__()
+        self.net, self.encoder = mlp(), mlp(outputs=3, seed=5).requires_grad_(False)
+
+    def training_step(self, batch, batch_idx):
+        return mse_loss(self.net(self.encoder(batch[0])), batch[1])
+
+
+def test_a_frozen_encoder_is_not_taken_for_the_student():
+    found = share(Encoded, [(X, Y)], exact(mlp(seed=7)))
+    net, encoded = mlp(), mlp(outputs=3, seed=5)(X).detach()
+    assert_is(found[: len(weights(net))], slope(frobenius(net, mlp(seed=7), encoded), net))
 
 
 class MeanTeacher(Distils):

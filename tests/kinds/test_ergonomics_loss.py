@@ -227,3 +227,14 @@ def test_an_argument_that_is_left_out_is_no_input():
         loss_fn.observe(net, wrt="shift"),
     ):
         net(X)
+
+
+def test_weights_that_moved_before_the_term_are_refused():
+    net, loss_fn = mlp(), loss_of(SobolevTerm(**EXACT, rows=0.5))
+    with loss_fn.observe(net):
+        net(X)
+    with torch.no_grad():
+        net[0].weight.add_(1.0)
+    text = r"weight '0.weight' .* before the term is evaluated \(an optimizer step inside of"
+    with pytest.raises(ValueError, match=text):
+        loss_fn()
