@@ -28,15 +28,18 @@ class LabelWatch:
     """
 
     def __init__(self) -> None:
-        self._gathering = Gathering(_POINTS, numbers=_NUMBERS)
+        self._gathering, self._has_labels = Gathering(_POINTS, numbers=_NUMBERS), True
 
     @property
     def is_full(self) -> bool:
         """Whether it gathers no more."""
-        return self._gathering.is_full
+        return not self._has_labels or self._gathering.is_full
 
     def __call__(self, point: Point) -> None:
         """Take in what was asked and answered at a point of evaluation."""
+        stored = isinstance(point.target, TabulatedJet) and "jacobian" in point.target.gives
+        # The way to a neighbor is one of all nodes of a graph.
+        self._has_labels = stored and point.query.groups is None
         jet = None if self.is_full else _labels(point)
         if jet is not None:
             self._gathering.take(point.query, jet)
@@ -63,9 +66,7 @@ def tell(report: LabelReport, on_fault: OnFault) -> None:
 
 def _labels(point: Point) -> TabulatedJet | None:
     query, target, student = point.query, point.target, point.student
-    if query.groups is not None:  # the way to a neighbor is one of all nodes of a graph
-        return None
-    if not isinstance(target, TabulatedJet) or student is None or "jacobian" not in target.gives:
+    if not isinstance(target, TabulatedJet) or student is None:
         return None
     x, jacobian, shape = query.x, target.jacobian, student.value.shape
     size = shape[1:].numel() * x.shape[1:].numel()

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 Row = dict[str, Any]
 _WAYS: dict[str, dict[str, Any]] = {"net": {"module": "net"}, "defaults": {}}
-_WATCHED = 3  # the first steps look at the student, too
+_WATCHED = 20  # the first steps look at student and points, too
 _INTRO = """# Machinery
 
 Made by `python scripts/benchmark.py study=machinery`; `conf/study/machinery.yaml` lists what can be
