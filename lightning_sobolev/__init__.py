@@ -14,6 +14,7 @@ from lightning_sobolev.loss.compiling import CompileSettings
 from lightning_sobolev.loss.loss import SobolevLoss
 from lightning_sobolev.loss.report import Report
 from lightning_sobolev.plugin import SobolevCallback, SobolevMixin
+from lightning_sobolev.points import Mixup, Noise, Recombine, Shift
 from lightning_sobolev.spec import Cosine, Linear, SobolevSpec, SobolevTerm, Step
 from lightning_sobolev.standardization import Standardized, Standardizer
 from lightning_sobolev.teachers import (
@@ -53,10 +54,14 @@ __all__ = [
     "LabelReport",
     "Linear",
     "MixedTeacher",
+    "Mixup",
     "NetworkTeacher",
+    "Noise",
     "Query",
+    "Recombine",
     "ReducedTeacher",
     "Report",
+    "Shift",
     "SobolevCallback",
     "SobolevLoss",
     "SobolevMixin",

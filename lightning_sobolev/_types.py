@@ -137,6 +137,11 @@ class Teacher(Protocol):
     networks: Sequence[nn.Module] = ()
     """Networks that answer: they follow the student's device, and are not taken for the student."""
 
+    @property
+    def is_stored(self) -> bool:
+        """Whether it answers at the inputs of the data alone, not anywhere."""
+        return False
+
     def at(self, query: Query) -> Jet:
         """Return the jet of ``query.on(target)`` at ``query.x``, without a graph to the student."""
         ...

@@ -21,6 +21,7 @@ from lightning_sobolev.functional.covariance import Covariance
 from lightning_sobolev.functional.discrepancies import DISCREPANCIES
 from lightning_sobolev.functional.fisher import FISHER
 from lightning_sobolev.functional.projections import PROJECTIONS
+from lightning_sobolev.points import Points, PointsFn
 from lightning_sobolev.schedules import Cosine, Linear, Schedule, Step, is_weight
 
 __all__ = ["OUTPUT_MAPS", "Cosine", "Linear", "Schedule", "SobolevSpec", "SobolevTerm", "Step"]
@@ -75,6 +76,11 @@ class SobolevTerm:
             takes the mean over the nodes of each graph first. The weight means the same for graphs
             of any size in both.
         every_n_steps: Evaluates the term in every n-th step alone, n times as heavy.
+        points: Where student and teacher are compared: None for the observed input, or what is made
+            of it in every step: :class:`~lightning_sobolev.Recombine`, ``Mixup``, ``Shift``,
+            ``Noise``, or a function ``(x, generator) -> x'``. It takes a teacher that can be asked
+            anywhere, and a second forward of the student; terms of equal ``points`` and ``rows``
+            share both.
         name: Key in the log; ``order_1`` and so on when None.
 
     Raises:
@@ -92,6 +98,7 @@ class SobolevTerm:
     rows: float = 1.0
     average: Literal["node", "graph"] = "node"
     every_n_steps: int = 1
+    points: Points | PointsFn | None = None
     name: str | None = None
 
     # Set once: they are asked for at every step.
@@ -132,6 +139,8 @@ class SobolevTerm:
         require(rows_ok, "rows", "in (0, 1]", self.rows)
         require(self.average in ("node", "graph"), "average", "'node' or 'graph'", self.average)
         require(self.every_n_steps >= 1, "every_n_steps", "at least 1", self.every_n_steps)
+        makes = self.points is None or isinstance(self.points, Points) or callable(self.points)
+        require(makes, "points", "None, a kind of points or a function", self.points)
         # The sum of all terms is logged beside them under this name.
         require(self.name not in ("", "total"), "name", "a word other than 'total'", self.name)
         is_second, side = self.order == 2, self.side

@@ -13,7 +13,7 @@ from lightning_sobolev.functional.fisher import FISHER, fisher
 from lightning_sobolev.functional.projections import draw, hash_words
 from lightning_sobolev.spec import SobolevTerm
 
-_COTANGENT, _TANGENT, _ROWS = 0, 1, 2
+_COTANGENT, _TANGENT, _ROWS, _POINTS = 0, 1, 2, 3
 _CPU = torch.device("cpu")
 
 Generators = dict[torch.device, torch.Generator]
@@ -67,6 +67,10 @@ class Draws:
         # Terms with the same fraction share their rows, and so one replay.
         generator = self._generator(round(fraction * 1e6), _ROWS)
         return torch.randperm(size, generator=generator)[:count].sort().values
+
+    def points(self, index: int, device: torch.device) -> torch.Generator:
+        """Return the generator of the points that term number ``index`` is the first to have."""
+        return self._generator(index, _POINTS, device)
 
     def _draw(
         self, index: int, what: int, term: SobolevTerm, like: Tensor, groups: Groups | None

@@ -42,6 +42,7 @@ from lightning_sobolev.observe.call import Call, ReplayOptions
 from lightning_sobolev.observe.options import ObserveOptions, check_word
 from lightning_sobolev.observe.recorder import Needs, Observed, Push, Recorder
 from lightning_sobolev.observe.remedies import Remedies, explain, has_recurrent, kept_gathered
+from lightning_sobolev.points import points_at
 from lightning_sobolev.spec import SobolevSpec, SobolevTerm
 from lightning_sobolev.teachers.network import as_teacher
 from lightning_sobolev.teachers.tabulated import TabulatedJet
@@ -145,6 +146,7 @@ class SobolevLoss:
         self.teacher = as_teacher(teacher)
         self.spec = as_spec(terms, on, self.teacher)
         _check_estimates(self.spec, self.teacher)
+        _check_points(self.spec, self.teacher)
         self.seed, self.non_finite, self.at_once = seed, non_finite, AtOnce(at_once)
         self.gaps = Gaps(self.teacher.allows_unknown, non_finite)
         self.checks = Checks()
@@ -245,8 +247,8 @@ class SobolevLoss:
         in_eval = options.batch_norm == "eval"
         needs = Needs(
             on=self.spec.output_map,
-            parts=any(term.rows < 1.0 for term in terms),
-            only_parts=all(term.rows < 1.0 for term in terms),
+            parts=any(term.rows < 1.0 or term.points is not None for term in terms),
+            only_parts=all(term.rows < 1.0 or term.points is not None for term in terms),
             every_call=every_call,
             replays=options.engine == "func",
         )
@@ -322,10 +324,10 @@ class SobolevLoss:
                 continue
             parts: list[_Asked] = []
             for number, seen in enumerate(observed):
-                place = (number, term.rows)
+                place = (number, term.rows, term.points)
                 point = report.points.get(place)
                 if point is None:
-                    point = self._point(seen, number, term.rows, occasion)
+                    point = self._point(seen, number, index, occasion)
                     report.points[place] = point
                     if point.seen.x.is_leaf and point.seen.x.requires_grad:
                         report.leaves.append(point.seen.x)
@@ -333,15 +335,20 @@ class SobolevLoss:
             asked.append((index, parts))
         return asked
 
-    def _point(self, seen: Observed, number: int, fraction: float, occasion: Occasion) -> Point:
-        place = occasion.offset + number
+    def _point(self, seen: Observed, number: int, index: int, occasion: Occasion) -> Point:
+        place, fraction = occasion.offset + number, self.spec.terms[index].rows
+        points = self.spec.terms[index].points
         draws = Draws(self.seed, self.rank, occasion.number, place, self._generators)
-        rows, x = None, seen.x
+        rows, x, at = None, seen.x, None
         if fraction < 1.0 and seen.size:
             rows = draws.rows(fraction, seen.size).to(x.device)
-        if rows is not None or seen.replay_only:
+        if points is not None:
+            require(seen.call.groups is None, "points", "None with groups=", points)
+            at = points_at(points, x.detach(), draws.points(index, x.device), occasion.at)
+        if rows is not None or seen.replay_only or at is not None:
             pushes = seen.recorder.engine == "func" and self.pushed_term is not None
-            seen = seen.replay(rows, fraction, self.push(occasion, place) if pushes else None)
+            push = self.push(occasion, place) if pushes else None
+            seen = seen.replay(rows, fraction, push, at)
         call, batch = seen.call, occasion.batch
         x, groups = seen.x.detach(), call.groups
         rows = rows if groups is None else call.rows
@@ -356,7 +363,8 @@ class SobolevLoss:
             explain(error)
             raise
         point = Point(seen, draws, query, seen.jet(), target)
-        for witness in tuple(self.witnesses) if occasion.trains else ():  # they may leave
+        # They may leave, and look at the points of the data alone.
+        for witness in tuple(self.witnesses) if occasion.trains and points is None else ():
             witness(point)
         return point
 
@@ -671,6 +679,15 @@ def _check_estimates(spec: SobolevSpec, teacher: Teacher) -> None:
         raise ValueError(
             f"discrepancy of term {wrong[0]!r} must be another than 'product', which multiplies "
             f"estimates of one number, with a {type(teacher).__name__}"
+        )
+
+
+def _check_points(spec: SobolevSpec, teacher: Teacher) -> None:
+    moved = [term.key for term in spec.terms if term.points is not None]
+    if moved and teacher.is_stored:
+        raise ValueError(
+            f"points of term {moved[0]!r} must be None with a {type(teacher).__name__}, which "
+            "answers at the inputs of the data alone; a network or a formula can be asked anywhere"
         )
 
 

@@ -108,16 +108,29 @@ class Observed:
         return TapeJet(mapped(self.recorder.needs.on, self.y, self.x), self.x)
 
     def replay(
-        self, rows: Tensor | None = None, fraction: float = 1.0, push: Push | None = None
-    ) -> "Observed":
-        """Make the call once more, on all rows or a fraction, as :mod:`observe.call` says."""
+        self, rows: Tensor | None = None, fraction: float = 1.0, push: Push | None = None,
+        at: Tensor | None = None,
+    ) -> "Observed":  # fmt: skip
+        """Make the call once more, on all rows or a fraction, as :mod:`observe.call` says.
+
+        Args:
+            rows: Which rows; None for all.
+            fraction: Which share of all they are.
+            push: Who gives forward mode its tangents.
+            at: Other inputs in the place of the observed ones.
+
+        Returns:
+            The new call.
+        """
         recorder, call = self.recorder, self.call
         cut = None if rows is None else recorder.row_axes.cut(self, rows)
-        x = self.x if cut is None else self.x[cut.rows]
+        x = self.x if at is None else at
+        x = x if cut is None else x[cut.rows]
         if x.dtype.itemsize < 4 and not (recorder.is_half and recorder.is_sharded):
             x = x.float()
         # x[rows] of our own leaf would hang the second graph below the first one.
-        x = x if self.x.grad_fn is not None else x.detach().requires_grad_()
+        is_inner = self.x.grad_fn is not None and at is None
+        x = x if is_inner else x.detach().requires_grad_()
         seen = Observed(call if cut is None else call.cut_to(cut), recorder, x, self.y, self.number)
         if recorder.compiled is not None and not recorder.is_validating:
             whole = recorder.compiled.replay(seen, rows, fraction, cut)

@@ -94,6 +94,8 @@ def resolve(trainer: Trainer, module: LightningModule, options: Options, loss: S
     )  # fmt: skip
     compiler = None
     if settings is not None:
+        points = next((term.points for term in loss.spec.terms if term.points is not None), None)
+        require(points is None, "points", "None with compile", points)
         compiler = Compiler(loss, recorder, settings, nested=compiled)
         recorder.engine, recorder.compiled = "tape", compiler  # the tape, should it not compile
     if not any(parameter.requires_grad for parameter in module.parameters()):

@@ -131,6 +131,11 @@ class CachedTeacher(Teacher):
             )
         return [open_shard(self.folder, n, verify=verify) for n in range(count)]
 
+    @property
+    def is_stored(self) -> bool:
+        """True: the batch has derivatives at its own inputs."""
+        return True
+
     def at(self, query: Query) -> CachedJet:
         """Return what was stored of the samples that the query is about."""
         samples = self._samples(query)

@@ -140,6 +140,11 @@ class TeacherChoice(Teacher):
         for one in self.teachers:
             one.check_apart(module, target)
 
+    @property
+    def is_stored(self) -> bool:
+        """Whether one of the teachers answers at the inputs of the data alone."""
+        return any(one.is_stored for one in self.teachers)
+
     def at(self, query: Query) -> Jet:
         """Return the jet whose rows are those of the chosen teachers.
 

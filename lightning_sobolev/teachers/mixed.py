@@ -50,6 +50,11 @@ class MixedTeacher(Teacher):
         self._value = None if value is None else _paths.parse(value)
         self._check = BatchCheck(_NAME, stores_mapped=stores_mapped)
 
+    @property
+    def is_stored(self) -> bool:
+        """True: the batch has derivatives at its own inputs."""
+        return True
+
     def at(self, query: Query) -> Jet:
         """Return the value in the query's batch; derivatives come with their directions."""
         self._check(query)

@@ -228,6 +228,11 @@ class BatchTeacher(Teacher):
         named = {name for name, path in self._paths.items() if path is not None}
         return frozenset(named | ({"jacobian"} if self._parts else set()))
 
+    @property
+    def is_stored(self) -> bool:
+        """True: the batch has derivatives at its own inputs."""
+        return True
+
     def at(self, query: Query) -> Jet:
         """Return the jet stored in the query's batch."""
         self._check(query)

@@ -78,6 +78,11 @@ class TraceTeacher(Teacher):
         self._factor = None if matrix is None else _factor(torch.as_tensor(matrix).detach())
         self._check = BatchCheck(_NAME, stores_mapped=stores_mapped)
 
+    @property
+    def is_stored(self) -> bool:
+        """True: the batch has derivatives at its own inputs."""
+        return True
+
     def at(self, query: Query) -> Jet:
         """Return the value in the query's batch; traces come with their directions."""
         self._check(query)
