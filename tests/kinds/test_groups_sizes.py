@@ -127,7 +127,7 @@ NAMES = ("pos", "batch", "z", "edges", "strength", "cell", "kinds")
 # By graph: its nodes, and its edges; then: as many edges as nodes, three times as many nodes as
 # graphs, three times as many edges as graphs, as many nodes as kinds, all at once.
 BATCHES = {
-    "different": ((3, 2, 4, 2), (4, 2, 5, 1)),
+    "different": ((3, 2, 4, 2), (4, 2, 5, 2)),
     "edges": ((3, 2, 4, 2), (2, 1, 6, 2)),
     "cells": ((4, 2, 5, 1), (4, 2, 5, 3)),
     "edges and cells": ((3, 2, 4, 2), (4, 2, 5, 1)),
@@ -144,7 +144,8 @@ def tables(nodes, edges, seed=0):
         start += size
     return {
         "pos": numbers(len(index), 3, seed=seed), "batch": index, "edges": torch.cat(pairs, 1),
-        "z": torch.randint(7, (len(index),), generator=generator), "strength": numbers(sum(edges), seed=seed + 2),
+        "z": torch.randint(7, (len(index),), generator=generator),
+        "strength": numbers(sum(edges), seed=seed + 2),
         "cell": numbers(3 * len(nodes), 3, seed=seed + 3), "kinds": numbers(7, seed=99),
         "grad": numbers(len(index), 3, seed=seed + 4), "y": numbers(len(nodes)),
     }  # fmt: skip
