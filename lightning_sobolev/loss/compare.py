@@ -218,7 +218,7 @@ def in_groups(term: SobolevTerm, comparison: Comparison, groups: Groups) -> Comp
     """Say what the rows of a comparison count, so that a weight means the same for any graph.
 
     Derivatives in input space have a row for each node, those in output space a row for each graph,
-    which is a sum over its nodes. Values are averaged over graphs.
+    which is a sum over its nodes. Values are averaged over graphs, or over nodes that have them.
 
     Returns:
         The comparison, with its shares.
@@ -226,31 +226,45 @@ def in_groups(term: SobolevTerm, comparison: Comparison, groups: Groups) -> Comp
     Raises:
         ValueError: If elements are compared of inputs that have different ones.
     """
-    of_graphs = comparison.distance.shape[1] != len(groups.index)  # what a teacher reads of nodes
-    if term.order == 0 or (groups.per_row and not term.needs_cotangents):
-        return comparison
-    if term.needs_cotangents and of_graphs:
+    kind = comparison.distance
+    of_nodes = groups.per_row
+    if term.needs_cotangents:  # else what a teacher reads of nodes
+        of_nodes = kind.shape[1] == len(groups.index)
+    if not of_nodes and (term.order == 0 or term.needs_cotangents):
         return comparison
     if groups.blocks and term.normalize == "elements":
         raise ValueError(
             f"normalize of term {term.key!r} must be 'target' or 'none' where wrt names inputs "
             "with different numbers of rows, got 'elements'"
         )
-    kind = comparison.distance
-    sizes = groups.sizes().to(kind.dtype).clamp_min(1.0)
-    one = torch.ones_like(sizes)
-    if not term.needs_cotangents:  # E|J v|^2 is the sum over the nodes
-        factor, count = (one, sizes) if term.average == "node" else (1.0 / sizes, one)
-        return replace(comparison, shares=[Share(slice(0, len(sizes)), factor, count)])
-    shares = []
+    shares = _of_nodes(term, kind, groups) if of_nodes else [_of_graphs(term, kind, groups)]
+    return replace(comparison, shares=shares)
+
+
+def _of_graphs(term: SobolevTerm, distance: Tensor, groups: Groups) -> Share:
+    # E|J v|^2 is the sum over the nodes; a graph without any counts nothing.
+    sizes = groups.sizes().to(distance.dtype)
+    each = _one(distance) * (sizes > 0)
+    if term.average == "node":
+        return Share(slice(0, len(sizes)), each, each * sizes)
+    return Share(slice(0, len(sizes)), each / sizes.clamp_min(1.0), each)
+
+
+def _of_nodes(term: SobolevTerm, distance: Tensor, groups: Groups) -> list[Share]:
+    shares, one = [], _one(distance)
     for block, part in enumerate(groups.parts()):
         index = groups.index[part]
-        each = kind.new_ones(len(index))
+        each = one.expand(len(index))
         if term.average == "graph":
-            own = torch.bincount(index, minlength=groups.count).to(kind.dtype)
-            each = (1.0 / own.clamp_min(1.0))[index]
+            own = torch.bincount(index, minlength=groups.count).to(distance.dtype)
+            each = (one / own.clamp_min(1.0))[index]
         shares.append(Share(part, each, each, block))
-    return replace(comparison, shares=shares)
+    return shares
+
+
+def _one(distance: Tensor) -> Tensor:
+    # Other calls and other processes may have another number of projections.
+    return distance.new_ones(()) / max(len(distance), 1)
 
 
 def reduce(
@@ -377,6 +391,7 @@ def join(parts: Sequence[Comparison]) -> Comparison:
     """Put what was compared at several calls together, row after row."""
     if len(parts) == 1:
         return parts[0]
+    parts = _of_as_many_projections(parts)
     distance = torch.cat([part.distance for part in parts], dim=1)
     references = [part.reference for part in parts if part.reference is not None]
     known = None
@@ -400,6 +415,30 @@ def join(parts: Sequence[Comparison]) -> Comparison:
         torch.stack(skipped).sum() if skipped else None,
         shares=shares or None,
     )
+
+
+def _of_as_many_projections(parts: Sequence[Comparison]) -> Sequence[Comparison]:
+    # All directions of a large graph are more than those of a small one: fill up with unknown.
+    counts = [len(part.distance) for part in parts]
+    if len(set(counts)) < 2:
+        return parts
+    found = []
+    for part, count in zip(parts, counts, strict=True):
+        rows, missing = part.distance.shape[1], max(counts) - count
+        each = part.distance.new_full((rows,), 1.0 / max(count, 1))
+        known = part.distance.new_ones((count, rows)).bool() if part.known is None else part.known
+        fill = functools.partial(_filled_up, missing=missing)
+        reference = None if part.reference is None else fill(part.reference)
+        shares = part.shares or [Share(slice(0, rows), each, each)]
+        found.append(replace(
+            part, distance=fill(part.distance), reference=reference, known=fill(known),
+            shares=shares,
+        ))  # fmt: skip
+    return found
+
+
+def _filled_up(rows: Tensor, missing: int) -> Tensor:
+    return torch.cat([rows, rows.new_zeros(missing, *rows.shape[1:])])
 
 
 def check_target(

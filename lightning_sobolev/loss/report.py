@@ -84,9 +84,10 @@ class Report:
 
 def cosine(student: Tensor, target: Tensor, known: Tensor | None) -> Tensor:
     """Return the mean cosine of rows over the pairs that are known."""
-    student, target = student.detach().flatten(2), target.nan_to_num().flatten(2)
-    if student.ndim == 2:
-        student, target = student[..., None], target[..., None]
+    student, target = (
+        rows.reshape(*rows.shape[:2], rows.shape[2:].numel())  # a number has an axis of its own
+        for rows in (student.detach(), target.nan_to_num())
+    )
     found = torch.nn.functional.cosine_similarity(student, target, dim=-1)
     if known is None:
         return found.mean()

@@ -12,6 +12,7 @@ from lightning_sobolev import _paths
 from lightning_sobolev._groups import Block
 from lightning_sobolev.observe.call import GroupCut
 from lightning_sobolev.observe.places import Inputs
+from lightning_sobolev.observe.tables import Kinds, Layout, ends
 
 if TYPE_CHECKING:
     from lightning_sobolev.observe.recorder import Observed
@@ -48,11 +49,25 @@ def outputs_of(seen: "Observed", graphs: Tensor) -> Tensor:
     return torch.isin(groups.index, graphs).nonzero()[:, 0]
 
 
-def cut_to_groups(seen: "Observed", graphs: Tensor) -> GroupCut:
-    """Return the cut of a call's arguments to some graphs."""
+def index_of(seen: "Observed") -> Tensor:
+    """Return the graph of each node."""
     call, groups = seen.call, seen.call.groups
     assert groups is not None
-    index = torch.arange(groups.count, device=seen.x.device) if call.index is None else call.index
+    return torch.arange(groups.count, device=seen.x.device) if call.index is None else call.index
+
+
+def tables_of(seen: "Observed") -> dict[_paths.Path, Tensor]:
+    """Return the tables of a call's arguments, without the observed input."""
+    call = seen.call
+    tables = dict(_paths.tensors(call.inputs if call.outer is None else call.outer))
+    observed = call.place.paths if call.outer is None else ()
+    return {path: t for path, t in tables.items() if t.ndim and path not in observed}
+
+
+def cut_to_groups(seen: "Observed", graphs: Tensor, layout: Layout, kinds: Kinds) -> GroupCut:
+    """Return the cut of a call's arguments, of which each is of a kind, to some graphs."""
+    groups, index = seen.call.groups, layout.index
+    assert groups is not None
     graphs = graphs.to(index.device).sort().values
     chosen = _Chosen.of(graphs, index, groups.count)
     blocks = groups.blocks or (Block(len(index), ()),)
@@ -67,13 +82,12 @@ def cut_to_groups(seen: "Observed", graphs: Tensor) -> GroupCut:
         numbers=graphs,
     )
     left = torch.searchsorted(graphs, index[chosen.nodes])
-    return GroupCut(torch.cat(rows), torch.cat(numbers), few, left, partial(_take, chosen, index))
+    return GroupCut(
+        torch.cat(rows), torch.cat(numbers), few, left, partial(_take, chosen, layout, kinds)
+    )
 
 
-def _take(chosen: _Chosen, index: Tensor, inputs: Inputs) -> Inputs:
-    tables = [(path, table) for path, table in _paths.tensors(inputs) if table.ndim]
-    edges = next((table for _, table in tables if _is_edges(table)), None)
-    kept = None if edges is None else torch.isin(edges, chosen.nodes).all(0)
+def _take(chosen: _Chosen, layout: Layout, kinds: Kinds, inputs: Inputs) -> Inputs:
     cut = inputs
     for path in _batches(inputs, ()):
         whole = _paths.get(inputs, path, "groups")
@@ -82,43 +96,32 @@ def _take(chosen: _Chosen, index: Tensor, inputs: Inputs) -> Inputs:
             if not _paths.has(part, name[0]):  # set behind the making of the batch
                 setattr(part, str(name[0]), _paths.get(whole, name[:1], "groups"))
         cut = _paths.put(cut, path, part)
+    tables = [(path, table) for path, table in _paths.tensors(inputs) if table.ndim]
     done = {path for path, table in tables if _paths.get(cut, path, "groups") is not table}
     for path, table in tables:
-        taken = table if path in done else _taken(table, chosen, index, kept)
+        kind = kinds.get(path) or layout.kinds(table)[0]
+        taken = table if path in done else _taken(table, kind, chosen, layout)
         if taken is not table:
             cut = _paths.put(cut, path, taken)
     return cut
 
 
-def _taken(table: Tensor, chosen: _Chosen, index: Tensor, kept: Tensor | None) -> Tensor:
-    is_integer = not table.is_floating_point() and table.dtype != torch.bool
-    _, graphs = chosen.sizes
-    if table.shape == index.shape and is_integer and torch.equal(table.long(), index):
-        return torch.searchsorted(chosen.graphs, table.long()[chosen.nodes]).to(table.dtype)
-    if table.shape == (graphs + 1,) and is_integer and torch.equal(table, _ends(index, graphs)):
-        left = torch.searchsorted(chosen.graphs, index[chosen.nodes])
-        return _ends(left, len(chosen.graphs)).to(table.dtype)
-    if kept is not None and _is_edges(table) and table.shape[1] == len(kept):
-        return chosen.renumbered[table[:, kept].long()].to(table.dtype)
-    if table.shape[0] in chosen.sizes:
-        return table.index_select(0, chosen.numbers(table.shape[0]).to(table.device))
-    if kept is not None and table.shape[0] == len(kept):
-        return table[kept]
-    if table.shape[0] and table.shape[0] % graphs == 0:  # cells: three rows for each graph
-        each = table.reshape(graphs, -1, *table.shape[1:])
-        return each.index_select(0, chosen.graphs.to(table.device)).flatten(0, 1)
-    return table
-
-
-def _ends(index: Tensor, count: int) -> Tensor:
-    # torch-geometric's ptr: where the nodes of each graph begin, and where the last ones end.
-    sizes = torch.bincount(index, minlength=count)
-    return torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
-
-
-def _is_edges(table: Tensor) -> bool:
-    is_integer = not table.is_floating_point() and table.dtype != torch.bool
-    return is_integer and table.ndim == 2 and table.shape[0] == 2
+def _taken(table: Tensor, kind: str, chosen: _Chosen, layout: Layout) -> Tensor:
+    left = torch.searchsorted(chosen.graphs, layout.index[chosen.nodes])
+    if kind == "whole":
+        return table
+    if kind == "index":
+        return left.to(table.dtype)
+    if kind == "ends":
+        return ends(left, len(chosen.graphs)).to(table.dtype)
+    if kind in ("edges", "edge"):
+        assert layout.edges is not None
+        kept = torch.isin(layout.edges, chosen.nodes).all(0)
+        return table[kept] if kind == "edge" else chosen.renumbered[table[:, kept].long()].to(table)
+    if kind == "node":
+        return table.index_select(0, chosen.nodes.to(table.device))
+    each = table.reshape(layout.graphs, -1, *table.shape[1:])  # of a graph, or of its cell
+    return each.index_select(0, chosen.graphs.to(table.device)).flatten(0, 1)
 
 
 def _batches(tree: Any, path: _paths.Path) -> Iterator[_paths.Path]:

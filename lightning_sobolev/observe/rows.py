@@ -6,8 +6,9 @@ Note [evidence]
     arguments were cut rightly, and no row depends on another, the second gives rows of the first.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from itertools import combinations
 from typing import TYPE_CHECKING
 
@@ -17,8 +18,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_sobolev import _paths
 from lightning_sobolev.observe.call import Cut, RowCut
-from lightning_sobolev.observe.graphs import cut_to_groups, outputs_of
+from lightning_sobolev.observe.graphs import cut_to_groups, index_of, outputs_of, tables_of
 from lightning_sobolev.observe.places import Forward, Inputs, resolve, select_output
+from lightning_sobolev.observe.tables import Kinds, Layout, Tables
 
 if TYPE_CHECKING:
     from lightning_sobolev.observe.recorder import Observed
@@ -48,7 +50,7 @@ class RowAxes:
         self._declared = declared
         self._known: dict[frozenset[_paths.Path], dict[_paths.Path, int]] = {}
         self._whole: set[_paths.Path] = set()
-        self._groups_checked = False
+        self._tables = Tables()
 
     def cut(self, seen: "Observed", rows: Tensor) -> Cut:
         """Return the cut of a call's arguments to some rows, or groups of them.
@@ -65,15 +67,10 @@ class RowAxes:
         return RowCut(rows, self._known[key])
 
     def _cut_to_groups(self, seen: "Observed", chosen: Tensor) -> Cut:
-        if not self._groups_checked:
-            with _trial(seen):
-                whole = _replayed(seen, seen.x.detach(), None)
-                for part in _parts(seen.size, chosen.device):
-                    cut = cut_to_groups(seen, part)
-                    if not _gives_rows(seen, cut, whole[outputs_of(seen, part)]):
-                        raise NotIndependentError(_GROUPS)
-            self._groups_checked = True
-        return cut_to_groups(seen, chosen)
+        tables = tables_of(seen)
+        layout = self._tables.layout(tables, index_of(seen), seen.size)
+        kinds = self._tables.kinds(tables, layout, partial(_first_right, seen, layout))
+        return cut_to_groups(seen, chosen, layout, kinds)
 
     def _candidates(self, seen: "Observed") -> dict[_paths.Path, int]:
         call = seen.call
@@ -117,6 +114,22 @@ class RowAxes:
             "arguments are cut; rows depend on one another (a causal or sequence-first model, a "
             "graph), or row_axes= must say which arguments have rows"
         )
+
+
+def _first_right(seen: "Observed", layout: Layout, trials: Iterable[Kinds]) -> Kinds:
+    # The first that gives, for some graphs alone, the output of the same graphs among all.
+    with _trial(seen):
+        whole = _replayed(seen, seen.x.detach(), None)
+        parts = _parts(seen.size, seen.x.device)
+        for kinds in trials:
+            if all(
+                _gives_rows(
+                    seen, cut_to_groups(seen, part, layout, kinds), whole[outputs_of(seen, part)]
+                )
+                for part in parts
+            ):
+                return kinds
+    raise NotIndependentError(_GROUPS)
 
 
 def are_coupled(seen: "Observed") -> bool:

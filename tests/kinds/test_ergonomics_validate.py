@@ -145,3 +145,31 @@ def test_stored_derivatives_are_validated_on_the_batchs_own():
     assert_close(used.callback_metrics["val/sobolev/slope"].double(), expected, rtol=1e-5, atol=0)
     found = used.callback_metrics["val/sobolev/slope_cosine"].double()
     assert_close(found, cosine, rtol=1e-5, atol=0)
+
+
+class OfNumbers(Validates):
+    """One number for each row, without an axis of its own."""
+
+    def __init__(self):
+        super().__init__(nn.Sequential(mlp(outputs=1), nn.Flatten(0)))
+
+    def validation_step(self, batch, batch_idx):
+        self.net(batch[0])
+
+
+@pytest.mark.parametrize("term", [{"side": "tangent"}, {"order": 0}], ids=["tangents", "values"])
+def test_a_student_of_one_number_for_each_row_is_validated(term):
+    def first(x):
+        return target(x)[..., 0]
+
+    module, batch = OfNumbers(), (X, Y[:, 0])
+    callback = exact(first, validate=True, term={**term, "name": "one"})
+    found = fit(module, [batch], callback, val=[batch]).callback_metrics
+    if "order" in term:
+        ours, theirs = module.net(X)[:, None], first(X)[:, None]
+    else:
+        ours, theirs = jacobian(lambda x: module.net(x[None])[0], X), jacobian(first, X)
+    error = (ours - theirs).square().sum(1).mean().detach()
+    assert_close(found["val/sobolev/one"].double(), error, rtol=1e-5, atol=0)
+    signs = (ours * theirs).sign().mean().detach()  # the cosine of two numbers
+    assert_close(found["val/sobolev/one_cosine"].double(), signs, rtol=1e-5, atol=1e-12)

@@ -261,9 +261,11 @@ class Validated(Fit):
         return torch.optim.SGD(self.parameters(), lr=0.0)
 
 
-def test_validation_logs_the_term():
-    batch, net = graphs(), Scalar(seed=3)
-    used = fit(Validated(net), [batch], taught(STORED, validate=True), val=[batch])
+@pytest.mark.parametrize("side", ["cotangent", "tangent"])
+def test_validation_logs_the_term(side):
+    batch, net = graphs((2, 5, 1)), Scalar(seed=3)
+    callback = taught(STORED, validate=True, term={"side": side})
+    used = fit(Validated(net), [graphs()], callback, val=[batch])
     logged = [float(v) for k, v in used.callback_metrics.items() if k.startswith("val/sobolev/")]
     expected = float(by_hand.term(net, batch).detach())
     assert any(abs(value - expected) < 1e-6 * expected for value in logged), logged
