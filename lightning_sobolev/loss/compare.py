@@ -237,6 +237,8 @@ def in_groups(term: SobolevTerm, comparison: Comparison, groups: Groups) -> Comp
             f"normalize of term {term.key!r} must be 'target' or 'none' where wrt names inputs "
             "with different numbers of rows, got 'elements'"
         )
+    if of_nodes and term.average == "node" and not groups.blocks:
+        return comparison  # the mean over all rows that are known
     shares = _of_nodes(term, kind, groups) if of_nodes else [_of_graphs(term, kind, groups)]
     return replace(comparison, shares=shares)
 

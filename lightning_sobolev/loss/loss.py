@@ -48,6 +48,9 @@ from lightning_sobolev.teachers.network import as_teacher
 from lightning_sobolev.teachers.tabulated import TabulatedJet
 from lightning_sobolev.teachers.trace import TraceTeacher
 
+_RECENT = 4
+"""Students of one loop, of which is known what has rows."""
+
 
 @dataclass(slots=True, eq=False)
 class Occasion:
@@ -169,6 +172,7 @@ class SobolevLoss:
         self._own_directions = self.teacher.directions if asks else None
         self._may_be_many = [asks or term.num_projections != 1 for term in terms]
         self._recorder: Recorder | None = None
+        self._recent: list[Recorder] = []
         self.witnesses: list[Callable[[Point], None]] = []
         """Who is shown every point of a training step, with what the teacher answered there."""
         self.counter = 0
@@ -222,6 +226,10 @@ class SobolevLoss:
             Who records the calls.
         """
         recorder = self.recorder_of(module, None, ObserveOptions(**where))
+        # What has rows is learned by replays: once, not in every step of a loop.
+        like = [one for one in self._recent if one.is_like(recorder)]
+        recorder.row_axes = like[0].row_axes if like else recorder.row_axes
+        self._recent = [recorder, *(one for one in self._recent if one not in like)][:_RECENT]
         # The root itself is meant; a child is not, as it may be in a LightningModule.
         recorder.install()
         recorder.start()

@@ -250,6 +250,10 @@ class Recorder:
                     "torch.jit.trace, whose calls cannot be observed; train what it is made of"
                 )
 
+    def is_like(self, other: "Recorder") -> bool:
+        """Whether another one observes the same calls of the same module."""
+        return self.root is other.root and self.options == other.options
+
     def install(self) -> None:
         """Put on the shadows, off until :meth:`start`."""
         for watch in self._watches:

@@ -238,3 +238,20 @@ def test_weights_that_moved_before_the_term_are_refused():
     text = r"weight '0.weight' .* before the term is evaluated \(an optimizer step inside of"
     with pytest.raises(ValueError, match=text):
         loss_fn()
+
+
+def test_what_has_rows_is_learned_once_in_a_loop():
+    net, other, loss_fn = mlp(), mlp(seed=9), loss_of(SobolevTerm(**EXACT, rows=0.5))
+    calls = {net: [], other: []}
+    for student, made in calls.items():
+        student.register_forward_hook(lambda *_, made=made: made.append(1))
+    counts = []
+    for _ in range(3):
+        for student in (net, other):
+            before = len(calls[student])
+            with loss_fn.observe(student):
+                student(X)
+            loss_fn()
+            counts.append(len(calls[student]) - before)
+    assert min(counts[:2]) > 2  # replays, to learn it
+    assert counts[2:] == [2] * 4  # the step's own and the rows'
