@@ -84,9 +84,10 @@ class Report:
 
 def cosine(student: Tensor, target: Tensor, known: Tensor | None) -> Tensor:
     """Return the mean cosine of rows over the pairs that are known."""
-    student, target = student.detach().flatten(2), target.nan_to_num().flatten(2)
+    student, target = student.detach(), target.nan_to_num()
     if student.ndim == 2:
         student, target = student[..., None], target[..., None]
+    student, target = student.flatten(2), target.flatten(2)
     found = torch.nn.functional.cosine_similarity(student, target, dim=-1)
     if known is None:
         return found.mean()
