@@ -1,5 +1,6 @@
 """Arrays of a teacher that stand in the batch, beside the inputs that they belong to."""
 
+import math
 import warnings
 from typing import Any, NamedTuple
 
@@ -8,6 +9,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from lightning_sobolev import _paths
+from lightning_sobolev._checks import require
 from lightning_sobolev._groups import unstacked
 from lightning_sobolev._types import BatchFn, Query, identity
 from lightning_sobolev.spec import OUTPUT_MAPS
@@ -98,6 +100,17 @@ class Rows(NamedTuple):
         if self.numbers is None:
             return str(self.size)
         return f"at least {int(self.numbers.max()) + 1 if len(self.numbers) else 0}"
+
+
+def factor(scale: float) -> float:
+    """Return what stored arrays are multiplied with.
+
+    Raises:
+        ValueError: If it would leave nothing of them.
+    """
+    is_number = isinstance(scale, int | float) and math.isfinite(scale) and scale != 0.0
+    require(is_number, "scale", "a finite number other than zero", scale)
+    return float(scale)
 
 
 def lookup(
