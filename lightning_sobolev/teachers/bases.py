@@ -28,8 +28,7 @@ class Vectors:
     @classmethod
     def read(cls, given: Float[Tensor, "rows r *space"], groups: Groups | None) -> "Vectors":
         """Return vectors that somebody stored; ``groups`` where one of them has several rows."""
-        found = (flags.reshape(*given.shape[:2], -1).any(-1) for flags in
-                 (given.isnan(), given.isinf()))  # fmt: skip
+        found = (flat_rows(flags).any(-1) for flags in (given.isnan(), given.isinf()))
         if groups is not None:
             found = (groups.summed(flags.T.float()).T > 0 for flags in found)
         return cls(given.nan_to_num(0.0, 0.0, 0.0), *found)

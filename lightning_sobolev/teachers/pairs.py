@@ -10,6 +10,7 @@ from lightning_sobolev._checks import require
 from lightning_sobolev._groups import Groups
 from lightning_sobolev._types import Query
 from lightning_sobolev.functional.projections import generator_for
+from lightning_sobolev.teachers.tabulated import flat_rows
 
 Stored = Float[Tensor, "rows stored *rest"]
 
@@ -88,11 +89,11 @@ class Pairs:
 
 
 def _any(flags: Stored) -> Shaped[Tensor, "rows stored"]:
-    return flags.reshape(*flags.shape[:2], -1).any(-1)
+    return flat_rows(flags).any(-1)
 
 
 def _all_nan(stored: Stored) -> Shaped[Tensor, "rows stored"]:
-    return stored.isnan().reshape(*stored.shape[:2], -1).all(-1)
+    return flat_rows(stored.isnan()).all(-1)
 
 
 def _reaching(flags: Tensor, stored: Stored) -> Tensor:

@@ -140,7 +140,9 @@ class ReducedTeacher(Teacher):
         d = self._drawn("right", query, term, reduced.shape[2])
         d = d if right is None else right.known_alone(d)
         each = d if groups is None else d.index_select(1, groups.index)
-        tangents = each.reshape(-1, *query.x.shape) if right is None else right.combined(each)
+        tangents = (
+            each.reshape(len(each), *query.x.shape) if right is None else right.combined(each)
+        )
         target = contract("bcd,pbd->pbc", reduced, d)
 
         def read(columns: OutRows) -> Tensor:

@@ -305,4 +305,6 @@ def _joined(parts: list[Tensor], x: Tensor) -> Float[Tensor, "batch out in"]:
             f"jacobian: the arrays of several inputs must be [batch, *out, *in] with "
             f"{x.shape[1:].numel()} input elements in all, got {got}"
         )
-    return torch.cat([part.reshape(len(part), outputs, -1) for part in parts], 2)
+    sizes = [part.shape[1:].numel() // max(outputs, 1) for part in parts]
+    pairs = zip(parts, sizes, strict=True)
+    return torch.cat([part.reshape(len(part), outputs, size) for part, size in pairs], 2)

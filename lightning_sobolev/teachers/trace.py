@@ -15,7 +15,7 @@ from lightning_sobolev.functional.derivatives import basis_of
 from lightning_sobolev.functional.projections import draw, generator_for
 from lightning_sobolev.spec import SobolevTerm
 from lightning_sobolev.teachers.arrays import BatchCheck, Rows, lookup
-from lightning_sobolev.teachers.tabulated import TabulatedJet
+from lightning_sobolev.teachers.tabulated import TabulatedJet, flat_rows
 
 _NAME = "TraceTeacher"
 _SALT = 6
@@ -101,7 +101,7 @@ class TraceTeacher(Teacher):
         tangents, weighted = self._exact(query) if is_exact else self._probes(query, term)
 
         def read(rows: InRows) -> Tensor:
-            each = (rows * weighted).reshape(*rows.shape[:2], -1).sum(-1)
+            each = flat_rows(rows * weighted).sum(-1)
             if groups is not None:
                 each = groups.summed(each)
             return each.sum(0, keepdim=True) if is_exact else each
@@ -130,11 +130,11 @@ class TraceTeacher(Teacher):
             generator=generator_for(*query.seed, _SALT), dtype=x.dtype, device=x.device,
         )  # fmt: skip
         if self._factor is None:
-            tangents = drawn.reshape(-1, *x.shape)
+            tangents = drawn.reshape(len(drawn), *x.shape)
             return tangents, tangents
         vectors, signs = self._scaled(x)
         tangents, weighted = drawn @ vectors, (drawn * signs) @ vectors
-        return tangents.reshape(-1, *x.shape), weighted.reshape(-1, *x.shape)
+        return tangents.reshape(len(drawn), *x.shape), weighted.reshape(len(drawn), *x.shape)
 
     def _scaled(self, x: Tensor) -> tuple[Float[Tensor, "rank size"], Float[Tensor, " rank"]]:
         assert self._factor is not None
