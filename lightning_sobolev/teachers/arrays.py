@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
@@ -108,7 +109,7 @@ def factor(scale: float) -> float:
     Raises:
         ValueError: If it would leave nothing of them.
     """
-    is_number = isinstance(scale, int | float) and math.isfinite(scale) and scale != 0.0
+    is_number = isinstance(scale, Real) and math.isfinite(scale) and scale != 0.0
     require(is_number, "scale", "a finite number other than zero", scale)
     return float(scale)
 
@@ -122,12 +123,13 @@ def lookup(
     ``rows`` are those that the array belongs to; None for those of the observed input.
 
     Raises:
-        ValueError: If it has other rows.
+        ValueError: If it has other rows, or complex numbers.
     """
     if path is None:
         return None
     where = f"{teacher}({name}={'.'.join(map(str, path))!r})"
     found = taken(name, path, query, where, rows)
+    require(not found.is_complex(), f"{name} in the batch", "real", found.dtype)
     return found.to(device=query.x.device, dtype=query.x.dtype)
 
 

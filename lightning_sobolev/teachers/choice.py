@@ -104,9 +104,11 @@ class TeacherChoice(Teacher):
 
     Cost: that of one teacher over the batch, in as many parts as teachers have rows. The numbers
     are read, which waits for an accelerator. Teachers with directions of their own
-    (:class:`~lightning_sobolev.DirectionalTeacher`, :class:`~lightning_sobolev.CachedTeacher`) are
-    refused, and networks that are called as the student was where that takes other arguments than
-    the observed input: those are not cut to rows; use ``NetworkTeacher(..., inputs=...)``.
+    (:class:`~lightning_sobolev.DirectionalTeacher`, :class:`~lightning_sobolev.ReducedTeacher`,
+    :class:`~lightning_sobolev.MixedTeacher`, :class:`~lightning_sobolev.TraceTeacher`,
+    :class:`~lightning_sobolev.CachedTeacher`) are refused, and networks that are called as the
+    student was where that takes other arguments than the observed input: those are not cut to rows;
+    use ``NetworkTeacher(..., inputs=...)``.
 
     Args:
         teachers: Who may be chosen; modules are wrapped in a
@@ -140,7 +142,7 @@ class TeacherChoice(Teacher):
         self.networks = tuple(network for one in self.teachers for network in one.networks)
         first, *others = [one.default_term for one in self.teachers]
         self.default_term = first if all(other == first for other in others) else None
-        self._path = _paths.parse(index)
+        self._path = _paths.parse(index, "index")
 
     def check_apart(self, module: nn.Module, target: str | None) -> None:
         """Refuse a student that is one of the teachers."""

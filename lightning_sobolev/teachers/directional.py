@@ -95,7 +95,7 @@ class DirectionalTeacher(Teacher):
         require(per_step is None or is_count, "per_step", "at least 1 or None", per_step)
         self.kinds, self.order = kinds, order
         self.default_term = _default_terms(kinds, order)
-        self._paths = {k: None if p is None else _paths.parse(p) for k, p in paths.items()}
+        self._paths = {k: None if p is None else _paths.parse(p, k) for k, p in paths.items()}
         self._per_step, self._scale = per_step, factor(scale)
         self._check = BatchCheck(_NAME, stores_mapped=stores_mapped)
 

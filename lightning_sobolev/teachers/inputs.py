@@ -50,7 +50,7 @@ class BatchInputs:
         require(bool(paths), "inputs", "one key path into the batch, or several", inputs)
         known = [_text(path) for path in sorted(paths, key=_text)]
         own = next(iter(paths)) if shared is None and len(paths) == 1 else None
-        own = own if shared is None else _paths.parse(shared)
+        own = own if shared is None else _paths.parse(shared, "shared")
         if own not in paths:
             raise ValueError(f"shared must be one of the inputs {known}, got {shared!r}")
         return cls(positional, by_name, own)
@@ -173,7 +173,7 @@ def _parsed(argument: Argument) -> _Paths:
     paths = [argument] if isinstance(argument, str | int) else argument
     is_list = isinstance(paths, Sequence) and all(isinstance(path, str | int) for path in paths)
     require(is_list, "inputs", "key paths, or lists of those that are joined", argument)
-    return tuple(map(_paths.parse, paths))
+    return tuple(_paths.parse(path, "inputs") for path in paths)
 
 
 def _joined(paths: _Paths) -> str:

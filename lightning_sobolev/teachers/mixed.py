@@ -49,8 +49,8 @@ class MixedTeacher(Teacher):
         self, mixed: str | int, value: str | int | None = None, *,
         scale: float = 1.0, stores_mapped: bool = False,
     ) -> None:  # fmt: skip
-        self._mixed, self._scale = _paths.parse(mixed), factor(scale)
-        self._value = None if value is None else _paths.parse(value)
+        self._mixed, self._scale = _paths.parse(mixed, "mixed"), factor(scale)
+        self._value = None if value is None else _paths.parse(value, "value")
         self._check = BatchCheck(_NAME, stores_mapped=stores_mapped)
 
     def at(self, query: Query) -> Jet:

@@ -1,7 +1,7 @@
 r"""Laplacians and other traces :math:`\mathrm{tr}(A H)` of a Hessian as labels."""
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, SupportsIndex, cast
 
 import torch
 from jaxtyping import Float
@@ -65,7 +65,8 @@ class TraceTeacher(Teacher):
         value: str | int | None = None, *,
         probes: int | None = None, stores_mapped: bool = False,
     ) -> None:  # fmt: skip
-        require(probes is None or probes >= 2, "probes", "at least 2 or None", probes)
+        is_count = isinstance(probes, SupportsIndex) and probes >= 2
+        require(probes is None or is_count, "probes", "at least 2 or None", probes)
         if probes is None:
             self.default_term = SobolevTerm(
                 order=2, projection="basis", num_projections=None, name="trace"
@@ -75,8 +76,8 @@ class TraceTeacher(Teacher):
                 order=2, projection="rademacher", num_projections=probes, discrepancy="product",
                 name="trace",
             )  # fmt: skip
-        self._trace = _paths.parse(trace)
-        self._value = None if value is None else _paths.parse(value)
+        self._trace = _paths.parse(trace, "trace")
+        self._value = None if value is None else _paths.parse(value, "value")
         self._factor = None if matrix is None else _factor(matrix)
         self._check = BatchCheck(_NAME, stores_mapped=stores_mapped)
 
