@@ -16,13 +16,13 @@ Key = str | int
 Path = tuple[Key, ...]
 
 
-def parse(path: str | int) -> Path:
-    """Split a dotted key path; whole numbers become indices."""
+def parse(path: str | int, name: str = "a key path") -> Path:
+    """Split a dotted key path, which messages call ``name``; whole numbers become indices."""
     if isinstance(path, int):
         return (path,)
-    parts = path.split(".")
+    parts = path.split(".") if isinstance(path, str) else [""]
     if not all(parts):
-        raise ValueError(f"a key path must look like 'a.b.0', got {path!r}")
+        raise ValueError(f"{name} must look like 'a.b.0', got {path!r}")
     return tuple(int(part) if re.fullmatch("-?[0-9]+", part) else part for part in parts)
 
 

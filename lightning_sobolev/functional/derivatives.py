@@ -29,7 +29,7 @@ Note [projections at once]
     for every projection, too.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
 from typing import Any, Literal, get_args
@@ -39,7 +39,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lightning_sobolev._checks import require
-from lightning_sobolev._types import BatchFn, InRows, OutRows, Points, Values
+from lightning_sobolev._types import BatchFn, InRows, Jet, OutRows, Points, Values
 
 Engine = Literal["func", "tape"]
 
@@ -423,3 +423,21 @@ def _check_pairs(cotangents: Tensor, y: Tensor, tangents: Tensor, x: Tensor) -> 
             "cotangents and tangents must come in pairs: expected the same number of projections, "
             f"got {len(cotangents)} and {len(tangents)}"
         )
+
+
+def fitted(cotangents: OutRows, jet: Jet) -> OutRows:
+    """Return cotangents in the shape of a jet's output, where only axes of length one differ.
+
+    A network that gives [batch] may teach one that gives [batch, 1].
+    """
+    if not (type(jet) is TapeJet or type(jet) is FuncJet):
+        return cotangents
+    shape = jet.out_shape
+    if shape == cotangents.shape[1:] or without_ones(shape) != without_ones(cotangents.shape[1:]):
+        return cotangents
+    return cotangents.reshape(len(cotangents), *shape)
+
+
+def without_ones(shape: Sequence[int]) -> tuple[int, ...]:
+    """Return the shape without axes of length one behind the first."""
+    return (*shape[:1], *(size for size in shape[1:] if size != 1))

@@ -20,7 +20,7 @@ from torch import Tensor
 from lightning_sobolev._groups import Groups
 from lightning_sobolev._types import Directions, Jet
 from lightning_sobolev.functional.band_limits import low_pass, space_axes
-from lightning_sobolev.functional.derivatives import FuncJet, TapeJet, all_pairs
+from lightning_sobolev.functional.derivatives import all_pairs, fitted, without_ones
 from lightning_sobolev.functional.discrepancies import DISCREPANCIES
 from lightning_sobolev.spec import SobolevTerm
 
@@ -99,15 +99,8 @@ def project_target(
     """Ask a teacher for what a term compares; ``out_shape`` is that of the student's output."""
     if directions.target is not None:
         return directions.target
-    cotangents = directions.cotangents
-    # A network that gives [batch] may teach one that gives [batch, 1].
-    if (
-        cotangents is not None
-        and (type(target) is TapeJet or type(target) is FuncJet)
-        and (shape := target.out_shape) != cotangents.shape[1:]
-        and without_ones(shape) == without_ones(cotangents.shape[1:])
-    ):
-        directions = directions._replace(cotangents=cotangents.reshape(len(cotangents), *shape))
+    if directions.cotangents is not None:
+        directions = directions._replace(cotangents=fitted(directions.cotangents, target))
     try:
         return project(term, target, directions, at_once)
     except ValueError as error:
@@ -502,8 +495,3 @@ def _aligned(term: SobolevTerm, student: Tensor, target: Tensor) -> Tensor:
             "teacher"
         )
     return target.reshape(student.shape)
-
-
-def without_ones(shape: Sequence[int]) -> tuple[int, ...]:
-    """Return the shape without axes of length one behind the first."""
-    return (*shape[:1], *(size for size in shape[1:] if size != 1))

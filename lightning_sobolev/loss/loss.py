@@ -672,10 +672,12 @@ def _fitting(own: Directions, term: SobolevTerm, y: Tensor) -> Directions:
     if cotangents is None:
         return own
     if cotangents.shape[1] != len(y) or cotangents[0].numel() != y.numel():
+        hints = ("left and cotangents of a teacher are of the output's shape",
+                 "second derivatives that are known along given directions are those of a scalar "
+                 "output")  # fmt: skip
         raise ValueError(
             f"term {term.key!r}: the output must have the shape of the teacher's own cotangents, "
-            f"{list(cotangents.shape[1:])}, got {list(y.shape)}; second derivatives that are known "
-            "along given directions are those of a scalar output"
+            f"{list(cotangents.shape[1:])}, got {list(y.shape)}; {hints[term.order - 1]}"
         )
     return own._replace(cotangents=cotangents.reshape(len(cotangents), *y.shape))
 

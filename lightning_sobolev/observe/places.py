@@ -42,7 +42,8 @@ class Place:
         wide = functools.reduce(torch.promote_types, [tensor.dtype for tensor in tensors])
         if self.blocks(inputs):
             return stacked([tensor.to(wide) for tensor in tensors])
-        return torch.cat([tensor.reshape(len(tensor), -1).to(wide) for tensor in tensors], 1)
+        flat = [t.reshape(len(t), t.shape[1:].numel()).to(wide) for t in tensors]
+        return torch.cat(flat, 1)
 
     def blocks(self, inputs: Inputs) -> tuple[Block, ...]:
         """Return what stands below one another; nothing where all have the same rows."""

@@ -1,6 +1,8 @@
 """Arrays of a teacher that stand in the batch, beside the inputs that they belong to."""
 
+import math
 import warnings
+from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
@@ -8,6 +10,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from lightning_sobolev import _paths
+from lightning_sobolev._checks import require
 from lightning_sobolev._groups import unstacked
 from lightning_sobolev._types import BatchFn, Query, identity
 from lightning_sobolev.spec import OUTPUT_MAPS
@@ -100,6 +103,17 @@ class Rows(NamedTuple):
         return f"at least {int(self.numbers.max()) + 1 if len(self.numbers) else 0}"
 
 
+def factor(scale: float) -> float:
+    """Return what stored arrays are multiplied with.
+
+    Raises:
+        ValueError: If it would leave nothing of them.
+    """
+    is_number = isinstance(scale, Real) and math.isfinite(scale) and scale != 0.0
+    require(is_number, "scale", "a finite number other than zero", scale)
+    return float(scale)
+
+
 def lookup(
     name: str, path: _paths.Path | None, query: Query, teacher: str = "BatchTeacher",
     rows: Rows | None = None,
@@ -109,12 +123,13 @@ def lookup(
     ``rows`` are those that the array belongs to; None for those of the observed input.
 
     Raises:
-        ValueError: If it has other rows.
+        ValueError: If it has other rows, or complex numbers.
     """
     if path is None:
         return None
     where = f"{teacher}({name}={'.'.join(map(str, path))!r})"
     found = taken(name, path, query, where, rows)
+    require(not found.is_complex(), f"{name} in the batch", "real", found.dtype)
     return found.to(device=query.x.device, dtype=query.x.dtype)
 
 

@@ -20,6 +20,7 @@ from lightning_sobolev._types import (
     Teacher,
     Values,
 )
+from lightning_sobolev.functional.derivatives import fitted, without_ones
 from lightning_sobolev.spec import SobolevTerm
 from lightning_sobolev.teachers.arrays import taken
 from lightning_sobolev.teachers.network import as_teacher
@@ -34,6 +35,10 @@ class Part:
     rows: Int[Tensor, " own"]
     jet: Jet
     allows_unknown: bool
+
+    def fitted(self, cotangents: OutRows) -> OutRows:
+        """Return the cotangents of its rows, in the shape of its output."""
+        return fitted(cotangents[:, self.rows], self.jet)
 
     def checked(self, answer: Tensor) -> Tensor:
         """Return an answer in which NaN means "not known": elsewhere it is an error, as Inf is."""
@@ -63,7 +68,7 @@ class ChosenJet:
 
     def vjp(self, cotangents: OutRows) -> InRows:
         """Pull the cotangents of each row back through its teacher."""
-        return self._put_together(lambda part: part.jet.vjp(cotangents[:, part.rows]), 1)
+        return self._put_together(lambda part: part.jet.vjp(part.fitted(cotangents)), 1)
 
     def jvp(self, tangents: InRows) -> OutRows:
         """Push the tangents of each row through its teacher."""
@@ -72,18 +77,20 @@ class ChosenJet:
     def hvp(self, cotangents: OutRows, tangents: InRows) -> InRows:
         """Apply the Hessian of each row's teacher."""
         return self._put_together(
-            lambda part: part.jet.hvp(cotangents[:, part.rows], tangents[:, part.rows]), 1
+            lambda part: part.jet.hvp(part.fitted(cotangents), tangents[:, part.rows]), 1
         )
 
     def _put_together(self, ask: Callable[[Part], Tensor], axis: int) -> Float[Tensor, "*leading"]:
         answers = [part.checked(ask(part)) for part in self._parts]
         rest = [list(answer.shape[axis + 1 :]) for answer in answers]
-        if any(shape != rest[0] for shape in rest):
+        kinds = {without_ones((1, *shape)) for shape in rest}
+        if len(kinds) > 1:
             raise ValueError(f"teachers must answer in one shape, got rows of {rest}")
         first = answers[0]
         whole = first.new_full((*first.shape[:axis], self._size, *rest[0]), torch.nan)
         for part, answer in zip(self._parts, answers, strict=True):
-            whole.index_copy_(axis, part.rows, answer.to(whole))
+            own = answer.reshape(*answer.shape[: axis + 1], *rest[0])
+            whole.index_copy_(axis, part.rows, own.to(whole))
         if self._unknown is not None:
             whole.index_fill_(axis, self._unknown, torch.nan)
         return whole
@@ -97,9 +104,11 @@ class TeacherChoice(Teacher):
 
     Cost: that of one teacher over the batch, in as many parts as teachers have rows. The numbers
     are read, which waits for an accelerator. Teachers with directions of their own
-    (:class:`~lightning_sobolev.DirectionalTeacher`, :class:`~lightning_sobolev.CachedTeacher`) are
-    refused, and networks that are called as the student was where that takes other arguments than
-    the observed input: those are not cut to rows; use ``NetworkTeacher(..., inputs=...)``.
+    (:class:`~lightning_sobolev.DirectionalTeacher`, :class:`~lightning_sobolev.ReducedTeacher`,
+    :class:`~lightning_sobolev.MixedTeacher`, :class:`~lightning_sobolev.TraceTeacher`,
+    :class:`~lightning_sobolev.CachedTeacher`) are refused, and networks that are called as the
+    student was where that takes other arguments than the observed input: those are not cut to rows;
+    use ``NetworkTeacher(..., inputs=...)``.
 
     Args:
         teachers: Who may be chosen; modules are wrapped in a
@@ -133,7 +142,7 @@ class TeacherChoice(Teacher):
         self.networks = tuple(network for one in self.teachers for network in one.networks)
         first, *others = [one.default_term for one in self.teachers]
         self.default_term = first if all(other == first for other in others) else None
-        self._path = _paths.parse(index)
+        self._path = _paths.parse(index, "index")
 
     def check_apart(self, module: nn.Module, target: str | None) -> None:
         """Refuse a student that is one of the teachers."""

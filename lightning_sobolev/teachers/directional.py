@@ -1,7 +1,7 @@
 """Derivatives that are known along some directions alone."""
 
 from dataclasses import replace
-from typing import Literal, cast
+from typing import Literal, SupportsIndex, cast
 
 from torch import Tensor
 
@@ -9,7 +9,7 @@ from lightning_sobolev import _paths
 from lightning_sobolev._checks import require
 from lightning_sobolev._types import Directions, InRows, Jet, Query, Teacher
 from lightning_sobolev.spec import SobolevTerm
-from lightning_sobolev.teachers.arrays import BatchCheck, Rows, lookup
+from lightning_sobolev.teachers.arrays import BatchCheck, Rows, factor, lookup
 from lightning_sobolev.teachers.pairs import Pairs
 from lightning_sobolev.teachers.tabulated import TabulatedJet
 
@@ -91,11 +91,12 @@ class DirectionalTeacher(Teacher):
         require(order in (1, 2), "order", "1 or 2", order)
         of_tangents = order == 1 or tangents is not None
         require(of_tangents, "order", "1 without tangents", order)
-        require(per_step is None or per_step >= 1, "per_step", "at least 1 or None", per_step)
+        is_count = isinstance(per_step, SupportsIndex) and per_step >= 1
+        require(per_step is None or is_count, "per_step", "at least 1 or None", per_step)
         self.kinds, self.order = kinds, order
         self.default_term = _default_terms(kinds, order)
-        self._paths = {k: None if p is None else _paths.parse(p) for k, p in paths.items()}
-        self._per_step, self._scale = per_step, scale
+        self._paths = {k: None if p is None else _paths.parse(p, k) for k, p in paths.items()}
+        self._per_step, self._scale = per_step, factor(scale)
         self._check = BatchCheck(_NAME, stores_mapped=stores_mapped)
 
     @property
@@ -119,7 +120,7 @@ class DirectionalTeacher(Teacher):
         stored = self._pairs(kind, query).of_step(query, self._per_step, _SALTS[kind])
         target = stored.derivatives.transpose(0, 1) * self._scale
         # The student is derived along unknown ones all the same.
-        given: InRows = stored.directions.nan_to_num(nan=0.0).transpose(0, 1)
+        given: InRows = stored.directions.nan_to_num(0.0, 0.0, 0.0).transpose(0, 1)
         if kind == "cotangents":
             return Directions(given, target=target)
         if term.order == 1:

@@ -40,6 +40,8 @@ class BatchInputs:
         Raises:
             ValueError: If there is no input, or ``shared`` is none of them.
         """
+        is_one = isinstance(inputs, str | int | Sequence | Mapping)
+        require(is_one, "inputs", "one key path into the batch, or several", inputs)
         named = dict(inputs) if isinstance(inputs, Mapping) else {}
         ordered = [inputs] if isinstance(inputs, str | int) else [] if named else list(inputs)
         positional = tuple(map(_parsed, ordered))
@@ -48,10 +50,27 @@ class BatchInputs:
         require(bool(paths), "inputs", "one key path into the batch, or several", inputs)
         known = [_text(path) for path in sorted(paths, key=_text)]
         own = next(iter(paths)) if shared is None and len(paths) == 1 else None
-        own = own if shared is None else _paths.parse(shared)
+        own = own if shared is None else _paths.parse(shared, "shared")
         if own not in paths:
             raise ValueError(f"shared must be one of the inputs {known}, got {shared!r}")
         return cls(positional, by_name, own)
+
+    def check_call(self, network: nn.Module) -> None:
+        """Refuse a network that does not take these arguments.
+
+        Raises:
+            ValueError: If its signature says so.
+        """
+        names = [*map(_joined, self.positional), *self.named]
+        try:
+            inspect.signature(network.forward).bind(*self.positional, **self.named)
+        except TypeError as error:
+            raise ValueError(
+                f"inputs must be the arguments of {type(network).__name__}.forward, got {names}: "
+                f"{error}"
+            ) from error
+        except ValueError:  # written in C: the call will tell
+            return
 
     def look_up(self, query: Query, dtype: torch.dtype) -> "LookedUp":
         """Return the queried rows of all arguments, floats in the given type.
@@ -92,7 +111,7 @@ class LookedUp:
         if convert is not None:
             if self.held is None:
                 raise ValueError(f"convert needs {shared!r} in the batch, got none")
-            point = convert(point, self.held)
+            point = checked("convert", convert(point, self.held))
         if self.held is not None and point.shape != self.held.shape:
             came = "the observed input is" if convert is None else "convert gives"
             raise ValueError(
@@ -121,6 +140,17 @@ class LookedUp:
             ) from error
 
 
+def checked(name: str, found: object) -> Tensor:
+    """Return what a user's function gave.
+
+    Raises:
+        ValueError: If it is no tensor.
+    """
+    require(isinstance(found, Tensor), name, "a function that gives a tensor", type(found).__name__)
+    assert isinstance(found, Tensor)
+    return found
+
+
 def check_convert(convert: object) -> None:
     """Refuse a conversion that cannot take the batch's own tensor beside x.
 
@@ -141,7 +171,13 @@ def check_convert(convert: object) -> None:
 
 def _parsed(argument: Argument) -> _Paths:
     paths = [argument] if isinstance(argument, str | int) else argument
-    return tuple(map(_paths.parse, paths))
+    is_list = isinstance(paths, Sequence) and all(isinstance(path, str | int) for path in paths)
+    require(is_list, "inputs", "key paths, or lists of those that are joined", argument)
+    return tuple(_paths.parse(path, "inputs") for path in paths)
+
+
+def _joined(paths: _Paths) -> str:
+    return " + ".join(map(_text, paths))
 
 
 def _text(path: _paths.Path) -> str:

@@ -12,7 +12,7 @@ from lightning_sobolev._groups import stacked
 from lightning_sobolev._types import Directions, InRows, Jet, Query, Teacher
 from lightning_sobolev.functional.projections import PROJECTIONS, draw, generator_for
 from lightning_sobolev.spec import SobolevTerm
-from lightning_sobolev.teachers.arrays import BatchCheck, Rows, lookup
+from lightning_sobolev.teachers.arrays import BatchCheck, Rows, factor, lookup
 from lightning_sobolev.teachers.tabulated import TabulatedJet, contract
 
 _NAME = "MixedTeacher"
@@ -37,6 +37,9 @@ class MixedTeacher(Teacher):
         value: Key path of the value, for order-0 terms.
         scale: What M is multiplied with, such as -1.0 for derivatives of forces.
         stores_mapped: Whether the arrays are those of the output behind the spec's output map.
+
+    Raises:
+        ValueError: If the scale is no finite number other than zero.
     """
 
     allows_unknown = True
@@ -46,8 +49,8 @@ class MixedTeacher(Teacher):
         self, mixed: str | int, value: str | int | None = None, *,
         scale: float = 1.0, stores_mapped: bool = False,
     ) -> None:  # fmt: skip
-        self._mixed, self._scale = _paths.parse(mixed), scale
-        self._value = None if value is None else _paths.parse(value)
+        self._mixed, self._scale = _paths.parse(mixed, "mixed"), factor(scale)
+        self._value = None if value is None else _paths.parse(value, "value")
         self._check = BatchCheck(_NAME, stores_mapped=stores_mapped)
 
     @property
@@ -66,7 +69,8 @@ class MixedTeacher(Teacher):
         if term.order == 0:
             return None
         fits = term.order == 2 and term.projection in PROJECTIONS
-        require(fits, f"term {term.key!r}", "of order 2", term.order)
+        got = f"order {term.order}, projection {term.projection!r}"
+        require(fits, f"term {term.key!r}", f"of order 2 with a projection of {PROJECTIONS}", got)
         self._check(query)
         shapes = [] if query.call is None else list(query.call.shapes)
         require(len(shapes) == 2, "wrt", f"two inputs with {_NAME}", shapes)

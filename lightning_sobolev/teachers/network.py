@@ -12,7 +12,7 @@ from lightning_sobolev import _paths
 from lightning_sobolev._checks import require
 from lightning_sobolev._types import BatchFn, Jet, Query, Teacher, identity
 from lightning_sobolev.functional.derivatives import tape_jet
-from lightning_sobolev.teachers.inputs import BatchInputs, Inputs, check_convert
+from lightning_sobolev.teachers.inputs import BatchInputs, Inputs, check_convert, checked
 
 _NAME = "the teacher's output"
 _IS_TRAINING = attrgetter("training")
@@ -85,11 +85,15 @@ class NetworkTeacher(Teacher):
         if not isinstance(network, nn.Module):
             raise ValueError(f"network must be a torch.nn.Module, got {type(network).__name__}")
         require(takes in ("auto", "input", "call"), "takes", "'auto', 'input' or 'call'", takes)
+        for name, function in (("convert", convert), ("answer", answer)):
+            require(function is None or callable(function), name, "a function or None", function)
         self.takes, self.convert, self.answer = takes, convert, answer
         self.inputs = self._parsed(inputs, shared)
+        if self.inputs is not None:
+            self.inputs.check_call(network)
         self.was_trainable = any(p.requires_grad for p in network.parameters())
         self.network = network.eval().requires_grad_(False)
-        self._output = None if output is None else _paths.parse(output)
+        self._output = None if output is None else _paths.parse(output, "output")
         self.networks = (self.network,)
         self._parts = list(network.modules())
         floats = (p for p in network.parameters() if p.is_floating_point())  # not packed integers
@@ -184,7 +188,7 @@ class NetworkTeacher(Teacher):
     ) -> BatchFn:
         # A change of units is rounded once, where the network rounds.
         wide = torch.promote_types(self._own(dtype), dtype)
-        return lambda point: answer(enter(point.to(wide)))
+        return lambda point: answer(checked("convert", enter(point.to(wide))))
 
     def _answered_by(
         self, ask: Callable[[Tensor], Any], on: BatchFn, dtype: torch.dtype,
@@ -198,7 +202,7 @@ class NetworkTeacher(Teacher):
             if self._output is not None or not is_answer:
                 y = self._select(y, output, point.shape[0] if rows is None else rows)
             if self.answer is not None:
-                y = self.answer(y.to(torch.promote_types(y.dtype, dtype)))
+                y = checked("answer", self.answer(y.to(torch.promote_types(y.dtype, dtype))))
             if on is not identity:
                 y = on(y.to(torch.promote_types(y.dtype, dtype)))
             answered: Tensor = y if y.dtype == dtype else y.to(dtype)

@@ -10,6 +10,7 @@ from lightning_sobolev._checks import require
 from lightning_sobolev._groups import Groups
 from lightning_sobolev._types import Query
 from lightning_sobolev.functional.projections import generator_for
+from lightning_sobolev.teachers.tabulated import flat_rows
 
 Stored = Float[Tensor, "rows stored *rest"]
 
@@ -40,7 +41,7 @@ class Pairs:
         Every group takes ``per_step`` of its known pairs at random without replacement, a pure
         function of the query's seed; None takes all there are, in order.
         """
-        unknown = self._of_groups(_any_nan(self.directions), 0)
+        unknown = self._of_groups(_any(self.directions.isnan()), 0)
         kept = Pairs(
             self.directions, self._masked(unknown), self.groups, self.of_input,
         )  # fmt: skip
@@ -60,8 +61,13 @@ class Pairs:
         )
 
     def _masked(self, unknown: Shaped[Tensor, "groups stored"]) -> Stored:
-        mask, derivatives = self._of_rows(unknown, 1), self.derivatives
-        return derivatives.masked_fill(_reaching(mask, derivatives), torch.nan)
+        # Infinity is no direction; along it the derivative is none that a term takes.
+        infinite = self._of_groups(_any(self.directions.isinf()), 0)
+        derivatives = self.derivatives
+        for flags, mark in ((unknown, torch.nan), (infinite, torch.inf)):
+            mask = _reaching(self._of_rows(flags, 1), derivatives)
+            derivatives = derivatives.masked_fill(mask, mark)
+        return derivatives
 
     def _index(self, part: int) -> Int[Tensor, " rows"] | None:
         # The group of every row; None where row b is group b.
@@ -82,12 +88,12 @@ class Pairs:
         return of_groups if index is None else of_groups.index_select(0, index)
 
 
-def _any_nan(stored: Stored) -> Shaped[Tensor, "rows stored"]:
-    return stored.isnan().reshape(*stored.shape[:2], -1).any(-1)
+def _any(flags: Stored) -> Shaped[Tensor, "rows stored"]:
+    return flat_rows(flags).any(-1)
 
 
 def _all_nan(stored: Stored) -> Shaped[Tensor, "rows stored"]:
-    return stored.isnan().reshape(*stored.shape[:2], -1).all(-1)
+    return flat_rows(stored.isnan()).all(-1)
 
 
 def _reaching(flags: Tensor, stored: Stored) -> Tensor:

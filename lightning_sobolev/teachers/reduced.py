@@ -1,6 +1,7 @@
 r"""Jacobians that are known between two reduced bases, :math:`U J V^\top`."""
 
-from typing import cast
+from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -8,17 +9,17 @@ from torch import Tensor
 
 from lightning_sobolev import _paths
 from lightning_sobolev._checks import require
-from lightning_sobolev._groups import Groups
 from lightning_sobolev._types import Directions, InRows, Jet, OutRows, Query, Teacher
 from lightning_sobolev.functional.projections import PROJECTIONS, draw, generator_for
 from lightning_sobolev.spec import SobolevTerm
 from lightning_sobolev.teachers.arrays import BatchCheck, Rows, lookup
+from lightning_sobolev.teachers.bases import Vectors, root
 from lightning_sobolev.teachers.tabulated import TabulatedJet, contract, flat_rows
 
 _NAME = "ReducedTeacher"
 _LEFT, _RIGHT = 3, 4
 
-Basis = Tensor | str | int | None
+Basis = Tensor | Sequence[Any] | str | int | None
 """Basis vectors ``[r, *space]`` of all rows, or the key path of ``[batch, r, *space]``."""
 
 
@@ -41,6 +42,9 @@ class ReducedTeacher(Teacher):
     independence. With graphs in one table (``groups=``) U belongs to the output of each graph and
     a key path of V has the rows of the nodes: :math:`R` is that of displacements of whole graphs.
 
+    Rows with fewer vectors than others are filled up with NaN: what is compared is the part of
+    :math:`\Delta` that belongs to the vectors that are known.
+
     Args:
         reduced: Key path of R, ``[batch, r_out, r_in]``; where a basis is None, the whole space
             stands in its place: ``[batch, *out, r_in]``, ``[batch, r_out, *in]``.
@@ -53,7 +57,7 @@ class ReducedTeacher(Teacher):
         stores_mapped: Whether the arrays are those of the output behind the spec's output map.
 
     Raises:
-        ValueError: If there is no basis, or a metric is not positive.
+        ValueError: If there is no basis, one is not finite, or a metric is not positive.
 
     Source:
         O'Leary-Roseberry et al. 2024, Derivative-Informed Neural Operator (arXiv:2206.10745):
@@ -69,22 +73,22 @@ class ReducedTeacher(Teacher):
         right: Basis = None,
         value: str | int | None = None,
         *,
-        left_metric: Tensor | None = None,
-        right_metric: Tensor | None = None,
+        left_metric: Tensor | Sequence[Any] | None = None,
+        right_metric: Tensor | Sequence[Any] | None = None,
         stores_mapped: bool = False,
     ) -> None:
         require(left is not None or right is not None, "left", "given, or right", None)
-        self._paths = {"reduced": _paths.parse(reduced)}
+        self._paths = {"reduced": _paths.parse(reduced, "reduced")}
         if value is not None:
-            self._paths["value"] = _paths.parse(value)
+            self._paths["value"] = _paths.parse(value, "value")
         self._bases: dict[str, Tensor | None] = {"left": None, "right": None}
         for name, basis in (("left", left), ("right", right)):
             if isinstance(basis, str | int):
-                self._paths[name] = _paths.parse(basis)
+                self._paths[name] = _paths.parse(basis, name)
             elif basis is not None:
-                self._bases[name] = torch.as_tensor(basis).detach()
+                self._bases[name] = _constant(name, basis)
         self._metrics = {
-            "left": _root("left_metric", left_metric), "right": _root("right_metric", right_metric)
+            "left": root("left_metric", left_metric), "right": root("right_metric", right_metric)
         }  # fmt: skip
         self._check = BatchCheck(_NAME, stores_mapped=stores_mapped)
 
@@ -116,64 +120,75 @@ class ReducedTeacher(Teacher):
         return self._pushed(query, term, left, right)
 
     def _pulled(
-        self, query: Query, term: SobolevTerm, left: Tensor | None, right: Tensor | None
+        self, query: Query, term: SobolevTerm, left: Vectors | None, right: Vectors | None
     ) -> Directions:
         reduced, out_shape = self._reduced(query, left, right)
         c = self._drawn("left", query, term, reduced.shape[1])
-        cotangents = c.reshape(*c.shape[:2], *out_shape) if left is None else _combined(c, left)
+        c = c if left is None else left.known_alone(c)
+        cotangents = c.reshape(*c.shape[:2], *out_shape) if left is None else left.combined(c)
         per_node = right is None and query.groups is not None
         each = query.groups.spread(c) if per_node and query.groups is not None else c
         target = contract("bcd,pbc->pbd", reduced, each)
 
         def read(rows: InRows) -> Tensor:
-            found = flat_rows(rows) if right is None else _along(rows, right, query.groups)
+            found = flat_rows(rows) if right is None else right.along(rows, query.groups)
             return self._weighted("right", found)
 
         return Directions(cotangents, read=read, target=self._weighted("right", target))
 
     def _pushed(
-        self, query: Query, term: SobolevTerm, left: Tensor | None, right: Tensor | None
+        self, query: Query, term: SobolevTerm, left: Vectors | None, right: Vectors | None
     ) -> Directions:
         reduced, _ = self._reduced(query, left, right)
         groups = query.groups
         require(right is not None or groups is None, "right", "given with groups=", right)
         d = self._drawn("right", query, term, reduced.shape[2])
+        d = d if right is None else right.known_alone(d)
         each = d if groups is None else d.index_select(1, groups.index)
-        tangents = each.reshape(-1, *query.x.shape) if right is None else _combined(each, right)
+        tangents = (
+            each.reshape(len(each), *query.x.shape) if right is None else right.combined(each)
+        )
         target = contract("bcd,pbd->pbc", reduced, d)
 
         def read(columns: OutRows) -> Tensor:
-            found = flat_rows(columns) if left is None else _along(columns, left, None)
+            found = flat_rows(columns) if left is None else left.along(columns, None)
             return self._weighted("left", found)
 
         weighted = self._weighted("left", target)
         return Directions(tangents=tangents, read=read, target=weighted)
 
-    def _basis(self, name: str, query: Query, rows: Rows) -> Float[Tensor, "rows r *space"] | None:
+    def _basis(self, name: str, query: Query, rows: Rows) -> Vectors | None:
         if name in self._paths:
-            return lookup(name, self._paths[name], query, _NAME, rows)
+            given = cast(Tensor, lookup(name, self._paths[name], query, _NAME, rows))
+            require(given.ndim > 1, name, "[batch, r, *space] in the batch", list(given.shape))
+            return Vectors.read(given, query.groups if name == "right" else None)
         basis = self._bases[name]
-        return None if basis is None else basis.to(query.x).expand(rows.size, *basis.shape)
+        if basis is None:
+            return None
+        return Vectors(basis.to(query.x).expand(rows.size, *basis.shape))
 
     def _reduced(
-        self, query: Query, left: Tensor | None, right: Tensor | None
+        self, query: Query, left: Vectors | None, right: Vectors | None
     ) -> tuple[Float[Tensor, "rows r_out r_in"], tuple[int, ...]]:
         # The reduced Jacobians, and the shape of an output where that is not reduced.
         in_shape = tuple(query.x.shape[1:])
         rows = Rows.of_input(query) if right is None else Rows.of_output(query)
         given = cast(Tensor, lookup("reduced", self._paths["reduced"], query, _NAME, rows))
-        ends = in_shape if right is None else tuple(right.shape[1:2])
+        ends = in_shape if right is None else (right.count,)
         split = given.ndim - len(ends)
         starts = tuple(given.shape[1:split])
-        fits = tuple(given.shape[split:]) == ends and (left is None or starts == left.shape[1:2])
-        if split < 1 or not fits or (right is not None and right.shape[2:] != in_shape):
-            bases = [None if basis is None else list(basis.shape[1:]) for basis in (left, right)]
+        fits = tuple(given.shape[split:]) == ends and (left is None or starts == (left.count,))
+        if split < 1 or not fits or (right is not None and right.each.shape[2:] != in_shape):
+            bases = [None if one is None else list(one.each.shape[1:]) for one in (left, right)]
             raise ValueError(
                 "reduced must have shape [batch, r_out, r_in] (whole spaces where there is no "
                 f"basis) with left [r_out, *out] and right [r_in, *in], *in = {list(in_shape)}, "
                 f"got {list(given.shape)} with left and right {bases}"
             )
-        return given.reshape(len(given), torch.Size(starts).numel(), -1), starts
+        given = given.reshape(len(given), torch.Size(starts).numel(), torch.Size(ends).numel())
+        index = query.groups.index if right is None and query.groups is not None else None
+        given = given if left is None else left.marked(given, 1, index)
+        return (given if right is None else right.marked(given, 2)), starts
 
     def _drawn(self, name: str, query: Query, term: SobolevTerm, size: int) -> Tensor:
         salt = _LEFT if name == "left" else _RIGHT
@@ -204,42 +219,9 @@ def _check_term(term: SobolevTerm) -> None:
     require(fits, f"term {term.key!r}", f"of order 1 with a projection of {PROJECTIONS}", got)
 
 
-def _root(name: str, metric: Tensor | None) -> Tensor | None:
-    # L of W = L L^T.
-    if metric is None:
-        return None
-    given = torch.as_tensor(metric).detach()
-    if given.ndim == 1 and bool((given >= 0).all()) and bool(given.isfinite().all()):
-        return given.sqrt()
-    if given.ndim == 2 and given.shape[0] == given.shape[1] and torch.allclose(given, given.T):
-        factor: Tensor
-        factor, failed = torch.linalg.cholesky_ex(given)
-        if not int(failed):
-            return factor
-    raise ValueError(
-        f"{name} must be weights >= 0 or a positive definite matrix, got {list(given.shape)}"
-    )
-
-
-def _combined(
-    coefficients: Float[Tensor, "proj rows r"], basis: Float[Tensor, "rows r *space"]
-) -> Float[Tensor, "proj rows *space"]:
-    found = torch.einsum("pbr,brd->pbd", coefficients, _flat(basis))
-    return found.reshape(*found.shape[:2], *basis.shape[2:])
-
-
-def _along(
-    rows: Float[Tensor, "proj rows *space"], basis: Float[Tensor, "rows r *space"],
-    groups: Groups | None,
-) -> Float[Tensor, "proj outputs r"]:  # fmt: skip
-    if flat_rows(rows).shape[2] != basis.shape[2:].numel():
-        raise ValueError(
-            f"left must have vectors of the output's shape {list(rows.shape[2:])}, "
-            f"got {list(basis.shape[2:])}"
-        )
-    found = torch.einsum("pbd,brd->pbr", flat_rows(rows), _flat(basis))
-    return found if groups is None else groups.summed(found)
-
-
-def _flat(basis: Float[Tensor, "rows r *space"]) -> Float[Tensor, "rows r size"]:
-    return basis.reshape(*basis.shape[:2], basis.shape[2:].numel())
+def _constant(name: str, basis: Any) -> Tensor:
+    given = torch.as_tensor(basis).detach()
+    fits = given.ndim > 0 and bool(given.isfinite().all())
+    got = list(given.shape) if given.ndim == 0 else "NaN or Inf"
+    require(fits, name, "finite vectors [r, *space]", got)
+    return given

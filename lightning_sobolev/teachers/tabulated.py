@@ -210,7 +210,8 @@ class BatchTeacher(Teacher):
         require(jacobian is None or forces is None, "forces", "None beside jacobian=", forces)
         given = jacobian if forces is None else forces
         several = not isinstance(given, str | int | None)
-        self._parts = _parsed(given)
+        self._name = "jacobian" if forces is None else "forces"
+        self._parts = _parsed(given, self._name)
         self._factors = _factors(scale, len(self._parts), -1.0 if forces is not None else 1.0)
         self._joins = several
         paths = {"value": value, "hessian": hessian}
@@ -218,8 +219,7 @@ class BatchTeacher(Teacher):
             raise ValueError(
                 "BatchTeacher needs a key path for jacobian, forces, value or hessian, got none"
             )
-        self._paths = {k: None if p is None else _paths.parse(p) for k, p in paths.items()}
-        self._name = "jacobian" if forces is None else "forces"
+        self._paths = {k: None if p is None else _paths.parse(p, k) for k, p in paths.items()}
         self._check = BatchCheck("BatchTeacher", stores_mapped=stores_mapped)
 
     @property
@@ -266,11 +266,11 @@ class BatchTeacher(Teacher):
         return cast(Tensor, array).detach().to(query.x)
 
 
-def _parsed(given: str | int | Sequence[str | int] | None) -> list[_paths.Path]:
+def _parsed(given: str | int | Sequence[str | int] | None, name: str) -> list[_paths.Path]:
     if given is None:
         return []
-    several = (given,) if isinstance(given, str | int) else given
-    return [_paths.parse(one) for one in several]
+    several = given if isinstance(given, Sequence) and not isinstance(given, str) else (given,)
+    return [_paths.parse(one, name) for one in several]
 
 
 def _factors(scale: float | Sequence[float], count: int, sign: float) -> list[float]:
@@ -310,4 +310,6 @@ def _joined(parts: list[Tensor], x: Tensor) -> Float[Tensor, "batch out in"]:
             f"jacobian: the arrays of several inputs must be [batch, *out, *in] with "
             f"{x.shape[1:].numel()} input elements in all, got {got}"
         )
-    return torch.cat([part.reshape(len(part), outputs, -1) for part in parts], 2)
+    sizes = [part.shape[1:].numel() // max(outputs, 1) for part in parts]
+    pairs = zip(parts, sizes, strict=True)
+    return torch.cat([part.reshape(len(part), outputs, size) for part, size in pairs], 2)

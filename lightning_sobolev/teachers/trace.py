@@ -1,6 +1,7 @@
 r"""Laplacians and other traces :math:`\mathrm{tr}(A H)` of a Hessian as labels."""
 
-from typing import cast
+from collections.abc import Sequence
+from typing import Any, SupportsIndex, cast
 
 import torch
 from jaxtyping import Float
@@ -14,7 +15,7 @@ from lightning_sobolev.functional.derivatives import basis_of
 from lightning_sobolev.functional.projections import draw, generator_for
 from lightning_sobolev.spec import SobolevTerm
 from lightning_sobolev.teachers.arrays import BatchCheck, Rows, lookup
-from lightning_sobolev.teachers.tabulated import TabulatedJet
+from lightning_sobolev.teachers.tabulated import TabulatedJet, flat_rows
 
 _NAME = "TraceTeacher"
 _SALT = 6
@@ -49,7 +50,7 @@ class TraceTeacher(Teacher):
         stores_mapped: Whether the arrays are those of the output behind the spec's output map.
 
     Raises:
-        ValueError: If there is one probe, or the matrix is not square.
+        ValueError: If there is one probe, or the matrix is not square, not finite, or zero.
 
     Source:
         Hutchinson 1990, A Stochastic Estimator of the Trace of the Influence Matrix for Laplacian
@@ -60,10 +61,12 @@ class TraceTeacher(Teacher):
     allows_unknown = True
 
     def __init__(
-        self, trace: str | int, matrix: Tensor | None = None, value: str | int | None = None, *,
+        self, trace: str | int, matrix: Tensor | Sequence[Any] | None = None,
+        value: str | int | None = None, *,
         probes: int | None = None, stores_mapped: bool = False,
     ) -> None:  # fmt: skip
-        require(probes is None or probes >= 2, "probes", "at least 2 or None", probes)
+        is_count = isinstance(probes, SupportsIndex) and probes >= 2
+        require(probes is None or is_count, "probes", "at least 2 or None", probes)
         if probes is None:
             self.default_term = SobolevTerm(
                 order=2, projection="basis", num_projections=None, name="trace"
@@ -73,9 +76,9 @@ class TraceTeacher(Teacher):
                 order=2, projection="rademacher", num_projections=probes, discrepancy="product",
                 name="trace",
             )  # fmt: skip
-        self._trace = _paths.parse(trace)
-        self._value = None if value is None else _paths.parse(value)
-        self._factor = None if matrix is None else _factor(torch.as_tensor(matrix).detach())
+        self._trace = _paths.parse(trace, "trace")
+        self._value = None if value is None else _paths.parse(value, "value")
+        self._factor = None if matrix is None else _factor(matrix)
         self._check = BatchCheck(_NAME, stores_mapped=stores_mapped)
 
     @property
@@ -104,7 +107,7 @@ class TraceTeacher(Teacher):
         tangents, weighted = self._exact(query) if is_exact else self._probes(query, term)
 
         def read(rows: InRows) -> Tensor:
-            each = (rows * weighted).reshape(*rows.shape[:2], -1).sum(-1)
+            each = flat_rows(rows * weighted).sum(-1)
             if groups is not None:
                 each = groups.summed(each)
             return each.sum(0, keepdim=True) if is_exact else each
@@ -133,11 +136,11 @@ class TraceTeacher(Teacher):
             generator=generator_for(*query.seed, _SALT), dtype=x.dtype, device=x.device,
         )  # fmt: skip
         if self._factor is None:
-            tangents = drawn.reshape(-1, *x.shape)
+            tangents = drawn.reshape(len(drawn), *x.shape)
             return tangents, tangents
         vectors, signs = self._scaled(x)
         tangents, weighted = drawn @ vectors, (drawn * signs) @ vectors
-        return tangents.reshape(-1, *x.shape), weighted.reshape(-1, *x.shape)
+        return tangents.reshape(len(drawn), *x.shape), weighted.reshape(len(drawn), *x.shape)
 
     def _scaled(self, x: Tensor) -> tuple[Float[Tensor, "rank size"], Float[Tensor, " rank"]]:
         assert self._factor is not None
@@ -159,14 +162,18 @@ def _check_term(term: SobolevTerm) -> None:
         )
 
 
-def _factor(matrix: Tensor) -> tuple[Tensor, Tensor]:
+def _factor(given: Any) -> tuple[Tensor, Tensor]:
     # Vectors l and signs s with A = sum of s l l^T over the eigenvalues other than zero.
+    require(not isinstance(given, str), "matrix", "a matrix", given)
+    matrix = torch.as_tensor(given).detach().cpu().double()
+    shape = list(matrix.shape)
+    fits = shape and shape[0] > 0 and shape in ([shape[0]], [shape[0]] * 2)
+    require(bool(fits), "matrix", "[D, D] or [D]", shape)
+    require(bool(matrix.isfinite().all()), "matrix", "finite", "NaN or Inf")
     if matrix.ndim == 1:
-        values, vectors = matrix.double(), torch.eye(len(matrix), dtype=torch.float64)
+        values, vectors = matrix, torch.eye(len(matrix), dtype=torch.float64)
     else:
-        square = matrix.ndim == 2 and matrix.shape[0] == matrix.shape[1]
-        require(square, "matrix", "[D, D] or [D]", list(matrix.shape))
-        values, columns = torch.linalg.eigh((matrix.double() + matrix.double().T) / 2)
+        values, columns = torch.linalg.eigh((matrix + matrix.T) / 2)
         vectors = columns.T
     kept = values.abs() > 1e-12 * values.abs().amax()
     require(bool(kept.any()), "matrix", "other than zero", matrix.tolist())

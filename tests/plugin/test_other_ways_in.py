@@ -44,6 +44,13 @@ def test_lightning_cli_builds_callback_and_spec_from_yaml(tmp_path, monkeypatch)
     assert_close(weights(cli.model), weights(expected), rtol=0, atol=0)
 
 
+LINEAR = {"class_path": "torch.nn.Linear", "init_args": {"in_features": 2, "out_features": 1}}
+
+
+def labels(name, **options):
+    return {"class_path": f"lightning_sobolev.{name}", "init_args": options}
+
+
 @pytest.mark.parametrize(
     "teacher",
     [
@@ -52,7 +59,21 @@ def test_lightning_cli_builds_callback_and_spec_from_yaml(tmp_path, monkeypatch)
             "class_path": "lightning_sobolev.AnalyticTeacher",
             "init_args": {"value": "tests.plugin._cli.bowl"},
         },
-        {"class_path": "torch.nn.Linear", "init_args": {"in_features": 2, "out_features": 1}},
+        LINEAR,
+        {
+            "class_path": "lightning_sobolev.NetworkTeacher",
+            "init_args": {"network": LINEAR, "inputs": [["x", "y"]], "shared": "x"},
+        },
+        {
+            "class_path": "lightning_sobolev.TeacherChoice",
+            "init_args": {"teachers": [LINEAR, labels("BatchTeacher", jacobian="j")]},
+        },
+        labels("DirectionalTeacher", tangents="v", pushed="hv", order=2, per_step=1),
+        labels("AdjointTeacher", cotangents="u", pulled="jtu"),
+        labels("ReducedTeacher", reduced="r", left="u", right_metric=[1.0, 2.0]),
+        labels("ReducedTeacher", reduced="r", right=[[1.0, 0.0, 2.0]]),
+        labels("MixedTeacher", mixed="born", scale=-1.0),
+        labels("TraceTeacher", trace="t", matrix=[[1.0, 0.0], [0.0, 2.0]], probes=2),
     ],
 )
 def test_every_kind_of_teacher_has_a_class_path(teacher):

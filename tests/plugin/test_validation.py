@@ -2,10 +2,18 @@
 
 import pytest
 import torch
+from torch.func import grad, hessian, vmap
 from torch.nn.functional import mse_loss
 from torch.testing import assert_close
 
-from lightning_sobolev import SobolevCallback
+from lightning_sobolev import (
+    BatchTeacher,
+    DirectionalTeacher,
+    SobolevCallback,
+    SobolevSpec,
+    SobolevTerm,
+    TraceTeacher,
+)
 from lightning_sobolev.functional.derivatives import hvp
 from lightning_sobolev.metrics import DerivativeNMSE
 from tests.plugin._students import Regressor, mlp
@@ -76,3 +84,46 @@ def test_a_validation_step_that_asks_for_the_training_loss_gets_the_plain_one():
     used.fit(module, points(), points(size=8))
     x, y = next(iter(points(size=8)))
     assert_close(module.found, mse_loss(module(x), y).detach())
+
+
+class Scalar(Regressor):
+    """One output without an axis; batches are dicts."""
+
+    def __init__(self):
+        super().__init__(mlp(outputs=1))
+
+    def training_step(self, batch, batch_idx):
+        return mse_loss(self.net(batch["x"]), batch["y"])
+
+    def validation_step(self, batch, batch_idx):
+        self.net(batch["x"])
+
+
+@pytest.mark.parametrize("kind", ["trace", "pushed", "value"])
+def test_what_has_one_number_a_row_has_the_sign_of_one_as_cosine(kind):
+    x, y = next(iter(points(outputs=1)))
+    module = Scalar()
+    module.net.append(torch.nn.Flatten(0))
+    teacher = {
+        "trace": TraceTeacher("label"),
+        "pushed": DirectionalTeacher("x", "label"),
+        "value": BatchTeacher(value="label"),
+    }[kind]
+    spec = SobolevSpec(terms=[SobolevTerm(order=0, name="value")]) if kind == "value" else None
+    batch = {"x": x, "y": y[:, 0], "label": y[:, 0]}
+    callback = SobolevCallback(
+        teacher, spec, module="net", validate=True, doctor=False, labels="off"
+    )
+    loader = torch.utils.data.DataLoader([batch], batch_size=None)
+    used = trainer(callback)
+    used.fit(module, loader, loader)
+    net = module.net.requires_grad_(False)
+    once = lambda row: net(row[None])[0]  # noqa: E731
+    own = {
+        "trace": lambda row: hessian(once)(row).trace(),
+        "pushed": lambda row: grad(once)(row) @ row,
+        "value": once,
+    }[kind]
+    expected = (vmap(own)(x).sign() * y[:, 0].sign()).mean()
+    (found,) = [v for k, v in used.callback_metrics.items() if k.endswith("_cosine")]
+    assert_close(found.double(), expected, rtol=1e-6, atol=1e-6)

@@ -4,7 +4,7 @@ import lightning.pytorch as L
 import pytest
 import torch
 from torch import nn
-from torch.func import jacrev, vmap
+from torch.func import grad, hessian, jacrev, vmap
 from torch.nn.functional import mse_loss
 from torch.testing import assert_close
 
@@ -397,3 +397,27 @@ def test_every_network_follows_the_students_device():
     teacher = TeacherChoice([Watched(3, 2).double(), TeacherChoice([Watched(3, 2).double()])])
     fit(Policy(), [{**BATCH, "teacher": CHOSEN * 0}], callback(teacher))
     assert moved == [(2, torch.device("cpu"))] * 2
+
+
+@pytest.mark.parametrize("order", [0, 1, 2])
+@pytest.mark.parametrize("side", ["cotangent", "tangent"])
+def test_outputs_may_have_an_axis_of_length_one_that_the_students_has_not(order, side):
+    column, other = mlp(3, 1, seed=1), mlp(3, 1, seed=2)
+    flat = nn.Sequential(other, nn.Flatten(0))
+    student = nn.Sequential(mlp(3, 1, seed=3), nn.Flatten(0))
+    which = torch.tensor([0, 1, 1, 0, 1, 0, 0])
+    how = EXACT if order else {"normalize": "none"}
+    term = SobolevTerm(order=order, side=side, **how)
+
+    def derivative(net):
+        once = lambda x: net(x[None]).reshape(())  # noqa: E731
+        taken = [once, grad(once), hessian(once)][order]
+        return vmap(taken)(OBS).detach().reshape(7, -1)
+
+    chosen = torch.where(which[:, None] == 0, derivative(column), derivative(other))
+    expected = (derivative(student) - chosen).square().sum(1).mean()
+    for teachers in ([column, flat], [column, other]):
+        loss = SobolevLoss(TeacherChoice(teachers), term)
+        with loss.observe(student):
+            student(OBS)
+        assert_close(loss(batch=BATCH | {"teacher": which}).loss.detach(), expected)

@@ -2,8 +2,15 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from lightning_sobolev import AdjointTeacher, DirectionalTeacher, SobolevTerm
+from lightning_sobolev import (
+    AdjointTeacher,
+    DirectionalTeacher,
+    MixedTeacher,
+    SobolevLoss,
+    SobolevTerm,
+)
 from lightning_sobolev._types import Query
+from tests._reference import dense_jacobian
 from tests.teachers._labels import Energy, evaluated
 
 TERM = SobolevTerm(side="tangent")
@@ -111,3 +118,43 @@ def test_adjoint_pairs_are_compared_with_dense_jacobians(proj, randn):
     assert_close(found, expected.detach())
     own = torch.autograd.grad(expected, list(net.parameters()), materialize_grads=True)
     assert_close(list(slopes), list(own))
+
+
+TEACHERS = {
+    "tangents": lambda **options: DirectionalTeacher("v", "jv", **options),
+    "cotangents": lambda **options: AdjointTeacher("u", "jtu", **options),
+    "mixed": lambda **options: MixedTeacher("m", **options),
+}
+
+
+@pytest.mark.parametrize("make", TEACHERS.values(), ids=TEACHERS)
+@pytest.mark.parametrize("scale", [0.0, NAN, float("inf"), "1"])
+def test_a_scale_that_leaves_nothing_of_the_labels_is_refused(make, scale):
+    with pytest.raises(ValueError, match="scale must be a finite number other than zero, got"):
+        make(scale=scale)
+
+
+@pytest.mark.parametrize("per_step", [0, 1.5, "1"])
+def test_a_number_of_pairs_is_one(per_step):
+    with pytest.raises(ValueError, match="per_step must be at least 1 or None, got"):
+        DirectionalTeacher("v", "jv", per_step=per_step)
+
+
+@pytest.mark.parametrize("side", ["tangent", "cotangent"])
+def test_infinity_is_no_direction_and_its_row_is_left_out_where_asked(randn, side):
+    net = Energy(outputs=2)
+    x, v, u = randn(4, 3), randn(4, 2, 3), randn(4, 2, 2)
+    jacobian = dense_jacobian(net, x).detach()
+    batch = {"x": x, "v": v, "u": u, "jv": randn(4, 2, 2), "jtu": randn(4, 2, 3)}
+    errors = {"tangent": v @ jacobian.mT - batch["jv"], "cotangent": u @ jacobian - batch["jtu"]}
+    batch["v"], batch["u"] = v.clone(), u.clone()
+    batch["v"][1, 0, 2] = batch["u"][1, 0, 1] = -float("inf")
+    teacher = {"tangent": DirectionalTeacher("v", "jv"), "cotangent": AdjointTeacher("u", "jtu")}
+    term = SobolevTerm(side=side, normalize="none")
+    with pytest.raises(ValueError, match="must be finite, got NaN or Inf in 1 of 4 rows"):
+        evaluated(teacher[side], net, batch, terms=term)
+    loss = SobolevLoss(teacher[side], term, non_finite="skip")
+    with loss.observe(net):
+        net(x)
+    kept = errors[side][torch.tensor([0, 2, 3])]
+    assert_close(loss(batch=batch).loss.detach(), kept.square().sum(-1).mean())

@@ -191,7 +191,7 @@ MISFITS = [
 
 @pytest.mark.parametrize(("inputs", "batch", "text"), MISFITS)
 def test_a_batch_that_does_not_fit(inputs, batch, text):
-    teacher = NetworkTeacher(Sees(), inputs=inputs, shared="obs")
+    teacher = NetworkTeacher(mlp(5) if inputs == [TWO] else Sees(), inputs=inputs, shared="obs")
     with pytest.raises(ValueError, match=text):
         ask(teacher, batch, OBS)
 
@@ -447,3 +447,43 @@ def test_a_teacher_that_trains_with_its_student_is_refused():
     with pytest.raises(ValueError, match="teacher must not share parameters with the student"):
         fit(module, [BATCH], callback(teacher))
     assert_close(weights(module), before, rtol=0, atol=0)
+
+
+def nothing(*_):
+    return None
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"answer": nothing}, "answer must be a function that gives a tensor, got 'NoneType'"),
+        ({"convert": nothing}, "convert must be a function that gives a tensor, got 'NoneType'"),
+        (
+            {"convert": nothing, "inputs": "obs"},
+            "convert must be a function that gives a tensor, got 'NoneType'",
+        ),
+    ],
+)
+def test_functions_that_give_no_tensor(options, text):
+    with pytest.raises(ValueError, match=text):
+        ask(NetworkTeacher(mlp(3), **options), BATCH, OBS)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"answer": 2.0}, "answer must be a function or None, got 2.0"),
+        ({"convert": 2.0}, "convert must be a function or None, got 2.0"),
+        ({"inputs": 2.0}, "inputs must be one key path into the batch, or several, got 2.0"),
+        ({"inputs": [None]}, "inputs must be key paths, or lists of those that are joined, got"),
+        ({"inputs": {"height": "obs"}}, r"inputs must be the arguments of Sees.forward, got \['h"),
+        ({"inputs": "obs"}, r"the arguments of Sees.forward, got \['obs'\]: missing a required"),
+        (
+            {"inputs": ["obs", ["obs", "privileged"], "y"], "shared": "obs"},
+            r"got \['obs', 'obs \+ privileged', 'y'\]: too many positional arguments",
+        ),
+    ],
+)
+def test_arguments_that_a_network_does_not_take(options, text):
+    with pytest.raises(ValueError, match=text):
+        NetworkTeacher(Sees(), **options)

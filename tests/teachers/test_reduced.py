@@ -169,3 +169,74 @@ def test_what_does_not_fit_is_refused(labels, randn):
     with pytest.raises(ValueError, match="left must have vectors of the output's shape"):
         evaluated(ReducedTeacher("r", left=randn(2, 3), right=given["right"]), net, batch,
                   terms=SobolevTerm(side="tangent"))  # fmt: skip
+
+
+@SIDES
+def test_rows_with_fewer_vectors_are_compared_along_those(labels, side):
+    batch, given, whole = labels("rows")
+    net, teacher = Energy(outputs=4), ReducedTeacher("r", **given)
+    error = (reduced(net, batch["x"], whole) - batch["r"]).detach()
+    batch |= {"u": batch["u"].clone(), "v": batch["v"].clone()}
+    batch["u"][0, 1, 3] = batch["v"][1, 0] = batch["v"][3, 1] = NAN
+    batch["u"][4] = NAN  # nothing is known of this row
+    error[0, 1] = error[1, :, 0] = error[3, :, 1] = 0.0
+    expected = error[:4].square().sum((1, 2)).mean()
+    assert_close(evaluated(teacher, net, batch, terms=exact(side))[0], expected)
+    term = SobolevTerm(side=side, normalize="none")
+    found = [evaluated(teacher, net, batch, terms=term, counter=step)[0] for step in range(60)]
+    assert_unbiased(torch.stack(found), expected)
+
+
+@SIDES
+def test_an_infinite_vector_is_refused_as_a_label_is(labels, side):
+    batch, given, _ = labels("rows")
+    for name in ("u", "v"):
+        wrong = batch | {name: batch[name].clone()}
+        wrong[name][2, 0, 1] = float("inf")
+        with pytest.raises(ValueError, match="must be finite, got NaN or Inf in 1 of 5 rows"):
+            evaluated(ReducedTeacher("r", **given), Energy(outputs=4), wrong, terms=exact(side))
+
+
+def test_a_mode_that_is_not_known_of_one_node_is_not_known_of_its_graph(randn):
+    index, pos, modes = torch.tensor([0, 1, 1, 0, 1]), randn(5, 2), randn(5, 3, 2)
+    net, found = Graphs(), pos.clone().requires_grad_()
+    (row,) = torch.autograd.grad(net(found, index).sum(), found)
+    slopes = torch.zeros(2, 3, dtype=pos.dtype)
+    slopes.index_add_(0, index, torch.einsum("nd,nrd->nr", row, modes))
+    batch = {"x": pos, "batch": index, "modes": modes.clone(), "r": randn(2, 3)}
+    error = slopes - batch["r"]
+    batch["modes"][2, 1, 0] = NAN
+    error[1, 1] = 0.0
+    term = exact("cotangent")
+    teacher = ReducedTeacher("r", right="modes")
+    loss, _ = evaluated(teacher, net, batch, "x", "batch", terms=term, groups="batch")
+    assert_close(loss, error.square().sum(1).mean())
+
+
+@SIDES
+def test_numbers_of_any_kind_and_lists_are_bases_and_metrics(labels, side):
+    batch, given, _ = labels("both")
+    left, right = torch.tensor([[1, 0, 2, 0], [0, 3, 0, 1]]), torch.tensor([[1, 2, 0], [0, 1, 1]])
+    metric = torch.tensor([[2, 1], [1, 2]])
+    net = Energy(outputs=4)
+
+    def found(*bases, metric):
+        teacher = ReducedTeacher("r", *bases, left_metric=metric, right_metric=metric)
+        return evaluated(teacher, net, batch, terms=exact(side))[0]
+
+    error = reduced(net, batch["x"], {"left": left.double(), "right": right.double()})
+    error = (error - batch["r"]).detach()
+    own = metric.double()
+    expected = torch.einsum("bij,ik,bkl,lj->b", error, own, error, own).mean()
+    for kind in (torch.int64, torch.float16, torch.float32):
+        given = [left.to(kind), right.to(kind)]
+        assert_close(found(*given, metric=metric.to(kind)), expected, rtol=1e-6, atol=0.0)
+    lists = [left.tolist(), right.tolist()]
+    assert_close(found(*lists, metric=metric.tolist()), expected, rtol=1e-6, atol=0.0)
+
+
+@pytest.mark.parametrize("number", [NAN, float("inf")])
+@pytest.mark.parametrize("name", ["left", "right"])
+def test_a_basis_of_all_rows_must_be_finite(name, number):
+    with pytest.raises(ValueError, match=rf"{name} must be finite vectors \[r, \*space\], got"):
+        ReducedTeacher("r", **{name: torch.tensor([[1.0, number]])})

@@ -136,3 +136,25 @@ def test_what_does_not_fit_is_refused(randn):
         evaluated(TraceTeacher("x"), Energy(), batch)
     with pytest.raises(ValueError, match="are those of a scalar output"):
         evaluated(TraceTeacher("t"), Energy(outputs=2), batch)
+
+
+@pytest.mark.parametrize(
+    ("matrix", "text"),
+    [
+        (torch.full((3, 3), NAN), "matrix must be finite, got"),
+        (torch.tensor([1.0, float("inf"), 1.0]), "matrix must be finite, got"),
+        (torch.zeros(0), r"matrix must be \[D, D\] or \[D\], got \[0\]"),
+        (torch.ones(()), r"matrix must be \[D, D\] or \[D\], got \[\]"),
+        ("laplacian", "matrix must be a matrix, got 'laplacian'"),
+    ],
+)
+def test_what_is_no_matrix(matrix, text):
+    with pytest.raises(ValueError, match=text):
+        TraceTeacher("t", matrix)
+
+
+def test_a_matrix_may_be_a_list():
+    x, net = torch.eye(3, dtype=torch.float64), Energy()
+    batch = {"x": x, "t": traces(net, x, torch.tensor([1.0, 0.0, 2.0], dtype=torch.float64))}
+    found, _ = evaluated(TraceTeacher("t", [1, 0, 2]), net, batch)
+    assert_close(found, torch.zeros_like(found))
