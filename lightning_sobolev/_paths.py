@@ -16,13 +16,14 @@ Key = str | int
 Path = tuple[Key, ...]
 
 
-def parse(path: str | int) -> Path:
-    """Split a dotted key path; whole numbers become indices."""
-    if isinstance(path, int):
+def parse(path: str | int, name: str = "") -> Path:
+    """Split a dotted key path, the argument of that name; whole numbers become indices."""
+    if isinstance(path, int) and not isinstance(path, bool):
         return (path,)
-    parts = path.split(".")
-    if not all(parts):
-        raise ValueError(f"a key path must look like 'a.b.0', got {path!r}")
+    parts = path.split(".") if isinstance(path, str) else []
+    if not parts or not all(parts):
+        of = f"{name}: " if name else ""
+        raise ValueError(f"{of}a key path must look like 'a.b.0', got {path!r}")
     return tuple(int(part) if re.fullmatch("-?[0-9]+", part) else part for part in parts)
 
 

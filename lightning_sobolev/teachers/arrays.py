@@ -1,13 +1,16 @@
 """Arrays of a teacher that stand in the batch, beside the inputs that they belong to."""
 
+import math
 import warnings
-from typing import Any, NamedTuple
+from numbers import Real
+from typing import Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from lightning_sobolev import _paths
+from lightning_sobolev._checks import require
 from lightning_sobolev._groups import unstacked
 from lightning_sobolev._types import BatchFn, Query, identity
 from lightning_sobolev.spec import OUTPUT_MAPS
@@ -116,6 +119,22 @@ def lookup(
     where = f"{teacher}({name}={'.'.join(map(str, path))!r})"
     found = taken(name, path, query, where, rows)
     return found.to(device=query.x.device, dtype=query.x.dtype)
+
+
+def is_factor(scale: object) -> bool:
+    """Whether stored derivatives can be multiplied with it, and say something afterwards."""
+    is_number = isinstance(scale, Real) and not isinstance(scale, bool)
+    return is_number and math.isfinite(cast(float, scale)) and scale != 0.0
+
+
+def checked_scale(scale: float) -> float:
+    """Return what stored derivatives are multiplied with.
+
+    Raises:
+        ValueError: If it is no finite number other than zero.
+    """
+    require(is_factor(scale), "scale", "a finite number other than zero", scale)
+    return scale
 
 
 def taken(

@@ -110,7 +110,7 @@ class CachedTeacher(Teacher):
         self.settings = CacheSettings(**{name: content[name] for name in fields})
         self.num_samples = int(content["num_samples"])
         self._in_shape, self._out_shape = tuple(content["in_shape"]), tuple(content["out_shape"])
-        self._path = _paths.parse(index)
+        self._path = _paths.parse(index, "index")
         self._shards = self._opened(verify)
         self._looked_at = 0
         self._recent: deque[Samples] = deque(maxlen=_REMEMBERED)

@@ -133,7 +133,7 @@ class TeacherChoice(Teacher):
         self.networks = tuple(network for one in self.teachers for network in one.networks)
         first, *others = [one.default_term for one in self.teachers]
         self.default_term = first if all(other == first for other in others) else None
-        self._path = _paths.parse(index)
+        self._path = _paths.parse(index, "index")
 
     def check_apart(self, module: nn.Module, target: str | None) -> None:
         """Refuse a student that is one of the teachers."""

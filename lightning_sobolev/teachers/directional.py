@@ -9,7 +9,7 @@ from lightning_sobolev import _paths
 from lightning_sobolev._checks import require
 from lightning_sobolev._types import Directions, InRows, Jet, Query, Teacher
 from lightning_sobolev.spec import SobolevTerm
-from lightning_sobolev.teachers.arrays import BatchCheck, Rows, lookup
+from lightning_sobolev.teachers.arrays import BatchCheck, Rows, checked_scale, lookup
 from lightning_sobolev.teachers.pairs import Pairs
 from lightning_sobolev.teachers.tabulated import TabulatedJet
 
@@ -94,8 +94,8 @@ class DirectionalTeacher(Teacher):
         require(per_step is None or per_step >= 1, "per_step", "at least 1 or None", per_step)
         self.kinds, self.order = kinds, order
         self.default_term = _default_terms(kinds, order)
-        self._paths = {k: None if p is None else _paths.parse(p) for k, p in paths.items()}
-        self._per_step, self._scale = per_step, scale
+        self._paths = {k: None if p is None else _paths.parse(p, k) for k, p in paths.items()}
+        self._per_step, self._scale = per_step, checked_scale(scale)
         self._check = BatchCheck(_NAME, stores_mapped=stores_mapped)
 
     def at(self, query: Query) -> Jet:

@@ -12,7 +12,7 @@ from lightning_sobolev._groups import stacked
 from lightning_sobolev._types import Directions, InRows, Jet, Query, Teacher
 from lightning_sobolev.functional.projections import PROJECTIONS, draw, generator_for
 from lightning_sobolev.spec import SobolevTerm
-from lightning_sobolev.teachers.arrays import BatchCheck, Rows, lookup
+from lightning_sobolev.teachers.arrays import BatchCheck, Rows, checked_scale, lookup
 from lightning_sobolev.teachers.tabulated import TabulatedJet, contract
 
 _NAME = "MixedTeacher"
@@ -37,6 +37,9 @@ class MixedTeacher(Teacher):
         value: Key path of the value, for order-0 terms.
         scale: What M is multiplied with, such as -1.0 for derivatives of forces.
         stores_mapped: Whether the arrays are those of the output behind the spec's output map.
+
+    Raises:
+        ValueError: If an argument is out of its range.
     """
 
     allows_unknown = True
@@ -46,8 +49,8 @@ class MixedTeacher(Teacher):
         self, mixed: str | int, value: str | int | None = None, *,
         scale: float = 1.0, stores_mapped: bool = False,
     ) -> None:  # fmt: skip
-        self._mixed, self._scale = _paths.parse(mixed), scale
-        self._value = None if value is None else _paths.parse(value)
+        self._mixed, self._scale = _paths.parse(mixed, "mixed"), checked_scale(scale)
+        self._value = None if value is None else _paths.parse(value, "value")
         self._check = BatchCheck(_NAME, stores_mapped=stores_mapped)
 
     def at(self, query: Query) -> Jet:

@@ -89,7 +89,7 @@ class NetworkTeacher(Teacher):
         self.inputs = self._parsed(inputs, shared)
         self.was_trainable = any(p.requires_grad for p in network.parameters())
         self.network = network.eval().requires_grad_(False)
-        self._output = None if output is None else _paths.parse(output)
+        self._output = None if output is None else _paths.parse(output, "output")
         self.networks = (self.network,)
         self._parts = list(network.modules())
         floats = (p for p in network.parameters() if p.is_floating_point())  # not packed integers

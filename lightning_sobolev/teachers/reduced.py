@@ -74,13 +74,13 @@ class ReducedTeacher(Teacher):
         stores_mapped: bool = False,
     ) -> None:
         require(left is not None or right is not None, "left", "given, or right", None)
-        self._paths = {"reduced": _paths.parse(reduced)}
+        self._paths = {"reduced": _paths.parse(reduced, "reduced")}
         if value is not None:
-            self._paths["value"] = _paths.parse(value)
+            self._paths["value"] = _paths.parse(value, "value")
         self._bases: dict[str, Tensor | None] = {"left": None, "right": None}
         for name, basis in (("left", left), ("right", right)):
             if isinstance(basis, str | int):
-                self._paths[name] = _paths.parse(basis)
+                self._paths[name] = _paths.parse(basis, name)
             elif basis is not None:
                 self._bases[name] = torch.as_tensor(basis).detach()
         self._metrics = {

@@ -73,8 +73,8 @@ class TraceTeacher(Teacher):
                 order=2, projection="rademacher", num_projections=probes, discrepancy="product",
                 name="trace",
             )  # fmt: skip
-        self._trace = _paths.parse(trace)
-        self._value = None if value is None else _paths.parse(value)
+        self._trace = _paths.parse(trace, "trace")
+        self._value = None if value is None else _paths.parse(value, "value")
         self._factor = None if matrix is None else _factor(torch.as_tensor(matrix).detach())
         self._check = BatchCheck(_NAME, stores_mapped=stores_mapped)
 
