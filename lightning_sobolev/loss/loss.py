@@ -209,17 +209,19 @@ class SobolevLoss:
         return tangents[0] if alone else None
 
     @contextmanager
-    def observe(self, module: nn.Module, **where: Any) -> Iterator[Recorder]:
+    def observe(self, module: nn.Module, *, batch: Any = None, **where: Any) -> Iterator[Recorder]:
         """Observe the calls of a module that are made inside; the next evaluation is of them.
 
         Args:
             module: The student.
+            batch: What holds the index of ``groups`` where the module is not called with it.
             **where: As for :class:`~lightning_sobolev.observe.ObserveOptions`.
 
         Yields:
             Who records the calls.
         """
         recorder = self.recorder_of(module, None, ObserveOptions(**where))
+        recorder.batch = batch
         # The root itself is meant; a child is not, as it may be in a LightningModule.
         recorder.install()
         recorder.start()
