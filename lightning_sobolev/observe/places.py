@@ -280,6 +280,9 @@ def resolve(
     """Return the path of an argument that is named by position, parameter or key.
 
     ``name`` stands in messages in the place of ``wrt``.
+
+    Raises:
+        ValueError: If the call has no such argument.
     """
     name = f"wrt={wrt!r}" if name is None else name
     head, *rest = _paths.parse(wrt)
