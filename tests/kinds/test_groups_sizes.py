@@ -168,7 +168,7 @@ def halves(net, batch):
 
 
 @pytest.mark.parametrize("last", BATCHES)
-@pytest.mark.parametrize("first", ["different", "all"])
+@pytest.mark.parametrize("first", ["different", "kinds", "all"])
 def test_tables_are_cut_as_what_they_are(first, last):
     batches = [tables(*BATCHES[name], seed=seed) for seed, name in enumerate((first, last))]
     callback = taught(BatchTeacher("grad"), term={"rows": 0.5})
