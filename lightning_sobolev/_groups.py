@@ -130,8 +130,9 @@ def unstacked(point: Tensor, blocks: tuple[Block, ...]) -> list[Tensor]:
 
 
 def grouped(
-    index: Int[Tensor, " nodes"] | None, blocks: tuple[Block, ...], rows: int, outputs: int
-) -> Groups:
+    index: Int[Tensor, " nodes"] | None, blocks: tuple[Block, ...], rows: int, outputs: int, *,
+    pools: bool = False,
+) -> Groups:  # fmt: skip
     """Find the group of every input row, from the index of the nodes and the numbers of rows.
 
     Args:
@@ -139,6 +140,7 @@ def grouped(
         blocks: Inputs that stand below one another.
         rows: Number of input rows where there is one input.
         outputs: Number of rows of the output.
+        pools: Whether it has those of groups also where there are as many as input rows.
 
     Raises:
         ValueError: If an input has neither the nodes' nor the output's number of rows.
@@ -153,7 +155,7 @@ def grouped(
                 f"groups must number the {outputs} rows of the output from zero, got numbers from "
                 f"{int(index.min())} to {count - 1}"
             )
-        if not blocks and rows == outputs > count:
+        if not blocks and rows == outputs > count and not pools:
             return Groups(index, count, per_row=True)
     if not blocks:
         assert index is not None
@@ -171,3 +173,19 @@ def grouped(
                 f"the output has ({nodes}, output {outputs}), got {[b.rows for b in blocks]}"
             )
     return Groups(torch.cat(parts), outputs, blocks)
+
+
+def check_told_apart(groups: Groups, blocks: tuple[Block, ...]) -> None:
+    """Refuse inputs of which nobody can say whether their rows are nodes or groups.
+
+    Raises:
+        ValueError: If there are as many nodes as groups, and node i is not group i.
+    """
+    index = groups.index
+    own = torch.arange(len(index), device=index.device)
+    if not blocks and not groups.per_row and not torch.equal(index, own):
+        raise ValueError(
+            "wrt: several inputs must have rows of nodes or of graphs that can be told apart, got "
+            f"{groups.count} of both in one batch, of which some graphs have no node or stand in "
+            "another order; leave empty graphs out, or sort the nodes"
+        )

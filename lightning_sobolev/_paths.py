@@ -18,7 +18,7 @@ Path = tuple[Key, ...]
 
 def parse(path: str | int, name: str = "a key path") -> Path:
     """Split a dotted key path, which messages call ``name``; whole numbers become indices."""
-    if isinstance(path, int):
+    if isinstance(path, int) and not isinstance(path, bool):
         return (path,)
     parts = path.split(".") if isinstance(path, str) else [""]
     if not all(parts):

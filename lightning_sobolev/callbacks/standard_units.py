@@ -53,7 +53,7 @@ class StandardUnits(Callback):
         super().__init__()
         named = {"inputs": x, "targets": y, "jacobian": jacobian, "hessian": hessian}
         named |= {"tangents": tangents, "pushed": pushed}
-        self._paths = {k: _paths.parse(path) for k, path in named.items() if path is not None}
+        self._paths = {k: _paths.parse(path, k) for k, path in named.items() if path is not None}
         if not self._paths:
             raise ValueError("StandardUnits needs a key path for x, y or a derivative, got none")
         self._network: Standardized | None = None

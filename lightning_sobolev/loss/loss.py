@@ -215,11 +215,12 @@ class SobolevLoss:
         return tangents[0] if alone else None
 
     @contextmanager
-    def observe(self, module: nn.Module, **where: Any) -> Iterator[Recorder]:
+    def observe(self, module: nn.Module, *, batch: Any = None, **where: Any) -> Iterator[Recorder]:
         """Observe the calls of a module that are made inside; the next evaluation is of them.
 
         Args:
             module: The student.
+            batch: What holds the index of ``groups`` where the module is not called with it.
             **where: As for :class:`~lightning_sobolev.observe.ObserveOptions`.
 
         Yields:
@@ -230,6 +231,7 @@ class SobolevLoss:
         like = [one for one in self._recent if one.is_like(recorder)]
         recorder.row_axes = like[0].row_axes if like else recorder.row_axes
         self._recent = [recorder, *(one for one in self._recent if one not in like)][:_RECENT]
+        recorder.batch = batch
         # The root itself is meant; a child is not, as it may be in a LightningModule.
         recorder.install()
         recorder.start()

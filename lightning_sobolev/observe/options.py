@@ -61,9 +61,9 @@ class ObserveOptions:
     def __post_init__(self) -> None:
         object.__setattr__(self, "wrt", _parsed_wrt(self.wrt))
         if self.output is not None:
-            _paths.parse(self.output)
+            _paths.parse(self.output, "output")
         if self.groups is not None:
-            _paths.parse(self.groups)
+            _paths.parse(self.groups, "groups")
         is_index = isinstance(self.call, int) and not isinstance(self.call, bool)
         known = is_index or self.call in ("first", "all")
         require(known, "call", "'first', 'all' or an index", self.call)
@@ -88,7 +88,8 @@ def _parsed_wrt(wrt: Any) -> str | int | tuple[str | int, ...] | None:
     # A list of one is that one.
     if wrt is None:
         return None
-    several: tuple[str | int, ...] = (wrt,) if isinstance(wrt, str | int) else tuple(wrt)
-    if not several or len({_paths.parse(one) for one in several}) < len(several):
+    is_list = isinstance(wrt, Sequence) and not isinstance(wrt, str)
+    several: tuple[str | int, ...] = tuple(wrt) if is_list else (wrt,)
+    if not several or len({_paths.parse(one, "wrt") for one in several}) < len(several):
         raise ValueError(f"wrt must name one or more inputs, each once, got {wrt!r}")
     return several[0] if len(several) == 1 else several

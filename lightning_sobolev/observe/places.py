@@ -181,11 +181,15 @@ def _named_groups(
         path = _beside(place, forward, inputs)
         return None if path is None else _paths.get(inputs, path, "groups")
     try:
-        found = _paths.get(inputs, resolve(name, forward, inputs), f"groups={name!r}")
+        path = resolve(name, forward, inputs, f"groups={name!r}")
+        found = _paths.get(inputs, path, f"groups={name!r}")
         return _index_of(found)
     except ValueError as of_call:
         if batch is None:
-            raise ValueError(f"groups: {of_call}") from of_call
+            raise ValueError(
+                f"groups={name!r} must be an argument of the observed call, or a key of the batch, "
+                f"which is not known here (observe(..., batch=batch)), got no argument ({of_call})"
+            ) from of_call
         try:
             return _paths.get(batch, _paths.parse(name), f"groups={name!r}")
         except ValueError as of_batch:
@@ -271,8 +275,17 @@ def no_rows(chosen: Tensor, rows: int) -> ValueError:
     )
 
 
-def resolve(wrt: str | int, forward: Forward, inputs: Inputs) -> _paths.Path:
-    """Return the path of an argument that is named by position, parameter or key."""
+def resolve(
+    wrt: str | int, forward: Forward, inputs: Inputs, name: str | None = None
+) -> _paths.Path:
+    """Return the path of an argument that is named by position, parameter or key.
+
+    ``name`` stands in messages in the place of ``wrt``.
+
+    Raises:
+        ValueError: If the call has no such argument.
+    """
+    name = f"wrt={wrt!r}" if name is None else name
     head, *rest = _paths.parse(wrt)
     if isinstance(head, int):
         return ("args", head, *rest)
@@ -285,9 +298,9 @@ def resolve(wrt: str | int, forward: Forward, inputs: Inputs) -> _paths.Path:
         return ("args", 0, head, *rest)
     if head in names:
         raise ValueError(
-            f"wrt={wrt!r}: the argument must be given in the call, got one that was not given"
+            f"{name}: the argument must be given in the call, got one that was not given"
         )
-    raise ValueError(f"wrt={wrt!r}: the observed module has no such argument, got {names}")
+    raise ValueError(f"{name}: the observed module has no such argument, got {names}")
 
 
 def _names(forward: Forward) -> list[str]:

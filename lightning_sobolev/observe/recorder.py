@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_sobolev import _paths
-from lightning_sobolev._groups import grouped
+from lightning_sobolev._groups import Block, check_told_apart, grouped
 from lightning_sobolev._types import BatchFn, Jet, identity
 from lightning_sobolev.functional.derivatives import FuncJet, TapeJet
 from lightning_sobolev.observe.call import Call, Cut, ReplayOptions, Snapshot, is_half
@@ -232,6 +232,8 @@ class Recorder:
         self.push: Push | None = None
         self.batch: Any = None  # what the step was given, if anybody said so
         self.index: Tensor | None = None  # the groups, where they are known beforehand
+        self.pools = False  # whether an output had a row for each group, and not for each node
+        self.is_mixed: bool | None = None  # whether some inputs had those rows, too
         self.compiled: Compiled | None = None
         self.row_axes = RowAxes(options.row_axes)
         candidates = _candidates(root, target, passed_over)
@@ -474,6 +476,7 @@ class Recorder:
             type(result) is Tensor
             and self.options.output is None
             and self.options.groups is None
+            and not self.pools
             and result.shape[:1] == x.shape[:1]
             and result.is_floating_point()
         ):
@@ -485,7 +488,7 @@ class Recorder:
         if name is None and not blocks:
             call.output = locate_output(result, self.options.output, rows)
             y, call.groups = select_output(result, call.output, None), None
-            if y.shape[:1] == (rows,):
+            if y.shape[:1] == (rows,) and not self.pools:
                 return y
         index = self.index
         if index is None:
@@ -497,8 +500,20 @@ class Recorder:
         y = select_output(result, call.output, None)
         if y.ndim == 0:
             raise no_rows(y, count)
-        call.index, call.groups = index, grouped(index, blocks, rows, len(y))
+        self._group(call, index, blocks, (rows, len(y)))
         return y
+
+    def _group(
+        self, call: Call, index: Tensor | None, blocks: tuple[Block, ...], sizes: tuple[int, int]
+    ) -> None:
+        rows, outputs = sizes
+        call.index = index
+        call.groups = grouped(index, blocks, rows, outputs, pools=self.pools)
+        # Remembered for batches that have, by chance, as many nodes as groups.
+        if index is not None and len(index) != outputs:
+            self.pools, self.is_mixed = True, bool(blocks)
+        elif len(call.place.paths) > 1 and self.is_mixed is not False:
+            check_told_apart(call.groups, blocks)
 
     def func_jet(
         self, run: Callable[[Tensor], Any], call: Call, x: Tensor, tangents: Tensor | None

@@ -8,7 +8,7 @@ Note [chance]
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import islice, product
+from itertools import chain, combinations, islice
 
 import torch
 from torch import Tensor
@@ -18,8 +18,10 @@ from lightning_sobolev import _paths
 Kinds = Mapping[_paths.Path, str]
 """What each table is."""
 
-_MOST = 64
+_MOST = 128
 """Combinations that are tried at most."""
+
+_TELLING = ("index", "ends", "edges")
 
 _OF_ROWS = ("node", "graph", "edge", "cells")
 
@@ -50,12 +52,9 @@ class Layout:
             found.append("edges")
         sizes = {"node": len(index), "graph": self.graphs, "edge": edges}
         found += [kind for kind, size in sizes.items() if size == rows]
-        if set(found) <= {"edge"}:  # three rows for each graph
-            found += ["cells"] if rows and rows % self.graphs == 0 else []
-            found += [] if "edge" in found else ["whole"]
-        elif rows and rows % self.graphs == 0 and "graph" not in found:
-            found.append("cells")
-        return found
+        if rows and rows % self.graphs == 0 and "graph" not in found:
+            found.append("cells")  # three rows for each graph
+        return [*found, "whole"]
 
     def owners(self, kind: str, table: Tensor) -> Tensor:
         """Return the graph of every row of a table."""
@@ -117,8 +116,8 @@ class Tables:
 
     def _classes(self, path: _paths.Path, table: Tensor, layout: Layout) -> list[list[str]]:
         kinds, possible = layout.kinds(table), self._possible.get(path)
-        if possible is None:
-            return layout.alike(table, kinds)
+        if possible is None:  # what agrees number by number leaves no doubt
+            return layout.alike(table, kinds[:1] if kinds[0] in _TELLING else kinds)
         if possible == ["whole"]:  # had no row for each of anything before
             return [possible]
         left = [kind for kind in kinds if kind in possible]
@@ -128,8 +127,12 @@ class Tables:
 
 
 def _combinations(found: Mapping[_paths.Path, list[list[str]]]) -> Iterator[Kinds]:
-    each = product(*([one[0] for one in classes] for classes in found.values()))
-    return (dict(zip(found, kinds, strict=True)) for kinds in islice(each, _MOST))
+    # The likeliest first, then those in which one table is something else, then two.
+    first = {path: classes[0][0] for path, classes in found.items()}
+    others = [(path, one[0]) for path, classes in found.items() for one in classes[1:]]
+    several = chain.from_iterable(combinations(others, n) for n in range(len(found) + 1))
+    single = (few for few in several if len({path for path, _ in few}) == len(few))
+    return ({**first, **dict(few)} for few in islice(single, _MOST))
 
 
 def ends(index: Tensor, count: int) -> Tensor:

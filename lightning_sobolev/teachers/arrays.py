@@ -3,7 +3,7 @@
 import math
 import warnings
 from numbers import Real
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Float, Shaped
@@ -103,14 +103,19 @@ class Rows(NamedTuple):
         return f"at least {int(self.numbers.max()) + 1 if len(self.numbers) else 0}"
 
 
+def is_factor(scale: object) -> bool:
+    """Whether stored derivatives can be multiplied with it, and say something afterwards."""
+    is_number = isinstance(scale, Real) and not isinstance(scale, bool)
+    return is_number and math.isfinite(cast(float, scale)) and scale != 0.0
+
+
 def factor(scale: float) -> float:
     """Return what stored arrays are multiplied with.
 
     Raises:
         ValueError: If it would leave nothing of them.
     """
-    is_number = isinstance(scale, Real) and math.isfinite(scale) and scale != 0.0
-    require(is_number, "scale", "a finite number other than zero", scale)
+    require(is_factor(scale), "scale", "a finite number other than zero", scale)
     return float(scale)
 
 

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lightning_sobolev import _paths
+from lightning_sobolev._checks import require
 from lightning_sobolev._types import Directions, InRows, OutRows, Query, Teacher, Values
 from lightning_sobolev.functional.projections import hash_words
 from lightning_sobolev.spec import OUTPUT_MAPS, SobolevTerm
@@ -179,6 +180,8 @@ class CachedTeacher(Teacher):
         return count
 
     def _samples(self, query: Query) -> Samples:
+        # A stored direction is that of one row; a graph has many.
+        require(query.groups is None, "groups", "None with a CachedTeacher", "nodes of graphs")
         if query.on is not OUTPUT_MAPS[self.settings.on]:
             raise ValueError(f"on must be {self.settings.on!r}, as in the cache, got another map")
         name = f"CachedTeacher(index={'.'.join(map(str, self._path))!r})"

@@ -1,8 +1,7 @@
 """Derivatives that are data: forces, adjoints, greeks, stored Jacobians."""
 
-import math
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -12,7 +11,7 @@ from lightning_sobolev import _paths
 from lightning_sobolev._checks import require
 from lightning_sobolev._groups import Groups
 from lightning_sobolev._types import InRows, Jet, OutRows, Query, Teacher, Values
-from lightning_sobolev.teachers.arrays import BatchCheck, Rows, lookup
+from lightning_sobolev.teachers.arrays import BatchCheck, Rows, is_factor, lookup
 
 
 class TabulatedJet:
@@ -253,8 +252,8 @@ class BatchTeacher(Teacher):
             part = cast(Tensor, lookup(self._name, path, query, rows=own))
             parts.append(part if factor == 1.0 else part * factor)
         if has_blocks:
-            return _stacked(parts, query)
-        return _joined(parts, query.x) if self._joins else parts[0]
+            return _stacked(self._name, parts, query)
+        return _joined(self._name, parts, query.x) if self._joins else parts[0]
 
     def _hessian(self, query: Query) -> Tensor | None:
         path = self._paths["hessian"]
@@ -274,13 +273,16 @@ def _parsed(given: str | int | Sequence[str | int] | None, name: str) -> list[_p
 
 
 def _factors(scale: float | Sequence[float], count: int, sign: float) -> list[float]:
-    numbers = [scale] * count if isinstance(scale, int | float) else list(scale)
-    fits = len(numbers) == count and all(math.isfinite(s) and s != 0.0 for s in numbers)
+    is_list = isinstance(scale, Sequence) and not isinstance(scale, str)
+    numbers: Any = scale if is_list else [scale] * count
+    fits = len(numbers) == count and all(map(is_factor, numbers))
     require(fits, "scale", f"a finite number other than zero, or {count} of them", scale)
+    # Hessians are taken as they are.
+    require(count > 0 or scale == 1.0, "scale", "1.0 without jacobian= or forces=", scale)
     return [sign * float(number) for number in numbers]
 
 
-def _stacked(parts: list[Tensor], query: Query) -> Float[Tensor, "rows out width"]:
+def _stacked(name: str, parts: list[Tensor], query: Query) -> Float[Tensor, "rows out width"]:
     # Arrays of inputs with different numbers of rows; what is only filled up is not known.
     assert query.groups is not None
     sizes = [block.width for block in query.groups.blocks]
@@ -290,7 +292,7 @@ def _stacked(parts: list[Tensor], query: Query) -> Float[Tensor, "rows out width
         part.shape[1:].numel() == next(iter(outputs)) * size
         for part, size in zip(parts, sizes, strict=True)
     )
-    require(fits, "jacobian", "arrays [rows, *out, *in] with the same outputs", shapes)
+    require(fits, name, "arrays [rows, *out, *in] with the same outputs", shapes)
     (count,), width = outputs, max(sizes)
     return torch.cat([
         torch.nn.functional.pad(
@@ -300,14 +302,14 @@ def _stacked(parts: list[Tensor], query: Query) -> Float[Tensor, "rows out width
     ])  # fmt: skip
 
 
-def _joined(parts: list[Tensor], x: Tensor) -> Float[Tensor, "batch out in"]:
+def _joined(name: str, parts: list[Tensor], x: Tensor) -> Float[Tensor, "batch out in"]:
     # All inputs have the same outputs, so the sizes give them.
     total = sum(part.shape[1:].numel() for part in parts)
     outputs, rest = divmod(total, x.shape[1:].numel())
     if rest or any(part.shape[1:].numel() % max(outputs, 1) for part in parts):
         got = [list(part.shape) for part in parts]
         raise ValueError(
-            f"jacobian: the arrays of several inputs must be [batch, *out, *in] with "
+            f"{name}: the arrays of several inputs must be [batch, *out, *in] with "
             f"{x.shape[1:].numel()} input elements in all, got {got}"
         )
     sizes = [part.shape[1:].numel() // max(outputs, 1) for part in parts]

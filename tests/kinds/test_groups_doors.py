@@ -11,8 +11,10 @@ from torch.nn.functional import mse_loss
 from torch.testing import assert_close
 
 from lightning_sobolev import (
+    AdjointTeacher,
     BatchTeacher,
     DirectionalTeacher,
+    MixedTeacher,
     SobolevCallback,
     SobolevLoss,
     SobolevSpec,
@@ -130,10 +132,36 @@ def test_labels_with_a_row_for_each_graph_are_refused():
     refuses(student(), [batch], taught(STORED), "with 10 rows, got .*4")
 
 
-@pytest.mark.parametrize("scale", [0.0, float("nan"), [1.0, 2.0]])
+@pytest.mark.parametrize("scale", [0.0, float("nan"), [1.0, 2.0], [1.0, None], "1.0", None, True])
 def test_a_scale_that_is_none_is_refused(scale):
     with pytest.raises(ValueError, match="scale must be"):
         BatchTeacher(forces="forces", scale=scale)
+
+
+@pytest.mark.parametrize("scale", [0.0, float("inf"), "1.0", None, True, [1.0]])
+@pytest.mark.parametrize("make", [DirectionalTeacher, AdjointTeacher, MixedTeacher])
+def test_a_scale_that_is_none_is_refused_by_all(make, scale):
+    paths = ["mixed"] if make is MixedTeacher else ["directions", "derivatives"]
+    with pytest.raises(ValueError, match="scale must be a finite number other than zero, got"):
+        make(*paths, scale=scale)
+
+
+def test_a_scale_of_nothing_is_refused():
+    with pytest.raises(ValueError, match=r"scale must be 1\.0 without jacobian= or forces="):
+        BatchTeacher(hessian="hessian", scale=-1.0)
+
+
+@pytest.mark.parametrize("name", ["wrt", "groups", "output"])
+@pytest.mark.parametrize("path", [1.5, True, [["batch"]], "a..b"])
+def test_a_name_that_is_no_key_path_is_refused(name, path):
+    with pytest.raises(ValueError, match=f"{name}: a key path must look like"):
+        SobolevCallback(STORED, **{name: path})
+
+
+@pytest.mark.parametrize("name", ["jacobian", "forces", "value", "hessian"])
+def test_labels_whose_name_is_no_key_path_are_refused(name):
+    with pytest.raises(ValueError, match=f"{name}: a key path must look like"):
+        BatchTeacher(**{name: 1.5})
 
 
 def test_both_signs_at_once_are_refused():
@@ -212,6 +240,28 @@ def test_a_plain_loop():
     with loss.observe(net, groups="batch"):
         net(batch["pos"], batch["batch"])
     assert_is(slope(loss(batch=batch).loss, net), expected(batch))
+
+
+class Holds(Scalar):
+    """Has the index from elsewhere."""
+
+    def forward(self, pos):
+        return super().forward(pos, index_of())
+
+
+def test_a_plain_loop_whose_index_stands_in_the_batch_alone():
+    batch, net = graphs(), Holds(seed=3)
+    loss = SobolevLoss(STORED, SobolevSpec(terms=[SobolevTerm(**EXACT)]))
+    with loss.observe(net, groups="batch", batch=batch):
+        net(batch["pos"])
+    assert_is(slope(loss(batch=batch).loss, net), expected(batch))
+
+
+def test_a_plain_loop_is_told_how_to_hand_the_batch_over():
+    loss = SobolevLoss(STORED, SobolevSpec(terms=[SobolevTerm(**EXACT)]))
+    text = r"groups='batch' must be .*batch=batch.*\(groups='batch': the observed module has no"
+    with pytest.raises(ValueError, match=text), loss.observe(net := Holds(seed=3), groups="batch"):
+        net(graphs()["pos"])
 
 
 def test_fabric():

@@ -14,8 +14,9 @@ from lightning_sobolev import BatchTeacher, DirectionalTeacher, SobolevTerm
 from lightning_sobolev._groups import Groups
 from lightning_sobolev.loss.compare import Comparison, in_groups
 from tests.kinds import _graphs as by_hand
-from tests.kinds._by_hand import assert_is, numbers, share, slope, weights
+from tests.kinds._by_hand import assert_is, numbers, refuses, share, slope, weights
 from tests.kinds._graphs import Fit, Scalar, graphs, taught
+from tests.kinds.test_groups import FitStrained, Strained, strained_slopes
 from tests.kinds.test_groups_doors import FitForces, Forces
 
 KINDS = {"cotangents": {}, "tangents": {"side": "tangent"}, "order 2": {"order": 2}}
@@ -167,7 +168,7 @@ def halves(net, batch):
 
 
 @pytest.mark.parametrize("last", BATCHES)
-@pytest.mark.parametrize("first", ["different", "all"])
+@pytest.mark.parametrize("first", ["different", "kinds", "all"])
 def test_tables_are_cut_as_what_they_are(first, last):
     batches = [tables(*BATCHES[name], seed=seed) for seed, name in enumerate((first, last))]
     callback = taught(BatchTeacher("grad"), term={"rows": 0.5})
@@ -178,3 +179,49 @@ def test_tables_are_cut_as_what_they_are(first, last):
     torch.nn.utils.vector_to_parameters(weights(net) - moved, net.parameters())
     distances = [float((found - one).norm() / found.norm()) for one in halves(net, batches[1])]
     assert min(distances) < 1e-9, distances
+
+
+# As many nodes as graphs
+
+
+def stored_of_itself(batch, count):
+    """Return the batch with the student's own gradients and as many graphs."""
+    pos, net = batch["pos"].clone().requires_grad_(), Scalar(seed=3)
+    energy = net(pos, batch["batch"], count)
+    (gradient,) = torch.autograd.grad(energy.sum(), pos)
+    return {**batch, "grad": gradient, "y": energy.detach()}
+
+
+@pytest.mark.parametrize("groups", ["batch", None])
+@pytest.mark.parametrize("index", [[2, 0, 3, 1], [0, 0, 1, 3], [0, 0, 1, 1]])
+def test_as_many_graphs_as_nodes_behind_another_batch(index, groups):
+    batch = {"pos": numbers(4, 3), "batch": torch.tensor(index)}
+    batches = [stored_of_itself(graphs(), 4), stored_of_itself(batch, 4)]
+    term = {"projection": "rademacher", "num_projections": 1}
+    found = share(Counted, batches, taught(BatchTeacher("grad"), term=term, groups=groups))
+    assert found.abs().max() < 1e-12
+
+
+def strained(index, count):
+    batch = {"pos": numbers(len(index), 3), "batch": torch.tensor(index)}
+    batch |= {"strain": 0.1 * numbers(count, 3, 3, seed=9)}
+    net = Strained(seed=3)
+    slopes = strained_slopes(net, batch)
+    batch |= {"grad": slopes[0].detach(), "virial": slopes[1].detach()}
+    return {**batch, "y": net(batch["pos"], batch["strain"], batch["batch"]).detach()}
+
+
+STRESS = BatchTeacher(["grad", "virial"])
+
+
+@pytest.mark.parametrize("index", [[1, 0, 3, 2], [0, 0, 1, 3]])
+def test_inputs_of_nodes_and_graphs_that_cannot_be_told_apart_are_refused(index):
+    callback = taught(STRESS, wrt=["pos", "strain"])
+    refuses(FitStrained(), [strained(index, 4)], callback, "that can be told apart, got 4 of both")
+
+
+def test_graphs_of_one_node_each_have_strains_as_well():
+    term = {"projection": "rademacher", "num_projections": 1}
+    callback = taught(STRESS, wrt=["pos", "strain"], term=term)
+    batches = [strained([0, 0, 1], 2), strained([0, 1, 2, 3], 4)]
+    assert share(FitStrained, batches, callback).abs().max() < 1e-12

@@ -19,6 +19,7 @@ from lightning_sobolev import (
     SobolevTerm,
     cache_answers,
 )
+from lightning_sobolev._groups import Groups
 from lightning_sobolev._types import Query
 from lightning_sobolev.functional import counter_draw
 from lightning_sobolev.spec import OUTPUT_MAPS
@@ -327,3 +328,11 @@ def test_no_folder_of_other_things_is_opened(tmp_path):
     (tmp_path / "cache.json").write_text(json.dumps({"format": 99}))
     with pytest.raises(ValueError, match="must have format 1, got 99"):
         CachedTeacher(tmp_path)
+
+
+def test_graphs_have_no_directions_in_a_cache(tmp_path, data):
+    teacher = cached(tmp_path, data, settings())
+    asked_about = query(data, list(range(6)), groups=Groups(torch.tensor([0, 0, 1, 1, 1, 1]), 2))
+    for ask in (teacher.at, lambda q: teacher.directions(q, TERMS["cotangent"])):
+        with pytest.raises(ValueError, match="groups must be None with a CachedTeacher"):
+            ask(asked_about)
