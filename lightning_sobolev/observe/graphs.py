@@ -57,11 +57,23 @@ def index_of(seen: "Observed") -> Tensor:
 
 
 def tables_of(seen: "Observed") -> dict[_paths.Path, Tensor]:
-    """Return the tables of a call's arguments, without the observed input."""
+    """Return the tables and numbers of a call's arguments, without the observed input."""
     call = seen.call
-    tables = dict(_paths.tensors(call.inputs if call.outer is None else call.outer))
+    inputs = call.inputs if call.outer is None else call.outer
     observed = call.place.paths if call.outer is None else ()
-    return {path: t for path, t in tables.items() if t.ndim and path not in observed}
+    found = {p: t for p, t in _paths.tensors(inputs) if t.ndim and p not in observed}
+    return found | {path: torch.tensor(number) for path, number in _numbers(inputs, ())}
+
+
+def _numbers(tree: Any, path: _paths.Path) -> Iterator[tuple[_paths.Path, int]]:
+    if type(tree) is int:  # perhaps that of the graphs
+        yield path, tree
+    elif isinstance(tree, dict):
+        for key, child in tree.items():
+            yield from _numbers(child, (*path, key))
+    elif type(tree) in (list, tuple):
+        for key, child in enumerate(tree):
+            yield from _numbers(child, (*path, key))
 
 
 def cut_to_groups(seen: "Observed", graphs: Tensor, layout: Layout, kinds: Kinds) -> GroupCut:
@@ -98,6 +110,8 @@ def _take(chosen: _Chosen, layout: Layout, kinds: Kinds, inputs: Inputs) -> Inpu
         cut = _paths.put(cut, path, part)
     tables = [(path, table) for path, table in _paths.tensors(inputs) if table.ndim]
     done = {path for path, table in tables if _paths.get(cut, path, "groups") is not table}
+    for path in (path for path, kind in kinds.items() if kind == "count"):
+        cut = _paths.put(cut, path, len(chosen.graphs))
     for path, table in tables:
         kind = kinds.get(path) or layout.kinds(table)[0]
         taken = table if path in done else _taken(table, kind, chosen, layout)

@@ -41,7 +41,9 @@ class Layout:
     edges: Tensor | None
 
     def kinds(self, table: Tensor) -> list[str]:
-        """Return what a table may be, the likeliest first."""
+        """Return what a table, or a number of the call, may be, the likeliest first."""
+        if not table.ndim:  # a number
+            return ["count", "whole"] if int(table) == self.graphs else ["whole"]
         index, rows, found = self.index, len(table), []
         if is_integer(table) and table.shape == index.shape and torch.equal(table.long(), index):
             found.append("index")

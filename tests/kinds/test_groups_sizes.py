@@ -8,9 +8,10 @@ from itertools import combinations
 import pytest
 import torch
 from torch import nn
+from torch.func import jacrev
 from torch.nn.functional import mse_loss
 
-from lightning_sobolev import BatchTeacher, DirectionalTeacher, SobolevTerm
+from lightning_sobolev import BatchTeacher, DirectionalTeacher, NetworkTeacher, SobolevTerm
 from lightning_sobolev._groups import Groups
 from lightning_sobolev.loss.compare import Comparison, in_groups
 from tests.kinds import _graphs as by_hand
@@ -225,3 +226,40 @@ def test_graphs_of_one_node_each_have_strains_as_well():
     callback = taught(STRESS, wrt=["pos", "strain"], term=term)
     batches = [strained([0, 0, 1], 2), strained([0, 1, 2, 3], 4)]
     assert share(FitStrained, batches, callback).abs().max() < 1e-12
+
+
+class Told(Scalar):
+    """Is told how many graphs there are, and a number that may be the same by chance."""
+
+    def forward(self, pos, batch, count, power=4):
+        return super().forward(pos, batch, count) * (1.0 + 0.1 * power)
+
+
+class FitTold(Fit):
+    def __init__(self):
+        super().__init__(Told(seed=3))
+
+    def training_step(self, batch, batch_idx):
+        sizes = {"count": len(batch["y"]), "power": 4}
+        return mse_loss(self.net(batch["pos"], batch["batch"], **sizes), batch["y"])
+
+
+def test_a_number_of_graphs_is_cut_and_another_number_is_not():
+    batch, asked = graphs(), []
+
+    class Spy(NetworkTeacher):
+        def at(self, query):
+            asked.append(query.groups.numbers)
+            return super().at(query)
+
+    callback = taught(Spy(Told(seed=5)), term={"rows": 0.5})
+    found, net, other = share(FitTold, [batch], callback), Told(seed=3), Told(seed=5)
+    chosen, squares, nodes = asked[-1].tolist(), 0.0, 0
+    assert len(chosen) == 2
+    for number, (pos,) in enumerate(by_hand.each(batch)):
+        if number in chosen:
+            own = torch.zeros(len(pos), dtype=torch.long)
+            ours, theirs = (jacrev(lambda p, n=n, i=own: n(p, i, 1)[0])(pos) for n in (net, other))
+            squares = squares + (ours - theirs.detach()).square().sum()
+            nodes += len(pos)
+    assert_is(found, slope(squares / nodes, net), 1e-8)

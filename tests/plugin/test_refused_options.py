@@ -60,8 +60,8 @@ def test_options_that_do_not_fit_the_module(options, text):
         ({"wrt": []}, r"wrt must name one or more inputs, each once, got"),
         ({"wrt": ["x", "x"]}, r"wrt must name one or more inputs, each once, got"),
         ({"non_finite": "ignore"}, r"non_finite must be 'raise' or 'skip', got 'ignore'"),
-        ({"wrt": "a..b"}, r"a key path must look like 'a.b.0', got 'a..b'"),
-        ({"output": ""}, r"a key path must look like 'a.b.0', got ''"),
+        ({"wrt": "a..b"}, r"wrt must look like 'a.b.0', got 'a..b'"),
+        ({"output": ""}, r"output must look like 'a.b.0', got ''"),
     ],
 )
 def test_options_that_cannot_be_meant_are_refused_when_they_are_given(options, text):
