@@ -12,7 +12,8 @@ Note [points with structure]
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -22,10 +23,11 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from torch import Tensor
 
 from lightning_sobolev import _paths
-from lightning_sobolev._types import Jet, Query, StudentCall, identity
+from lightning_sobolev._types import Jet, Query, StudentCall, Teacher, identity
 from lightning_sobolev.doctor.foresight import Foresight, foresight
 from lightning_sobolev.doctor.gather import Gathering, Samples
 from lightning_sobolev.doctor.pairs import near_pairs
+from lightning_sobolev.doctor.rehearsal import own_random_numbers
 from lightning_sobolev.loss.loss import Point, SobolevLoss
 from lightning_sobolev.teachers import AnalyticTeacher, NetworkTeacher
 from lightning_sobolev.teachers.arrays import taken_rows
@@ -139,6 +141,9 @@ class Outlook:
             self._gathered = Gathering(most, batches=2**62, numbers=numbers)
         before = len(self._gathered)
         self._gathered.take(query, jet)
+        if self._gathered.is_vain:  # points of several sizes, or too large ones
+            self.end()
+            return
         is_new = len(self._gathered) > before
         self._known_rows = 0 if is_new else self._known_rows + len(query.x)
         call = None if query.call is None else cast(StudentCall, _Bare(query.call.output))
@@ -148,7 +153,7 @@ class Outlook:
     def verdict(self) -> Verdict | None:
         """Return what is foreseen once no new points come, or as many as are looked at."""
         gathered, last = self._gathered, self._last
-        if gathered is None or last is None:
+        if not gathered or last is None:
             return None
         # Some rows that are known may come before the last new one where points are drawn anew.
         has_all = self._known_rows >= max(_LEAST_KNOWN_ROWS, len(gathered) // 4)
@@ -161,13 +166,14 @@ class Outlook:
     def common_verdict(self) -> Verdict | None:
         """Return the last word of all processes, who call this together; None: nothing to say."""
         gathered, last = self._gathered, self._last
-        own = None if gathered is None else (gathered.samples(), gathered.is_full)
+        own = (gathered.samples(), gathered.is_full) if gathered else None
         parts: list[Any] = [None] * self.processes
         torch.distributed.all_gather_object(parts, own)
         found = None
         if last is not None and None not in parts:
             samples, are_full = zip(*parts, strict=True)
-            found = self._judged(_united(samples), last, not any(are_full))
+            if len({part.jacobian.shape[1:] for part in samples}) == 1:
+                found = self._judged(_united(samples), last, not any(are_full))
         self.end()
         return found
 
@@ -268,13 +274,28 @@ def _asked(
     pairs = near_pairs(gathered, gathered[:, :0], neighbors=1, most=_ASKED_PAIRS)
     x = gathered[torch.unique(torch.cat([pairs.first, pairs.second]))].to(query.x)
     x = x.reshape(len(x), *query.x.shape[1:])
-    with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
+    ours, cast = _leaving_as_it_was(loss.teacher), torch.autocast(x.device.type, enabled=False)
+    with ours, torch.enable_grad(), cast:
         jet = loss.teacher.at(Query(x, query.on, call=query.call, step=query.step, alone=True))
         value = jet.value.detach().reshape(len(x), -1)
         onto = _projections(value)
         cotangents = onto[:, None].expand(-1, len(x), -1).reshape(-1, *jet.value.shape)
         rows = jet.vjp(cotangents).detach()
     return x, value @ onto.T, rows.transpose(0, 1)
+
+
+@contextmanager
+def _leaving_as_it_was(teacher: Teacher) -> Iterator[None]:
+    """Put the buffers of a teacher's networks and all generators back, whatever happens."""
+    buffers = [buffer for network in teacher.networks for buffer in network.buffers()]
+    kept = [buffer.clone() for buffer in buffers]
+    with own_random_numbers():
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for buffer, before in zip(buffers, kept, strict=True):
+                    buffer.copy_(before)
 
 
 def _projections(value: Float[Tensor, "points out"]) -> Float[Tensor, "proj out"]:

@@ -2,9 +2,11 @@
 
 import os
 import pathlib
+import random
 import sys
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback
@@ -255,6 +257,33 @@ def test_generators_are_left_alone():
     assert_close(found[0], found[1], rtol=0, atol=0)
 
 
+class Restless(nn.Module):
+    """Draws from all generators, counts its rows in a buffer, and answers accordingly."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = mlp(2, 1)
+        self.register_buffer("rows", torch.zeros(()))
+
+    def forward(self, x):
+        self.rows += len(x)
+        drawn = torch.rand(()) + random.random() + np.random.rand()
+        return self.body(x) * (1 + drawn + 1e-3 * self.rows)
+
+
+def test_a_teacher_that_draws_and_counts_is_left_as_it_was():
+    found = []
+    for on_mislead in ("warn", "off"):
+        random.seed(0)
+        np.random.seed(0)
+        used = sobolev(Restless(), on_mislead=on_mislead)
+        student, _ = trained(loader(1.0), used)
+        assert (used.foresight is None) == (on_mislead == "off")
+        drawn = torch.tensor([random.random(), np.random.rand(), torch.rand(())])
+        found.append(torch.cat([weights(student), drawn, used.teacher.network.rows[None]]))
+    assert_close(found[0], found[1], rtol=0, atol=0)
+
+
 def test_nothing_is_said_of_few_points_or_of_directions_alone(caplog):
     x, _, dydx = table(300.0)
     v = torch.ones_like(x)
@@ -305,6 +334,47 @@ def test_points_of_several_axes_are_no_evidence_of_harm(caplog):
     assert "of several axes do not say whether the derivatives help" in line
 
 
+class OverNodes(nn.Module):
+    """The mean of a network over the axis behind the rows, of any length."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = mlp(2, 1)
+
+    def forward(self, x):
+        return self.body(x).mean(1)
+
+
+def padded(lengths, stored):
+    """Batches of sequences, each padded to a length of its own."""
+    batches = []
+    for seed, length in enumerate(lengths):
+        x, y, dydx = table(300.0, size=10 * length, seed=seed)
+        y, dydx = y.reshape(10, length, 1).mean(1), dydx.reshape(10, 1, length, 2) / length
+        batches.append((x.reshape(10, length, 2), y, *([dydx] if stored else [])))
+    return as_loader(batches)
+
+
+@pytest.mark.parametrize("stored", [True, False])
+def test_points_of_several_sizes_do_not_end_the_fit(stored):
+    found = []
+    for options in ({}, {"labels": "off", "on_mislead": "off"}):
+        teacher = BatchTeacher("2") if stored else OverNodes()
+        used, student = sobolev(teacher, **{"labels": "warn", **options}), Student()
+        student.net = OverNodes()
+        trained(padded([4, 4, 5, 4, 6], stored), used, student=student)
+        assert used.foresight is used.label_report is None
+        found.append(weights(student))
+    assert_close(found[0], found[1], rtol=0, atol=0)
+
+
+def test_points_that_are_too_large_to_be_kept_do_not_end_the_fit(monkeypatch):
+    monkeypatch.setattr("lightning_sobolev.doctor.outlook._MOST_NUMBERS", 1)
+    used = sobolev()
+    trained(loader(300.0), used)
+    assert used.foresight is None
+
+
 def test_points_of_a_validation_are_no_points_of_the_fit():
     class Validated(Student):
         def validation_step(self, batch, batch_idx):
@@ -337,9 +407,19 @@ def several(path):
         ranks = [None, None]
         torch.distributed.all_gather_object(ranks, (used.foresight, used.loss.is_dropped))
         found.append([ranks, used.loss.witnesses])
+    unlike(used)
     if torch.distributed.get_rank() == 0:
         pathlib.Path(path).write_text(repr(found))
     torch.distributed.destroy_process_group()
+
+
+def unlike(used):
+    """Train on sequences that are of another length in each process."""
+    used.teacher, student = BatchTeacher("2"), Student()
+    student.net = OverNodes()
+    own = [4, 4] if os.environ["LOCAL_RANK"] == "0" else [5, 5]
+    trained(padded(own, stored=True), used, student=student, devices=2, strategy="ddp")
+    assert used.foresight is None
 
 
 @pytest.mark.slow
