@@ -38,6 +38,7 @@ FEWEST_POINTS = 20
 _MOST_POINTS, _MOST_NUMBERS = 4096, 2**22
 _ASKED_PAIRS, _MOST_OUTPUTS, _PROJECTIONS = 32, 16, 4
 _LEAST_KNOWN_ROWS = 16
+_NOTHING = "Sobolev doctor: nothing was foreseen"
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +129,13 @@ class Outlook:
 
     def take(self, point: Point) -> None:
         """Keep what is new at a point; a step counts once, however often it is evaluated."""
+        try:
+            self._take(point)
+        except Exception as problem:  # whatever else the batch holds
+            rank_zero_info(f"{_NOTHING}: {problem}")
+            self.end()
+
+    def _take(self, point: Point) -> None:
         query = point.query
         if self._last is not None and self._last.step == query.step:
             return
@@ -159,7 +167,7 @@ class Outlook:
         has_all = self._known_rows >= max(_LEAST_KNOWN_ROWS, len(gathered) // 4)
         if not (has_all or gathered.is_full):
             return None
-        found = self._judged(gathered.samples(), last, has_all)
+        found = self._judged([gathered.samples()], last, has_all)
         self.end()
         return found
 
@@ -173,21 +181,21 @@ class Outlook:
         if last is not None and None not in parts:
             samples, are_full = zip(*parts, strict=True)
             if len({part.jacobian.shape[1:] for part in samples}) == 1:
-                found = self._judged(_united(samples), last, not any(are_full))
+                found = self._judged(samples, last, not any(are_full))
         self.end()
         return found
 
-    def _judged(self, samples: Samples, last: Query, is_all: bool) -> Verdict | None:
-        samples = _known(samples)
-        if len(samples) < FEWEST_POINTS:
-            return None
+    def _judged(self, parts: Sequence[Samples], last: Query, is_all: bool) -> Verdict | None:
         try:
+            samples = _known(_united(parts) if len(parts) > 1 else parts[0])
+            if len(samples) < FEWEST_POINTS:
+                return None
             if samples.y.shape[1]:
                 found = foresight(samples.x, samples.y, samples.jacobian)
             else:
                 found = foresight(*_asked(self._loss, last, samples.x), neighbors=1)
-        except Exception as problem:  # whatever a teacher does that is asked once more
-            rank_zero_info(f"Sobolev doctor: nothing was foreseen: {problem}")
+        except Exception as problem:  # a teacher that is asked once more, or too little memory
+            rank_zero_info(f"{_NOTHING}: {problem}")
             return None
         return Verdict(found, len(samples), is_all, last.x.ndim <= 2, self._values)
 
@@ -314,7 +322,8 @@ def say(verdict: Verdict, on_mislead: OnMislead) -> None:
     elif on_mislead == "drop":
         rank_zero_info(f"{verdict.text}; the terms are left out from here on (on_mislead='drop')")
     else:
-        _warn(f"{verdict.text}. {_REMEDY}")
+        named = "" if verdict.values is None else _NAME
+        _warn(f"{verdict.text}. {named}{_REMEDY}")
 
 
 @rank_zero_only
@@ -322,6 +331,7 @@ def _warn(text: str) -> None:
     warnings.warn(text, stacklevel=2)
 
 
+_NAME = "Are the values others, or not in the batch? Name them (value=), or say on_mislead='off'. "
 _REMEDY = (
     "HarmCheck() measures whether they do. Take a small balanced weight (Balanced(0.1)), more "
     "points, or leave the terms out: on_mislead='drop' does"

@@ -98,6 +98,7 @@ def test_a_warning_says_once_that_they_mislead_and_changes_nothing():
     (text,) = warned
     assert MISLEADS in text
     assert "on_mislead='drop'" in text
+    assert "Name them (value=)" in text  # the batch was searched for them
     other, silent = trained(loader(300.0), off := sobolev(on_mislead="off"))
     assert silent == []
     assert off.foresight is None
@@ -373,6 +374,28 @@ def test_points_that_are_too_large_to_be_kept_do_not_end_the_fit(monkeypatch):
     used = sobolev()
     trained(loader(300.0), used)
     assert used.foresight is None
+
+
+@pytest.mark.parametrize(
+    ("step", "looks"),
+    [
+        ("gather.Gathering.take", {}),
+        ("watch.examine_labels", {"on_mislead": "off"}),
+        ("outlook.foresight", {"labels": "off"}),
+    ],
+)
+def test_an_examination_that_fails_does_not_end_the_fit(step, looks, monkeypatch, caplog):
+    def failing(*_):
+        raise RuntimeError("not enough memory")
+
+    monkeypatch.setattr(f"lightning_sobolev.doctor.{step}", failing)
+    used = sobolev(**{"labels": "warn", **looks})
+    with caplog.at_level("INFO"):
+        _, warned = trained(loader(1.0), used)
+    assert warned == used.loss.witnesses == []
+    assert used.foresight is used.label_report is None
+    said = [line for line in caplog.messages if line.endswith(": not enough memory")]
+    assert len(said) == (1 if looks else 2)
 
 
 def test_points_of_a_validation_are_no_points_of_the_fit():
