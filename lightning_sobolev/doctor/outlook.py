@@ -112,6 +112,7 @@ class Outlook:
         self._gathered: Gathering | None = None
         self._last: Query | None = None  # without its points, batch and graph
         self._known_rows, self._values = 0, cast(str | None, None)
+        self._waits = False
         self.is_over = not any(term.order for term in loss.spec.terms)
         if not self.is_over:
             loss.witnesses.append(self.take)
@@ -120,6 +121,15 @@ class Outlook:
     def is_fresh(self) -> bool:
         """Whether there was no step yet; the same in all processes."""
         return self._loss.counter == self._begun
+
+    def wait(self) -> None:
+        """Take nothing of an epoch that a resumed fit enters in its middle: it brings a part."""
+        self._waits = True
+
+    def begin_epoch(self) -> None:
+        """Take what comes from here on, if it was waited for."""
+        if self._waits:
+            self._waits, self._begun = False, self._loss.counter
 
     def end(self) -> None:
         """Take no more."""
@@ -137,6 +147,8 @@ class Outlook:
 
     def _take(self, point: Point) -> None:
         query = point.query
+        if self._waits:
+            return
         if self._last is not None and self._last.step == query.step:
             return
         jet = self._stored(point)

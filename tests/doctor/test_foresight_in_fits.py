@@ -183,6 +183,25 @@ def test_a_resumed_fit_neither_asks_again_nor_takes_the_terms_up(tmp_path, caplo
     assert not kept.loss.is_dropped
 
 
+class SavesAt(Callback):
+    def __init__(self, path, step):
+        self.path, self.step = path, step
+
+    def on_train_batch_end(self, trainer, pl_module, *_):
+        if trainer.global_step == self.step:
+            trainer.save_checkpoint(self.path)
+
+
+def test_the_rest_of_an_epoch_is_not_taken_for_the_whole(tmp_path):
+    path, data = tmp_path / "middle.ckpt", loader(1.0, batch_size=20, size=80)
+    trained(data, sobolev(), SavesAt(path, 3), epochs=1)
+    used = sobolev(labels="warn")
+    trained(data, used, path=path)
+    expected = foresight(*table(1.0, size=80))
+    assert_close(used.foresight.both_ends, expected.both_ends)
+    assert used.label_report.points == 80
+
+
 def test_a_search_for_a_rate_is_not_the_fit():
     finder = LearningRateFinder(num_training_steps=12)
     used = sobolev(on_mislead="drop")
