@@ -91,7 +91,8 @@ def foresight(
     not vanish with the distance; it is taken off above and below the line.
 
     Cost: a search of neighbors (at most 2,048 points against all) and two products of each of
-    their Jacobians with a vector; no network.
+    their Jacobians with a vector; no network. Where the distances take more than two seconds
+    (4,096 points of 1,000 inputs), fewer points are asked about.
 
     Assumes that near points in the inputs' units are near for the function, too. The outputs are
     summed as they are: one that is much larger than the others decides.

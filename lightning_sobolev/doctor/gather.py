@@ -64,6 +64,9 @@ def _plain(tensor: Tensor, rows: Int[Tensor, " rows"]) -> Tensor:
 class Gathering:
     """Keeps the first points of a fit that differ from one another, a bounded number of them.
 
+    Points of another size than those before (sequences, images) cannot be compared with them: then
+    it is full, and what was kept is dropped.
+
     Args:
         most: Points after which it is full.
         batches: Batches after which it takes no more: a later epoch brings the same points again.
@@ -74,10 +77,15 @@ class Gathering:
         self._most, self._batches, self._numbers = most, batches, numbers
         self._kept: list[Samples] = []
         self._known: set[int] = set()
-        self._seen = 0
+        self._seen = self._count = 0
 
     def __len__(self) -> int:
-        return sum(map(len, self._kept))
+        return self._count
+
+    @property
+    def is_vain(self) -> bool:
+        """Whether it takes no more and has kept nothing."""
+        return self.is_full and not self._count
 
     @property
     def is_full(self) -> bool:
@@ -89,11 +97,15 @@ class Gathering:
         if self.is_full or not len(query.x):
             return
         self._seen += 1
-        size = jet.value[0].numel() * query.x[0].numel()
-        room = min(self._most, self._numbers // max(size, 1)) - len(self)
-        rows = self._new_rows(query.x.detach())[: max(room, 0)]
+        inputs, outputs = query.x[0].numel(), jet.value[0].numel()
+        if self._kept and self._kept[0].jacobian.shape[1:] != (outputs, inputs):
+            self._kept, self._count, self._seen = [], 0, self._batches
+            return
+        room = min(self._most, self._numbers // max(outputs * inputs, 1)) - len(self)
+        rows = self._new_rows(query.x.detach())[:room] if room > 0 else []
         if rows:
             self._kept.append(samples_of(query.x, jet, torch.tensor(rows)))
+            self._count += len(rows)
         if len(rows) >= room:
             self._seen = self._batches
 

@@ -1,7 +1,6 @@
 """Examine the labels in a file: ``python -m lightning_sobolev.doctor labels FILE.npz``."""
 
 import argparse
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_sobolev.doctor.labels import examine_labels
+from lightning_sobolev.label_files.sources import reading
 
 _NAMES = ("x", "y", "jacobian")
 
@@ -43,14 +43,13 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _arrays(path: Path, keys: dict[str, str]) -> dict[str, Tensor]:
-    try:
-        file = np.load(path, allow_pickle=False)
-    except (ValueError, zipfile.BadZipFile) as error:
-        raise ValueError("must be an .npz file of arrays, got something else") from error
-    if not isinstance(file, np.lib.npyio.NpzFile):
-        raise ValueError("must be an .npz file of several arrays, got a single one (.npy)")
-    with file:
-        return {name: _array(file, name, key) for name, key in keys.items()}
+    with path.open("rb") as raw:
+        with reading("the file", "an .npz file of arrays"):
+            file = np.load(raw, allow_pickle=False)
+        if not isinstance(file, np.lib.npyio.NpzFile):
+            raise ValueError("must be an .npz file of several arrays, got a single one (.npy)")
+        with file:
+            return {name: _array(file, name, key) for name, key in keys.items()}
 
 
 def _array(file: "np.lib.npyio.NpzFile", name: str, key: str) -> Tensor:
@@ -58,10 +57,8 @@ def _array(file: "np.lib.npyio.NpzFile", name: str, key: str) -> Tensor:
         raise ValueError(
             f"{name} must be one of the arrays {file.files}, got {key!r}; --{name} KEY"
         )
-    try:
-        array = file[key]
-    except ValueError as error:
-        raise ValueError(f"{key} must be an array of numbers, got objects") from error
+    with reading(key, "an array of numbers"):  # sums are compared here, and objects refused
+        array = np.asarray(file[key])
     if array.dtype.kind not in "fiu" or array.ndim == 0:
         raise ValueError(f"{key} must be an array of numbers, got {array.dtype} {array.shape}")
     return torch.from_numpy(array.astype(np.float64))

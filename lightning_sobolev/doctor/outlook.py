@@ -12,7 +12,8 @@ Note [points with structure]
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -22,10 +23,11 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from torch import Tensor
 
 from lightning_sobolev import _paths
-from lightning_sobolev._types import Jet, Query, StudentCall, identity
+from lightning_sobolev._types import Jet, Query, StudentCall, Teacher, identity
 from lightning_sobolev.doctor.foresight import Foresight, foresight
 from lightning_sobolev.doctor.gather import Gathering, Samples
 from lightning_sobolev.doctor.pairs import near_pairs
+from lightning_sobolev.doctor.rehearsal import own_random_numbers
 from lightning_sobolev.loss.loss import Point, SobolevLoss
 from lightning_sobolev.teachers import AnalyticTeacher, NetworkTeacher
 from lightning_sobolev.teachers.arrays import taken_rows
@@ -36,6 +38,7 @@ FEWEST_POINTS = 20
 _MOST_POINTS, _MOST_NUMBERS = 4096, 2**22
 _ASKED_PAIRS, _MOST_OUTPUTS, _PROJECTIONS = 32, 16, 4
 _LEAST_KNOWN_ROWS = 16
+_NOTHING = "Sobolev doctor: nothing was foreseen"
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +112,7 @@ class Outlook:
         self._gathered: Gathering | None = None
         self._last: Query | None = None  # without its points, batch and graph
         self._known_rows, self._values = 0, cast(str | None, None)
+        self._waits = False
         self.is_over = not any(term.order for term in loss.spec.terms)
         if not self.is_over:
             loss.witnesses.append(self.take)
@@ -118,6 +122,15 @@ class Outlook:
         """Whether there was no step yet; the same in all processes."""
         return self._loss.counter == self._begun
 
+    def wait(self) -> None:
+        """Take nothing of an epoch that a resumed fit enters in its middle: it brings a part."""
+        self._waits = True
+
+    def begin_epoch(self) -> None:
+        """Take what comes from here on, if it was waited for."""
+        if self._waits:
+            self._waits, self._begun = False, self._loss.counter
+
     def end(self) -> None:
         """Take no more."""
         self.is_over, self._gathered, self._last = True, None, None
@@ -126,7 +139,16 @@ class Outlook:
 
     def take(self, point: Point) -> None:
         """Keep what is new at a point; a step counts once, however often it is evaluated."""
+        try:
+            self._take(point)
+        except Exception as problem:  # whatever else the batch holds
+            rank_zero_info(f"{_NOTHING}: {problem}")
+            self.end()
+
+    def _take(self, point: Point) -> None:
         query = point.query
+        if self._waits:
+            return
         if self._last is not None and self._last.step == query.step:
             return
         jet = self._stored(point)
@@ -139,6 +161,9 @@ class Outlook:
             self._gathered = Gathering(most, batches=2**62, numbers=numbers)
         before = len(self._gathered)
         self._gathered.take(query, jet)
+        if self._gathered.is_vain:  # points of several sizes, or too large ones
+            self.end()
+            return
         is_new = len(self._gathered) > before
         self._known_rows = 0 if is_new else self._known_rows + len(query.x)
         call = None if query.call is None else cast(StudentCall, _Bare(query.call.output))
@@ -148,40 +173,41 @@ class Outlook:
     def verdict(self) -> Verdict | None:
         """Return what is foreseen once no new points come, or as many as are looked at."""
         gathered, last = self._gathered, self._last
-        if gathered is None or last is None:
+        if not gathered or last is None:
             return None
         # Some rows that are known may come before the last new one where points are drawn anew.
         has_all = self._known_rows >= max(_LEAST_KNOWN_ROWS, len(gathered) // 4)
         if not (has_all or gathered.is_full):
             return None
-        found = self._judged(gathered.samples(), last, has_all)
+        found = self._judged([gathered.samples()], last, has_all)
         self.end()
         return found
 
     def common_verdict(self) -> Verdict | None:
         """Return the last word of all processes, who call this together; None: nothing to say."""
         gathered, last = self._gathered, self._last
-        own = None if gathered is None else (gathered.samples(), gathered.is_full)
+        own = (gathered.samples(), gathered.is_full) if gathered else None
         parts: list[Any] = [None] * self.processes
         torch.distributed.all_gather_object(parts, own)
         found = None
         if last is not None and None not in parts:
             samples, are_full = zip(*parts, strict=True)
-            found = self._judged(_united(samples), last, not any(are_full))
+            if len({part.jacobian.shape[1:] for part in samples}) == 1:
+                found = self._judged(samples, last, not any(are_full))
         self.end()
         return found
 
-    def _judged(self, samples: Samples, last: Query, is_all: bool) -> Verdict | None:
-        samples = _known(samples)
-        if len(samples) < FEWEST_POINTS:
-            return None
+    def _judged(self, parts: Sequence[Samples], last: Query, is_all: bool) -> Verdict | None:
         try:
+            samples = _known(_united(parts) if len(parts) > 1 else parts[0])
+            if len(samples) < FEWEST_POINTS:
+                return None
             if samples.y.shape[1]:
                 found = foresight(samples.x, samples.y, samples.jacobian)
             else:
                 found = foresight(*_asked(self._loss, last, samples.x), neighbors=1)
-        except Exception as problem:  # whatever a teacher does that is asked once more
-            rank_zero_info(f"Sobolev doctor: nothing was foreseen: {problem}")
+        except Exception as problem:  # a teacher that is asked once more, or too little memory
+            rank_zero_info(f"{_NOTHING}: {problem}")
             return None
         return Verdict(found, len(samples), is_all, last.x.ndim <= 2, self._values)
 
@@ -268,13 +294,28 @@ def _asked(
     pairs = near_pairs(gathered, gathered[:, :0], neighbors=1, most=_ASKED_PAIRS)
     x = gathered[torch.unique(torch.cat([pairs.first, pairs.second]))].to(query.x)
     x = x.reshape(len(x), *query.x.shape[1:])
-    with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
+    ours, cast = _leaving_as_it_was(loss.teacher), torch.autocast(x.device.type, enabled=False)
+    with ours, torch.enable_grad(), cast:
         jet = loss.teacher.at(Query(x, query.on, call=query.call, step=query.step, alone=True))
         value = jet.value.detach().reshape(len(x), -1)
         onto = _projections(value)
         cotangents = onto[:, None].expand(-1, len(x), -1).reshape(-1, *jet.value.shape)
         rows = jet.vjp(cotangents).detach()
     return x, value @ onto.T, rows.transpose(0, 1)
+
+
+@contextmanager
+def _leaving_as_it_was(teacher: Teacher) -> Iterator[None]:
+    """Put the buffers of a teacher's networks and all generators back, whatever happens."""
+    buffers = [buffer for network in teacher.networks for buffer in network.buffers()]
+    kept = [buffer.clone() for buffer in buffers]
+    with own_random_numbers():
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for buffer, before in zip(buffers, kept, strict=True):
+                    buffer.copy_(before)
 
 
 def _projections(value: Float[Tensor, "points out"]) -> Float[Tensor, "proj out"]:
@@ -293,7 +334,8 @@ def say(verdict: Verdict, on_mislead: OnMislead) -> None:
     elif on_mislead == "drop":
         rank_zero_info(f"{verdict.text}; the terms are left out from here on (on_mislead='drop')")
     else:
-        _warn(f"{verdict.text}. {_REMEDY}")
+        named = "" if verdict.values is None else _NAME
+        _warn(f"{verdict.text}. {named}{_REMEDY}")
 
 
 @rank_zero_only
@@ -301,6 +343,7 @@ def _warn(text: str) -> None:
     warnings.warn(text, stacklevel=2)
 
 
+_NAME = "Are the values others, or not in the batch? Name them (value=), or say on_mislead='off'. "
 _REMEDY = (
     "HarmCheck() measures whether they do. Take a small balanced weight (Balanced(0.1)), more "
     "points, or leave the terms out: on_mislead='drop' does"

@@ -8,6 +8,8 @@ from torch import Tensor
 
 _CHUNK = 2**22
 """Most numbers of a block of distances."""
+_WORK, _LEAST_ASKED = 2**31, 256
+"""Most numbers that all distances are made of, about two seconds; but so many points are asked."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,12 +38,14 @@ def near_pairs(
     """Pair points with their nearest neighbours, measured in standard deviations of each input.
 
     Of more than ``most`` points, that many evenly spread ones are asked about; their neighbours are
-    looked for among all. Points that coincide are no pair.
+    looked for among all. Of many points with many inputs it is fewer, at least 256. Points that
+    coincide are no pair.
 
     Returns:
         Up to ``neighbors`` pairs for each point that was asked about, in the points' order.
     """
     spread = x.std(0)
+    most = min(most, max(_LEAST_ASKED, _WORK // max(x.numel(), 1)))
     scaled = x / torch.where(spread > 0, spread, torch.ones_like(spread))
     asked = torch.arange(len(x)) if len(x) <= most else torch.linspace(0, len(x) - 1, most).long()
     count = min(neighbors, len(x) - 1)

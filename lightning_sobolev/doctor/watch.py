@@ -37,9 +37,15 @@ class LabelWatch:
 
     def __call__(self, point: Point) -> None:
         """Take in what was asked and answered at a point of evaluation."""
+        try:
+            self._take(point)
+        except Exception as problem:  # whatever else the batch holds
+            self._give_up(problem)
+
+    def _take(self, point: Point) -> None:
         stored = isinstance(point.target, TabulatedJet) and "jacobian" in point.target.gives
         # The way to a neighbor is one of all nodes of a graph.
-        self._has_labels = stored and point.query.groups is None
+        self._has_labels &= stored and point.query.groups is None
         jet = None if self.is_full else _labels(point)
         if jet is not None:
             self._gathering.take(point.query, jet)
@@ -48,9 +54,17 @@ class LabelWatch:
         """Examine what was gathered; None where that is too little."""
         if len(self._gathering) < FEWEST_POINTS:
             return None
-        found = self._gathering.samples()
-        known = found.x.isfinite().all(1)
-        return examine_labels(found.x[known], found.y[known], found.jacobian[known])
+        try:
+            found = self._gathering.samples()
+            known = found.x.isfinite().all(1)
+            return examine_labels(found.x[known], found.y[known], found.jacobian[known])
+        except Exception as problem:  # too little memory, for one
+            self._give_up(problem)
+            return None
+
+    def _give_up(self, problem: Exception) -> None:
+        self._has_labels = False
+        rank_zero_info(f"Sobolev doctor: the labels were not examined: {problem}")
 
 
 def tell(report: LabelReport, on_fault: OnFault) -> None:

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from lightning_sobolev._checks import require
 from lightning_sobolev.label_files.layout import STANDARD, axes_of, names_in
-from lightning_sobolev.label_files.sources import Rows, Source, find
+from lightning_sobolev.label_files.sources import Rows, Source, check_scale, find
 
 
 @dataclass(frozen=True)
@@ -106,6 +106,7 @@ class LabelFile(Dataset[dict[str, Tensor]]):
         require(dtype.is_floating_point, "dtype", "floating", dtype)
         layout = {name: STANDARD[name] for name in STANDARD if name in keys} | dict(layout or {})
         scale = scale or {}
+        check_scale(scale)
         smooth = {"x", "y", *layout, *names_in(layout)}
         missing = sorted({*layout, *names_in(layout), *scale} - set(keys))
         require(not missing, "keys", f"names of {missing} too, for layout and scale", list(keys))

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from lightning_sobolev._checks import require
-from lightning_sobolev.label_files.sources import optional, reading, require_key
+from lightning_sobolev.label_files.sources import check_scale, optional, reading, require_key
 
 _GEOMETRY = ("positions", "numbers", "cell", "pbc", "batch")
 
@@ -43,7 +43,8 @@ class GraphFile(Dataset[dict[str, Tensor]]):
 
     Whether a label is one of atoms or of frames is as the file has it. ``energy [graphs]``,
     ``forces``, ``vs`` and ``hessian_col [nodes, 3]`` are checked to be what they are called, and
-    so is ``stress [graphs, 3, 3]``, which may be the six numbers of Voigt (xx, yy, zz, yz, xz, xy).
+    so is ``stress [graphs, 3, 3]``, which may be nine numbers, or the six of
+    Voigt (xx, yy, zz, yz, xz, xy).
     Units and signs are the file's: forces are minus the derivative of the energy. NaN in a label
     means "not known".
 
@@ -78,6 +79,7 @@ class GraphFile(Dataset[dict[str, Tensor]]):
         require(dtype.is_floating_point, "dtype", "floating", dtype)
         scale, shapes = scale or {}, dict(_SHAPES)
         require(set(scale) <= set(keys), "scale", f"factors of {list(keys)}", scale)
+        check_scale(scale)
         self._graphs = []
         for number, atoms in enumerate(_frames(Path(file))):
             graph = _graph(atoms, keys, f"frame {number} of {file}", dtype, shapes)
@@ -100,9 +102,12 @@ def graph_collate(graphs: Sequence[Mapping[str, Tensor]]) -> Graph:
         Everything one after another, and ``batch [nodes]``, the number of every node's graph.
 
     Raises:
-        ValueError: If there is no graph.
+        ValueError: If there is no graph, or their keys differ.
     """
     require(len(graphs) > 0, "graphs", "at least one", graphs)
+    names = [sorted(graph) for graph in graphs]
+    other = next((own for own in names if own != names[0]), names[0])
+    require(other == names[0], "graphs", f"dicts with the same keys, {names[0]}", other)
     joined = {name: torch.cat([graph[name] for graph in graphs]) for name in graphs[0]}
     sizes = torch.tensor([len(graph["positions"]) for graph in graphs])
     return joined | {"batch": torch.repeat_interleave(torch.arange(len(graphs)), sizes)}
@@ -135,15 +140,29 @@ def _graph(
         require(finite, f"{name} in {where}", "finite", graph[name].tolist())
     for name, key in keys.items():
         is_of_nodes, found = _label(atoms, key, where)
-        if name == "stress" and found.shape == (1, 6):
-            xx, yy, zz, yz, xz, xy = found[0]
-            found = np.array([[[xx, xy, xz], [xy, yy, yz], [xz, yz, zz]]])
+        if name == "stress":
+            found = _square(found)
         sizes = ["nodes" if is_of_nodes else "graphs", *map(str, found.shape[1:])]
         shape = f"[{', '.join(sizes)}]"
         expected = shapes.setdefault(name, shape)
         require(shape == expected, f"{key!r} in {where}", f"of shape {expected}", shape)
         graph[name] = _tensor(found, dtype, f"{key!r} in {where}")
     return graph
+
+
+def _square(stress: np.ndarray) -> np.ndarray:
+    """Return six numbers of Voigt or nine of a symmetric matrix as that; others as they are."""
+    if stress.shape == (1, 6):
+        xx, yy, zz, yz, xz, xy = stress[0]
+        return np.array([[[xx, xy, xz], [xy, yy, yz], [xz, yz, zz]]])
+    if stress.shape != (1, 9):
+        return stress
+    matrix = stress.reshape(1, 3, 3)
+    # Otherwise rows and columns could not be told apart.
+    is_symmetric = matrix.dtype.kind in "fiu" and np.allclose(
+        matrix, matrix.transpose(0, 2, 1), equal_nan=True
+    )
+    return matrix if is_symmetric else stress
 
 
 def _label(atoms: Any, key: str, where: str) -> tuple[bool, np.ndarray]:

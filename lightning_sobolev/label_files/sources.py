@@ -5,8 +5,9 @@ any worker, which opens the file for itself. Nothing is unpickled.
 """
 
 import importlib
+import math
 import zipfile
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +18,8 @@ import numpy as np
 import torch
 from jaxtyping import Int, Shaped
 from torch import Tensor
+
+from lightning_sobolev._checks import require
 
 Rows = slice | Int[np.ndarray, " batch"]
 Opened = tuple[Collection[str], Callable[[str], Any]]
@@ -106,6 +109,13 @@ def find(paths: Sequence[Path], keys: Collection[str], *, lazy: bool) -> dict[st
     return {key: Source(holders[key][0], key, lazy) for key in keys}
 
 
+def check_scale(scale: Mapping[str, float]) -> None:
+    """Raise unless all factors are numbers."""
+    for name, factor in scale.items():
+        is_number = isinstance(factor, int | float) and math.isfinite(factor)
+        require(is_number, f"scale[{name!r}]", "a finite number", factor)
+
+
 def _tensor(found: Any, where: str) -> Tensor:
     if isinstance(found, Tensor):
         return found
@@ -163,9 +173,14 @@ def _npy(path: Path, lazy: bool) -> Iterator[Opened]:
 def _hdf5(path: Path, lazy: bool) -> Iterator[Opened]:
     del lazy
     with optional("h5py", "an HDF5 file").File(path) as file:
-        keys: list[str] = []
-        file.visititems(lambda name, item: keys.append(name) if hasattr(item, "shape") else None)
-        yield keys, file.__getitem__
+        yield _named_arrays(file), file.__getitem__
+
+
+def _named_arrays(file: Any) -> list[str]:
+    # Every name of an array, links as well; a link to a group is not entered, which may hold it.
+    names: list[str] = []
+    file.visititems_links(lambda name, _: names.append(name))
+    return [name for name in names if hasattr(file.get(name), "shape")]
 
 
 class _SafeSlice:

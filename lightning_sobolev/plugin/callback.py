@@ -259,6 +259,8 @@ class SobolevCallback(Callback):
 
     @override
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._doctor.outlook is not None:
+            self._doctor.outlook.begin_epoch()
         self._foresee(at_epoch=True)
 
     def _foresee(self, at_epoch: bool) -> None:
@@ -329,9 +331,12 @@ class SobolevCallback(Callback):
         loss, plan = self.loss, self.plan
         if loss.checks.waiting:
             loss.checks.flush()
-        number = self._trainer.fit_loop.epoch_loop.batch_progress.total.ready
+        progress = self._trainer.fit_loop.epoch_loop.batch_progress
+        number, outlook = progress.total.ready, self._doctor.outlook
         if self._batch_number != number:
-            if self._doctor.outlook is not None:  # not within a line search
+            if outlook is not None:  # not within a line search
+                if outlook.is_fresh and progress.current.ready > 1:
+                    outlook.wait()
                 self._foresee(at_epoch=False)
             self._batch_number, self._evaluations, self._mark = number, 0, loss.mark()
         elif self._mark is not None:  # a line search evaluates one function

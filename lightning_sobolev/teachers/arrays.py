@@ -161,7 +161,14 @@ def taken(
 
 def taken_rows(array: object, query: Query) -> Tensor | None:
     """Return the rows that a query asks about; None of what cannot have the whole batch's rows."""
-    return Rows.of_input(query).of(array)
+    return Rows.of_input(query).of(array) if _is_dense(array) else None
+
+
+def _is_dense(array: object) -> bool:
+    # What else a batch holds (a sparse graph, a ragged or packed tensor) is nobody's numbers.
+    if not isinstance(array, Tensor) or array.layout is not torch.strided:
+        return False
+    return not (array.is_nested or array.is_quantized or array.is_meta)
 
 
 def _name(on: BatchFn) -> str:
@@ -181,7 +188,7 @@ def _holds_input(query: Query) -> bool:
 def _holds(x: Float[Tensor, "batch axes"], rows: Rows, batch: Any) -> bool:
     if not _paths.tensors(batch) and hasattr(batch, "__dict__"):
         batch = vars(batch)  # an object whose attributes are the batch
-    blocks = [rows.of(tensor) for _, tensor in _paths.tensors(batch)]
+    blocks = [rows.of(tensor) for _, tensor in _paths.tensors(batch) if _is_dense(tensor)]
     found = [b.detach().reshape(len(x), -1) for b in blocks if b is not None]
     width, reached, ends = x.shape[1], {0}, [0]
     while ends and width not in reached:

@@ -2,9 +2,11 @@
 
 import os
 import pathlib
+import random
 import sys
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback
@@ -96,6 +98,7 @@ def test_a_warning_says_once_that_they_mislead_and_changes_nothing():
     (text,) = warned
     assert MISLEADS in text
     assert "on_mislead='drop'" in text
+    assert "Name them (value=)" in text  # the batch was searched for them
     other, silent = trained(loader(300.0), off := sobolev(on_mislead="off"))
     assert silent == []
     assert off.foresight is None
@@ -180,6 +183,25 @@ def test_a_resumed_fit_neither_asks_again_nor_takes_the_terms_up(tmp_path, caplo
     assert not kept.loss.is_dropped
 
 
+class SavesAt(Callback):
+    def __init__(self, path, step):
+        self.path, self.step = path, step
+
+    def on_train_batch_end(self, trainer, pl_module, *_):
+        if trainer.global_step == self.step:
+            trainer.save_checkpoint(self.path)
+
+
+def test_the_rest_of_an_epoch_is_not_taken_for_the_whole(tmp_path):
+    path, data = tmp_path / "middle.ckpt", loader(1.0, batch_size=20, size=80)
+    trained(data, sobolev(), SavesAt(path, 3), epochs=1)
+    used = sobolev(labels="warn")
+    trained(data, used, path=path)
+    expected = foresight(*table(1.0, size=80))
+    assert_close(used.foresight.both_ends, expected.both_ends)
+    assert used.label_report.points == 80
+
+
 def test_a_search_for_a_rate_is_not_the_fit():
     finder = LearningRateFinder(num_training_steps=12)
     used = sobolev(on_mislead="drop")
@@ -255,6 +277,33 @@ def test_generators_are_left_alone():
     assert_close(found[0], found[1], rtol=0, atol=0)
 
 
+class Restless(nn.Module):
+    """Draws from all generators, counts its rows in a buffer, and answers accordingly."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = mlp(2, 1)
+        self.register_buffer("rows", torch.zeros(()))
+
+    def forward(self, x):
+        self.rows += len(x)
+        drawn = torch.rand(()) + random.random() + np.random.rand()
+        return self.body(x) * (1 + drawn + 1e-3 * self.rows)
+
+
+def test_a_teacher_that_draws_and_counts_is_left_as_it_was():
+    found = []
+    for on_mislead in ("warn", "off"):
+        random.seed(0)
+        np.random.seed(0)
+        used = sobolev(Restless(), on_mislead=on_mislead)
+        student, _ = trained(loader(1.0), used)
+        assert (used.foresight is None) == (on_mislead == "off")
+        drawn = torch.tensor([random.random(), np.random.rand(), torch.rand(())])
+        found.append(torch.cat([weights(student), drawn, used.teacher.network.rows[None]]))
+    assert_close(found[0], found[1], rtol=0, atol=0)
+
+
 def test_nothing_is_said_of_few_points_or_of_directions_alone(caplog):
     x, _, dydx = table(300.0)
     v = torch.ones_like(x)
@@ -305,6 +354,69 @@ def test_points_of_several_axes_are_no_evidence_of_harm(caplog):
     assert "of several axes do not say whether the derivatives help" in line
 
 
+class OverNodes(nn.Module):
+    """The mean of a network over the axis behind the rows, of any length."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = mlp(2, 1)
+
+    def forward(self, x):
+        return self.body(x).mean(1)
+
+
+def padded(lengths, stored):
+    """Batches of sequences, each padded to a length of its own."""
+    batches = []
+    for seed, length in enumerate(lengths):
+        x, y, dydx = table(300.0, size=10 * length, seed=seed)
+        y, dydx = y.reshape(10, length, 1).mean(1), dydx.reshape(10, 1, length, 2) / length
+        batches.append((x.reshape(10, length, 2), y, *([dydx] if stored else [])))
+    return as_loader(batches)
+
+
+@pytest.mark.parametrize("stored", [True, False])
+def test_points_of_several_sizes_do_not_end_the_fit(stored):
+    found = []
+    for options in ({}, {"labels": "off", "on_mislead": "off"}):
+        teacher = BatchTeacher("2") if stored else OverNodes()
+        used, student = sobolev(teacher, **{"labels": "warn", **options}), Student()
+        student.net = OverNodes()
+        trained(padded([4, 4, 5, 4, 6], stored), used, student=student)
+        assert used.foresight is used.label_report is None
+        found.append(weights(student))
+    assert_close(found[0], found[1], rtol=0, atol=0)
+
+
+def test_points_that_are_too_large_to_be_kept_do_not_end_the_fit(monkeypatch):
+    monkeypatch.setattr("lightning_sobolev.doctor.outlook._MOST_NUMBERS", 1)
+    used = sobolev()
+    trained(loader(300.0), used)
+    assert used.foresight is None
+
+
+@pytest.mark.parametrize(
+    ("step", "looks"),
+    [
+        ("gather.Gathering.take", {}),
+        ("watch.examine_labels", {"on_mislead": "off"}),
+        ("outlook.foresight", {"labels": "off"}),
+    ],
+)
+def test_an_examination_that_fails_does_not_end_the_fit(step, looks, monkeypatch, caplog):
+    def failing(*_):
+        raise RuntimeError("not enough memory")
+
+    monkeypatch.setattr(f"lightning_sobolev.doctor.{step}", failing)
+    used = sobolev(**{"labels": "warn", **looks})
+    with caplog.at_level("INFO"):
+        _, warned = trained(loader(1.0), used)
+    assert warned == used.loss.witnesses == []
+    assert used.foresight is used.label_report is None
+    said = [line for line in caplog.messages if line.endswith(": not enough memory")]
+    assert len(said) == (1 if looks else 2)
+
+
 def test_points_of_a_validation_are_no_points_of_the_fit():
     class Validated(Student):
         def validation_step(self, batch, batch_idx):
@@ -337,9 +449,19 @@ def several(path):
         ranks = [None, None]
         torch.distributed.all_gather_object(ranks, (used.foresight, used.loss.is_dropped))
         found.append([ranks, used.loss.witnesses])
+    unlike(used)
     if torch.distributed.get_rank() == 0:
         pathlib.Path(path).write_text(repr(found))
     torch.distributed.destroy_process_group()
+
+
+def unlike(used):
+    """Train on sequences that are of another length in each process."""
+    used.teacher, student = BatchTeacher("2"), Student()
+    student.net = OverNodes()
+    own = [4, 4] if os.environ["LOCAL_RANK"] == "0" else [5, 5]
+    trained(padded(own, stored=True), used, student=student, devices=2, strategy="ddp")
+    assert used.foresight is None
 
 
 @pytest.mark.slow

@@ -63,6 +63,21 @@ def test_it_is_bounded(options, generator):
     assert len(gathering) == (6 if "batches" in options else 8)
 
 
+def test_points_of_another_size_end_it(generator):
+    one, other = batch(generator), batch(generator)
+    other |= {"x": other["x"][:, :1], "j": other["j"][..., :1, :]}
+    gathering = taken(Gathering(), one, other, one)
+    assert gathering.is_full
+    assert gathering.is_vain
+    assert len(gathering) == 0
+
+
+def test_points_that_are_too_large_are_not_kept(generator):
+    gathering = taken(Gathering(numbers=11), batch(generator))
+    assert gathering.is_vain
+    assert not taken(Gathering(numbers=12), batch(generator)).is_vain
+
+
 def test_nothing_to_give_is_said():
     with pytest.raises(ValueError, match="samples: no batch was taken yet"):
         Gathering().samples()

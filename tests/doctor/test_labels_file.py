@@ -2,6 +2,7 @@
 
 import runpy
 import sys
+import zipfile
 
 import numpy as np
 import pytest
@@ -60,9 +61,8 @@ def refused(change, arrays, tmp_path, capsys):
 
 def test_what_cannot_be_examined_is_named(arrays, tmp_path, capsys):
     pickled = {"y": np.array([{}] * 60, dtype=object)}
-    assert "y must be an array of numbers, got objects" in refused(
-        pickled, arrays, tmp_path, capsys
-    )
+    said = refused(pickled, arrays, tmp_path, capsys)
+    assert "y must be an array of numbers, got ValueError: Object arrays" in said
     words = {"y": np.array(["a"] * 60)}
     assert "y must be an array of numbers, got <U1 (60,)" in refused(
         words, arrays, tmp_path, capsys
@@ -77,8 +77,26 @@ def test_what_cannot_be_examined_is_named(arrays, tmp_path, capsys):
 def test_other_files_are_refused(tmp_path, capsys):
     np.save(tmp_path / "one.npy", np.ones(3))
     (tmp_path / "text.npz").write_text("no archive")
-    for name, text in {"one.npy": "got a single one", "text.npz": "got something else"}.items():
+    for name, text in {
+        "one.npy": "got a single one",
+        "text.npz": "an .npz file of arrays, got ",
+    }.items():
         assert main([str(tmp_path / name)]) == 2
         assert text in capsys.readouterr().out
     assert main([str(tmp_path / "none.npz")]) == 2
     assert "No such file" in capsys.readouterr().out
+
+
+def test_damaged_files_are_no_fault_of_the_labels(arrays, tmp_path, capsys):
+    path = tmp_path / "labels.npz"
+    whole = (tmp_path / written(tmp_path, arrays)).read_bytes()
+    flipped = bytearray(whole)
+    flipped[300] ^= 0xFF  # within the numbers of x
+    for damaged in (b"", whole[:-5], whole[: len(whole) // 2], bytes(flipped)):
+        path.write_bytes(damaged)
+        assert main([str(path)]) == 2
+        assert "labels.npz: " in capsys.readouterr().out
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x", "no array")
+    assert main([str(path)]) == 2
+    assert "x must be an array of numbers" in capsys.readouterr().out

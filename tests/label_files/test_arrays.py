@@ -316,6 +316,8 @@ def test_arguments_that_cannot_be_right(tmp_path):
     refused(r"keys must be names of \['x', 'y'\] too", path, {"jacobian": "J"})
     refused(r"keys must be names of \['jacobain'\] too", path, layout={"jacobain": "y x"})
     refused(r"keys must be names of \['F'\] too", path, scale={"F": -1.0})
+    for factor in ("-1", float("nan")):
+        refused(r"scale\['x'\] must be a finite number, got", path, scale={"x": factor})
     refused(r"layout\['jacobian'\] must be like 'y x'", path, layout={"jacobian": "x y -> y"})
     data = loaded(path)
     with pytest.raises(IndexError, match="rows must be below 7, got 7"):
@@ -422,3 +424,21 @@ def test_a_resumed_run_sees_the_rows_that_were_to_come(tmp_path):
     whole, first = seen(), seen([Stop(4)])
     assert set(whole) == set(ARRAYS["m"][:, 0])
     assert first + seen(ckpt_path=tmp_path / "stopped.ckpt") == whole
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_links_of_hdf5_are_names_of_what_they_lead_to(tmp_path, lazy):
+    h5py = pytest.importorskip("h5py")
+    path = store(tmp_path, "h5")
+    with h5py.File(path, "a") as file:
+        file["same"] = file["J"]
+        file["train/soft"] = h5py.SoftLink("/q")
+        file["train/above"] = h5py.SoftLink("/")
+        file["lost"] = h5py.SoftLink("/nothing")
+        file["elsewhere"] = h5py.ExternalLink("none.h5", "/x")
+    keys = {"x": "m", "y": "train/soft", "jacobian": "same"}
+    batch = loaded(path, keys, lazy=lazy)[:]
+    same(batch["y"], ARRAYS["q"])
+    same(batch["jacobian"], ARRAYS["J"])
+    for name in ("lost", "elsewhere", "train/above"):
+        refused(rf".* must hold the key '{name}'", path, KEYS | {"z": name}, lazy=lazy)

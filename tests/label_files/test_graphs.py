@@ -113,6 +113,15 @@ def test_six_numbers_are_the_symmetric_stress(tmp_path):
     same(graphs_of(path, {"stress": "virials"})[0]["stress"], [[[1, 6, 5], [6, 2, 4], [5, 4, 3]]])
 
 
+def test_nine_numbers_are_the_stress_if_they_are_symmetric(tmp_path):
+    text = re.sub('dipole="[^"]*"', 'REF_stress="1 6 5 6 2 4 5 4 3"', TEXT)
+    graph = graphs_of(written(tmp_path, text), {"stress": "REF_stress"})[0]
+    same(graph["stress"], [[[1, 6, 5], [6, 2, 4], [5, 4, 3]]])
+    turned = written(tmp_path, text.replace('REF_stress="1 6', 'REF_stress="1 7'))
+    with pytest.raises(ValueError, match=r"of shape \[graphs, 3, 3\], got '\[graphs, 9\]'"):
+        graphs_of(turned, {"stress": "REF_stress"})
+
+
 @pytest.mark.parametrize(
     ("change", "keys", "text"),
     [
@@ -159,10 +168,17 @@ def test_arguments_that_cannot_be_right(tmp_path):
         graphs_of(path, {"batch": "vs"})
     with pytest.raises(ValueError, match=r"scale must be factors of \['energy', .* got {'hv': -1"):
         graphs_of(path, scale={"hv": -1.0})
+    with pytest.raises(ValueError, match=r"scale\['vs'\] must be a finite number, got '-1'"):
+        graphs_of(path, scale={"vs": "-1"})
     with pytest.raises(ValueError, match=r"none.xyz must be frames .* FileNotFoundError"):
         GraphFile(path.with_name("none.xyz"))
     with pytest.raises(ValueError, match="graphs must be at least one"):
         graph_collate([])
+    bare = {"positions": torch.zeros(1, 3)}
+    more = bare | {"charges": torch.zeros(1)}
+    for graphs in ([bare, more], [more, bare]):
+        with pytest.raises(ValueError, match="graphs must be dicts with the same keys"):
+            graph_collate(graphs)
 
 
 def test_without_ase_the_extra_is_named(tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ import warnings
 import pytest
 import torch
 from torch.testing import assert_close
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, TensorDataset, default_collate
 
 from lightning_sobolev import BatchTeacher, NetworkTeacher, SobolevCallback, examine_labels
 from tests.plugin._students import Regressor, mlp
@@ -122,6 +122,30 @@ def test_other_teachers_are_passed_over(said):
     callback, _ = run(labeled(), NetworkTeacher(mlp(seed=5)))
     assert callback.label_report is None
     assert not said()
+
+
+def beside(kind):
+    def collate(rows):
+        x, y, jacobian = default_collate(rows)
+        if kind == "sparse":
+            return x, y, jacobian, y.to_sparse()
+        if kind == "meta":
+            return x, y, jacobian, y.to("meta")
+        layout = torch.strided if kind == "nested" else torch.jagged
+        return x, y, jacobian, torch.nested.nested_tensor(list(y), layout=layout)
+
+    return collate
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+@pytest.mark.parametrize("kind", ["sparse", "meta", "nested", "jagged"])
+def test_tensors_of_other_kinds_in_the_batch_are_passed_over(kind):
+    loader = DataLoader(labeled().dataset, batch_size=10, collate_fn=beside(kind))
+    student = Student()
+    student.transfer_batch_to_device = lambda batch, *_: batch
+    callback, _ = run(loader, student=student, epochs=2)
+    assert callback.label_report.finding == "right"
+    assert callback.foresight is not None
 
 
 def test_nothing_of_it_outlives_the_fit():
