@@ -115,26 +115,8 @@ class SobolevTerm:
         require(weight_ok, "weight", "a finite number >= 0 or a schedule", self.weight)
         is_side = self.side in ("cotangent", "tangent")
         require(is_side, "side", "'cotangent' or 'tangent'", self.side)
-        law, laws = self.projection, (*PROJECTIONS, FISHER)
-        known_law = law in laws or (isinstance(law, Covariance) and self.order == 1)
-        require(known_law, "projection", f"one of {laws}, or a Covariance for order 1", law)
-        counts = (count := self.num_projections) is None or (isinstance(count, int) and count >= 1)
-        require(counts, "num_projections", "at least 1 or None", count)
-        exact = count is not None or law == "basis"
-        require(exact, "projection", "'basis' when num_projections is None", law)
-        fits = law != FISHER or (self.order == 1 and self.side == "cotangent")
-        require(fits, "projection", "'fisher' with order 1 and cotangents only", law)
-        if self.band is not None:
-            check_rate(self.band, "band")
-            require(self.order > 0, "band", "None with order 0, which has no derivative", self.band)
-        known = tuple(DISCREPANCIES)
-        require(self.discrepancy in known, "discrepancy", f"one of {known}", self.discrepancy)
-        several = self.discrepancy != "product" or (count is not None and count >= 2)
-        require(several, "num_projections", "at least 2 with discrepancy='product'", count)
-        scale, scales = self.normalize, ("target", "elements", "none")
-        require(scale in scales, "normalize", f"one of {scales}", scale)
-        fits = scale != "elements" or self.discrepancy == "squared"
-        require(fits, "discrepancy", "'squared' with normalize='elements'", self.discrepancy)
+        self._check_directions()
+        self._check_distance()
         rows_ok = isinstance(self.rows, int | float) and 0.0 < self.rows <= 1.0
         require(rows_ok, "rows", "in (0, 1]", self.rows)
         require(self.average in ("node", "graph"), "average", "'node' or 'graph'", self.average)
@@ -151,6 +133,31 @@ class SobolevTerm:
         }
         for name, value in found.items():
             object.__setattr__(self, name, value)
+
+    def _check_directions(self) -> None:
+        law, laws = self.projection, (*PROJECTIONS, FISHER)
+        known_law = law in laws or (isinstance(law, Covariance) and self.order == 1)
+        require(known_law, "projection", f"one of {laws}, or a Covariance for order 1", law)
+        counts = (count := self.num_projections) is None or (isinstance(count, int) and count >= 1)
+        require(counts, "num_projections", "at least 1 or None", count)
+        exact = count is not None or law == "basis"
+        require(exact, "projection", "'basis' when num_projections is None", law)
+        fits = law != FISHER or (self.order == 1 and self.side == "cotangent")
+        require(fits, "projection", "'fisher' with order 1 and cotangents only", law)
+        if self.band is not None:
+            check_rate(self.band, "band")
+            require(self.order > 0, "band", "None with order 0, which has no derivative", self.band)
+
+    def _check_distance(self) -> None:
+        known = tuple(DISCREPANCIES)
+        require(self.discrepancy in known, "discrepancy", f"one of {known}", self.discrepancy)
+        count = self.num_projections
+        several = self.discrepancy != "product" or (count is not None and count >= 2)
+        require(several, "num_projections", "at least 2 with discrepancy='product'", count)
+        scale, scales = self.normalize, ("target", "elements", "none")
+        require(scale in scales, "normalize", f"one of {scales}", scale)
+        fits = scale != "elements" or self.discrepancy == "squared"
+        require(fits, "discrepancy", "'squared' with normalize='elements'", self.discrepancy)
 
     def weight_at(self, step: int) -> float:
         """Return the weight at a global step; 0 where ``every_n_steps`` leaves the term out."""

@@ -346,8 +346,8 @@ class SobolevLoss:
         return asked
 
     def _point(self, seen: Observed, number: int, index: int, occasion: Occasion) -> Point:
-        place, fraction = occasion.offset + number, self.spec.terms[index].rows
-        points = self.spec.terms[index].points
+        place, term = occasion.offset + number, self.spec.terms[index]
+        fraction, points = term.rows, term.points
         draws = Draws(self.seed, self.rank, occasion.number, place, self._generators)
         rows, x, at = None, seen.x, None
         if fraction < 1.0 and seen.size:
@@ -373,9 +373,9 @@ class SobolevLoss:
             explain(error)
             raise
         point = Point(seen, draws, query, seen.jet(), target)
-        # They may leave, and look at the points of the data alone.
-        for witness in tuple(self.witnesses) if occasion.trains and points is None else ():
-            witness(point)
+        if occasion.trains and points is None:  # they look at the points of the data alone
+            for witness in tuple(self.witnesses):  # and may leave
+                witness(point)
         return point
 
     def _ask(self, index: int, point: Point, trains: bool) -> _Asked:
