@@ -42,7 +42,7 @@ class ObserveOptions:
             own forward, with its digits. ``"bf16-mixed"``: under bfloat16 autocast, in a replay
             unless the step runs so. The teacher keeps its own precision.
         missing: ``"raise"`` refuses a step that does not call the student; ``"skip"`` lets it pass
-            without the terms.
+            without the terms. Of several processes all must skip the same steps.
 
     Raises:
         ValueError: If an option is none of those named.
