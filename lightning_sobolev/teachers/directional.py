@@ -7,18 +7,18 @@ from torch import Tensor
 
 from lightning_sobolev import _paths
 from lightning_sobolev._checks import require
-from lightning_sobolev._types import Directions, InRows, Jet, Query, Teacher
+from lightning_sobolev._types import Directions, InRows, Query
 from lightning_sobolev.spec import SobolevTerm
-from lightning_sobolev.teachers.arrays import BatchCheck, Rows, factor, lookup
+from lightning_sobolev.teachers.along import KnownAlong
+from lightning_sobolev.teachers.arrays import Rows, factor, lookup
 from lightning_sobolev.teachers.pairs import Pairs
-from lightning_sobolev.teachers.tabulated import TabulatedJet
 
 _NAME = "DirectionalTeacher"
 _OF = {"tangents": "pushed", "cotangents": "pulled"}
 _SALTS = {"tangents": 1, "cotangents": 2}
 
 
-class DirectionalTeacher(Teacher):
+class DirectionalTeacher(KnownAlong):
     r"""Derivatives along given directions that arrive in the batch beside them.
 
     Pairs :math:`(v, J v)` of a linearized solver, :math:`(u, J^\top u)` of its adjoint, or, with
@@ -64,8 +64,6 @@ class DirectionalTeacher(Teacher):
         (arXiv:2501.09009); tangent and adjoint pairs: Tian 2024 (arXiv:2412.01013).
     """
 
-    allows_unknown = True
-
     def __init__(
         self,
         tangents: str | int | None = None,
@@ -79,9 +77,9 @@ class DirectionalTeacher(Teacher):
         scale: float = 1.0,
         stores_mapped: bool = False,
     ) -> None:
+        super().__init__(value, stores_mapped=stores_mapped)
         paths = {
             "tangents": tangents, "pushed": pushed, "cotangents": cotangents, "pulled": pulled,
-            "value": value,
         }  # fmt: skip
         for name, of in _OF.items():
             require((paths[name] is None) == (paths[of] is None), of, f"given with {name}=",
@@ -97,19 +95,6 @@ class DirectionalTeacher(Teacher):
         self.default_term = _default_terms(kinds, order)
         self._paths = {k: None if p is None else _paths.parse(p, k) for k, p in paths.items()}
         self._per_step, self._scale = per_step, factor(scale)
-        self._check = BatchCheck(_NAME, stores_mapped=stores_mapped)
-
-    @property
-    def is_stored(self) -> bool:
-        """True: the batch has derivatives at its own inputs."""
-        return True
-
-    def at(self, query: Query) -> Jet:
-        """Return the value in the query's batch; derivatives come with their directions."""
-        self._check(query)
-        outputs, shape = Rows.of_output(query), query.x.shape[1:]
-        value = lookup("value", self._paths["value"], query, _NAME, outputs)
-        return TabulatedJet(shape, value=value, source="the batch", groups=query.groups)
 
     def directions(self, query: Query, term: SobolevTerm) -> Directions | None:
         """Return directions of the query's batch, with the derivatives along them."""

@@ -9,17 +9,18 @@ from torch import Tensor
 from lightning_sobolev import _paths
 from lightning_sobolev._checks import require
 from lightning_sobolev._groups import stacked
-from lightning_sobolev._types import Directions, InRows, Jet, Query, Teacher
+from lightning_sobolev._types import Directions, InRows, Query
 from lightning_sobolev.functional.projections import PROJECTIONS, draw, generator_for
 from lightning_sobolev.spec import SobolevTerm
-from lightning_sobolev.teachers.arrays import BatchCheck, Rows, factor, lookup
-from lightning_sobolev.teachers.tabulated import TabulatedJet, contract
+from lightning_sobolev.teachers.along import KnownAlong
+from lightning_sobolev.teachers.arrays import Rows, factor, lookup
+from lightning_sobolev.teachers.tabulated import contract
 
 _NAME = "MixedTeacher"
 _SALT = 5
 
 
-class MixedTeacher(Teacher):
+class MixedTeacher(KnownAlong):
     r"""Mixed second derivatives of a scalar output in two inputs that ``wrt`` names.
 
     With ``wrt=["position", "field"]`` and the block :math:`M = \partial^2 E / \partial a\,\partial
@@ -42,27 +43,14 @@ class MixedTeacher(Teacher):
         ValueError: If the scale is no finite number other than zero.
     """
 
-    allows_unknown = True
     default_term = SobolevTerm(order=2, name="mixed")
 
     def __init__(
         self, mixed: str | int, value: str | int | None = None, *,
         scale: float = 1.0, stores_mapped: bool = False,
     ) -> None:  # fmt: skip
+        super().__init__(value, stores_mapped=stores_mapped)
         self._mixed, self._scale = _paths.parse(mixed, "mixed"), factor(scale)
-        self._value = None if value is None else _paths.parse(value, "value")
-        self._check = BatchCheck(_NAME, stores_mapped=stores_mapped)
-
-    @property
-    def is_stored(self) -> bool:
-        """True: the batch has derivatives at its own inputs."""
-        return True
-
-    def at(self, query: Query) -> Jet:
-        """Return the value in the query's batch; derivatives come with their directions."""
-        self._check(query)
-        value = lookup("value", self._value, query, _NAME, Rows.of_output(query))
-        return TabulatedJet(query.x.shape[1:], value=value, source="the batch")
 
     def directions(self, query: Query, term: SobolevTerm) -> Directions | None:
         """Return directions of the second input, with the derivatives of the first along them."""

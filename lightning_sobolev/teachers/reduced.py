@@ -9,12 +9,13 @@ from torch import Tensor
 
 from lightning_sobolev import _paths
 from lightning_sobolev._checks import require
-from lightning_sobolev._types import Directions, InRows, Jet, OutRows, Query, Teacher
+from lightning_sobolev._types import Directions, InRows, OutRows, Query
 from lightning_sobolev.functional.projections import PROJECTIONS, draw, generator_for
 from lightning_sobolev.spec import SobolevTerm
-from lightning_sobolev.teachers.arrays import BatchCheck, Rows, lookup
+from lightning_sobolev.teachers.along import KnownAlong
+from lightning_sobolev.teachers.arrays import Rows, lookup
 from lightning_sobolev.teachers.bases import Vectors, root
-from lightning_sobolev.teachers.tabulated import TabulatedJet, contract, flat_rows
+from lightning_sobolev.teachers.tabulated import contract, flat_rows
 
 _NAME = "ReducedTeacher"
 _LEFT, _RIGHT = 3, 4
@@ -23,7 +24,7 @@ Basis = Tensor | Sequence[Any] | str | int | None
 """Basis vectors ``[r, *space]`` of all rows, or the key path of ``[batch, r, *space]``."""
 
 
-class ReducedTeacher(Teacher):
+class ReducedTeacher(KnownAlong):
     r"""Reduced Jacobians :math:`R_b = U J(x_b) V^\top` that arrive in the batch.
 
     The rows of U and V are basis vectors of output and input (proper orthogonal modes, active
@@ -64,8 +65,6 @@ class ReducedTeacher(Teacher):
         reduced Jacobians; there the whole of R is compared.
     """
 
-    allows_unknown = True
-
     def __init__(
         self,
         reduced: str | int,
@@ -77,10 +76,9 @@ class ReducedTeacher(Teacher):
         right_metric: Tensor | Sequence[Any] | None = None,
         stores_mapped: bool = False,
     ) -> None:
+        super().__init__(value, stores_mapped=stores_mapped)
         require(left is not None or right is not None, "left", "given, or right", None)
         self._paths = {"reduced": _paths.parse(reduced, "reduced")}
-        if value is not None:
-            self._paths["value"] = _paths.parse(value, "value")
         self._bases: dict[str, Tensor | None] = {"left": None, "right": None}
         for name, basis in (("left", left), ("right", right)):
             if isinstance(basis, str | int):
@@ -90,19 +88,6 @@ class ReducedTeacher(Teacher):
         self._metrics = {
             "left": root("left_metric", left_metric), "right": root("right_metric", right_metric)
         }  # fmt: skip
-        self._check = BatchCheck(_NAME, stores_mapped=stores_mapped)
-
-    @property
-    def is_stored(self) -> bool:
-        """True: the batch has derivatives at its own inputs."""
-        return True
-
-    def at(self, query: Query) -> Jet:
-        """Return the value in the query's batch; derivatives come with their directions."""
-        self._check(query)
-        outputs, path = Rows.of_output(query), self._paths.get("value")
-        value = lookup("value", path, query, _NAME, outputs)
-        return TabulatedJet(query.x.shape[1:], value=value, source="the batch")
 
     def directions(self, query: Query, term: SobolevTerm) -> Directions | None:
         """Return random combinations of one basis, and what is known of them along the other."""

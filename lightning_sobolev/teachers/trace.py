@@ -10,19 +10,20 @@ from torch import Tensor
 from lightning_sobolev import _paths
 from lightning_sobolev._checks import require
 from lightning_sobolev._groups import basis_of_groups
-from lightning_sobolev._types import Directions, InRows, Jet, Query, Teacher
+from lightning_sobolev._types import Directions, InRows, Query
 from lightning_sobolev.functional.derivatives import basis_of
 from lightning_sobolev.functional.projections import draw, generator_for
 from lightning_sobolev.spec import SobolevTerm
-from lightning_sobolev.teachers.arrays import BatchCheck, Rows, lookup
-from lightning_sobolev.teachers.tabulated import TabulatedJet, flat_rows
+from lightning_sobolev.teachers.along import KnownAlong
+from lightning_sobolev.teachers.arrays import Rows, lookup
+from lightning_sobolev.teachers.tabulated import flat_rows
 
 _NAME = "TraceTeacher"
 _SALT = 6
 _INDEPENDENT = ("sphere", "gaussian", "rademacher")
 
 
-class TraceTeacher(Teacher):
+class TraceTeacher(KnownAlong):
     r"""The Laplacian, or :math:`\mathrm{tr}(A H)`, of a scalar output, known at every row.
 
     With ``probes=None`` the student's trace is exact, a sum over as many Hessian-vector products as
@@ -58,13 +59,12 @@ class TraceTeacher(Teacher):
         (Hoeffding 1948, A Class of Statistics with Asymptotically Normal Distribution).
     """
 
-    allows_unknown = True
-
     def __init__(
         self, trace: str | int, matrix: Tensor | Sequence[Any] | None = None,
         value: str | int | None = None, *,
         probes: int | None = None, stores_mapped: bool = False,
     ) -> None:  # fmt: skip
+        super().__init__(value, stores_mapped=stores_mapped)
         is_count = isinstance(probes, SupportsIndex) and probes >= 2
         require(probes is None or is_count, "probes", "at least 2 or None", probes)
         if probes is None:
@@ -77,20 +77,7 @@ class TraceTeacher(Teacher):
                 name="trace",
             )  # fmt: skip
         self._trace = _paths.parse(trace, "trace")
-        self._value = None if value is None else _paths.parse(value, "value")
         self._factor = None if matrix is None else _factor(matrix)
-        self._check = BatchCheck(_NAME, stores_mapped=stores_mapped)
-
-    @property
-    def is_stored(self) -> bool:
-        """True: the batch has derivatives at its own inputs."""
-        return True
-
-    def at(self, query: Query) -> Jet:
-        """Return the value in the query's batch; traces come with their directions."""
-        self._check(query)
-        value = lookup("value", self._value, query, _NAME, Rows.of_output(query))
-        return TabulatedJet(query.x.shape[1:], value=value, source="the batch")
 
     def directions(self, query: Query, term: SobolevTerm) -> Directions | None:
         """Return the directions whose products sum up to the trace, or estimate it each."""
