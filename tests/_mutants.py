@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from lightning_sobolev.loss import compare
-from lightning_sobolev.loss.compare import RunningScales
 from lightning_sobolev.loss.draws import Draws
 from lightning_sobolev.loss.loss import SobolevLoss
+from lightning_sobolev.loss.reduce import RunningScales
 
 ENOUGH_FILES = 10
 

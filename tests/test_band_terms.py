@@ -16,8 +16,9 @@ from lightning_sobolev import (
 from lightning_sobolev._types import Query
 from lightning_sobolev.functional import FuncJet, tape_jet
 from lightning_sobolev.functional.band_limits import kept
-from lightning_sobolev.loss.compare import Gaps, RunningScales, evaluate, reduce
+from lightning_sobolev.loss.compare import Gaps, evaluate
 from lightning_sobolev.loss.draws import Draws
+from lightning_sobolev.loss.reduce import RunningScales, reduce
 from tests._reference import dense_hessian, dense_jacobian, masked_by_numpy
 from tests.plugin._loops import taught
 from tests.plugin._students import Regressor

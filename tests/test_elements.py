@@ -5,7 +5,8 @@ import torch
 from torch.testing import assert_close
 
 from lightning_sobolev import Directions, SobolevTerm
-from lightning_sobolev.loss.compare import Gaps, RunningScales, evaluate, reduce
+from lightning_sobolev.loss.compare import Gaps, evaluate
+from lightning_sobolev.loss.reduce import RunningScales, reduce
 from lightning_sobolev.teachers import TabulatedJet
 
 TERM = SobolevTerm(normalize="elements")

@@ -5,8 +5,9 @@ import torch
 from torch.testing import assert_close
 
 from lightning_sobolev import Directions, SobolevTerm
-from lightning_sobolev.loss.compare import Comparison, Gaps, RunningScales, evaluate, join, reduce
+from lightning_sobolev.loss.compare import Comparison, Gaps, evaluate
 from lightning_sobolev.loss.draws import Draws
+from lightning_sobolev.loss.reduce import RunningScales, join, reduce
 from lightning_sobolev.teachers import TabulatedJet
 
 NAN, INF = float("nan"), float("inf")

@@ -7,8 +7,9 @@ from torch.testing import assert_close
 
 from lightning_sobolev import Directions, SobolevTerm
 from lightning_sobolev.functional import tape_jet
-from lightning_sobolev.loss.compare import RunningScales, evaluate, reduce, weighted_sum
+from lightning_sobolev.loss.compare import evaluate
 from lightning_sobolev.loss.draws import Draws
+from lightning_sobolev.loss.reduce import RunningScales, reduce, weighted_sum
 from tests._laws import assert_unbiased
 from tests._reference import dense_hessian, dense_jacobian, parameter_gradients_by_differences
 

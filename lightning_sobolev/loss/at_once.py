@@ -16,7 +16,8 @@ from torch import Tensor
 from lightning_sobolev._checks import require
 from lightning_sobolev._types import Directions, Jet
 from lightning_sobolev.functional.derivatives import FuncJet, TapeJet
-from lightning_sobolev.loss.compare import SumOverProcesses, project, project_target
+from lightning_sobolev.loss.compare import project, project_target
+from lightning_sobolev.loss.reduce import SumOverProcesses
 from lightning_sobolev.spec import SobolevTerm
 
 MANY = 8

@@ -26,17 +26,13 @@ from lightning_sobolev.loss.checks import Checks
 from lightning_sobolev.loss.compare import (
     Comparison,
     Gaps,
-    RunningScales,
-    SumOverProcesses,
     check_target,
     compare,
-    in_groups,
-    join,
     project,
     project_target,
-    reduce,
 )
 from lightning_sobolev.loss.draws import Draws, Generators
+from lightning_sobolev.loss.reduce import RunningScales, SumOverProcesses, in_groups, join, reduce
 from lightning_sobolev.loss.report import Report, cosine
 from lightning_sobolev.observe.call import Call, ReplayOptions
 from lightning_sobolev.observe.options import ObserveOptions, check_word

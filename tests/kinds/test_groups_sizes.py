@@ -13,7 +13,8 @@ from torch.nn.functional import mse_loss
 
 from lightning_sobolev import BatchTeacher, DirectionalTeacher, NetworkTeacher, SobolevTerm
 from lightning_sobolev._groups import Groups
-from lightning_sobolev.loss.compare import Comparison, in_groups
+from lightning_sobolev.loss.compare import Comparison
+from lightning_sobolev.loss.reduce import in_groups
 from tests.kinds import _graphs as by_hand
 from tests.kinds._by_hand import assert_is, numbers, refuses, share, slope, weights
 from tests.kinds._graphs import Fit, Scalar, graphs, taught

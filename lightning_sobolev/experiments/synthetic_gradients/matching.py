@@ -9,7 +9,8 @@ from torch import Tensor
 from lightning_sobolev._checks import require
 from lightning_sobolev._types import Directions
 from lightning_sobolev.experiments.synthetic_gradients.kinds import Kind
-from lightning_sobolev.loss.compare import RunningScales, evaluate, reduce
+from lightning_sobolev.loss.compare import evaluate
+from lightning_sobolev.loss.reduce import RunningScales, reduce
 from lightning_sobolev.schedules import is_weight
 from lightning_sobolev.spec import SobolevTerm
 from lightning_sobolev.teachers.tabulated import TabulatedJet

@@ -36,7 +36,7 @@ from lightning_sobolev.experiments.synthetic_gradients.matching import (
 )
 from lightning_sobolev.experiments.synthetic_gradients.models import Labels
 from lightning_sobolev.functional.derivatives import TapeJet
-from lightning_sobolev.loss.compare import RunningScales, weighted_sum
+from lightning_sobolev.loss.reduce import RunningScales, weighted_sum
 
 
 @dataclass(slots=True)
