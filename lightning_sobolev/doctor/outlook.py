@@ -10,33 +10,26 @@ Note [points with structure]
     nothing is none (docs/foresight.md: forces).
 """
 
-import math
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import torch
-from jaxtyping import Float
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
-from torch import Tensor
 
-from lightning_sobolev import _paths
-from lightning_sobolev._types import Jet, Query, StudentCall, Teacher, identity
+from lightning_sobolev._types import Jet, Query, StudentCall
+from lightning_sobolev.doctor.asking import asked
 from lightning_sobolev.doctor.foresight import Foresight, foresight
 from lightning_sobolev.doctor.gather import Gathering, Samples
-from lightning_sobolev.doctor.pairs import near_pairs
-from lightning_sobolev.doctor.rehearsal import own_random_numbers
+from lightning_sobolev.doctor.stored import stored_labels
 from lightning_sobolev.loss.loss import Point, SobolevLoss
 from lightning_sobolev.teachers import AnalyticTeacher, NetworkTeacher
-from lightning_sobolev.teachers.arrays import taken_rows
 from lightning_sobolev.teachers.tabulated import TabulatedJet
 
 OnMislead = Literal["warn", "drop", "off"]
 FEWEST_POINTS = 20
 _MOST_POINTS, _MOST_NUMBERS = 4096, 2**22
-_ASKED_PAIRS, _MOST_OUTPUTS, _PROJECTIONS = 32, 16, 4
 _LEAST_KNOWN_ROWS = 16
 _NOTHING = "Sobolev doctor: nothing was foreseen"
 
@@ -205,7 +198,7 @@ class Outlook:
             if samples.y.shape[1]:
                 found = foresight(samples.x, samples.y, samples.jacobian)
             else:
-                found = foresight(*_asked(self._loss, last, samples.x), neighbors=1)
+                found = foresight(*asked(self._loss.teacher, last, samples.x), neighbors=1)
         except Exception as problem:  # a teacher that is asked once more, or too little memory
             rank_zero_info(f"{_NOTHING}: {problem}")
             return None
@@ -217,14 +210,11 @@ class Outlook:
         if query.groups is not None:  # the way to a neighbor is one of all nodes of a graph
             return None
         if isinstance(jet, TabulatedJet):
-            jacobian, value = _given(jet, "jacobian"), _given(jet, "value")
-            if jacobian is not None and value is None:
-                value = self._found_values(query, point.seen.y, jacobian)
-            if jacobian is None or value is None or len(x) == 0:
+            labels = stored_labels(point)
+            if labels is None or len(x) == 0:
                 return None
-            if jacobian.numel() != value.numel() * x[0].numel():  # the terms will say so
-                return None
-            return TabulatedJet(x.shape[1:], value=value, jacobian=jacobian)
+            self._values = labels.values
+            return labels.jet
         teacher = self._loss.teacher
         if isinstance(teacher, NetworkTeacher):
             sees_more = teacher.inputs is not None or teacher.takes == "call" or not query.alone
@@ -234,36 +224,6 @@ class Outlook:
             return None
         none = x.new_empty(len(x), 0)
         return TabulatedJet(x.shape[1:], value=none, jacobian=none.reshape(len(x), 0, *x.shape[1:]))
-
-    def _found_values(self, query: Query, y: Tensor, jacobian: Tensor) -> Tensor | None:
-        """Return the one tensor of the batch that is like the output."""
-        if query.on is not identity:
-            return None
-        found = {}
-        for path, tensor in _paths.tensors(query.batch):
-            rows = taken_rows(tensor, query)
-            if rows is None or not rows.is_floating_point():
-                continue
-            rows = rows.to(query.x)
-            is_other = any(_holds(rows, other) for other in (query.x, jacobian))
-            if rows[:1].numel() == y[:1].numel() and not is_other:
-                found[".".join(map(str, path))] = rows
-        if len(found) != 1:
-            return None
-        ((self._values, value),) = found.items()
-        return value.reshape(len(value), *y.shape[1:])
-
-
-def _given(jet: TabulatedJet, name: Literal["value", "jacobian"]) -> Tensor | None:
-    try:
-        found: Tensor = getattr(jet, name)
-    except ValueError:
-        return None
-    return found
-
-
-def _holds(rows: Tensor, other: Tensor) -> bool:
-    return rows.numel() == other.numel() and torch.equal(rows.flatten(), other.flatten())
 
 
 def _known(samples: Samples) -> Samples:
@@ -285,46 +245,6 @@ def _united(parts: Sequence[Samples]) -> Samples:
         0, place, torch.arange(len(x)), "amin"
     )
     return Samples(x[first], y[first], jacobian[first])
-
-
-def _asked(
-    loss: SobolevLoss, query: Query, gathered: Float[Tensor, "points in"]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Ask the teacher at both ends of some near pairs: points, values, Jacobians."""
-    pairs = near_pairs(gathered, gathered[:, :0], neighbors=1, most=_ASKED_PAIRS)
-    x = gathered[torch.unique(torch.cat([pairs.first, pairs.second]))].to(query.x)
-    x = x.reshape(len(x), *query.x.shape[1:])
-    ours, cast = _leaving_as_it_was(loss.teacher), torch.autocast(x.device.type, enabled=False)
-    with ours, torch.enable_grad(), cast:
-        jet = loss.teacher.at(Query(x, query.on, call=query.call, step=query.step, alone=True))
-        value = jet.value.detach().reshape(len(x), -1)
-        onto = _projections(value)
-        cotangents = onto[:, None].expand(-1, len(x), -1).reshape(-1, *jet.value.shape)
-        rows = jet.vjp(cotangents).detach()
-    return x, value @ onto.T, rows.transpose(0, 1)
-
-
-@contextmanager
-def _leaving_as_it_was(teacher: Teacher) -> Iterator[None]:
-    """Put the buffers of a teacher's networks and all generators back, whatever happens."""
-    buffers = [buffer for network in teacher.networks for buffer in network.buffers()]
-    kept = [buffer.clone() for buffer in buffers]
-    with own_random_numbers():
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                for buffer, before in zip(buffers, kept, strict=True):
-                    buffer.copy_(before)
-
-
-def _projections(value: Float[Tensor, "points out"]) -> Float[Tensor, "proj out"]:
-    outputs = value.shape[1]
-    if outputs <= _MOST_OUTPUTS:
-        return torch.eye(outputs).to(value)
-    generator = torch.Generator().manual_seed(0)
-    drawn = torch.randn(_PROJECTIONS, outputs, generator=generator) / math.sqrt(outputs)
-    return drawn.to(value)
 
 
 def say(verdict: Verdict, on_mislead: OnMislead) -> None:
