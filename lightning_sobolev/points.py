@@ -8,6 +8,7 @@ is random comes from the generator alone, so that a resumed run goes on exactly.
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -31,7 +32,7 @@ class Points(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class _Share:
+class _Share(ABC):
     """Moves a random share of the rows; the others stay where they are."""
 
     share: float | Schedule = 1.0
@@ -48,8 +49,9 @@ class _Share:
         rows = rows[: round(share * len(x))].to(x.device)
         return x.index_copy(0, rows, self._moved(x, rows, generator)) if len(rows) else x
 
+    @abstractmethod
     def _moved(self, x: Tensor, rows: Tensor, generator: Generator) -> Tensor:
-        raise NotImplementedError
+        """Return what takes the place of some rows."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,26 +5,13 @@ from torch import nn
 from torch.func import jacrev
 
 from tests.kinds._by_hand import mlp, numbers
+from tests.test_paths import Listing
 
 SIZES = (3, 2, 4, 2)
 
 
-class Graph:
+class Graph(Listing):
     """Keeps its tensors elsewhere and lists their names in no order."""
-
-    def __init__(self, **store):
-        self.__dict__["_store"] = store
-
-    def keys(self):
-        return list(set(self._store))
-
-    def __getattr__(self, name):
-        if name not in self.__dict__.get("_store", {}):
-            raise AttributeError(name)
-        return self._store[name]
-
-    def __setattr__(self, name, value):
-        self._store[name] = value
 
     def __getitem__(self, name):
         return self._store[name]

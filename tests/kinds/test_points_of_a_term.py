@@ -282,3 +282,35 @@ def test_groups_are_refused():
         net(X, torch.tensor([0, 0, 0, 1, 1, 1]))
     with pytest.raises(ValueError, match="points must be None with groups="):
         loss()
+
+
+def test_validation_is_at_the_points_too():
+    class Validated(Step):
+        def validation_step(self, batch, batch_idx):
+            self.net(batch[0])
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.0)
+
+    callback = exact(validate=True, term={"points": half_a_unit_on})
+    used = fit(Validated(), [(X, Y)], callback, val=[(X, Y)])
+    expected = float(frobenius(mlp(), target, SHIFTED).detach())
+    found = float(used.callback_metrics["val/sobolev/order_1"])
+    assert abs(found - expected) < 1e-6 * expected
+
+
+def test_the_points_of_half_precision_are_derived_in_single():
+    single = [tuple(t.float() for t in (X, Y))]
+    make = lambda: Step(mlp().float())  # noqa: E731
+    teacher = AnalyticTeacher(lambda x: target(x.double()).float())
+    callback = exact(teacher, term={"points": half_a_unit_on})
+    found = share(make, single, callback, precision="bf16-mixed").double()
+    expected = by_hand("vjp", mlp(), SHIFTED)
+    assert (found - expected).norm() < 1e-3 * expected.norm()
+
+
+@pytest.mark.parametrize("kind", ["vjp", "jvp"])
+def test_many_projections_at_once(kind):
+    term = {"points": half_a_unit_on, **TERMS[kind]}
+    found = share(Step, [(X, Y)], exact(term=term, at_once=2))
+    assert_is(found, by_hand(kind, mlp(), SHIFTED), 1e-5)

@@ -4,12 +4,11 @@ import sys
 
 import pytest
 import torch
-from lightning.pytorch.strategies import DDPStrategy
 from torch.testing import assert_close
 
 from lightning_sobolev import BatchTeacher
 from tests.kinds._by_hand import Step, distance, exact, fit, jacobian, mlp, numbers, slope, weights
-from tests.plugin._processes import in_two_processes
+from tests.plugin._processes import train_all, trained_by_two
 
 X, Y, J = numbers(8, 3), numbers(8, 2, seed=1), numbers(8, 2, 3, seed=2)
 UNKNOWN = {
@@ -80,19 +79,10 @@ def test_one_process_trains_as_by_hand(number):
 
 @pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path):
-    in_two_processes([sys.executable, "-m", __spec__.name, str(tmp_path / "weights.pt")])
-    for number, found in enumerate(torch.load(tmp_path / "weights.pt")):
+    for number, found in enumerate(trained_by_two(__spec__.name, tmp_path / "weights.pt")):
         text = f"{CASES[number]}: {{}}".format
         assert_close(found, by_hand(number), rtol=1e-10, atol=1e-12, msg=text)
 
 
-def main(path):
-    flags = {"devices": 2, "use_distributed_sampler": False}
-    found = [trained(n, strategy=DDPStrategy(), **flags) for n in range(len(CASES))]
-    if torch.distributed.get_rank() == 0:
-        torch.save(found, path)
-    torch.distributed.destroy_process_group()
-
-
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    train_all(sys.argv[1], trained, len(CASES))

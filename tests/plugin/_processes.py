@@ -242,6 +242,21 @@ def in_two_processes(command):
     assert all(process.returncode == 0 for process in group), "\n".join(e[-3000:] for e in errors)
 
 
+def trained_by_two(name, path):
+    """Run a module that calls :func:`train_all` as two processes; return what it found."""
+    in_two_processes([sys.executable, "-m", name, str(path)])
+    return torch.load(path)
+
+
+def train_all(path, trained, count):
+    """Train every case as one of two processes; the first one writes what came out."""
+    flags = {"devices": 2, "use_distributed_sampler": False}
+    found = [trained(number, strategy=DDPStrategy(), **flags) for number in range(count)]
+    if torch.distributed.get_rank() == 0:
+        torch.save(found, path)
+    torch.distributed.destroy_process_group()
+
+
 def main(path, *numbers):
     chosen = [list(CASES)[int(number)] for number in numbers]
     found = {name: train(CASES[name], devices=2) for name in chosen}

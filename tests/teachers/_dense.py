@@ -3,11 +3,14 @@
 ``fn`` takes a point and what else belongs to its row, without the batch's axis.
 """
 
+import lightning.pytorch as L
 import torch
 from torch.func import jacrev, vmap
+from torch.nn.functional import mse_loss
 from torch.testing import assert_close
 
 from lightning_sobolev._types import Query
+from tests.kinds._by_hand import mlp
 
 
 def numbers(*shape, seed=0):
@@ -40,3 +43,17 @@ def ask(teacher, batch, x=None, rows=None, **options):
     x = batch["obs"] if x is None else x
     x = x if rows is None else x[rows]
     return teacher.at(Query(x, batch=batch, rows=rows, **options))
+
+
+class Policy(L.LightningModule):
+    """A student that sees the observation alone; weights move by the gradient itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = mlp(3, seed=4)
+
+    def training_step(self, batch, batch_idx):
+        return mse_loss(self.net(batch["obs"]), batch["y"])
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=1.0)

@@ -1,6 +1,5 @@
 """One teacher for each row; references are the hand-written function with the same choice."""
 
-import lightning.pytorch as L
 import pytest
 import torch
 from torch import nn
@@ -24,7 +23,7 @@ from lightning_sobolev._groups import Groups
 from lightning_sobolev._types import Query, Teacher
 from lightning_sobolev.spec import OUTPUT_MAPS
 from tests.kinds._by_hand import EXACT, assert_is, fit, mlp, share, slope, weights
-from tests.teachers._dense import ask, assert_is_jet, numbers
+from tests.teachers._dense import Policy, ask, assert_is_jet, numbers
 
 OBS, HIDDEN = numbers(7, 3), numbers(7, 2, seed=1)
 CHOSEN = torch.tensor([1, 0, 2, 1, 1, 0, 2])
@@ -213,18 +212,6 @@ def test_networks_are_those_of_all():
 
 
 # Trained
-
-
-class Policy(L.LightningModule):
-    def __init__(self):
-        super().__init__()
-        self.net = mlp(3, seed=4)
-
-    def training_step(self, batch, batch_idx):
-        return mse_loss(self.net(batch["obs"]), batch["y"])
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=1.0)
 
 
 def callback(teacher, term=(), on="identity", **options):

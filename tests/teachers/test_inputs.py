@@ -2,12 +2,10 @@
 
 from collections.abc import Mapping
 
-import lightning.pytorch as L
 import pytest
 import torch
 from torch import nn
 from torch.func import jacrev, vmap
-from torch.nn.functional import mse_loss
 from torch.testing import assert_close
 
 from lightning_sobolev import (
@@ -24,7 +22,7 @@ from lightning_sobolev import (
 from lightning_sobolev._types import Query
 from lightning_sobolev.spec import OUTPUT_MAPS
 from tests.kinds._by_hand import EXACT, RANDOM, assert_is, fit, mlp, share, slope, weights
-from tests.teachers._dense import ask, assert_is_jet, numbers
+from tests.teachers._dense import Policy, ask, assert_is_jet, numbers
 
 OBS, HIDDEN = numbers(6, 3), numbers(6, 2, seed=1)
 BATCH = {"obs": OBS, "privileged": HIDDEN, "y": numbers(6, 2, seed=2)}
@@ -267,20 +265,6 @@ def test_weights_do_not_identify_a_teacher_with_a_conversion(name, tmp_path):
 
 
 # Trained
-
-
-class Policy(L.LightningModule):
-    """A student that sees the observation alone; weights move by the gradient itself."""
-
-    def __init__(self):
-        super().__init__()
-        self.net = mlp(3, seed=4)
-
-    def training_step(self, batch, batch_idx):
-        return mse_loss(self.net(batch["obs"]), batch["y"])
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=1.0)
 
 
 def term_by_hand(net, teacher, rows=slice(None)):
