@@ -30,5 +30,4 @@ class KnownAlong(Teacher):
         self._check(query)
         name = type(self).__name__
         value = lookup("value", self._value, query, name, Rows.of_output(query))
-        shape = query.x.shape[1:]
-        return TabulatedJet(shape, value=value, source="the batch", groups=query.groups)
+        return TabulatedJet(query.x.shape[1:], value=value, source="the batch")

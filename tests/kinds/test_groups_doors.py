@@ -231,6 +231,23 @@ def test_hessian_columns_of_a_student_that_returns_forces_are_no_coupled_rows():
     assert_is(found, slope(error / 10, net))
 
 
+def test_the_doctors_of_data_say_nothing_of_graphs():
+    """The way to a neighbor is one of all nodes, also where every graph has one."""
+
+    class FitRows(Fit):
+        def training_step(self, batch, batch_idx):
+            return mse_loss(self.net(batch["pos"], batch["batch"]), batch["y"])
+
+    batch = graphs((1,) * 60)
+    batch["y"], batch["grad"] = batch["pos"].square().sum(1), -2.0 * batch["pos"]
+    for groups, is_said in ((None, True), ("batch", False)):
+        used = taught(STORED, groups=groups, term={"weight": 1e-3})
+        lines = said(lambda used=used: fit(FitRows(Scalar(seed=3)), [batch] * 3, used))
+        assert (used.label_report is not None) == is_said
+        assert (used.foresight is not None) == is_said
+        assert any("wrong sign" in line for line in lines) == is_said, lines
+
+
 # Other loops and precisions
 
 

@@ -314,3 +314,11 @@ def test_many_projections_at_once(kind):
     term = {"points": half_a_unit_on, **TERMS[kind]}
     found = share(Step, [(X, Y)], exact(term=term, at_once=2))
     assert_is(found, by_hand(kind, mlp(), SHIFTED), 1e-5)
+
+
+def test_foresight_is_of_the_data_alone():
+    data = [(0.1 * numbers(20, 3, seed=s), numbers(20, 2, seed=9 + s)) for s in range(2)]
+    for points, is_said in ((None, True), (half_a_unit_on, False)):
+        used = exact(term={"points": points, "weight": 0.01})
+        fit(Step(), data, used, max_epochs=3)
+        assert (used.foresight is not None) == is_said

@@ -158,3 +158,11 @@ def test_infinity_is_no_direction_and_its_row_is_left_out_where_asked(randn, sid
         net(x)
     kept = errors[side][torch.tensor([0, 2, 3])]
     assert_close(loss(batch=batch).loss.detach(), kept.square().sum(-1).mean())
+
+
+def test_cotangents_of_another_shape_are_spoken_of_as_such(randn):
+    x = randn(5, 3)
+    batch = {"x": x, "u": randn(5, 4), "jtu": randn(5, 3)}
+    text = r"the teacher's own cotangents, \[5, 4\], got \[5, 2\]; left and cotangents of a teacher"
+    with pytest.raises(ValueError, match=text):
+        evaluated(AdjointTeacher("u", "jtu"), Energy(outputs=2), batch)
