@@ -21,6 +21,11 @@ CLEAR = 1.1
 """Ratio of errors from which on a difference is one."""
 _KEYS = ["source", "problem", "dim", "points", "setting"]
 _SCORES = {"F": "first_order", "T": "both_ends", "error": "error", "noise": "noise"}
+_ACTIVATIONS = {
+    "trained": "tanh", "balance": "tanh", "noise": "tanh", "finance": "softplus",
+    "forces": "silu", "atari": "relu",
+}  # fmt: skip
+"""Of the networks of each source; the regression tables say theirs."""
 _SHOWN = [*_KEYS, "F", "T", "ratio"]
 
 
@@ -60,9 +65,12 @@ def measure(cell: Cell) -> dict[str, Any]:
     mean, scatter = float(logs.mean()), float(logs.sem())
     is_clear = abs(mean) > max(scatter, np.log(CLEAR))
     outcome = ("harmed" if mean > 0 else "helped") if is_clear else "level"
+    own = _ACTIVATIONS.get(cell.source) or cell.setting.partition(" ")[0]
     end = {"ratio": np.exp(mean), "scatter": scatter, "harmed": outcome == "harmed"}
     end |= {"outcome": outcome, "twin": cell.twin}
-    return dict(zip(_KEYS, cell, strict=False)) | scores | end
+    place: dict[str, Any] = dict(zip(_KEYS, cell, strict=False))
+    setting = place.pop("setting")
+    return {**place, "activation": own, "setting": setting, **scores, **end}
 
 
 def score(frame: pd.DataFrame) -> "pd.Series[float]":

@@ -102,8 +102,8 @@ def test_committed_cells_come_from_the_tables(monkeypatch, tmp_path):
     found = {one[:5]: one for one in cells(RESULTS, tmp_path)}
     assert len(found) == 126 + 14 + 15 + 6 + 12 + 3
     frame = pd.read_csv(RESULTS / "foresight.csv", keep_default_na=False)
-    kept = frame[frame["source"] != "trained"]
-    assert set(found) == {tuple(row[:5]) for row in kept.itertuples(index=False)}
+    kept = frame[frame["source"] != "trained"][list(study._KEYS)]
+    assert set(found) == {tuple(row) for row in kept.itertuples(index=False)}
     errors = pd.read_csv(RESULTS / "regression.csv").query(
         "function == 'ackley' and num_points == 20 and activation == 'tanh' and optimizer == 'adam'"
     )
