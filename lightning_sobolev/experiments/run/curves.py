@@ -35,6 +35,7 @@ class Curves(pl.Callback):
         self.every_n_steps, self.say = every_n_steps, say
         self.rows: list[dict[str, float]] = []
         self._earlier, self._started = 0.0, time.perf_counter()
+        self._earlier_cpu, self._started_cpu = 0.0, time.process_time()
         self._noted_step, self._first_step = -1, 0
 
     @property
@@ -42,17 +43,25 @@ class Curves(pl.Callback):
         """How long training has taken, interruptions left out."""
         return self._earlier + time.perf_counter() - self._started
 
+    @property
+    def cpu_seconds(self) -> float:
+        """Processor time of training: what a busy machine leaves as it is."""
+        return self._earlier_cpu + time.process_time() - self._started_cpu
+
     def state_dict(self) -> dict[str, Any]:
         """Return rows and seconds."""
-        return {"rows": list(self.rows), "seconds": self.seconds}
+        spent = {"seconds": self.seconds, "cpu_seconds": self.cpu_seconds}
+        return {"rows": list(self.rows), **spent}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from earlier rows and seconds."""
         self.rows, self._earlier = list(state_dict["rows"]), state_dict["seconds"]
+        self._earlier_cpu = state_dict.get("cpu_seconds", 0.0)
 
     def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
         """Start the clock."""
         self._started, self._first_step = time.perf_counter(), trainer.global_step
+        self._started_cpu = time.process_time()
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         """Note the training keys now and then."""

@@ -80,6 +80,7 @@ def _train_and_test(cfg: DictConfig, ckpt: Path | None) -> Metrics:
     metrics: Metrics = {
         "seed": cfg.seed,
         "seconds_fit": curves.seconds,
+        "cpu_seconds_fit": curves.cpu_seconds,
         **{key: float(value) for key, value in trainer.callback_metrics.items()},
         "steps": trainer.global_step,
         "trainable_parameters": sum(p.numel() for p in module.parameters() if p.requires_grad),
