@@ -22,7 +22,7 @@ def asked(
     pairs = near_pairs(gathered, gathered[:, :0], neighbors=1, most=_ASKED_PAIRS)
     x = gathered[torch.unique(torch.cat([pairs.first, pairs.second]))].to(query.x)
     x = x.reshape(len(x), *query.x.shape[1:])
-    ours, cast = _leaving_as_it_was(teacher), torch.autocast(x.device.type, enabled=False)
+    ours, cast = leaving_as_it_was(teacher), torch.autocast(x.device.type, enabled=False)
     with ours, torch.enable_grad(), cast:
         jet = teacher.at(Query(x, query.on, call=query.call, step=query.step, alone=True))
         value = jet.value.detach().reshape(len(x), -1)
@@ -33,7 +33,7 @@ def asked(
 
 
 @contextmanager
-def _leaving_as_it_was(teacher: Teacher) -> Iterator[None]:
+def leaving_as_it_was(teacher: Teacher) -> Iterator[None]:
     """Put the buffers of a teacher's networks and all generators back, whatever happens."""
     buffers = [buffer for network in teacher.networks for buffer in network.buffers()]
     kept = [buffer.clone() for buffer in buffers]

@@ -129,7 +129,8 @@ def test_the_inner_precision_reaches_the_callback(tmp_path):
 
 
 def test_a_term_fades_within_its_share_of_whatever_steps_there_are(tmp_path):
-    cfg = composed(["+experiment=distill_breakout", "steps=40", "sobolev.fade=0.25"], tmp_path)
+    changed = ["sobolev.fade=0.25", "sobolev.every_n_steps=1"]
+    cfg = composed(["+experiment=distill_breakout", "steps=40", *changed], tmp_path)
     (term,) = instantiate(cfg.sobolev.callback).spec.terms
     assert [term.weight_at(step) for step in (0, 10, 39)] == [cfg.sobolev.weight, 0.0, 0.0]
     assert 0.0 < term.weight_at(9) < cfg.sobolev.weight

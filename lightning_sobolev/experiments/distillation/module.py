@@ -4,6 +4,7 @@ Nothing in it knows of derivative matching; a ``SobolevCallback`` adds that from
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
@@ -24,8 +25,10 @@ from lightning_sobolev.experiments.common.optimizers import (
 from lightning_sobolev.experiments.run.sharding import shard
 from lightning_sobolev.functional.derivatives import tape_jet
 from lightning_sobolev.functional.discrepancies import POLICY_LOSSES
-from lightning_sobolev.functional.projections import draw
+from lightning_sobolev.functional.projections import draw, generator_for
 from lightning_sobolev.metrics import ActionDisagreement, DerivativeCosine, DerivativeNMSE, PolicyKL
+from lightning_sobolev.points import Points
+from lightning_sobolev.queries import with_queries
 from lightning_sobolev.teachers import NetworkTeacher
 
 
@@ -59,6 +62,12 @@ class DistillationModule(pl.LightningModule):
         loss: What is minimised: ``kl`` of the student from the teacher, ``reverse_kl`` of the
             teacher from the student, or ``cross_entropy`` with the teacher's probabilities, whose
             gradient is that of ``kl``. Validation and test log ``kl`` in every case.
+        queries: Points that take the place of a share of every training batch's states; the teacher
+            is asked for its answers there. None trains on the stored states alone.
+        seed: Seed of the queries.
+
+    Raises:
+        ValueError: If the loss is unknown, or there are queries and no teacher.
     """
 
     def __init__(
@@ -70,11 +79,14 @@ class DistillationModule(pl.LightningModule):
         same_actions: Sequence[Sequence[int]] = (),
         num_derivative_states: int = 256,
         loss: str = "kl",
+        queries: Points | None = None,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         require(loss in POLICY_LOSSES, "loss", f"one of {tuple(POLICY_LOSSES)}", loss)
-        self.save_hyperparameters(ignore=["net", "optimizer", "scheduler", "teacher"])
-        self.net, self.teacher = net, teacher
+        require(queries is None or teacher is not None, "teacher", "one to ask queries of", teacher)
+        self.save_hyperparameters(ignore=["net", "optimizer", "scheduler", "teacher", "queries"])
+        self.net, self.teacher, self.queries, self.seed = net, teacher, queries, seed
         self.optimizer, self.scheduler = optimizer, scheduler
         self.value_loss, self.num_derivative_states = POLICY_LOSSES[loss], num_derivative_states
         self.val_kl = PolicyKL()
@@ -121,11 +133,21 @@ class DistillationModule(pl.LightningModule):
         """Return states as the networks take them, in 0..1."""
         return x.to(next(self.net.parameters()).dtype, copy=True).div_(255)
 
-    def training_step(self, batch: dict[str, Tensor], _: int) -> Tensor:
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Return the batch's mean loss."""
-        loss = self.value_loss(self(batch["x"]), batch["log_probs"]).mean()
-        self.log("train/loss", loss, batch_size=len(batch["x"]))
+        x, answers = batch["x"], batch["log_probs"]
+        if self.queries is not None and self.teacher is not None:
+            # A function of what a resumed run knows.
+            place = (self.seed, self.global_rank, self.current_epoch, batch_idx)
+            ask = partial(self._answer, self.teacher)
+            how = (self.queries, generator_for(*place), self.global_step)
+            x, answers = with_queries(x, answers, ask, *how)
+        loss = self.value_loss(self(x), answers).mean()
+        self.log("train/loss", loss, batch_size=len(x))
         return loss
+
+    def _answer(self, teacher: Teacher, x: Tensor) -> Tensor:
+        return teacher.at(Query(self.scaled(x), log_softmax, alone=True)).value
 
     def validation_step(self, batch: dict[str, Tensor], _: int) -> None:
         """Log the divergence on held-out states."""
@@ -153,11 +175,15 @@ class DistillationModule(pl.LightningModule):
         if (states := self._states()) is not None:
             self.log("train_states", float(states.num_train_states), sync_dist=True)
 
-    def on_test_start(self) -> None:
+    def on_fit_start(self) -> None:
         """Bring the teacher to the student's device: it is no submodule, so nothing else does."""
-        self._compared = 0
         if isinstance(self.teacher, NetworkTeacher):
             self.teacher.to(self.device)
+
+    def on_test_start(self) -> None:
+        """Bring the teacher here again, for a test without a fit."""
+        self._compared = 0
+        self.on_fit_start()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return the optimizer and its schedule."""
