@@ -31,6 +31,7 @@ HOMES = {
     "teacher/hub": "distill_pong",
     "teacher/module": "distill_pong",
     "env/pong": "distill_pong",
+    "env/atari": "distill_atari",
     "env/breakout": "distill_breakout",
     "env/space_invaders": "distill_space_invaders",
     "data/recording": "distill_pong",
@@ -90,6 +91,8 @@ def store_classifier(run: Path) -> None:
 
 def overrides_for(file: Path, sources: dict[str, list[str]]) -> list[str]:
     group, name = str(file.parent), file.name
+    if "atari" in (name, name.removeprefix("distill_")):  # no game is packaged for all of them
+        return ["+experiment=distill_atari", "env.settings.game=pong"]
     if group == ".":
         return ["+experiment=regression"]
     if group == "experiment":
