@@ -27,6 +27,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from lightning_sobolev._files import read_json, sweep, write_json, write_text
+from lightning_sobolev.doctor.rehearsal import own_random_numbers
 from lightning_sobolev.experiments.report.curves import save_curves
 from lightning_sobolev.experiments.run import checkpoints
 from lightning_sobolev.experiments.run.checkpoints import LAST
@@ -114,9 +115,9 @@ def decided(
     settings = None if earlier is None else read_json(earlier)
     if settings is None:
         started = time.process_time()
-        settings = decider.settings(cfg, datamodule)
+        with own_random_numbers():
+            settings = decider.settings(cfg, datamodule)
         settings["cpu_seconds_decide"] = time.process_time() - started
-        pl.seed_everything(cfg.seed, workers=True, verbose=False)  # as if nothing had been asked
     path = Path(cfg.run_dir) / DECISION
     if path != earlier:
         write_json(path, settings)
