@@ -23,6 +23,7 @@ from lightning_sobolev.policies.networks import ACTIVATIONS, Deviations, PolicyM
 Card = dict[str, Any]
 
 _PACKAGED = Path(__file__).parent / "weights"
+_SETTINGS = "_extra_state"
 _LARGEST_DATA = 2**26  # bytes of a zip's settings; they hold the last observations, too
 
 
@@ -118,6 +119,7 @@ def load_policy(policy: Policy, settings: EnvSettings) -> tuple[nn.Module, Card]
         ValueError: If there is no such policy, it is of another kind, incomplete or damaged, or it
             does not fit the environment.
     """
+    spaces_of(settings)  # what cannot be played at all is said first
     if isinstance(policy, nn.Module):
         return policy, {}
     if isinstance(policy, ForeignPolicy):
@@ -227,7 +229,7 @@ def _read_foreign(policy: ForeignPolicy, settings: EnvSettings) -> tuple[PolicyM
             f"head.{part}": found[f"head.{part}"] / temperature for part in ("weight", "bias")
         }
     source = {"source": name, "layout": f"stable-baselines3 {layout.name}", "sha256": digest}
-    card = {**source, "network": network.settings, "environment": asdict(settings)}
+    card: Card = {**source, "network": network.settings, "environment": asdict(settings)}
     card |= {"temperature": temperature, "squash": layout.log_std is not None}
     return _filled(network, found, name), card
 
@@ -304,10 +306,13 @@ def _normalizer(policy: ForeignPolicy, network: PolicyMLP) -> dict[str, Tensor]:
 
 
 def _filled(network: PolicyMLP, weights: Mapping[str, Tensor], name: str) -> PolicyMLP:
-    own = network.state_dict()
-    if set(own) != set(weights):
+    own, said = network.state_dict(), dict(weights)
+    said.setdefault(_SETTINGS, own[_SETTINGS])
+    if set(own) != set(said):
         raise ValueError(f"{name} must hold the tensors {sorted(own)}, got {sorted(weights)}")
-    for key, weight in weights.items():
+    for key, weight in said.items():
+        if key == _SETTINGS:
+            continue
         wanted = list(own[key].shape)
         is_real = weight.layout == torch.strided and weight.is_floating_point()
         if list(weight.shape) != wanted or not is_real:
@@ -315,7 +320,7 @@ def _filled(network: PolicyMLP, weights: Mapping[str, Tensor], name: str) -> Pol
             raise ValueError(f"{key} in {name} must have shape {wanted} and be real, got {got}")
         if not weight.isfinite().all():
             raise ValueError(f"{key} in {name} must be finite, got NaN or infinity")
-    network.load_state_dict({key: weight.float() for key, weight in weights.items()})
+    network.load_state_dict(said)
     return network.float()
 
 

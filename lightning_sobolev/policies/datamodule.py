@@ -5,11 +5,12 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_sobolev.atari.recordings.datamodule import PlayedDataModule
 from lightning_sobolev.policies.agents import Policy, load_policy
 from lightning_sobolev.policies.environments import EnvSettings
+from lightning_sobolev.policies.networks import PolicyStudent
 from lightning_sobolev.policies.recording import PolicyRecording, policy_identity, record_policy
 from lightning_sobolev.standardization import Standardizer
 
@@ -19,7 +20,8 @@ class PolicyDataModule(PlayedDataModule):
 
     Training, validation and test states come from different episodes. A batch is ``x``, whole
     observations ``[batch, obs]`` in float32, ``log_probs``, the teacher's answers
-    (log-probabilities, or means and logarithms of deviations), and ``index``.
+    (log-probabilities, or means and logarithms of deviations), ``index``, and, under a trainer, the
+    units of the :class:`PolicyStudent` in the module.
 
     Args:
         root: Folder of all recordings; this one is in a folder named after the environment.
@@ -47,6 +49,15 @@ class PolicyDataModule(PlayedDataModule):
     def reopen(self, folder: Path, *, verify: bool = True) -> PolicyRecording:
         """Open a recording that is there."""
         return PolicyRecording(folder, verify=verify)
+
+    def on_after_batch_transfer(self, batch: dict[str, Tensor], _: int) -> dict[str, Tensor]:
+        """Say in the batch what the student sees and in which units, for a teacher to answer in."""
+        rows, num_observations = batch["x"].shape
+        parts = self.trainer.lightning_module.modules() if self.trainer is not None else ()
+        students = [one for one in parts if isinstance(one, PolicyStudent)]
+        # another network is called with the observations as they are
+        student = students[0] if students else PolicyStudent(nn.Identity(), num_observations)
+        return {**batch, **student.to(batch["x"].device).units(rows)}
 
     @property
     def units(self) -> tuple[Float[Tensor, " obs"], Float[Tensor, " obs"]]:

@@ -49,8 +49,9 @@ class Head:
         low, high = (tuple(map(float, end)) for end in (actions.low, actions.high))
         head = GaussianHead(low, high, settings.squash)
         log_std = getattr(teacher, "log_std", None)
-        is_constant = isinstance(log_std, Tensor) and log_std.shape == (len(low),)
-        return replace(head, units=tuple(log_std.exp().tolist())) if is_constant else head
+        if not isinstance(log_std, Tensor) or log_std.shape != (len(low),):
+            return head
+        return replace(head, units=tuple(log_std.exp().tolist()))
 
     @property
     @abstractmethod
@@ -288,15 +289,18 @@ class GaussianHead(Head):
             raise ValueError(f"{text}, got {self}")
         if self.squash:
             return np.arctanh(np.clip(2 * evenly - 1, -0.999999, 0.999999)).astype(np.float32)
-        low, high = np.float32(self.low), np.float32(self.high)
-        return low + (high - low) * evenly.astype(np.float32)
+        low, high = self._bounds()
+        return np.asarray(low + (high - low) * evenly.astype(np.float32))
+
+    def _bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        return np.array(self.low, np.float32), np.array(self.high, np.float32)
 
     def actions(self, decisions: np.ndarray) -> np.ndarray:
         """Bring what was drawn within the bounds."""
-        low, high = np.float32(self.low), np.float32(self.high)
+        low, high = self._bounds()
         if self.squash:
-            return low + (high - low) * (np.tanh(decisions).astype(np.float32) + 1) / 2
-        return np.clip(decisions.astype(np.float32), low, high)
+            return np.asarray(low + (high - low) * (np.tanh(decisions).astype(np.float32) + 1) / 2)
+        return np.asarray(np.clip(decisions.astype(np.float32), low, high))
 
 
 @dataclass(frozen=True)

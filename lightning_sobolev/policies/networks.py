@@ -1,5 +1,6 @@
 """Fully connected policies over vector observations, as students and as teachers."""
 
+import json
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, Literal, Self
@@ -91,6 +92,18 @@ class PolicyMLP(nn.Module):
             self.log_std = nn.Linear(sizes[-1], width)
         self.register_buffer("mean", torch.zeros(sizes[0]))
         self.register_buffer("std", torch.ones(sizes[0]))
+
+    def get_extra_state(self) -> Tensor:
+        """Return the settings as bytes: they are part of the state, so of a fingerprint, too."""
+        # equal weights behind another activation are another policy
+        return torch.tensor(
+            list(json.dumps(self.settings, sort_keys=True).encode()), dtype=torch.uint8
+        )
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Refuse the state of a policy with other settings."""
+        found = json.loads(bytes(state.cpu().tolist()))
+        require(found == self.settings, "state", f"one of {self.settings}", found)
 
     def forward(self, x: Observations) -> Outputs:
         """Return logits, or means followed by logarithms of deviations."""

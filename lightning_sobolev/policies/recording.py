@@ -270,7 +270,8 @@ class _Episodes:
         order = np.lexsort((rows.pop("age"), rows["env"]))
         lengths = np.unique(rows.pop("env"), return_counts=True)[1]
         content = io.BytesIO()  # to a file it would not tell of a disk that is full at the end
-        np.savez(content, **{name: column[order] for name, column in rows.items()})
+        columns: dict[str, Any] = {name: column[order] for name, column in rows.items()}
+        np.savez(content, **columns)
         path = _shard_file(folder, number)
         with whole(path) as writing:
             writing.write_bytes(content.getbuffer())

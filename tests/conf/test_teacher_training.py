@@ -9,7 +9,8 @@ from hydra.utils import instantiate
 from lightning_sobolev.experiments.run.conf import config_folder
 
 CONF = config_folder()
-GAMES = [path.stem.removeprefix("distill_") for path in (CONF / "experiment").glob("distill_*")]
+EXPERIMENTS = {path.stem for path in (CONF / "experiment").glob("distill_*")}
+GAMES = [name.removeprefix("distill_") for name in EXPERIMENTS - {"distill_policy"}]
 
 
 @pytest.mark.parametrize("game", sorted(GAMES))

@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
-from torchmetrics import Metric
 
 from lightning_sobolev._checks import require
 from lightning_sobolev.functional.discrepancies import check_shapes
@@ -27,7 +26,7 @@ class RowMean(MeanMetric):
         self._add(total=rows.sum(), count=rows.new_tensor(len(rows)))
 
 
-def policy_metrics(head: Head, same_actions: Sequence[Sequence[int]] = ()) -> dict[str, Metric]:
+def policy_metrics(head: Head, same_actions: Sequence[Sequence[int]] = ()) -> dict[str, Any]:
     """Return the divergence and how often, or how far, greedy actions differ, by their names."""
     merge = [list(group) for group in same_actions]
     if isinstance(head, DiscreteHead):

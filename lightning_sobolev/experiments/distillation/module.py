@@ -99,16 +99,12 @@ class DistillationModule(pl.LightningModule):
     def setup(self, stage: str) -> None:
         """Center a student on the mean of the states it is going to learn from."""
         net, states = self.net, self._states()
-        if stage == "fit" and states is not None and isinstance(net, CenteredPolicy):
+        if stage != "fit" or states is None:
+            return
+        if isinstance(net, CenteredPolicy):
             net.center_on(states.mean_state)
-        is_vector = isinstance(states, PolicyDataModule) and isinstance(net, PolicyStudent)
-        if stage == "fit" and is_vector:
+        if isinstance(net, PolicyStudent) and isinstance(states, PolicyDataModule):
             net.standardize_by(*states.units)
-
-    def on_after_batch_transfer(self, batch: dict[str, Tensor], _: int) -> dict[str, Tensor]:
-        """Say in the batch in which units a student sees vector observations."""
-        is_vector = isinstance(self.net, PolicyStudent)
-        return {**batch, **self.net.units(len(batch["x"]))} if is_vector else batch
 
     def _states(self) -> StatesDataModule | None:
         datamodule: Any = self.trainer.datamodule  # type: ignore[attr-defined]
