@@ -288,7 +288,8 @@ class GaussianHead(Head):
             text = "epsilon must be 0 where actions have no bounds to draw evenly from"
             raise ValueError(f"{text}, got {self}")
         if self.squash:
-            return np.arctanh(np.clip(2 * evenly - 1, -0.999999, 0.999999)).astype(np.float32)
+            inner = np.clip(2 * evenly - 1, -0.999999, 0.999999)
+            return np.asarray(np.arctanh(inner), np.float32)
         low, high = self._bounds()
         return np.asarray(low + (high - low) * evenly.astype(np.float32))
 
