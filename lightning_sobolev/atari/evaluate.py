@@ -2,8 +2,9 @@
 
 import copy
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from jaxtyping import Float
 from torch import nn
 
 from lightning_sobolev._checks import require
-from lightning_sobolev._progress import progress_bar
+from lightning_sobolev._progress import Advance, progress_bar
 from lightning_sobolev.atari.environments import AtariSettings, Environments, check_num_actions
 from lightning_sobolev.atari.policy import Behavior, choose, decide, log_probabilities
 
@@ -47,34 +48,50 @@ def play(
     progress: bool = True,
 ) -> EpisodeReturns:
     """Play whole episodes with rewards as the game gives them; the network is copied."""
-    # Every game plays a number of episodes fixed beforehand: taking the episodes that end first
-    # would favor short ones. The network is not asked for a game that has played its share.
     require(num_episodes >= 1, "num_episodes", "at least 1", num_episodes)
     num_envs = min(num_episodes, settings.num_envs)
     whole = replace(settings, num_envs=num_envs, reward_clipping=False, episodic_life=False)
     environments = Environments(whole, seed)
     player = copy.deepcopy(network).to(device).eval()
+    rng = None if greedy else np.random.default_rng(seed)
+
+    def act(stacks: np.ndarray) -> np.ndarray:
+        log_probs = log_probabilities(player, stacks, device=device)
+        check_num_actions(log_probs.shape[-1], environments, who="network")
+        return choose(log_probs, rng)
+
+    with progress_bar(f"playing {settings.game}", num_episodes, enabled=progress) as advance:
+        return whole_episodes(environments, act, num_episodes, advance)
+
+
+def whole_episodes(
+    environments: Any, act: Callable[[np.ndarray], np.ndarray], num_episodes: int, advance: Advance
+) -> EpisodeReturns:
+    """Play in environments with ``act``, from what those see that still have to play to actions."""
+    # Each plays a number of episodes fixed beforehand: taking the episodes that end first would
+    # favor short ones. Nobody is asked for an environment that has played its share.
+    num_envs = environments.settings.num_envs
     left = np.full(num_envs, num_episodes // num_envs)
     left[: num_episodes % num_envs] += 1
-    rng = None if greedy else np.random.default_rng(seed)
-    stacks, actions = environments.reset(), np.zeros(num_envs, np.int64)
+    seen = environments.reset()
+    actions = np.array(act(seen))
     total, length = np.zeros(num_envs), np.zeros(num_envs, np.int64)
     episodes: list[tuple[np.intp, float, int, bool]] = []
-    with progress_bar(f"playing {settings.game}", num_episodes, enabled=progress) as advance:
-        while left.any():
-            live = np.flatnonzero(left)
-            log_probs = log_probabilities(player, stacks[live], device=device)
-            check_num_actions(log_probs.shape[-1], environments, who="network")
-            actions[live] = choose(log_probs, rng)
-            result = environments.step(actions)
-            stacks, total = result.stacks, total + result.rewards
-            length += 1
-            for env in live[result.ended[live]]:
-                is_cut = bool(result.truncated[env])
-                episodes.append((env, float(total[env]), int(length[env]), is_cut))
-                left[env] -= 1
-                advance(1)
-            total[result.ended], length[result.ended] = 0.0, 0
+    while True:
+        result = environments.step(actions)
+        seen, total = result[0], total + result.rewards
+        length += 1
+        live = np.flatnonzero(left)
+        for env in live[result.ended[live]]:
+            is_cut = bool(result.truncated[env])
+            episodes.append((env, float(total[env]), int(length[env]), is_cut))
+            left[env] -= 1
+            advance(1)
+        if not left.any():
+            break
+        total[result.ended], length[result.ended] = 0.0, 0
+        live = np.flatnonzero(left)
+        actions[live] = act(seen[live])
     episodes.sort(key=lambda episode: episode[0])
     _, returns, lengths, truncated = zip(*episodes, strict=True)
     return EpisodeReturns(returns, lengths, sum(truncated))

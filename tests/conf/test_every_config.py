@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from lightning_sobolev.atari import Environments, NatureCNN
 from lightning_sobolev.experiments.run.conf import config_folder
 from lightning_sobolev.experiments.run.train import build_trainer
+from tests.policies._policies import sb3_model
 
 CONF = config_folder()
 # train_teacher.yaml, tune.yaml and benchmark.yaml, with their groups, have tests of their own.
@@ -35,6 +36,12 @@ HOMES = {
     "env/breakout": "distill_breakout",
     "env/space_invaders": "distill_space_invaders",
     "data/recording": "distill_pong",
+    "env/gymnasium": "distill_policy",
+    "data/policy_recording": "distill_policy",
+    "model/policy_mlp": "distill_policy",
+    "teacher/policy_agent": "distill_policy",
+    "teacher/policy_sb3": "distill_policy",
+    "teacher/policy_module": "distill_policy",
     "data/stored": "distill_pong",
     "data/images": "synthetic_gradients",
     "data/atari_frames": "synthetic_gradients",
@@ -64,6 +71,8 @@ def sources(tmp_path_factory):
     file = folder / "models--people--pong" / "snapshots" / COMMIT / "weights.pt"
     file.parent.mkdir(parents=True)
     torch.save(NatureCNN(6).state_dict(), file)
+    policy = folder / "policy.pt"
+    torch.save(sb3_model("ppo").policy.state_dict(), policy)
     store_classifier(run := folder / "classifier")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(constants, "HF_HUB_CACHE", str(folder))
@@ -73,6 +82,12 @@ def sources(tmp_path_factory):
             "teacher/sb3": [f"teacher.agent.source={file}"],
             "teacher/cleanrl": [f"teacher.agent.source={file}"],
             "teacher/hub": [f"teacher.agent.source='hf://people/pong/weights.pt@{COMMIT}'"],
+            "teacher/policy_sb3": [f"teacher.agent.source={policy}"],
+            "teacher/policy_module": [
+                "teacher.agent._target_=lightning_sobolev.policies.PolicyMLP",
+                "+teacher.agent.sizes=[4,8]",
+                "+teacher.agent.num_outputs=2",
+            ],
             "teacher/module": [
                 f"{MODULE}._target_=lightning_sobolev.atari.NatureCNN",
                 f"+{MODULE}.num_actions=6",
@@ -95,9 +110,11 @@ def overrides_for(file: Path, sources: dict[str, list[str]]) -> list[str]:
         return ["+experiment=distill_atari", "env.settings.game=pong"]
     if group == ".":
         return ["+experiment=regression"]
+    home = name if group == "experiment" else HOMES.get(str(file), "regression")
+    played = ["env.id=CartPole-v1"] if home == "distill_policy" else []
     if group == "experiment":
-        return [f"+experiment={name}"]
-    choice = [f"{group}={name}", f"+experiment={HOMES.get(str(file), 'regression')}"]
+        return [f"+experiment={name}", *played]
+    choice = [f"{group}={name}", f"+experiment={home}", *played]
     # The machine that runs the tests may have no GPU: what is left is checked all the same.
     on_cpu = ["trainer.accelerator=cpu", "trainer.devices=1"] if group == "trainer" else []
     return choice + on_cpu + sources.get(str(file), [])

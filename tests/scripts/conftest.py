@@ -34,7 +34,7 @@ DISTILLATION = (
 def composed(tmp_path):
     def compose_run(*overrides, name="run"):
         places = [f"run_dir={tmp_path / 'runs' / name}", "progress=false", "logger=none"]
-        if "+experiment=distill_pong" in overrides:
+        if {"+experiment=distill_pong", "+experiment=distill_policy"} & set(overrides):
             places.append(f"data.root={tmp_path / 'recordings'}")
         with initialize_config_dir(str(config_folder()), version_base="1.3"):
             return compose("train", [*overrides, *places])

@@ -5,10 +5,6 @@ which includes the student's weights, and the names are part of a checkpoint. So
 finished is opened, one that was interrupted is continued, and neither depends on the run's folder.
 """
 
-import hashlib
-import json
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -16,20 +12,18 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
 from lightning_sobolev._checks import require
-from lightning_sobolev.atari.recordings.datamodule import RecordingDataModule
-from lightning_sobolev.atari.recordings.dataset import choose_fraction
-from lightning_sobolev.atari.recordings.format import Recording
-from lightning_sobolev.atari.recordings.record import identity_of, record
+from lightning_sobolev.atari.recordings.datamodule import PlayedDataModule
+from lightning_sobolev.atari.recordings.dataset import Recorded, choose_fraction
 
 
 class DAgger(pl.Callback):
     r"""Let the student play before every round but the first, and train on what it visited, too.
 
     The first round trains on the states that the teacher visited. Before every later one the
-    student, as it is then, plays; the states join the training set of the
-    :class:`RecordingDataModule` with the teacher's answers, and training goes on from the present
-    weights. An epoch becomes a round, all of (nearly) the same length. Validation and test states
-    stay those of the teacher's play.
+    student, as it is then, plays; the states join the training set of the data module, a
+    :class:`RecordingDataModule` or ``policies.PolicyDataModule``, with the teacher's answers, and
+    training goes on from the present weights. An epoch becomes a round, all of (nearly) the same
+    length. Validation and test states stay those of the teacher's play.
 
     Args:
         rounds: Rounds in all; 1 trains on the teacher's states alone.
@@ -37,7 +31,7 @@ class DAgger(pl.Callback):
             ``fraction`` is used; None takes as many as the teacher's training states.
         beta: In round r the teacher takes each decision with probability :math:`\beta^r`; 0 leaves
             all of them to the student.
-        student: Name of the submodule that is trained, a network from scaled stacks to logits.
+        student: Name of the submodule that is trained, a network from what is shown to answers.
 
     Source:
         Ross, Gordon and Bagnell 2011, A reduction of imitation learning and structured prediction
@@ -57,7 +51,7 @@ class DAgger(pl.Callback):
             require(type(count) is int and count >= 1, name, "a whole number >= 1", count)
         require(0.0 <= beta < 1.0, "beta", "in [0, 1)", beta)
         self.rounds, self.num_states, self.beta, self.student = rounds, num_states, beta, student
-        self.visited: list[Recording] = []
+        self.visited: list[Recorded] = []
         self._data: Any = None  # the data module of a fit
         self._steps = 0
 
@@ -67,9 +61,12 @@ class DAgger(pl.Callback):
         if stage != "fit":
             return
         data = trainer.datamodule  # type: ignore[attr-defined]
-        if not isinstance(data, RecordingDataModule):
+        if not isinstance(data, PlayedDataModule):
             found = type(data).__name__
-            raise ValueError(f"datamodule must be a RecordingDataModule for DAgger, got {found}")
+            raise ValueError(
+                f"datamodule must be a RecordingDataModule or PolicyDataModule for DAgger, "
+                f"got {found}"
+            )
         enough = trainer.max_steps >= self.rounds
         least = f"at least the {self.rounds} rounds"
         require(enough, "max_steps of the trainer", least, trainer.max_steps)
@@ -92,39 +89,19 @@ class DAgger(pl.Callback):
             text = f"ckpt must come from a run with the same rounds: round {due} begins"
             raise ValueError(f"{text}, got {len(self.visited)} played rounds")
         if len(self.visited) < due:
+            count, student = self._states_per_round, _student(pl_module, self.student)
+            rank_zero_info(f"Round {due}: the student plays {count} states, the teacher answers.")
             has_bar = trainer.progress_bar_callback is not None
-            self._join(self._play(due, _student(pl_module, self.student), has_bar))
+            how = {"beta": self.beta**due, "num_states": count, "has_bar": has_bar}
+            self._join(self._data.record_round(due, student, **how))
 
-    def _play(self, number: int, student: nn.Module, has_bar: bool) -> Recording:
-        data, count = self._data, self._states_per_round
-        how: dict[str, Any] = {
-            "behavior": replace(data.options.behavior, beta=self.beta**number),
-            "seed": data.options.seed + number,  # other games than those of the test states
-            "player": student,
-        }
-        identity = json.dumps(identity_of(data.settings, data.teacher, **how), sort_keys=True)
-        rank_zero_info(f"Round {number}: the student plays {count} states, the teacher answers.")
-        return record(
-            self._folder / hashlib.sha256(identity.encode()).hexdigest()[:16],
-            data.settings,
-            data.teacher,
-            num_states=count,
-            device=data.options.device,
-            progress=data.options.progress and not has_bar,
-            **how,
-        )
-
-    def _join(self, recording: Recording) -> None:
+    def _join(self, recording: Recorded) -> None:
         self._data.extend(recording, self._states_per_round)
         self.visited.append(recording)
 
     @property
     def _states_per_round(self) -> int:
         return self.num_states or int(self._data.sizes.train)
-
-    @property
-    def _folder(self) -> Path:
-        return Path(f"{self._data.folder}_dagger")
 
     def state_dict(self) -> dict[str, Any]:
         """Return the names of what the student has visited, and the length of a round."""
@@ -138,7 +115,7 @@ class DAgger(pl.Callback):
             text = f"ckpt must come from a run with rounds of {self._steps} batches"
             raise ValueError(f"{text}, got rounds of {steps}")
         for name in state_dict["visited"]:
-            self._join(Recording(self._folder / name))
+            self._join(self._data.reopen(self._data.rounds_folder / name))
 
 
 def _student(pl_module: pl.LightningModule, name: str) -> nn.Module:

@@ -1,8 +1,10 @@
 """Recorded states as training, validation and test batches."""
 
+import json
 from abc import abstractmethod
 from collections.abc import Callable, Sequence, Sized
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
+from hashlib import sha256
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,12 @@ from lightning_sobolev.atari.agents.cards import Agent, load_agent
 from lightning_sobolev.atari.environments import AtariSettings
 from lightning_sobolev.atari.policy import Behavior
 from lightning_sobolev.atari.recordings import dataset as states
-from lightning_sobolev.atari.recordings.dataset import RecordedStates, Split, SplitSizes
+from lightning_sobolev.atari.recordings.dataset import (
+    Recorded,
+    RecordedStates,
+    Split,
+    SplitSizes,
+)
 from lightning_sobolev.atari.recordings.format import Recording, fingerprint
 from lightning_sobolev.atari.recordings.record import identity_of, record
 from lightning_sobolev.loading import OrderedBatches, ResumableLoader, ShuffledBatches
@@ -76,7 +83,7 @@ class StatesDataModule(pl.LightningDataModule):
         states.choose_fraction(count, count, fraction, seed)  # a bad one is said at once
 
     @abstractmethod
-    def open(self) -> tuple[Sequence[Recording], Sequence[Split]]:
+    def open(self) -> tuple[Sequence[Recorded], Sequence[Split]]:
         """Open the recordings and split each."""
 
     def setup(self, stage: str | None = None) -> None:
@@ -94,7 +101,7 @@ class StatesDataModule(pl.LightningDataModule):
             states.choose_fraction(len(train), count, self.fraction, self.seed)
         ]
 
-    def extend(self, recording: Recording, num_states: int) -> None:
+    def extend(self, recording: Recorded, num_states: int) -> None:
         """Train on a recording more from the next epoch on; ``fraction`` is of ``num_states``."""
         train = self._dataset("train")
         seed, found = (self.seed, len(train.recordings)), recording.num_states
@@ -170,15 +177,14 @@ class RecordingOptions:
     progress: bool = True
 
 
-class RecordingDataModule(StatesDataModule):
-    """Records a teacher's play where it is missing, and serves it.
+class PlayedDataModule(StatesDataModule):
+    """Records a teacher's play where it is missing, and serves it; a subclass says how.
 
     Training, validation and test states come from different episodes.
 
     Args:
-        root: Folder of all recordings; this one is in a folder named after the game.
-        settings: What is played.
-        teacher: Who plays: what :func:`load_agent` takes, or a network from 0..1 to logits.
+        folder: The recording.
+        teacher: Who plays.
         sizes: How many states of each kind.
         recording: How a missing recording is made.
         check: Called with the teacher before anything is recorded; may refuse it.
@@ -187,9 +193,8 @@ class RecordingDataModule(StatesDataModule):
 
     def __init__(
         self,
-        root: str | Path,
-        settings: AtariSettings,
-        teacher: Agent | nn.Module,
+        folder: Path,
+        teacher: nn.Module,
         *,
         sizes: SplitSizes | None = None,
         recording: RecordingOptions | None = None,
@@ -199,10 +204,22 @@ class RecordingDataModule(StatesDataModule):
         super().__init__(sizes or SplitSizes(), **serving)
         if self.sizes.train is None:
             raise ValueError("train must be a number where it is recorded for, got None")
-        self.folder, self.settings = Path(root) / settings.game, settings
-        self.teacher, self.options = _network(teacher), recording or RecordingOptions()
+        self.folder, self.teacher = folder, teacher
+        self.options = recording or RecordingOptions()
         self.options.behavior.check_player(None)
         self._check, self._is_made = check, False
+
+    @abstractmethod
+    def record(self, folder: Path, **how: Any) -> Recorded:
+        """Record what is missing below a folder; ``how`` is that of :func:`record`."""
+
+    @abstractmethod
+    def identity(self, **who: Any) -> dict[str, Any]:
+        """Return what decides every byte of a recording but its length."""
+
+    @abstractmethod
+    def reopen(self, folder: Path, *, verify: bool = True) -> Recorded:
+        """Open a recording that is there."""
 
     def prepare_data(self) -> None:
         """Check the teacher and record what is missing; once per machine."""
@@ -211,16 +228,14 @@ class RecordingDataModule(StatesDataModule):
         if self._check is not None:
             self._check(self.teacher)
         how = {one.name: getattr(self.options, one.name) for one in fields(self.options)}
-        record(self.folder, self.settings, self.teacher, num_states=self.sizes, **how)
+        self.record(self.folder, num_states=self.sizes, **how)
         self._is_made = True
 
-    def open(self) -> tuple[Sequence[Recording], Sequence[Split]]:
+    def open(self) -> tuple[Sequence[Recorded], Sequence[Split]]:
         """Open the recording, split; refuse one that :meth:`prepare_data` would make anew."""
-        recording = Recording(self.folder, verify=not self._is_made)
+        recording: Any = self.reopen(self.folder, verify=not self._is_made)
         options = self.options
-        identity = identity_of(
-            self.settings, self.teacher, seed=options.seed, behavior=options.behavior
-        )
+        identity = self.identity(seed=options.seed, behavior=options.behavior)
         split = states.split_by_episode(recording.episode_lengths, self.sizes)
         if recording.identity != identity or split is None:
             raise ValueError(
@@ -228,6 +243,60 @@ class RecordingDataModule(StatesDataModule):
                 f"got {recording.num_states} states and {recording.identity}: call prepare_data()"
             )
         return [recording], [split]
+
+    def record_round(
+        self, number: int, player: nn.Module, *, beta: float, num_states: int, has_bar: bool
+    ) -> Recorded:
+        """Record what a player visits in a round; the teacher decides with probability ``beta``."""
+        how: dict[str, Any] = {
+            "behavior": replace(self.options.behavior, beta=beta),
+            "seed": self.options.seed + number,  # other games than those of the test states
+            "player": player,
+        }
+        identity = json.dumps(self.identity(**how), sort_keys=True)
+        how |= {"device": self.options.device, "progress": self.options.progress and not has_bar}
+        folder = self.rounds_folder / sha256(identity.encode()).hexdigest()[:16]
+        return self.record(folder, num_states=num_states, **how)
+
+    @property
+    def rounds_folder(self) -> Path:
+        """Folder of what players visited."""
+        return Path(f"{self.folder}_dagger")
+
+
+class RecordingDataModule(PlayedDataModule):
+    """Records a teacher's play of a game where it is missing, and serves it.
+
+    Training, validation and test states come from different episodes.
+
+    Args:
+        root: Folder of all recordings; this one is in a folder named after the game.
+        settings: What is played.
+        teacher: Who plays: what :func:`load_agent` takes, or a network from 0..1 to logits.
+        **how: ``sizes``, ``recording``, ``check``, ``fraction`` ... of :class:`PlayedDataModule`.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        settings: AtariSettings,
+        teacher: Agent | nn.Module,
+        **how: Any,
+    ) -> None:
+        super().__init__(Path(root) / settings.game, _network(teacher), **how)
+        self.settings = settings
+
+    def record(self, folder: Path, **how: Any) -> Recording:
+        """Record what is missing below a folder; ``how`` is that of :func:`record`."""
+        return record(folder, self.settings, self.teacher, **how)
+
+    def identity(self, **who: Any) -> dict[str, Any]:
+        """Return what decides every byte of a recording but its length."""
+        return identity_of(self.settings, self.teacher, **who)
+
+    def reopen(self, folder: Path, *, verify: bool = True) -> Recording:
+        """Open a recording that is there."""
+        return Recording(folder, verify=verify)
 
 
 class StoredDataModule(StatesDataModule):

@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from pathlib import Path
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -11,32 +12,60 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from lightning_sobolev._checks import require
-from lightning_sobolev.atari.recordings.format import Recording
 
 STRIDE = 1_000_000_000
 """Distance of the indices of two recordings: they stay the same however long one becomes."""
 
 
-class RecordedStates(Dataset[dict[str, Tensor]]):
-    """Some states of recordings; a whole batch costs one indexing of the mapped frames.
+class Recorded(Protocol):
+    """What is served of a recording, of whatever was played.
 
-    A batch is ``x``, stacks as bytes, ``log_probs``, the teacher's answers, and ``index``, the
-    states' indices ``STRIDE * recording + state``, which stay the same whatever the fraction.
+    ``state_shape`` is that of what a network is shown, and the number of the teacher's answers.
+    """
+
+    folder: Path
+
+    @property
+    def log_probs(self) -> np.ndarray:
+        """The teacher's answers."""
+        ...
+
+    @property
+    def num_states(self) -> int:
+        """States in the recording."""
+        ...
+
+    @property
+    def state_shape(self) -> tuple[int, ...]:
+        """Shape of what a network is shown, and the number of the teacher's answers."""
+        ...
+
+    def x(self, rows: Int[np.ndarray, " batch"]) -> np.ndarray:
+        """Look up what a network is shown in some states."""
+        ...
+
+
+class RecordedStates(Dataset[dict[str, Tensor]]):
+    """Some states of recordings; a whole batch costs one indexing of what is mapped.
+
+    A batch is ``x``, what a network is shown (in a game stacks as bytes), ``log_probs``, the
+    teacher's answers, and ``index``, the states' indices ``STRIDE * recording + state``, which stay
+    the same whatever the fraction.
     """
 
     def __init__(
-        self, recordings: Sequence[Recording], rows: Sequence[Int[np.ndarray, " states"]]
+        self, recordings: Sequence[Recorded], rows: Sequence[Int[np.ndarray, " states"]]
     ) -> None:
-        self.recordings: tuple[Recording, ...] = ()
+        self.recordings: tuple[Recorded, ...] = ()
         self.index: Int[np.ndarray, " states"] = np.zeros(0, np.int64)
         for recording, own in zip(recordings, rows, strict=True):
             self.add(recording, own)
 
-    def add(self, recording: Recording, rows: Int[np.ndarray, " states"]) -> None:
+    def add(self, recording: Recorded, rows: Int[np.ndarray, " states"]) -> None:
         """Serve states of one more recording, too, after the others."""
         shapes = {str(one.folder): one.state_shape for one in (*self.recordings, recording)}
         if len(set(shapes.values())) != 1:
-            text = "recordings must have stacks of one shape and as many actions"
+            text = "recordings must have states of one shape and as many answers"
             raise ValueError(f"{text}, got {shapes}")
         part = len(self.recordings)
         self.recordings = (*self.recordings, recording)
@@ -48,12 +77,12 @@ class RecordedStates(Dataset[dict[str, Tensor]]):
     def __getitem__(self, positions: Int[Tensor, " batch"]) -> dict[str, Tensor]:
         index = self.index[np.asarray(positions)]
         parts, rows = np.divmod(index, STRIDE)
-        *stack, num_actions = self.recordings[0].state_shape
-        x = np.empty((len(index), *stack), np.uint8)
-        log_probs = np.empty((len(index), num_actions), np.float32)
+        *shape, num_answers = self.recordings[0].state_shape
+        x = np.empty((len(index), *shape), self.recordings[0].x(rows[:0]).dtype)
+        log_probs = np.empty((len(index), num_answers), np.float32)
         for part in np.unique(parts):
             own, recording = parts == part, self.recordings[part]
-            x[own] = recording.stacks(rows[own])
+            x[own] = recording.x(rows[own])
             log_probs[own] = recording.log_probs[rows[own]]
         batch = {"x": x, "log_probs": log_probs, "index": index}
         return {name: torch.from_numpy(array) for name, array in batch.items()}

@@ -245,6 +245,10 @@ class Recording:
         stacks[is_before_start] = 0
         return stacks
 
+    def x(self, rows: Int[np.ndarray, " batch"]) -> UInt8[np.ndarray, "batch stack height width"]:
+        """Look up what a network is shown: :meth:`stacks`."""
+        return self.stacks(rows)
+
 
 def _verify(path: Path, digest: str | None) -> None:
     if digest is not None and sha256_of(path) != digest:

@@ -8,10 +8,9 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from lightning_sobolev.atari import AtariSettings, on_policy_answers
 from lightning_sobolev.experiments.distillation.module import DistillationModule, distillation
+from lightning_sobolev.experiments.distillation.played import Settings, played
 from lightning_sobolev.experiments.distillation.teacher import returns_of
-from lightning_sobolev.functional.discrepancies import kl
 
 
 class PlayGame(pl.Callback):
@@ -30,7 +29,7 @@ class PlayGame(pl.Callback):
 
     def __init__(
         self,
-        settings: AtariSettings,
+        settings: Settings,
         cache: str | Path,
         *,
         num_episodes: int = 30,
@@ -62,8 +61,9 @@ class PlayGame(pl.Callback):
 class OnPolicyKL(pl.Callback):
     """Compare student and teacher in states that the trained student goes to by sampled actions.
 
-    Logs ``test/visited_kl`` and ``test/visited_disagreement``, means over the games, with their
-    standard errors: states of one game are no independent draws, games are.
+    Logs ``test/visited_kl`` and ``test/visited_disagreement`` (of continuous actions
+    ``test/visited_distance``, of the means in the teacher's deviations), means over the games, with
+    their standard errors: states of one game are no independent draws, games are.
 
     Args:
         settings: What is played.
@@ -72,7 +72,7 @@ class OnPolicyKL(pl.Callback):
         seed: Seed of the games and of the sampled actions.
     """
 
-    def __init__(self, settings: AtariSettings, *, num_states: int, seed: int = 2000) -> None:
+    def __init__(self, settings: Settings, *, num_states: int, seed: int = 2000) -> None:
         self.settings = settings
         self.games = {"num_states": num_states, "seed": seed}
 
@@ -82,13 +82,15 @@ class OnPolicyKL(pl.Callback):
             return
         teacher, student = distillation(pl_module).players.values()
         options: dict[str, Any] = {"device": pl_module.device, "progress": False, **self.games}
-        answers = on_policy_answers(student, teacher, self.settings, **options)
+        how = played(self.settings)
+        answers = how.compare(student, teacher, self.settings, **options)
         ours, theirs = (torch.from_numpy(one).double() for one in answers)
+        rows, shape = (ours.flatten(0, 1), theirs.flatten(0, 1)), ours.shape[:2]
         measured = {
-            "kl": kl(ours.flatten(0, 1), theirs.flatten(0, 1)).view(ours.shape[:2]),
-            "disagreement": (ours.argmax(-1) != theirs.argmax(-1)).double(),
+            "kl": how.head.divergence(*rows),
+            how.head.difference: how.head.disagreement(*rows),
         }
         for name, values in measured.items():
-            games, key = values.mean(0), f"test/visited_{name}"
+            games, key = values.view(shape).mean(0), f"test/visited_{name}"
             error = games.std() / math.sqrt(len(games)) if len(games) > 1 else math.nan
             pl_module.log_dict({key: games.mean(), f"{key}_standard_error": error})

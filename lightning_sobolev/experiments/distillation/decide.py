@@ -18,6 +18,7 @@ from omegaconf import DictConfig, open_dict
 
 from lightning_sobolev._checks import require
 from lightning_sobolev.doctor.moves import Explained, NothingToExplain, explained
+from lightning_sobolev.experiments.distillation.teacher import player_of
 from lightning_sobolev.experiments.run.train import build_trainer
 from lightning_sobolev.functional.projections import generator_for
 from lightning_sobolev.points import Recombine, points_at

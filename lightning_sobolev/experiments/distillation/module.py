@@ -4,7 +4,6 @@ Nothing in it knows of derivative matching; a ``SobolevCallback`` adds that from
 """
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
@@ -14,7 +13,6 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
-from lightning_sobolev._checks import require
 from lightning_sobolev._types import Query, Teacher
 from lightning_sobolev.atari import CenteredPolicy, StatesDataModule
 from lightning_sobolev.experiments.common.optimizers import (
@@ -22,12 +20,14 @@ from lightning_sobolev.experiments.common.optimizers import (
     SchedulerFactory,
     configured,
 )
+from lightning_sobolev.experiments.distillation.heads import policy_metrics
+from lightning_sobolev.experiments.distillation.teacher import player_of
 from lightning_sobolev.experiments.run.sharding import shard
 from lightning_sobolev.functional.derivatives import tape_jet
-from lightning_sobolev.functional.discrepancies import POLICY_LOSSES
 from lightning_sobolev.functional.projections import draw, generator_for
-from lightning_sobolev.metrics import ActionDisagreement, DerivativeCosine, DerivativeNMSE, PolicyKL
+from lightning_sobolev.metrics import DerivativeCosine, DerivativeNMSE
 from lightning_sobolev.points import Points
+from lightning_sobolev.policies import DiscreteHead, Head, PolicyDataModule, PolicyStudent
 from lightning_sobolev.queries import with_queries
 from lightning_sobolev.teachers import NetworkTeacher
 
@@ -44,11 +44,12 @@ class DistillationModule(pl.LightningModule):
 
     By default the loss is :math:`\mathrm{KL}(\text{teacher} \,\|\, \text{student})`.
 
-    A batch is ``{"x": uint8 [batch, *in], "log_probs": [batch, actions], "index": [batch]}``. Logs
-    ``train/loss`` and ``val/kl``; at test time ``test/kl``, ``test/action_disagreement``,
+    A batch is ``{"x": uint8 [batch, *in], "log_probs": [batch, actions], "index": [batch]}``, or
+    with vector observations ``x`` in floating point, and as ``log_probs`` whatever the head stores.
+    Logs ``train/loss`` and ``val/kl``; at test time ``test/kl``, ``test/action_disagreement``,
     ``test/merged_disagreement`` and, given a teacher, ``test/derivative_nmse`` and
-    ``test/derivative_cosine`` of the log-probabilities' full Jacobian, which costs as many
-    backward passes of student and teacher as there are actions.
+    ``test/derivative_cosine`` of the log-probabilities' full Jacobian, which costs as many backward
+    passes of student and teacher as there are actions.
 
     Args:
         net: Maps float states in 0..1 to logits.
@@ -62,12 +63,14 @@ class DistillationModule(pl.LightningModule):
         loss: What is minimised: ``kl`` of the student from the teacher, ``reverse_kl`` of the
             teacher from the student, or ``cross_entropy`` with the teacher's probabilities, whose
             gradient is that of ``kl``. Validation and test log ``kl`` in every case.
+        head: What outputs mean; None takes logits of a choice. Of a Gaussian the test logs
+            ``test/action_distance`` in place of both disagreements.
         queries: Points that take the place of a share of every training batch's states; the teacher
             is asked for its answers there. None trains on the stored states alone.
         seed: Seed of the queries.
 
     Raises:
-        ValueError: If the loss is unknown, or there are queries and no teacher.
+        ValueError: If the loss is unknown, or there are queries and no network to ask.
     """
 
     def __init__(
@@ -79,23 +82,21 @@ class DistillationModule(pl.LightningModule):
         same_actions: Sequence[Sequence[int]] = (),
         num_derivative_states: int = 256,
         loss: str = "kl",
+        head: Head | None = None,
         queries: Points | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        require(loss in POLICY_LOSSES, "loss", f"one of {tuple(POLICY_LOSSES)}", loss)
-        require(queries is None or teacher is not None, "teacher", "one to ask queries of", teacher)
-        self.save_hyperparameters(ignore=["net", "optimizer", "scheduler", "teacher", "queries"])
+        self.head = DiscreteHead() if head is None else head
+        can_ask = queries is None or isinstance(teacher, NetworkTeacher)
+        require(can_ask, "teacher", "a NetworkTeacher to ask queries of", type(teacher).__name__)
+        unsaved = ["net", "optimizer", "scheduler", "teacher", "head", "queries"]
+        self.save_hyperparameters(ignore=unsaved)
         self.net, self.teacher, self.queries, self.seed = net, teacher, queries, seed
         self.optimizer, self.scheduler = optimizer, scheduler
-        self.value_loss, self.num_derivative_states = POLICY_LOSSES[loss], num_derivative_states
-        self.val_kl = PolicyKL()
-        merge = [list(group) for group in same_actions]
-        policies: dict[str, Any] = {
-            "kl": PolicyKL(),
-            "action_disagreement": ActionDisagreement(),
-            "merged_disagreement": ActionDisagreement(merge=merge),
-        }
+        self.value_loss, self.num_derivative_states = self.head.loss(loss), num_derivative_states
+        self.val_kl = policy_metrics(self.head)["kl"]
+        policies = policy_metrics(self.head, same_actions)
         self.policies = MetricCollection(policies, prefix="test/", compute_groups=False)
         self.derivatives = MetricCollection(
             {"derivative_nmse": DerivativeNMSE(), "derivative_cosine": DerivativeCosine()},
@@ -106,8 +107,12 @@ class DistillationModule(pl.LightningModule):
     def setup(self, stage: str) -> None:
         """Center a student on the mean of the states it is going to learn from."""
         net, states = self.net, self._states()
-        if stage == "fit" and states is not None and isinstance(net, CenteredPolicy):
+        if stage != "fit" or states is None:
+            return
+        if isinstance(net, CenteredPolicy):
             net.center_on(states.mean_state)
+        if isinstance(net, PolicyStudent) and isinstance(states, PolicyDataModule):
+            net.standardize_by(*states.units)
 
     def _states(self) -> StatesDataModule | None:
         datamodule: Any = self.trainer.datamodule  # type: ignore[attr-defined]
@@ -119,35 +124,45 @@ class DistillationModule(pl.LightningModule):
         if not isinstance(self.teacher, NetworkTeacher):
             got = f"teacher={type(self.teacher).__name__}"
             raise ValueError(f"module must have a NetworkTeacher to play against, got {got}")
-        return {"teacher": self.teacher.network, "student": self.net}
+        return {"teacher": player_of(self.teacher), "student": self.net}
 
     def configure_model(self) -> None:
         """Split the network over processes where the strategy asks for it."""
         shard(self.net, self.device_mesh)
 
     def forward(self, x: UInt8[Tensor, "batch *in"]) -> Float[Tensor, "batch actions"]:
-        """Return the student's log-probabilities."""
-        return log_softmax(self.net(self.scaled(x)))
+        """Return the student's log-probabilities, or what else the head stores."""
+        return self.head.answers(self.net(self.scaled(x)))
 
     def scaled(self, x: UInt8[Tensor, "batch *in"]) -> Float[Tensor, "batch *in"]:
-        """Return states as the networks take them, in 0..1."""
-        return x.to(next(self.net.parameters()).dtype, copy=True).div_(255)
+        """Return states as the networks take them: bytes in 0..1, vectors as they are."""
+        scaled = x.to(next(self.net.parameters()).dtype, copy=True)
+        return scaled.div_(255) if x.dtype == torch.uint8 else scaled
+
+    def observed(self, x: Tensor) -> tuple[nn.Module, Tensor]:
+        """Return the network whose derivatives are compared, and what it is called with."""
+        scaled = self.scaled(x)
+        if isinstance(self.net, PolicyStudent):
+            return self.net.body, self.net.standardized(scaled)
+        return self.net, scaled
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Return the batch's mean loss."""
-        x, answers = batch["x"], batch["log_probs"]
-        if self.queries is not None and self.teacher is not None:
-            # A function of what a resumed run knows.
+        if self.queries is not None:
+            # Into the batch itself, where a teacher of derivatives looks things up. The generator
+            # is a function of what a resumed run knows.
             place = (self.seed, self.global_rank, self.current_epoch, batch_idx)
-            ask = partial(self._answer, self.teacher)
             how = (self.queries, generator_for(*place), self.global_step)
-            x, answers = with_queries(x, answers, ask, *how)
-        loss = self.value_loss(self(x), answers).mean()
-        self.log("train/loss", loss, batch_size=len(x))
+            asked = with_queries(batch["x"], batch["log_probs"], self._answer, *how)
+            batch["x"], batch["log_probs"] = asked
+        loss = self.value_loss(self(batch["x"]), batch["log_probs"]).mean()
+        self.log("train/loss", loss, batch_size=len(batch["x"]))
         return loss
 
-    def _answer(self, teacher: Teacher, x: Tensor) -> Tensor:
-        return teacher.at(Query(self.scaled(x), log_softmax, alone=True)).value
+    def _answer(self, x: Tensor) -> Tensor:
+        """Ask the teacher as it was asked for the stored answers: in its own precision."""
+        with torch.autocast(x.device.type, enabled=False):
+            return self.head.answers(self.players["teacher"](self.scaled(x)))
 
     def validation_step(self, batch: dict[str, Tensor], _: int) -> None:
         """Log the divergence on held-out states."""
@@ -161,12 +176,12 @@ class DistillationModule(pl.LightningModule):
         if self.teacher is None or self._compared >= self.num_derivative_states:
             return
         self._compared += len(batch["x"])
-        x = self.scaled(batch["x"])
-        student = tape_jet(lambda states: log_softmax(self.net(states)), x)
+        net, x = self.observed(batch["x"])
+        student = tape_jet(lambda states: self.head.compared(net(states)), x)
         # Every basis direction: nothing random is left for the generator to decide.
         shape, unused = student.value.shape, torch.Generator()
         cotangents = draw("basis", shape, num_projections=None, generator=unused).to(x)
-        targets = self.teacher.at(Query(x, log_softmax, batch)).vjp(cotangents)
+        targets = self.teacher.at(Query(x, self.head.compared, batch)).vjp(cotangents)
         self.derivatives.update(student.vjp(cotangents), targets)
         self.log_dict(self.derivatives)
 

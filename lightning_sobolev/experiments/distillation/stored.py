@@ -11,9 +11,11 @@ from lightning_sobolev.atari import AtariSettings
 from lightning_sobolev.experiments.distillation.callbacks import PlayGame
 from lightning_sobolev.experiments.distillation.figures import VIDEO, GameVideo
 from lightning_sobolev.experiments.distillation.module import DistillationModule, distillation
+from lightning_sobolev.experiments.distillation.played import Settings, played
 from lightning_sobolev.experiments.report import runs as stored
 from lightning_sobolev.experiments.report.runs import Run
 from lightning_sobolev.experiments.run.stored import load_module
+from lightning_sobolev.policies import EnvSettings
 
 TABLE = "play.csv"
 
@@ -41,6 +43,7 @@ def play_stored(
         game = PlayGame(settings, out / "returns", num_episodes=num_episodes, seed=seed)
         numbers = {key: float(value) for key, value in game.returns(module, progress=True).items()}
         about = stored.tabulate([run]).reindex(columns=_ABOUT).iloc[0].to_dict()
+        about["game"] = played(settings).name
         lines = []
         for actions, way in (("sampled", ""), ("greedy", "_greedy")):
             line = {"run": name, **about, "actions": actions, **games}
@@ -57,6 +60,10 @@ def film_stored(root: Path, **look: Any) -> Iterator[Path]:
     """Write ``game.gif`` into every finished distillation below a folder, as GameVideo does."""
     for run in _distillations(root):
         module, settings = _student(run)
+        if not isinstance(settings, AtariSettings):
+            raise ValueError(
+                f"{run.folder} must be a run in a game, which has frames, got {settings}"
+            )
         GameVideo(settings, **look).save(module, run.folder / VIDEO)
         yield run.folder / VIDEO
 
@@ -70,8 +77,12 @@ def _distillations(root: Path) -> list[Run]:
     return runs
 
 
-def _student(run: Run) -> tuple[DistillationModule, AtariSettings]:
+def _student(run: Run) -> tuple[DistillationModule, Settings]:
     # read, not instantiated: the folder may be somebody else's
-    keys = {*run.config["env"]["settings"]} - {"_target_"}
+    keys = {*run.config["env"]["settings"]} - {"_target_", "_convert_"}
     settings: dict[str, Any] = {key: run.setting(f"env.settings.{key}") for key in keys}
-    return distillation(load_module(run.folder)), AtariSettings(**settings)
+    module = distillation(load_module(run.folder))
+    if "id" not in settings:
+        return module, AtariSettings(**settings)
+    options = run.config["env"]["settings"]["options"]
+    return module, EnvSettings(**{**settings, "options": options})

@@ -13,8 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from lightning_sobolev._files import locked, read_json, write_json
-from lightning_sobolev.atari import AtariSettings, fingerprint, load_agent, play
+from lightning_sobolev.atari import fingerprint, load_agent
 from lightning_sobolev.atari.agents.cards import Agent, Card
+from lightning_sobolev.experiments.distillation.played import Settings, played
+from lightning_sobolev.policies import EnvSettings, Head, PolicyTeacher, load_policy
+from lightning_sobolev.policies.agents import Policy
 from lightning_sobolev.teachers import NetworkTeacher
 
 log = logging.getLogger(__name__)
@@ -24,17 +27,32 @@ CARD = "teacher.json"
 
 def agent_teacher(agent: Agent | nn.Module) -> NetworkTeacher:
     """Return what ``load_agent`` takes, or a network from scaled stacks to logits, as a teacher."""
-    return NetworkTeacher(_loaded(agent)[0])
+    return NetworkTeacher(agent if isinstance(agent, nn.Module) else load_agent(agent)[0])
 
 
-def _loaded(agent: Agent | nn.Module) -> tuple[nn.Module, Card | None]:
-    return (agent, None) if isinstance(agent, nn.Module) else load_agent(agent)
+def policy_teacher(agent: Policy, settings: EnvSettings) -> NetworkTeacher:
+    """Return what ``load_policy`` takes, or a network over observations, as a teacher."""
+    return PolicyTeacher(load_policy(agent, settings)[0])
+
+
+def player_of(teacher: NetworkTeacher) -> nn.Module:
+    """Return the network that plays, which takes whole observations."""
+    return teacher.player if isinstance(teacher, PolicyTeacher) else teacher.network
+
+
+def policy_head(settings: EnvSettings, agent: Policy) -> Head:
+    """Return the head of an environment, in the units of its teacher."""
+    return Head.for_env(settings, load_policy(agent, settings)[0])
+
+
+def _loaded(agent: Any, settings: Settings) -> tuple[nn.Module, Card | None]:
+    return (agent, None) if isinstance(agent, nn.Module) else played(settings).load(agent)
 
 
 def returns_of(
     network: nn.Module,
     key: str,
-    settings: AtariSettings,
+    settings: Settings,
     *,
     cache: Path | None = None,
     device: torch.device | str = "cpu",
@@ -44,8 +62,9 @@ def returns_of(
     """Return the mean return of episodes, called ``key``, and its standard error; look it up."""
 
     def found() -> dict[str, Any]:
-        played = play(network, settings, device=device, progress=progress, **games)
-        return {"mean": played.mean, "standard_error": played.standard_error}
+        how = {"device": device, "progress": progress, **games}
+        returns = played(settings).play(network, settings, **how)
+        return {"mean": returns.mean, "standard_error": returns.standard_error}
 
     if cache is None:
         returns = found()
@@ -73,7 +92,8 @@ class ReplayCheck(pl.Callback):
     error. The teacher plays once; the return is stored and looked up the next time.
 
     Args:
-        agent: Who teaches: what :func:`~lightning_sobolev.atari.load_agent` takes, or a network.
+        agent: Who teaches: what :func:`~lightning_sobolev.atari.load_agent` or, for a vector
+            environment, :func:`~lightning_sobolev.policies.load_policy` takes, or a network.
         settings: What is played.
         cache: Folder for the teacher's returns.
         min_return: Least mean return; None only shows what it is.
@@ -85,7 +105,7 @@ class ReplayCheck(pl.Callback):
     def __init__(
         self,
         agent: Agent | nn.Module,
-        settings: AtariSettings,
+        settings: Settings,
         cache: str | Path,
         *,
         min_return: float | None = None,
@@ -102,7 +122,7 @@ class ReplayCheck(pl.Callback):
 
     def __call__(self, teacher: nn.Module) -> None:
         """Refuse who is about to make the data, if it is another network or returns too little."""
-        network, _ = _loaded(self.agent)
+        network, _ = _loaded(self.agent, self.settings)
         if fingerprint(teacher) != fingerprint(network):
             raise ValueError(
                 "the teacher of the data and the teacher of the derivatives must be one network, "
@@ -115,7 +135,7 @@ class ReplayCheck(pl.Callback):
         """Check the teacher before training and leave its card."""
         if stage != "fit":
             return
-        network, card = _loaded(self.agent)
+        network, card = _loaded(self.agent, self.settings)
         # JSON has no NaN, the standard error of a single episode
         numbers = self._replayed(network).items()
         replay = {key: float(x) if math.isfinite(x) else None for key, x in numbers}
@@ -125,12 +145,12 @@ class ReplayCheck(pl.Callback):
 
     def on_test_epoch_end(self, _: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log what the teacher returned."""
-        pl_module.log_dict(self._replayed(_loaded(self.agent)[0]))
+        pl_module.log_dict(self._replayed(_loaded(self.agent, self.settings)[0]))
 
     def _replayed(self, network: nn.Module) -> dict[str, Tensor]:
         if self.games["num_episodes"] == 0:
             return {}
-        key, game = "verify/teacher_return", self.settings.game
+        key, game = "verify/teacher_return", played(self.settings).name
         numbers = returns_of(network, key, self.settings, cache=self.cache, **self.games)
         mean, error = map(float, numbers.values())
         found = f"{mean:.4g} +- {error:.2g} in {self.games['num_episodes']} episodes"

@@ -64,7 +64,7 @@ def _builds_a_part(target: str) -> bool:
         return False
     if not isinstance(found, type):
         found = getattr(found, "__annotations__", {}).get("return")
-        return isinstance(found, type) and _is_part(found)
+        return isinstance(found, type) and (_is_part(found) or is_dataclass(found))
     return _is_part(found) or is_dataclass(found)
 
 

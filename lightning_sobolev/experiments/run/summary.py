@@ -38,7 +38,9 @@ def matched(cfg: DictConfig) -> str:
     if cfg.sobolev.callback is None:
         return f"matched: {cfg.matched}"
     spec = cfg.sobolev.callback.spec
-    terms = [f"{_term(term)} of {spec.on}" for term in spec.terms]
+    # a function is called by its name alone
+    of = spec.on if isinstance(spec.on, str) else str(spec.on["_target_"]).rpartition(".")[-1]
+    terms = [f"{_term(term)} of {of}" for term in spec.terms]
     return "matched: " + "; ".join(["values", *terms])
 
 

@@ -206,5 +206,5 @@ def test_what_cannot_be_trained_in_rounds_is_refused(build, tmp_path, dagger, ma
 
 def test_other_data_are_refused(tmp_path):
     data = pl.LightningDataModule.from_datasets(torch.zeros(4, 1), torch.zeros(4, 1))
-    with pytest.raises(ValueError, match="must be a RecordingDataModule for DAgger, got Lightning"):
+    with pytest.raises(ValueError, match="or PolicyDataModule for DAgger, got Lightning"):
         fit(data, tmp_path, DAgger(3))

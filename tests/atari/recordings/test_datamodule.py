@@ -234,5 +234,5 @@ def test_recordings_that_do_not_go_together_are_refused(tmp_path, recording, sma
     settings = AtariSettings("breakout", num_envs=2, max_num_frames_per_episode=120)
     other = record(tmp_path / "breakout", settings, small_teacher(4), num_states=120)
     data = StoredDataModule(tmp_path, [recording.folder, other.folder], None, sizes=sizes())
-    with pytest.raises(ValueError, match=r"must have stacks of one shape and as many actions, got"):
+    with pytest.raises(ValueError, match=r"must have states of one shape and as many answers, got"):
         data.setup()

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from lightning_sobolev.atari import AtariSettings, on_policy_answers, play
-from lightning_sobolev.experiments.distillation import teacher as teacher_module
+from lightning_sobolev.experiments.distillation import played as played_module
 from lightning_sobolev.experiments.distillation.callbacks import OnPolicyKL, PlayGame
 from lightning_sobolev.experiments.distillation.teacher import returns_of
 from tests.experiments.distillation.conftest import module_of, results_of
@@ -25,7 +25,7 @@ def test_returns_are_those_of_playing_to_the_last_digit(networks, tmp_path, monk
         assert found[f"test/{key}"] == played.mean < 0
         assert found[f"test/{key}_standard_error"] == played.standard_error
     # the teacher's games are looked up from now on, the student's are played
-    monkeypatch.setattr(teacher_module, "play", None)
+    monkeypatch.setattr(played_module, "play", None)
     games = {"num_episodes": 3, "greedy": True, "seed": 5}
     numbers = returns_of(networks[1], "teacher", WHOLE, cache=tmp_path / "returns", **games)
     assert numbers["teacher"] == found["test/teacher_return_greedy"]

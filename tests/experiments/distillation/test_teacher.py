@@ -6,7 +6,7 @@ import lightning.pytorch as pl
 import pytest
 
 from lightning_sobolev.atari import AtariSettings, play, save_agent
-from lightning_sobolev.experiments.distillation import teacher as teacher_module
+from lightning_sobolev.experiments.distillation import played as played_module
 from lightning_sobolev.experiments.distillation.teacher import CARD, ReplayCheck, agent_teacher
 from tests.experiments.distillation.conftest import module_of, results_of
 
@@ -28,7 +28,7 @@ def test_return_is_that_of_playing_and_is_looked_up_then(networks, tmp_path, cap
     with caplog.at_level(logging.INFO):
         check_of(networks[0], tmp_path, seed=3)(networks[0])
     assert f"the teacher's return in pong: {played.mean:.4g} +-" in caplog.text
-    monkeypatch.setattr(teacher_module, "play", None)
+    monkeypatch.setattr(played_module, "play", None)
     found = results_of(module_of(*networks), [check_of(networks[0], tmp_path, seed=3)], tmp_path)
     assert found["verify/teacher_return"] == played.mean < 0
     assert found["verify/teacher_return_standard_error"] == played.standard_error

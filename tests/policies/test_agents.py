@@ -1,0 +1,202 @@
+import json
+import shutil
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch.testing import assert_close
+
+from lightning_sobolev.policies import (
+    EnvSettings,
+    ForeignPolicy,
+    Head,
+    load_policy,
+    play_policy,
+    policy_names,
+    save_policy,
+)
+from tests.policies._policies import observations, sb3_model, small_policy
+
+CARTPOLE, PENDULUM = EnvSettings("CartPole-v1"), EnvSettings("Pendulum-v1")
+SQUASHED = EnvSettings("Pendulum-v1", squash=True)
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory):
+    """Return a function that trains nothing and stores a model of stable-baselines3."""
+    folder, made = tmp_path_factory.mktemp("zips"), {}
+
+    def store(*what, **options):
+        key = str((what, options))
+        if key not in made:
+            model, path = sb3_model(*what, **options), folder / f"{len(made)}.zip"
+            model.save(path)
+            made[key] = model, path
+        return made[key]
+
+    return store
+
+
+@pytest.mark.parametrize("kind", ["ppo", "a2c"])
+def test_a_choices_outputs_are_those_of_the_library(kind, stored):
+    model, path = stored(kind)
+    network, card = load_policy(path, CARTPOLE)
+    x = torch.from_numpy(observations(9, 4))
+    theirs = model.policy.get_distribution(x).distribution.logits
+    assert_close(torch.log_softmax(network(x), -1), theirs)
+    assert card["layout"] == "stable-baselines3 PPO or A2C"
+
+
+def test_a_gaussians_outputs_are_those_of_the_library(stored):
+    model, path = stored("ppo", "Pendulum-v1")
+    network, _ = load_policy(path, PENDULUM)
+    x = torch.from_numpy(observations(9, 3))
+    theirs = model.policy.get_distribution(x).distribution
+    mean, log_std = network(x).chunk(2, -1)
+    assert_close(mean, theirs.mean)
+    assert_close(log_std.exp(), theirs.stddev)
+
+
+def test_a_squashed_gaussians_outputs_and_actions_are_those_of_the_library(stored):
+    model, path = stored("sac", "Pendulum-v1")
+    network, card = load_policy(path, SQUASHED)
+    x = torch.from_numpy(observations(9, 3))
+    mean, log_std, _ = model.policy.actor.get_action_dist_params(x)
+    assert_close(network(x), torch.cat([mean, log_std], -1))
+    assert card["squash"] is True
+    head = Head.for_env(SQUASHED)
+    greedy = head.actions(head.choose(network(x).detach().numpy(), None))
+    np.testing.assert_allclose(greedy, model.predict(x.numpy(), deterministic=True)[0], rtol=1e-5)
+    with pytest.raises(ValueError, match=r"env.settings.squash must be true for .*zip, got False"):
+        load_policy(path, PENDULUM)
+
+
+def test_values_become_a_policy_at_a_temperature(stored):
+    model, path = stored("dqn")
+    x = torch.from_numpy(observations(9, 4))
+    values = model.policy.q_net(x)
+    for temperature in (None, 2.0):
+        network, card = load_policy(ForeignPolicy(path, temperature=temperature), CARTPOLE)
+        assert_close(network(x), values / (temperature or 0.01), rtol=1e-4, atol=1e-4)
+        assert card["temperature"] == (temperature or 0.01)
+    with pytest.raises(ValueError, match=r"temperature must be None for .*no Q-values"):
+        load_policy(ForeignPolicy(stored("ppo")[1], temperature=1.0), CARTPOLE)
+
+
+def test_the_activation_is_the_one_that_the_zip_says(stored):
+    kwargs = {"net_arch": [8], "activation_fn": torch.nn.ReLU}
+    model, path = stored("ppo", policy_kwargs=kwargs)
+    network, _ = load_policy(path, CARTPOLE)
+    x = torch.from_numpy(observations(9, 4))
+    theirs = model.policy.get_distribution(x).distribution.logits
+    assert_close(torch.log_softmax(network(x), -1), theirs)
+    with pytest.raises(ValueError, match=r"activation must be that of .*relu, got tanh"):
+        load_policy(ForeignPolicy(path, activation="tanh"), CARTPOLE)
+    odd = stored("ppo", policy_kwargs={"activation_fn": torch.nn.Hardtanh})[1]
+    with pytest.raises(ValueError, match=r"must have an activation of tanh, .*Hardtanh"):
+        load_policy(odd, CARTPOLE)
+
+
+def test_a_normalizers_numbers_stand_in_front_of_the_policy(stored):
+    _, path = stored("ppo")
+    mean, std = [0.1, -0.2, 0.3, 0.0], [0.5, 2.0, 1.0, 0.1]
+    statistics = {"observation_mean": mean, "observation_std": std, "observation_clip": 1.5}
+    network, _ = load_policy(ForeignPolicy(path, **statistics), CARTPOLE)
+    bare, _ = load_policy(path, CARTPOLE)
+    x = torch.from_numpy(observations(9, 4))
+    normalized = ((x - torch.tensor(mean)) / torch.tensor(std)).clamp(-1.5, 1.5)
+    assert_close(network(x), bare(normalized))
+    assert_close(network.eval()(x).shape, torch.Size([9, 2]))
+
+
+def with_member(path, target, name, content):
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(target, "w") as new:
+        for member in old.namelist():
+            new.writestr(member, content if member == name else old.read(member))
+    return target
+
+
+def test_nothing_is_unpickled(stored, tmp_path):
+    path = stored("ppo")[1]
+    with zipfile.ZipFile(path) as archive:
+        data = json.loads(archive.read("data"))
+    data["policy_class"][":serialized:"] = "bm90IGEgcGlja2xl"  # whoever loads this fails
+    changed = with_member(path, tmp_path / "x.zip", "data", json.dumps(data))
+    x = torch.from_numpy(observations(2, 4))
+    assert_close(load_policy(changed, CARTPOLE)[0](x), load_policy(path, CARTPOLE)[0](x))
+    with pytest.raises(ValueError, match=r"data in .* must be JSON"):
+        load_policy(with_member(path, tmp_path / "y.zip", "data", "{"), CARTPOLE)
+
+
+def test_what_is_not_read_is_named(stored, tmp_path):
+    noisy = stored("ppo", "Pendulum-v1", use_sde=True)[1]
+    with pytest.raises(ValueError, match="must be trained with use_sde=False"):
+        load_policy(noisy, PENDULUM)
+    with pytest.raises(ValueError, match=r"over the 3 observations of Pendulum-v1, got 4"):
+        load_policy(stored("ppo")[1], PENDULUM)
+    torch.save({"weight": torch.zeros(2)}, tmp_path / "x.pt")
+    with pytest.raises(ValueError, match=r"must hold an MlpPolicy of stable-baselines3"):
+        load_policy(tmp_path / "x.pt", CARTPOLE)
+    weights = {"mlp_extractor.policy_net.0.weight": torch.zeros(8, 4)}
+    torch.save({**weights, "action_net.weight": torch.zeros(2, 8)}, tmp_path / "x.pt")
+    with pytest.raises(ValueError, match=r"must hold the tensors .*policy_net.0.bias"):
+        load_policy(tmp_path / "x.pt", CARTPOLE)
+    with pytest.raises(ValueError, match=r"policy must be one that comes .*CartPole-v1.*'nobody'"):
+        load_policy("nobody", CARTPOLE)
+    with pytest.raises(ValueError, match="must have the sha256 00, got"):
+        load_policy(ForeignPolicy(stored("ppo")[1], sha256="00"), CARTPOLE)
+
+
+@pytest.mark.parametrize("deviations", ["none", "constant", "clamped"])
+def test_a_stored_policy_is_the_same_again(deviations, tmp_path):
+    policy = small_policy(3, 2, deviations=deviations, activation="elu", clip=2.0)
+    card = save_policy(tmp_path / "a.safetensors", policy, PENDULUM, about={"by": "me"})
+    loaded, found = load_policy(tmp_path / "a.safetensors", PENDULUM)
+    assert found == card
+    assert found["by"] == "me"
+    x = torch.from_numpy(observations(5, 3))
+    assert_close(loaded(x), policy(x), rtol=0, atol=0)
+    weights = load_file(tmp_path / "a.safetensors")
+    save_file({**weights, "head.bias": weights["head.bias"] + 1}, tmp_path / "a.safetensors")
+    with pytest.raises(ValueError, match="must have the sha256 of its card"):
+        load_policy(tmp_path / "a.safetensors", PENDULUM)
+    (tmp_path / "a.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"must be a card with network, .*lacks"):
+        load_policy(tmp_path / "a.safetensors", PENDULUM)
+
+
+def test_packaged_policies_play_as_their_cards_say():
+    assert set(policy_names()) == {"Acrobot-v1", "CartPole-v1", "LunarLander-v3", "Pendulum-v1"}
+    for name in ("Acrobot-v1", "CartPole-v1", "Pendulum-v1"):
+        settings = EnvSettings(name)
+        network, card = load_policy(name, settings)
+        assert card["environment"]["id"] == name
+        said = card["return_of_100_episodes"]["greedy"]
+        found = play_policy(network, settings, num_episodes=4, greedy=True, seed=7, progress=False)
+        # of an episode, not of the mean
+        spread = said["standard_error"] * 10 + 1
+        assert abs(found.mean - said["mean"]) < 4 * spread / 2
+
+
+def test_a_packaged_policy_of_box2d_loads_where_it_is_installed():
+    pytest.importorskip("Box2D")
+    settings = EnvSettings("LunarLander-v3", num_envs=2)
+    network, card = load_policy("LunarLander-v3", settings)
+    assert card["return_of_100_episodes"]["greedy"]["mean"] > 200
+    assert network(torch.zeros(1, 8)).shape == (1, 4)
+
+
+def test_a_file_beside_no_card_is_the_librarys(stored, tmp_path):
+    model, path = stored("ppo")
+    weights = {name: one.clone() for name, one in model.policy.state_dict().items()}
+    save_file(weights, tmp_path / "p.safetensors")
+    x = torch.from_numpy(observations(3, 4))
+    assert_close(
+        load_policy(tmp_path / "p.safetensors", CARTPOLE)[0](x), load_policy(path, CARTPOLE)[0](x)
+    )
+    shutil.copy(path, tmp_path / "q.zip")
+    (tmp_path / "q.zip").write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(ValueError, match="truncated, damaged or of another kind"):
+        load_policy(tmp_path / "q.zip", CARTPOLE)
