@@ -109,9 +109,9 @@ class Decision:
         x = datamodule.states(self.num_states)
         moved = points_at(Recombine(share=1.0), x, generator_for(cfg.seed), lambda: 0)
         x, moved = (one.float() / 255 if one.dtype == torch.uint8 else one for one in (x, moved))
-        return explained(
-            instantiate(cfg.teacher), x, moved, on=SobolevSpec(on=cfg.match).output_map
-        )
+        match = instantiate(cfg.match) if isinstance(cfg.match, DictConfig) else cfg.match
+        policy = player_of(instantiate(cfg.teacher))
+        return explained(policy, x, moved, on=SobolevSpec(on=match).output_map)
 
     def _tried(self, cfg: DictConfig, share: float) -> tuple[str, str]:
         steps = math.ceil(self.share_of_steps * cfg.steps)
