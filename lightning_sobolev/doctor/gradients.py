@@ -127,7 +127,8 @@ def gradient_of(
         rows = _jacobian(teacher, here, on)
         energy += rows.double().square().sum((0, 1))
         power += _power(rows) if x.ndim > 2 else 0.0
-        sums += torch.stack([_compared(rows, _jacobian(teacher, each, on)) for each in others])
+        for place, each in enumerate(others):
+            sums[place] += _compared(rows, _jacobian(teacher, each, on))
     if not bool(energy.any()):
         return None
     pairs = zip(near, sums, strict=True)

@@ -18,7 +18,7 @@ from lightning_sobolev.doctor.arrays import read_arrays
 from lightning_sobolev.doctor.teacher import Move, TeacherReport, teacher_report
 from lightning_sobolev.spec import OUTPUT_MAPS
 
-_COLUMNS = ("teacher", "states", "where", "number", "value")
+_COLUMNS = ("teacher", "states", "seed", "where", "number", "value")
 _EXPLANATION = """\
 F: share of the change of its answer over a move that its derivative at the first state explains.
 T: what the derivatives at both ends explain together.
@@ -44,8 +44,8 @@ def main(arguments: Sequence[str]) -> int:
         report = teacher_report(**subject._asdict(), on=on, seed=given.seed)
         name = given.name or given.agent or given.game or given.teacher
         if given.csv is not None:
-            _note(given.csv, name, report)
-    except (ValueError, OSError, ImportError, MemoryError) as error:
+            _note(given.csv, (name, str(report.states), str(given.seed)), report)
+    except (ValueError, RuntimeError, OSError, ImportError, MemoryError) as error:
         print(f"the teacher cannot be examined: {error}")
         return 2
     print(f"{name}, {report.states} states\n{_EXPLANATION}\n")
@@ -106,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     text = "how many states are used (default: %(default)s)"
     parser.add_argument("--states", type=int, default=128, metavar="COUNT", help=text)
     parser.add_argument("--seed", type=int, default=0, help="of all draws (default: %(default)s)")
-    text = "write all numbers there; rows of other teachers stay"
+    text = "write all numbers there; those of other teachers, states and seeds stay"
     parser.add_argument("--csv", type=Path, metavar="FILE", help=text)
     parser.add_argument("--name", help="what the teacher is called there")
     return parser
@@ -164,19 +164,20 @@ def _loaded(place: str) -> Teacher | nn.Module:
     return made
 
 
-def _note(path: Path, name: str, report: TeacherReport) -> None:
+def _note(path: Path, run: tuple[str, str, str], report: TeacherReport) -> None:
     kept = []
     if path.exists():
         with path.open(encoding="utf-8", newline="") as file:
             reader = csv.DictReader(file)
             fits = tuple(reader.fieldnames or ()) == _COLUMNS
             require(fits, "--csv", f"a new file or one of {_COLUMNS}", str(path))
-            kept = [row for row in reader if row["teacher"] != name]
+            rows = [tuple(row.values()) for row in reader]
+            kept = [row for row in rows if row[:3] != run]
     own = [
-        (name, report.states, where, number, "" if value is None else f"{value:.4g}")
+        (*run, where, number, "" if value is None else f"{value:.4g}")
         for where, number, value in report.numbers()
     ]
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerows([_COLUMNS, *(tuple(row.values()) for row in kept), *own])
+    writer.writerows([_COLUMNS, *kept, *own])
     write_text(path, text.getvalue())
