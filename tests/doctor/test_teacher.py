@@ -57,11 +57,13 @@ def test_noise_has_the_spread_of_each_input_of_a_vector():
 
 
 def test_noise_has_the_spread_of_a_picture_as_a_whole():
-    x = 0.5 + cloud(50, 1, 6, 6) * torch.linspace(0, 2, 6).double()
+    columns = torch.arange(6, dtype=torch.float64)
+    x = 2 * columns[:, None] + cloud(50, 1, 6, 6) * columns / 5  # a picture that hardly changes
     report = teacher_report(AnalyticTeacher(lambda x: x.square().sum((1, 2, 3)) / 2), x)
     expected = [level**2 * float(x.var() / x.square().mean()) for level in (0.01, 0.03, 0.1)]
     assert_close([each.nmse for each in report.gradient.stability], expected, rtol=0.1, atol=0)
-    assert [each.inputs for each in report.gradient.varying] == [5 / 6, 5 / 6]
+    for each in report.gradient.varying:
+        assert each.inputs == float((x.std(0) > each.above * x.std()).double().mean()) < 5 / 6
 
 
 def test_units_of_a_vector_do_not_matter():
