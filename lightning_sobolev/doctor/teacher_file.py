@@ -174,7 +174,7 @@ def _note(path: Path, run: tuple[str, str, str], report: TeacherReport) -> None:
             rows = [tuple(row.values()) for row in reader]
             kept = [row for row in rows if row[:3] != run]
     own = [
-        (*run, where, number, "" if value is None else f"{value:.4g}")
+        (*run, where, number, "" if value is None else f"{value:.6g}")
         for where, number, value in report.numbers()
     ]
     text = io.StringIO(newline="")
