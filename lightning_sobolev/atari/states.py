@@ -15,8 +15,8 @@ from lightning_sobolev.atari.networks import scale_pixels
 from lightning_sobolev.atari.policy import choose, log_probabilities
 from lightning_sobolev.atari.recordings.format import CONTINUES, Recording
 
-_APART = 25
-"""Steps of the agent from one state to the next that is taken: neighbors are nearly the same."""
+_SPAN = 1600
+"""Steps of the agent over which states are spread: those of the start alone mislead (Breakout)."""
 
 Stacks = UInt8[np.ndarray, "states stack height width"]
 
@@ -38,8 +38,8 @@ def agent_states(
         game: Name of the game in snake case.
         agent: Whatever :func:`~lightning_sobolev.atari.load_agent` takes; None for the one that
             comes with the package.
-        recording: Folder of a recording, whose states are drawn at random; None plays eight games
-            with sampled actions, nothing is written.
+        recording: Folder of a recording, whose states are drawn at random; None plays some
+            games with sampled actions, 1,600 steps of the agent each; nothing is written.
         count: Number of states.
         seed: Of the games and all draws.
 
@@ -88,13 +88,14 @@ def _played(
 ) -> tuple[Stacks, Stacks]:
     environments, rng = Environments(settings, seed), np.random.default_rng(seed)
     stacks, step = environments.reset(), 0
+    apart = max(1, _SPAN * settings.num_envs // count)
     found: list[tuple[Stacks, Stacks]] = []
     while sum(len(before) for before, _ in found) < count:
         log_probs = log_probabilities(network, stacks)
         check_num_actions(log_probs.shape[-1], environments, who="agent")
         result = environments.step(choose(log_probs, rng))
         step += 1
-        if step % _APART == 0:
+        if step % apart == 0:
             found.append((stacks[~result.ended], result.stacks[~result.ended]))
         stacks = result.stacks.copy()  # the emulator may write the next ones there
     before, after = (np.concatenate(each)[:count] for each in zip(*found, strict=True))

@@ -93,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
         help="a function that returns a torch module or a Teacher, or one of these; needs --data",
     )  # fmt: skip
     parser.add_argument("--agent", help="file of the game's agent (default: the package's own)")
-    text = "recorded play of that game (default: some is played at once, and not kept)"
+    text = "recorded play of that game (default: some is played first, and not kept)"
     parser.add_argument("--recording", type=Path, metavar="FOLDER", help=text)
     text = "states, as the teacher takes them, in an .npz file; nothing in it is unpickled"
     parser.add_argument("--data", type=Path, metavar="FILE", help=text)

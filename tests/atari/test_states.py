@@ -44,7 +44,8 @@ def test_no_state_is_the_last_of_its_episode(agent, recording):
         agent_states("pong", agent, recording.folder, goes_on + 1)
 
 
-def test_states_are_played_at_once(agent):
+def test_states_are_played_at_once(agent, monkeypatch):
+    monkeypatch.setattr("lightning_sobolev.atari.states._SPAN", 60)
     found = agent_states("pong", agent, None, 5)
     check(found, 5)
     assert torch.equal(found.x, agent_states("pong", agent, None, 5).x)
