@@ -51,6 +51,17 @@ def test_states_are_played_at_once(agent, monkeypatch):
     assert torch.equal(found.x, agent_states("pong", agent, None, 5).x)
 
 
+def test_played_states_are_the_agents_and_cross_no_end(
+    agent, small_teacher, settings, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("lightning_sobolev.atari.states._SPAN", 1)  # every state, of three games
+    found = agent_states("pong", agent, None, 60)
+    check(found, 60)
+    save_agent(tmp_path / "other.safetensors", small_teacher(seed=1), settings)
+    other = agent_states("pong", str(tmp_path / "other.safetensors"), None, 60)
+    assert not torch.equal(found.x, other.x)
+
+
 def test_another_game_is_refused(agent, recording, small_teacher, settings, tmp_path):
     with pytest.raises(ValueError, match="game must be that of the agent, pong, got 'breakout'"):
         agent_states("breakout", agent, None, 5)
