@@ -13,9 +13,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lightning_sobolev._checks import require
-from lightning_sobolev._types import BatchFn, Query, Teacher, identity
+from lightning_sobolev._types import BatchFn, Jet, Query, Teacher, identity
 from lightning_sobolev.doctor.asking import leaving_as_it_was
-from lightning_sobolev.doctor.scores import score, standard_error
+from lightning_sobolev.doctor.scores import ratio_error, score
 from lightning_sobolev.observe.remedies import Remedies
 from lightning_sobolev.teachers.network import as_teacher
 
@@ -87,27 +87,26 @@ def explained(
         >>> print(f"{found.first_order:.3f} {found.both_ends:.5f}")
         0.975 0.99879
     """
-    _check(x, moved)
+    check_points("x", x)
+    check_points("moved", moved, x)
     rows = (x != moved).flatten(1).any(1)
     if not bool(rows.any()):
         raise NothingToExplain("moved must differ from x in one row at least, got none that does")
     x, moved = x[rows], moved[rows]
-    size = max(1, _CHUNK // x[0].numel())
-    with answering(teacher) as asked:
-        blocks = zip(torch.split(x, size), torch.split(moved, size), strict=True)
-        parts = [_block(asked, *block, on) for block in blocks]
+    with answering(teacher, x.device) as asked:
+        parts = [_block(asked, on, *block) for block in blocks(x, moved)]
     change, ahead, back = (torch.cat(each) for each in zip(*parts, strict=True))
     if not bool(change.any()):
         raise NothingToExplain(
             f"teacher must answer differently somewhere, got the same over all of {len(x)} moves"
         )
     both = (ahead + back) / 2
-    return Explained(score(change, ahead), score(change, both), standard_error(change, ahead))
+    return Explained(score(change, ahead), score(change, both), ratio_error(change, ahead))
 
 
 @contextmanager
-def answering(teacher: Teacher | nn.Module) -> Iterator[Teacher]:
-    """Let a live teacher be asked for derivatives, and leave it as it was.
+def answering(teacher: Teacher | nn.Module, device: torch.device) -> Iterator[Teacher]:
+    """Let a live teacher be asked for derivatives on a device, and leave it as it was.
 
     Raises:
         ValueError: If it is neither teacher nor module, or answers at stored points alone.
@@ -120,7 +119,9 @@ def answering(teacher: Teacher | nn.Module) -> Iterator[Teacher]:
     try:
         expected = "one that answers at any points"
         require(not asked.is_stored, "teacher", expected, f"a {type(asked).__name__}")
-        with leaving_as_it_was(asked), torch.enable_grad():
+        # A product with J by reverse mode is a second derivative: fused kernels have none.
+        remedies, cast = Remedies(recurrent=True), torch.autocast(device.type, enabled=False)
+        with leaving_as_it_was(asked), remedies, torch.enable_grad(), cast:
             yield asked
     finally:
         for module, mode in zip(modules, modes, strict=True):
@@ -129,18 +130,51 @@ def answering(teacher: Teacher | nn.Module) -> Iterator[Teacher]:
             parameter.requires_grad_(need)
 
 
-def _check(x: Tensor, moved: Tensor) -> None:
-    for name, given in (("x", x), ("moved", moved)):
-        got = f"{given.dtype} {list(given.shape)}"
-        fits = given.is_floating_point() and given.ndim >= 2 and given.numel() > 0
-        require(fits, name, "floating-point numbers [batch, *in]", got)
-        require(bool(given.isfinite().all()), name, "finite", "NaN or Inf")
-    fits = moved.shape == x.shape and moved.dtype == x.dtype
-    expected, got = f"{list(x.shape)} {x.dtype} as x is", f"{list(moved.shape)} {moved.dtype}"
-    require(fits, "moved", expected, got)
+def blocks(*points: Float[Tensor, "batch *in"]) -> Iterator[tuple[Tensor, ...]]:
+    """Cut several sets of points alike into blocks of rows that fit into little memory."""
+    size = max(1, _CHUNK // points[0][0].numel())
+    return zip(*(torch.split(each, size) for each in points), strict=True)
 
 
-def _block(teacher: Teacher, x: Tensor, moved: Tensor, on: BatchFn) -> tuple[Tensor, ...]:
+def jet_at(teacher: Teacher, x: Float[Tensor, "batch *in"], on: BatchFn) -> Jet:
+    """Return the jet of ``on(teacher)`` where nothing but the points is known.
+
+    Raises:
+        ValueError: If it does not answer with a row for each.
+    """
+    jet = teacher.at(Query(x, on, alone=True))
+    shape = list(jet.value.shape)
+    require(shape[:1] == [len(x)], "teacher", f"one that answers [{len(x)}, *out]", shape)
+    return jet
+
+
+def check_points(name: str, given: Tensor, like: Tensor | None = None) -> None:
+    """Refuse points that no teacher can be asked about, or that are not like others.
+
+    Raises:
+        ValueError: If they are no finite floating-point numbers ``[batch, *in]``, or not of the
+            shape and type of ``like``.
+    """
+    got = f"{given.dtype} {list(given.shape)}"
+    fits = given.is_floating_point() and given.ndim >= 2 and given.numel() > 0
+    require(fits, name, "floating-point numbers [batch, *in]", got)
+    require(bool(given.isfinite().all()), name, "finite", "NaN or Inf")
+    if like is not None:
+        fits = given.shape == like.shape and given.dtype == like.dtype
+        require(fits, name, f"{like.dtype} {list(like.shape)} as x is", got)
+
+
+def check_finite(*answers: Tensor) -> None:
+    """Refuse what a teacher answers unless all of it is finite.
+
+    Raises:
+        ValueError: If a number is not.
+    """
+    is_finite = all(bool(answer.isfinite().all()) for answer in answers)
+    require(is_finite, "teacher", "finite in value and derivative", "NaN or Inf")
+
+
+def _block(teacher: Teacher, on: BatchFn, x: Tensor, moved: Tensor) -> tuple[Tensor, ...]:
     """Return the change and what the derivatives at both ends say of it, ``[rows, out]`` each."""
     way = (moved - x)[None]
     before, ahead = _answer(teacher, x, way, on)
@@ -149,13 +183,9 @@ def _block(teacher: Teacher, x: Tensor, moved: Tensor, on: BatchFn) -> tuple[Ten
 
 
 def _answer(teacher: Teacher, x: Tensor, way: Tensor, on: BatchFn) -> tuple[Tensor, Tensor]:
-    # A product with J by reverse mode is a second derivative: fused kernels have none.
-    with Remedies(recurrent=True), torch.autocast(x.device.type, enabled=False):
-        jet = teacher.at(Query(x, on, alone=True))
-        pair = jet.value.detach(), jet.jvp(way)[0].detach()
-    shape = list(pair[0].shape)
-    require(shape[:1] == [len(x)], "teacher", f"one that answers [{len(x)}, *out]", shape)
-    value, along = (each.double().reshape(len(x), -1) for each in pair)
-    finite = bool(value.isfinite().all() and along.isfinite().all())
-    require(finite, "teacher", "finite in value and derivative", "NaN or Inf")
+    jet = jet_at(teacher, x, on)
+    value, along = (
+        each.detach().double().reshape(len(x), -1) for each in (jet.value, jet.jvp(way)[0])
+    )
+    check_finite(value, along)
     return value, along
