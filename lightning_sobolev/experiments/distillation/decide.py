@@ -30,7 +30,7 @@ WAYS = ("values", "stored", "queries")
 """Of teaching: values alone; derivatives at stored states; queries, with derivatives there."""
 
 _CLEAR = 0.3  # as much of the change as a derivative must explain to be worth matching
-_SHARES = ((20, 0.75), (10, 0.5), (5, 0.25))
+_SHARES = ((20, 0.75), (10, 0.5))
 _BETTER = 0.97  # what a trial must bring before values alone are left
 
 

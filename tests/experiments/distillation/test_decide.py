@@ -118,10 +118,10 @@ def test_what_is_asked_for_is_done(monkeypatch):
 
 
 def test_the_share_falls_with_the_passes():
-    passes = [0.5, 4.9, 5, 9.9, 10, 19.9, 20, 1000]
-    assert [share_of_queries(p) for p in passes] == [0, 0, 0.25, 0.25, 0.5, 0.5, 0.75, 0.75]
+    passes = [0.5, 9.9, 10, 19.9, 20, 1000]
+    assert [share_of_queries(p) for p in passes] == [0, 0, 0.5, 0.5, 0.75, 0.75]
     # 100 steps of 10 states
-    assert [settings(num_states=n)["query_share"] for n in (250, 120, 70)] == [0.0, 0.25, 0.5]
+    assert [settings(num_states=n)["query_share"] for n in (110, 100, 50)] == [0.0, 0.5, 0.75]
 
 
 def test_a_decision_is_applied_to_a_copy():
@@ -148,6 +148,7 @@ def test_every_way_of_every_game_can_be_built(game, tmp_path):
             assert found.sobolev.callback is None
             continue
         (term,) = instantiate(found.sobolev.callback).spec.terms
-        assert (term.rows, term.every_n_steps) == (0.25, 2)
+        expected = cfg.ways[way]
+        assert (term.rows, term.every_n_steps) == (expected.rows, expected.every_n_steps)
         assert term.weight_at(0) > term.weight_at(cfg.steps - 1) >= 0.0
         assert queries is None or queries.share == 0.75
