@@ -21,7 +21,7 @@ MODULES = [
     )
     if not found.name.startswith("lightning_sobolev.experiments")
 ]
-IN_ATARI = "lightning_sobolev.atari"
+IN_GAMES = ("lightning_sobolev.atari", "lightning_sobolev.policies")
 
 IMPORT = """
 import importlib, sys
@@ -56,10 +56,10 @@ def imports(modules, hidden):
 @pytest.mark.parametrize(
     ("modules", "hidden"),
     [
-        ([name for name in MODULES if not name.startswith(IN_ATARI)], EXPERIMENTS + GAMES),
-        ([name for name in MODULES if name.startswith(IN_ATARI)], EXPERIMENTS),
+        ([name for name in MODULES if not name.startswith(IN_GAMES)], EXPERIMENTS + GAMES),
+        ([name for name in MODULES if name.startswith(IN_GAMES)], EXPERIMENTS),
     ],
-    ids=["without games", "atari"],
+    ids=["without games", "games"],
 )
 def test_the_library_stands_alone(modules, hidden):
     assert len(modules) > 5
