@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from lightning_sobolev._checks import require
 from lightning_sobolev._files import read_json, sha256_of, whole, write_json
-from lightning_sobolev.atari.agents.formats import Q_TEMPERATURE
+from lightning_sobolev.atari.agents.formats import Q_TEMPERATURE, ForeignAgent
+from lightning_sobolev.atari.agents.hub import PREFIX
 from lightning_sobolev.atari.agents.reading import read_weights
 from lightning_sobolev.policies.environments import EnvSettings, spaces_of
 from lightning_sobolev.policies.heads import Head
@@ -54,7 +55,8 @@ class ForeignPolicy:
     Args:
         source: A ``.zip`` of stable-baselines3 with ``MlpPolicy``: PPO or A2C (a choice, or a
             Gaussian whose deviations do not depend on the state), DQN, or SAC; or its
-            ``policy.pth``, or the same tensors as ``.safetensors``. Nothing is unpickled.
+            ``policy.pth``, the same tensors as ``.safetensors``, or any of them on the Hugging Face
+            Hub as ``hf://ORGANIZATION/REPOSITORY/FILE@REVISION``. Nothing is unpickled.
         activation: Of the hidden layers; None takes what the zip says in plain text, or else the
             library's default: tanh for PPO and A2C, relu for DQN and SAC.
         temperature: :math:`T` of a head of Q-values, the policy being
@@ -63,7 +65,8 @@ class ForeignPolicy:
             as numbers; None took none off.
         observation_std: Deviation by which it was divided: the root of variance and epsilon.
         observation_clip: Bound of the normalized observation, 10 in ``VecNormalize``.
-        sha256: Digest that the file must have; None only notes it.
+        sha256: Digest that the file must have; None only notes it. Needed for a revision that is
+            not a commit.
 
     Raises:
         ValueError: If a value is of another kind.
@@ -90,6 +93,12 @@ class ForeignPolicy:
         both = (self.observation_mean is None) == (self.observation_std is None)
         text = "given together or not at all"
         require(both, "observation_mean and observation_std", text, self.observation_mean)
+        ForeignAgent(self.source, sha256=self.sha256)  # a branch of the hub is refused now
+
+    @property
+    def file(self) -> ForeignAgent:
+        """The file, here or on the hub."""
+        return ForeignAgent(self.source, sha256=self.sha256)
 
 
 Policy = str | Path | ForeignPolicy | nn.Module
@@ -122,6 +131,8 @@ def load_policy(policy: Policy, settings: EnvSettings) -> tuple[nn.Module, Card]
     spaces_of(settings)  # what cannot be played at all is said first
     if isinstance(policy, nn.Module):
         return policy, {}
+    if str(policy).startswith(PREFIX):
+        policy = ForeignPolicy(str(policy))
     if isinstance(policy, ForeignPolicy):
         network, card = _read_foreign(policy, settings)
     elif not (path := Path(policy)).suffix or str(policy) == settings.id:
@@ -192,11 +203,8 @@ def _read_stored(path: Path) -> tuple[PolicyMLP, Card]:
 
 
 def _read_foreign(policy: ForeignPolicy, settings: EnvSettings) -> tuple[PolicyMLP, Card]:
-    path = Path(policy.source)
-    weights, said = read_weights(path), _said(path)
-    digest, name = sha256_of(path), str(path)
-    if policy.sha256 is not None and digest != policy.sha256.lower():
-        raise ValueError(f"{name} must have the sha256 {policy.sha256}, got {digest}")
+    path, digest = policy.file.fetch()
+    weights, said, name = read_weights(path), _said(path), str(policy.source)
     layout = _recognize(weights, name, said)
     numbers = _layers_of(weights, layout)
     head = f"{layout.body}{numbers.pop()}" if layout.is_q_values else layout.head

@@ -5,6 +5,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
@@ -109,6 +110,20 @@ def test_a_normalizers_numbers_stand_in_front_of_the_policy(stored):
     normalized = ((x - torch.tensor(mean)) / torch.tensor(std)).clamp(-1.5, 1.5)
     assert_close(network(x), bare(normalized))
     assert_close(network.eval()(x).shape, torch.Size([9, 2]))
+
+
+def test_a_file_of_the_hub_is_named_by_a_commit(stored, tmp_path, monkeypatch):
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    place = tmp_path / "models--people--pole" / "snapshots" / commit / "ppo.zip"
+    place.parent.mkdir(parents=True)
+    shutil.copy(stored("ppo")[1], place)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    network, card = load_policy(f"hf://people/pole/ppo.zip@{commit}", CARTPOLE)
+    x = torch.from_numpy(observations(3, 4))
+    assert_close(network(x), load_policy(place, CARTPOLE)[0](x))
+    assert card["source"].startswith("hf://people")
+    with pytest.raises(ValueError, match="must be a commit"):
+        ForeignPolicy("hf://people/pole/ppo.zip@main")
 
 
 def with_member(path, target, name, content):
