@@ -215,3 +215,13 @@ def test_a_file_beside_no_card_is_the_librarys(stored, tmp_path):
     (tmp_path / "q.zip").write_bytes(path.read_bytes()[:-200])
     with pytest.raises(ValueError, match="truncated, damaged or of another kind"):
         load_policy(tmp_path / "q.zip", CARTPOLE)
+
+
+def test_layers_of_other_kinds_are_refused(tmp_path):
+    linear = {"0": (8, 4), "1": (8,), "3": (8, 8)}  # a norm in the middle
+    weights = {f"mlp_extractor.policy_net.{n}.weight": torch.ones(s) for n, s in linear.items()}
+    weights |= {f"mlp_extractor.policy_net.{n}.bias": torch.ones(8) for n in linear}
+    weights |= {"action_net.weight": torch.ones(2, 8), "action_net.bias": torch.ones(2)}
+    torch.save(weights, tmp_path / "x.pt")
+    with pytest.raises(ValueError, match=r"must be linear layers .*policy_net.1.weight"):
+        load_policy(tmp_path / "x.pt", CARTPOLE)

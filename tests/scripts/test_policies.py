@@ -110,6 +110,14 @@ def test_somebody_elses_teacher_is_replayed_and_distilled(composed, tmp_path):
     assert "test/student_return" not in metrics
 
 
+def test_a_network_of_ones_own_is_distilled(composed):
+    own = ("teacher=policy_module", "verify.num_episodes=0", "callbacks=best")
+    target = "teacher.agent._target_=tests.policies._policies.small_policy"
+    cfg = composed(*QUICK, CARTPOLE, *own, target)
+    assert run(cfg)["test/kl"] > 0
+    assert not (Path(cfg.run_dir) / "teacher.json").exists()
+
+
 def test_stored_students_play_again(finished, tmp_path):
     cfg, metrics = finished(*QUICK, CARTPOLE)
     runs = tmp_path / "runs"
