@@ -15,6 +15,7 @@ from lightning_sobolev.loss.loss import SobolevLoss
 from lightning_sobolev.loss.report import Report
 from lightning_sobolev.plugin import SobolevCallback, SobolevMixin
 from lightning_sobolev.points import Mixup, Noise, Recombine, Shift
+from lightning_sobolev.queries import with_queries
 from lightning_sobolev.spec import Cosine, Linear, SobolevSpec, SobolevTerm, Step
 from lightning_sobolev.standardization import Standardized, Standardizer
 from lightning_sobolev.teachers import (
@@ -80,4 +81,5 @@ __all__ = [
     "examine_labels",
     "foresight",
     "graph_collate",
+    "with_queries",
 ]

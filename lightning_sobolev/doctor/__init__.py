@@ -12,14 +12,19 @@ from lightning_sobolev.doctor.cost import Cost, measure
 from lightning_sobolev.doctor.differences import examine
 from lightning_sobolev.doctor.foresight import Foresight, foresight
 from lightning_sobolev.doctor.labels import LabelReport, examine_labels
+from lightning_sobolev.doctor.moves import Explained, NothingToExplain, explained
 from lightning_sobolev.doctor.outlook import Outlook, Verdict
 from lightning_sobolev.doctor.rehearsal import Rehearsal
+from lightning_sobolev.doctor.teacher import TeacherReport, teacher_report
 from lightning_sobolev.doctor.watch import LabelWatch, OnFault, tell
 from lightning_sobolev.loss.loss import Occasion, SobolevLoss
 from lightning_sobolev.observe.recorder import Observed, Recorder
 from lightning_sobolev.observe.remedies import sharded_parts
 
-__all__ = ["Cost", "Doctor", "Foresight", "LabelReport", "examine_labels", "foresight"]
+__all__ = [
+    "Cost", "Doctor", "Explained", "Foresight", "LabelReport", "NothingToExplain", "TeacherReport",
+    "examine_labels", "explained", "foresight", "teacher_report",
+]  # fmt: skip
 
 
 class Doctor:

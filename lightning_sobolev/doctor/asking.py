@@ -22,18 +22,18 @@ def asked(
     pairs = near_pairs(gathered, gathered[:, :0], neighbors=1, most=_ASKED_PAIRS)
     x = gathered[torch.unique(torch.cat([pairs.first, pairs.second]))].to(query.x)
     x = x.reshape(len(x), *query.x.shape[1:])
-    ours, cast = _leaving_as_it_was(teacher), torch.autocast(x.device.type, enabled=False)
+    ours, cast = leaving_as_it_was(teacher), torch.autocast(x.device.type, enabled=False)
     with ours, torch.enable_grad(), cast:
         jet = teacher.at(Query(x, query.on, call=query.call, step=query.step, alone=True))
         value = jet.value.detach().reshape(len(x), -1)
-        onto = _projections(value)
+        onto = projections(value)
         cotangents = onto[:, None].expand(-1, len(x), -1).reshape(-1, *jet.value.shape)
         rows = jet.vjp(cotangents).detach()
     return x, value @ onto.T, rows.transpose(0, 1)
 
 
 @contextmanager
-def _leaving_as_it_was(teacher: Teacher) -> Iterator[None]:
+def leaving_as_it_was(teacher: Teacher) -> Iterator[None]:
     """Put the buffers of a teacher's networks and all generators back, whatever happens."""
     buffers = [buffer for network in teacher.networks for buffer in network.buffers()]
     kept = [buffer.clone() for buffer in buffers]
@@ -46,7 +46,8 @@ def _leaving_as_it_was(teacher: Teacher) -> Iterator[None]:
                     buffer.copy_(before)
 
 
-def _projections(value: Float[Tensor, "points out"]) -> Float[Tensor, "proj out"]:
+def projections(value: Float[Tensor, "points out"]) -> Float[Tensor, "proj out"]:
+    """Return every output as a direction, or of more than 16 four fixed random combinations."""
     outputs = value.shape[1]
     if outputs <= _MOST_OUTPUTS:
         return torch.eye(outputs).to(value)

@@ -8,7 +8,6 @@ Note [noise of the values]
     amount above and below the line, which moves F and T towards 0 and never changes their sign.
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from lightning_sobolev._checks import require
 from lightning_sobolev.doctor.pairs import Pairs, near_pairs
+from lightning_sobolev.doctor.scores import score, standard_error
 
 FAR = -10.0
 """First-order scores below: a derivative overshoots its neighbor three times and more."""
@@ -125,8 +125,8 @@ def foresight(
     change, ahead = (torch.where(known, each, 0.0) for each in (pairs.dy, ahead))
     middle = torch.where(known, (ahead + back) / 2, 0.0)
     noise = _noise(points, values, pairs, change, middle)
-    first_order, both_ends = (_score(change, said, noise) for said in (ahead, middle))
-    return Foresight(first_order, both_ends, _error(change, middle, noise), noise)
+    first_order, both_ends = (score(change, said, noise) for said in (ahead, middle))
+    return Foresight(first_order, both_ends, standard_error(change, middle, noise), noise)
 
 
 def _flat(x: Tensor, y: Tensor, jacobian: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -155,21 +155,6 @@ def _along(derivatives: Tensor, rows: Tensor, dx: Tensor) -> Float[Tensor, "pair
         said = torch.einsum("poi,pi->po", entries.nan_to_num(nan=0.0), way)
         found.append(said.masked_fill(unknown, torch.nan))
     return torch.cat(found)
-
-
-def _score(change: Tensor, said: Tensor, noise: float) -> float:
-    total, rest = float(change.square().sum()), float((change - said).square().sum())
-    if total == 0.0:
-        return 1.0 if rest == 0.0 else -torch.inf
-    return 1.0 - max(rest / total - noise, 0.0) / (1.0 - noise)
-
-
-def _error(change: Tensor, said: Tensor, noise: float) -> float:
-    better = change.square().sum(1) - (change - said).square().sum(1)
-    total = float(change.square().sum())
-    if total == 0.0 or len(better) < 2:
-        return 0.0
-    return float(better.std()) * math.sqrt(len(better)) / total / (1.0 - noise)
 
 
 def _noise(points: Tensor, values: Tensor, pairs: Pairs, change: Tensor, middle: Tensor) -> float:

@@ -32,6 +32,7 @@ HOMES = {
     "teacher/hub": "distill_pong",
     "teacher/module": "distill_pong",
     "env/pong": "distill_pong",
+    "env/atari": "distill_atari",
     "env/breakout": "distill_breakout",
     "env/space_invaders": "distill_space_invaders",
     "data/recording": "distill_pong",
@@ -105,6 +106,8 @@ def store_classifier(run: Path) -> None:
 
 def overrides_for(file: Path, sources: dict[str, list[str]]) -> list[str]:
     group, name = str(file.parent), file.name
+    if "atari" in (name, name.removeprefix("distill_")):  # no game is packaged for all of them
+        return ["+experiment=distill_atari", "env.settings.game=pong"]
     if group == ".":
         return ["+experiment=regression"]
     home = name if group == "experiment" else HOMES.get(str(file), "regression")
@@ -146,7 +149,8 @@ def test_the_inner_precision_reaches_the_callback(tmp_path):
 
 
 def test_a_term_fades_within_its_share_of_whatever_steps_there_are(tmp_path):
-    cfg = composed(["+experiment=distill_breakout", "steps=40", "sobolev.fade=0.25"], tmp_path)
+    changed = ["sobolev.fade=0.25", "sobolev.every_n_steps=1"]
+    cfg = composed(["+experiment=distill_breakout", "steps=40", *changed], tmp_path)
     (term,) = instantiate(cfg.sobolev.callback).spec.terms
     assert [term.weight_at(step) for step in (0, 10, 39)] == [cfg.sobolev.weight, 0.0, 0.0]
     assert 0.0 < term.weight_at(9) < cfg.sobolev.weight

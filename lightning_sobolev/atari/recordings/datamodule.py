@@ -11,7 +11,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -111,6 +111,12 @@ class StatesDataModule(pl.LightningDataModule):
     def num_train_states(self) -> int:
         """Training states that are served; there after :meth:`setup`."""
         return len(self._dataset("train"))
+
+    def states(self, count: int) -> Shaped[Tensor, "batch *in"]:
+        """Return chosen training states, at most ``count``, in the random order of the choice."""
+        dataset = self._dataset("train")
+        found: Tensor = dataset[torch.arange(min(count, len(dataset)))]["x"]
+        return found
 
     @property
     def mean_state(self) -> Float[Tensor, "stack height width"]:

@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
+from lightning_sobolev._checks import require
 from lightning_sobolev._types import Query, Teacher
 from lightning_sobolev.atari import CenteredPolicy, StatesDataModule
 from lightning_sobolev.experiments.common.optimizers import (
@@ -21,17 +22,14 @@ from lightning_sobolev.experiments.common.optimizers import (
     configured,
 )
 from lightning_sobolev.experiments.distillation.heads import policy_metrics
+from lightning_sobolev.experiments.distillation.teacher import player_of
 from lightning_sobolev.experiments.run.sharding import shard
 from lightning_sobolev.functional.derivatives import tape_jet
-from lightning_sobolev.functional.projections import draw
+from lightning_sobolev.functional.projections import draw, generator_for
 from lightning_sobolev.metrics import DerivativeCosine, DerivativeNMSE
-from lightning_sobolev.policies import (
-    DiscreteHead,
-    Head,
-    PolicyDataModule,
-    PolicyStudent,
-    PolicyTeacher,
-)
+from lightning_sobolev.points import Points
+from lightning_sobolev.policies import DiscreteHead, Head, PolicyDataModule, PolicyStudent
+from lightning_sobolev.queries import with_queries
 from lightning_sobolev.teachers import NetworkTeacher
 
 
@@ -68,6 +66,12 @@ class DistillationModule(pl.LightningModule):
             gradient is that of ``kl``. Validation and test log ``kl`` in every case.
         head: What outputs mean; None takes logits of a choice. Of a Gaussian the test logs
             ``test/action_distance`` in place of both disagreements.
+        queries: Points that take the place of a share of every training batch's states; the teacher
+            is asked for its answers there. None trains on the stored states alone.
+        seed: Seed of the queries.
+
+    Raises:
+        ValueError: If the loss is unknown, or there are queries and no network to ask.
     """
 
     def __init__(
@@ -80,11 +84,16 @@ class DistillationModule(pl.LightningModule):
         num_derivative_states: int = 256,
         loss: str = "kl",
         head: Head | None = None,
+        queries: Points | None = None,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         self.head = DiscreteHead() if head is None else head
-        self.save_hyperparameters(ignore=["net", "optimizer", "scheduler", "teacher", "head"])
-        self.net, self.teacher = net, teacher
+        can_ask = queries is None or isinstance(teacher, NetworkTeacher)
+        require(can_ask, "teacher", "a NetworkTeacher to ask queries of", type(teacher).__name__)
+        unsaved = ["net", "optimizer", "scheduler", "teacher", "head", "queries"]
+        self.save_hyperparameters(ignore=unsaved)
+        self.net, self.teacher, self.queries, self.seed = net, teacher, queries, seed
         self.optimizer, self.scheduler = optimizer, scheduler
         self.value_loss, self.num_derivative_states = self.head.loss(loss), num_derivative_states
         self.val_kl = policy_metrics(self.head)["kl"]
@@ -116,9 +125,7 @@ class DistillationModule(pl.LightningModule):
         if not isinstance(self.teacher, NetworkTeacher):
             got = f"teacher={type(self.teacher).__name__}"
             raise ValueError(f"module must have a NetworkTeacher to play against, got {got}")
-        asked = self.teacher
-        teacher = asked.player if isinstance(asked, PolicyTeacher) else asked.network
-        return {"teacher": teacher, "student": self.net}
+        return {"teacher": player_of(self.teacher), "student": self.net}
 
     def configure_model(self) -> None:
         """Split the network over processes where the strategy asks for it."""
@@ -140,11 +147,23 @@ class DistillationModule(pl.LightningModule):
             return self.net.body, self.net.standardized(scaled)
         return self.net, scaled
 
-    def training_step(self, batch: dict[str, Tensor], _: int) -> Tensor:
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Return the batch's mean loss."""
+        if self.queries is not None:
+            # Into the batch itself, where a teacher of derivatives looks things up. The generator
+            # is a function of what a resumed run knows.
+            place = (self.seed, self.global_rank, self.current_epoch, batch_idx)
+            how = (self.queries, generator_for(*place), self.global_step)
+            asked = with_queries(batch["x"], batch["log_probs"], self._answer, *how)
+            batch["x"], batch["log_probs"] = asked
         loss = self.value_loss(self(batch["x"]), batch["log_probs"]).mean()
         self.log("train/loss", loss, batch_size=len(batch["x"]))
         return loss
+
+    def _answer(self, x: Tensor) -> Tensor:
+        """Ask the teacher as it was asked for the stored answers: in its own precision."""
+        with torch.autocast(x.device.type, enabled=False):
+            return self.head.answers(self.players["teacher"](self.scaled(x)))
 
     def validation_step(self, batch: dict[str, Tensor], _: int) -> None:
         """Log the divergence on held-out states."""
@@ -176,11 +195,15 @@ class DistillationModule(pl.LightningModule):
         if (states := self._states()) is not None:
             self.log("train_states", float(states.num_train_states), sync_dist=True)
 
-    def on_test_start(self) -> None:
+    def on_fit_start(self) -> None:
         """Bring the teacher to the student's device: it is no submodule, so nothing else does."""
-        self._compared = 0
         if isinstance(self.teacher, NetworkTeacher):
             self.teacher.to(self.device)
+
+    def on_test_start(self) -> None:
+        """Bring the teacher here again, for a test without a fit."""
+        self._compared = 0
+        self.on_fit_start()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return the optimizer and its schedule."""

@@ -35,6 +35,11 @@ def policy_teacher(agent: Policy, settings: EnvSettings) -> NetworkTeacher:
     return PolicyTeacher(load_policy(agent, settings)[0])
 
 
+def player_of(teacher: NetworkTeacher) -> nn.Module:
+    """Return the network that plays, which takes whole observations."""
+    return teacher.player if isinstance(teacher, PolicyTeacher) else teacher.network
+
+
 def policy_head(settings: EnvSettings, agent: Policy) -> Head:
     """Return the head of an environment, in the units of its teacher."""
     return Head.for_env(settings, load_policy(agent, settings)[0])

@@ -32,6 +32,7 @@ _NAMES = {
     "seconds_fit": "seconds",
     "score": "validation_score",
 }
+_DECIDED = ("where",)  # texts among the numbers
 _STUDENTS = {"small_cnn": "small", "nature_cnn": "same"}
 _REFERENCE = re.compile(r"\$\{([^${}:]+)\}")  # the innermost one that calls no resolver
 
@@ -45,11 +46,13 @@ class Run:
     config: dict[str, Any]  # plain, not resolved
     choices: dict[str, str]  # the file that was chosen from every group
     overridden: list[str]  # the keys and groups that the command line named
+    decided: dict[str, str]  # settings that were left open, as the data decided them
 
     def setting(self, key: str) -> Any:
         """Return what was chosen from a group, or the value of a setting; None if there is none."""
-        if key in self.choices:
-            return self.choices[key]
+        for known in (self.choices, self.decided):
+            if key in known:
+                return known[key]
         value = _at(self.config, key)
         # References to other settings are followed. ``${oc.env:HOME}`` and all else that asks more
         # than the configuration stays as it is written: the run may be somebody else's.
@@ -84,11 +87,12 @@ def _read_run(folder: Path) -> Run:
     metrics = _load(folder / METRICS, json.loads, dict)
     numbers = {key: math.nan if value is None else value for key, value in metrics.items()}
     stated = numbers.pop("config_hash", None)
+    decided = {key: str(numbers.pop(key)) for key in _DECIDED if key in numbers}
     if wrong := [value for value in numbers.values() if not isinstance(value, int | float)]:
         raise ValueError(f"{folder / METRICS} must hold numbers, got {wrong[0]!r}")
     config = read_config(folder)
     if config is None:  # not started by a script
-        return Run(folder, numbers, {}, {}, [])
+        return Run(folder, numbers, {}, {}, [], decided)
     if stated is not None and not _may_have(stated, config, numbers.get("seed")):
         raise ValueError(
             f"{METRICS} and {STORED} must be of one run, got numbers with config_hash={stated!r} "
@@ -103,7 +107,7 @@ def _read_run(folder: Path) -> Run:
     chosen = {group: str(file) for group, file in choices.items() if file is not None}
     overridden = [re.split("[=@]", str(text).lstrip("+~"))[0] for text in overrides]
     plain: Any = OmegaConf.to_container(config, resolve=False)
-    return Run(folder, numbers, plain, chosen, overridden)
+    return Run(folder, numbers, plain, chosen, overridden, decided)
 
 
 def _load(path: Path, parse: Any, kind: type) -> Any:

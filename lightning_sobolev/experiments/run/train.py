@@ -26,7 +26,8 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig
 from rich.console import Console
 
-from lightning_sobolev._files import sweep, write_text
+from lightning_sobolev._files import read_json, sweep, write_json, write_text
+from lightning_sobolev.doctor.rehearsal import own_random_numbers
 from lightning_sobolev.experiments.report.curves import save_curves
 from lightning_sobolev.experiments.run import checkpoints
 from lightning_sobolev.experiments.run.checkpoints import LAST
@@ -39,6 +40,7 @@ from lightning_sobolev.experiments.run.summary import matched, summary_table
 log = logging.getLogger(__name__)
 
 METRICS = "metrics.json"
+DECISION = "decision.json"
 Metrics = dict[str, float | str]
 
 
@@ -56,7 +58,7 @@ def run(cfg: DictConfig) -> Metrics:
         (Path(cfg.run_dir) / METRICS).unlink(missing_ok=True)  # an earlier run's
         for place in (Path(cfg.run_dir), Path(cfg.run_dir) / LAST.parent):
             sweep(place)
-        metrics = _train_and_test(cfg, ckpt)
+        metrics, decided = _train_and_test(cfg, ckpt)
         if not metrics:
             return {}
         if cfg.pictures:
@@ -65,15 +67,17 @@ def run(cfg: DictConfig) -> Metrics:
         path = write_metrics(Path(cfg.run_dir), metrics)
     console = Console()
     console.print(summary_table(cfg, metrics))
-    console.print(matched(cfg), highlight=False)
+    console.print(matched(decided), highlight=False)
     log.info("numbers: %s", path)
     return metrics
 
 
-def _train_and_test(cfg: DictConfig, ckpt: Path | None) -> Metrics:
-    datamodule, module = instantiate(cfg.data), instantiate(cfg.module)
+def _train_and_test(cfg: DictConfig, ckpt: Path | None) -> tuple[Metrics, DictConfig]:
+    datamodule = instantiate(cfg.data)
     # Before the clock of the training starts: data is recorded for many runs.
     datamodule.prepare_data()
+    cfg, settings = decided(cfg, datamodule, _earlier_decision(cfg, ckpt))
+    module = instantiate(cfg.module)
     curves = Curves(cfg.run_dir, cfg.log_every, say=not cfg.progress)
     trainer = build_trainer(cfg, [curves])
     _fit(trainer, model=module, datamodule=datamodule, ckpt_path=ckpt)
@@ -81,6 +85,7 @@ def _train_and_test(cfg: DictConfig, ckpt: Path | None) -> Metrics:
         "seed": cfg.seed,
         "seconds_fit": curves.seconds,
         "cpu_seconds_fit": curves.cpu_seconds,
+        **settings,
         **{key: float(value) for key, value in trainer.callback_metrics.items()},
         "steps": trainer.global_step,
         "trainable_parameters": sum(p.numel() for p in module.parameters() if p.requires_grad),
@@ -89,12 +94,42 @@ def _train_and_test(cfg: DictConfig, ckpt: Path | None) -> Metrics:
     best = next((keeper.best_model_path for keeper in keepers if keeper.best_model_path), None)
     module = one_process(trainer, module, lambda: instantiate(cfg.module))
     if not trainer.is_global_zero:
-        return {}
+        return {}, cfg
     if trainer.world_size > 1:
         trainer = build_trainer(cfg, strategy="auto", devices=1)
     quiet = {"weights_only": True, "verbose": False}
     metrics |= trainer.test(module, datamodule=datamodule, ckpt_path=best, **quiet)[0]
-    return metrics
+    return metrics, cfg
+
+
+def decided(
+    cfg: DictConfig, datamodule: pl.LightningDataModule, earlier: Path | None = None
+) -> tuple[DictConfig, Metrics]:
+    """Return the configuration with the settings that its data decide, and those.
+
+    They are kept in ``decision.json`` in the folder of the run; an ``earlier`` one is taken over.
+    """
+    if cfg.get("decide") is None:
+        return cfg, {}
+    decider = instantiate(cfg.decide)
+    settings = None if earlier is None else read_json(earlier)
+    if settings is None:
+        started = time.process_time()
+        with own_random_numbers():
+            settings = decider.settings(cfg, datamodule)
+        settings["cpu_seconds_decide"] = time.process_time() - started
+    path = Path(cfg.run_dir) / DECISION
+    if path != earlier:
+        write_json(path, settings)
+    return decider.applied(cfg, settings), settings
+
+
+def _earlier_decision(cfg: DictConfig, ckpt: Path | None) -> Path | None:
+    """Say whose decision holds: that of the run that is resumed, or of the first process."""
+    if ckpt is not None:
+        return ckpt.parents[1] / DECISION
+    is_first = os.environ.get("LOCAL_RANK", "0") == "0"
+    return None if is_first else Path(cfg.run_dir) / DECISION
 
 
 def prepare_process(cfg: DictConfig) -> None:

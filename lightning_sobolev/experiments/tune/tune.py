@@ -59,7 +59,12 @@ def run_tuning(cfg: DictConfig) -> single_run.Metrics:
 def _search(cfg: DictConfig, folder: Path) -> single_run.Metrics:
     started = time.perf_counter()
     single_run.prepare_process(cfg)
-    instantiate(cfg.data).prepare_data()  # once, before several members would
+    datamodule = instantiate(cfg.data)
+    datamodule.prepare_data()  # once, before several members would
+    given, cfg = (
+        config_hash(cfg),
+        single_run.decided(cfg, datamodule, folder / single_run.DECISION)[0],
+    )
     checkpoints = _train_population(cfg, folder)
     history = read_history(folder / POPULATION)
     best = best_member(history, cfg.score.mode)
@@ -81,7 +86,7 @@ def _search(cfg: DictConfig, folder: Path) -> single_run.Metrics:
         "total_steps": cfg.tuning.population * cfg.steps,
         "seed": cfg.seed,
         "seconds_total": time.perf_counter() - started,
-        "config_hash": config_hash(cfg),
+        "config_hash": given,
     }
     log.info("numbers: %s", single_run.write_metrics(folder, metrics))
     return metrics

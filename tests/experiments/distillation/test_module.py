@@ -9,7 +9,8 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.testing import assert_close
 from torch.utils.data import DataLoader
 
-from lightning_sobolev.experiments.distillation.module import log_softmax
+from lightning_sobolev import NetworkTeacher, Recombine
+from lightning_sobolev.experiments.distillation.module import DistillationModule, log_softmax
 from lightning_sobolev.functional.discrepancies import POLICY_LOSSES
 from tests.experiments.distillation.conftest import QUIET, module_of
 
@@ -120,3 +121,59 @@ def test_log_probabilities_are_float32_under_autocast():
     with torch.autocast("cpu", torch.bfloat16):
         total = log_softmax(logits).exp().sum(-1)
     assert_close(total, torch.ones(64))
+
+
+# Queries
+
+
+def losses_of(module, steps=6, **trainer):
+    """Train on the same eight batches of wrong answers, pass by pass; return every loss."""
+    seen = []
+
+    class Note(pl.Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            seen.append(float(outputs["loss"]))
+
+    batch = batch_of(policy(7))
+    parts = [{k: v.roll(i, 0) for k, v in batch.items() if k != "log_probs"} for i in range(8)]
+    parts = [{**part, "log_probs": batch["log_probs"]} for part in parts]
+    options = {**QUIET, "enable_checkpointing": False, "limit_val_batches": 0}
+    options |= {"max_steps": steps, "max_epochs": -1}
+    fitting = pl.Trainer(callbacks=[Note()], **options, **trainer)
+    loader = DataLoader(parts, batch_size=None)
+    fitting.fit(module, loader, loader)
+    return seen
+
+
+def flipped(x, _):
+    return x.flip(-1)
+
+
+def test_queries_are_answered_by_the_teacher_and_not_by_the_batch():
+    teacher = policy(0)
+    (stored,) = losses_of(module_of(policy(0), teacher), steps=1)
+    (asked,) = losses_of(module_of(policy(0), teacher, queries=flipped), steps=1)
+    assert stored > 1e-3
+    assert asked == pytest.approx(0.0, abs=1e-12)
+
+
+def test_queries_are_other_ones_in_every_step_and_the_same_for_a_seed():
+    frozen = partial(torch.optim.SGD, lr=0.0)  # what differs is then the states alone
+    options = {"queries": Recombine(1.0, kinds="grid:3")}
+
+    def losses(seed):
+        net, teacher = policy(1), policy(0)
+        module = DistillationModule(
+            net, frozen, teacher=NetworkTeacher(teacher), **options, seed=seed
+        )
+        return losses_of(module, steps=9)
+
+    found = losses(0)
+    assert len(set(found)) == 9  # the ninth step sees the first batch again
+    assert losses(0) == found
+    assert losses(1) != found
+
+
+def test_queries_need_somebody_to_ask():
+    with pytest.raises(ValueError, match="teacher must be one to ask queries of, got None"):
+        module_of(policy(0), queries=flipped)

@@ -122,3 +122,11 @@ def test_a_killed_writer_leaves_the_earlier_file(kind, method, write, tmp_path, 
     with pytest.raises(KeyboardInterrupt):
         write(path)
     assert [(one.name, one.read_text()) for one in tmp_path.iterdir()] == [("t.csv", "earlier")]
+
+
+def test_a_setting_that_the_data_decided_is_shown_as_decided(store, tmp_path):
+    overrides = ["+experiment=distill_pong", "seed=0"]
+    store("0", overrides, {**NUMBERS, "where": "queries"}, where="auto")
+    store("1", ["+experiment=distill_pong", "seed=1"], NUMBERS, where="stored")
+    table = tabulate(find_runs(tmp_path / "runs"), by=["where"])
+    assert list(table["where"]) == ["queries", "stored"]

@@ -303,3 +303,58 @@ def test_a_folder_without_a_run_is_named(tmp_path):
     (tmp_path / STORED).write_text("a: [")
     with pytest.raises(ValueError, match=r"config\.yaml must hold the configuration of a run"):
         load_module(tmp_path)
+
+
+# What the data decide
+
+
+class Decider:
+    """Decides for a learning rate that no one gave, by the data."""
+
+    def settings(self, cfg, datamodule):
+        torch.rand(3)  # what is drawn here is none of the run's business
+        return {"where": "somewhere", "rate": float(len(datamodule.training_points()))}
+
+    def applied(self, cfg, settings):
+        cfg = cfg.copy()
+        cfg.lr = settings["rate"] * 1e-4
+        return cfg
+
+
+def deciding(folder, *overrides, **settings):
+    return composed(folder, *overrides, decide={"_target_": f"{__name__}.Decider"}, **settings)
+
+
+def test_settings_that_the_data_decide_are_as_if_they_had_been_given(tmp_path):
+    cfg = deciding(tmp_path / "decided")
+    metrics = run(cfg)
+    run(composed(tmp_path / "given", lr=1.4e-3))
+    one, other = weights(tmp_path / "decided"), weights(tmp_path / "given")
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert (metrics["where"], metrics["rate"]) == ("somewhere", 14.0)
+    assert metrics["config_hash"] == config_hash(cfg)
+
+
+def test_a_resumed_run_keeps_what_was_decided(tmp_path):
+    run(stored(deciding(tmp_path / "first")))
+    path = tmp_path / "first" / "decision.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "where": "as before"}))
+    last = f"ckpt={tmp_path / 'first' / LAST}"
+    metrics = run(deciding(tmp_path / "second", last, steps=20))
+    assert metrics["where"] == "as before"
+    assert json.loads((tmp_path / "second" / "decision.json").read_text())["rate"] == 14.0
+
+
+def test_a_further_process_takes_what_the_first_decided(tmp_path, monkeypatch):
+    (tmp_path / "decision.json").write_text(json.dumps({"where": "there", "rate": 3.0}))
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    cfg, settings = decided_of(deciding(tmp_path))
+    assert (cfg.lr, settings["where"]) == (pytest.approx(3e-4), "there")
+
+
+def decided_of(cfg):
+    from hydra.utils import instantiate
+
+    from lightning_sobolev.experiments.run import train
+
+    return train.decided(cfg, instantiate(cfg.data), train._earlier_decision(cfg, None))

@@ -1,0 +1,153 @@
+"""Which way a student is taught: by what its teacher answers between states, or by a trial."""
+
+import logging
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from torch import nn
+
+from lightning_sobolev.experiments.distillation import decide
+from lightning_sobolev.experiments.distillation.decide import Decision, share_of_queries
+
+CONFIG = {
+    "where": "auto",
+    "query_share": None,
+    "match": "identity",
+    "seed": 0,
+    "steps": 100,
+    "teacher": {"_target_": f"{__name__}.taught", "frequency": 0.0},
+    "data": {"batch_size": 10},
+    "module": {"queries": "something"},
+    "sobolev": {"callback": {"a": 1}},
+    "score": {"metric": "val/kl"},
+}
+
+
+class Sines(nn.Module):
+    """Linear for the frequency 0, constant for none; the faster the less a derivative tells."""
+
+    def __init__(self, frequency):
+        super().__init__()
+        self.frequency = frequency
+
+    def forward(self, x):
+        if math.isnan(self.frequency):
+            return 0.0 * x.sum(1)
+        return x.sum(1) if self.frequency == 0 else (self.frequency * x).sin().sum(1)
+
+
+def taught(frequency):
+    from lightning_sobolev import NetworkTeacher
+
+    return NetworkTeacher(Sines(frequency))
+
+
+def data(num_states=50):
+    generator = torch.Generator().manual_seed(1)
+    x = torch.rand(num_states, 4, generator=generator)
+    return SimpleNamespace(
+        setup=lambda _: None, num_train_states=num_states, states=lambda count: x[:count]
+    )
+
+
+def settings(num_states=50, decision=None, **changes):
+    cfg = OmegaConf.merge(CONFIG, changes)
+    return (decision or Decision()).settings(cfg, data(num_states))
+
+
+def with_trials(monkeypatch, scores):
+    asked = []
+
+    def trial(cfg, steps):
+        asked.append((cfg.where, steps))
+        return scores[cfg.where]
+
+    monkeypatch.setattr(decide, "_trial", trial)
+    return asked
+
+
+@pytest.mark.parametrize(("frequency", "way"), [(0.0, "stored"), (1.0, "stored"), (9.0, "queries")])
+def test_what_derivatives_say_between_states_decides(frequency, way, caplog):
+    with caplog.at_level(logging.INFO):
+        found = settings(teacher={"frequency": frequency})
+    assert found == {"where": way, "query_share": 0.75}
+    (line,) = caplog.messages
+    assert line.startswith(f"where: {way} (the teacher's derivatives explain ")
+    assert ("75% of each batch are queries, 20 passes over the states" in line) == (way != "stored")
+
+
+@pytest.mark.parametrize(
+    ("scores", "way"),
+    [
+        ({"values": 1.0, "stored": 0.9, "queries": 0.8}, "queries"),
+        ({"values": 1.0, "stored": 0.9, "queries": 1.2}, "stored"),
+        ({"values": 1.0, "stored": 0.99, "queries": 1.5}, "values"),
+        ({"values": 1.0, "stored": 1.5, "queries": float("nan")}, "values"),
+    ],
+)
+def test_where_they_leave_it_open_a_trial_does(scores, way, monkeypatch, caplog):
+    asked = with_trials(monkeypatch, scores)
+    with caplog.at_level(logging.INFO):
+        assert settings(teacher={"frequency": 1.8})["where"] == way
+    assert asked == [(way, 20) for way in ("values", "stored", "queries")]
+    assert "val/kl after a trial of 20 steps: values 1, stored" in caplog.text
+
+
+def test_without_foresight_or_with_nothing_to_foresee_a_trial_decides(monkeypatch):
+    asked = with_trials(monkeypatch, {"values": 1.0, "stored": 0.5, "queries": 0.7})
+    trial = Decision(foresight=False, share_of_steps=0.05)
+    assert settings(decision=trial)["where"] == "stored"
+    assert asked[0] == ("values", 5)
+    with_trials(monkeypatch, {"values": 1.0, "stored": 0.7, "queries": 0.5})
+    assert settings(teacher={"frequency": math.nan})["where"] == "queries"
+
+
+def test_what_is_asked_for_is_done(monkeypatch):
+    with_trials(monkeypatch, {})
+    for way in decide.WAYS:
+        assert settings(where=way)["where"] == way
+    assert settings(where="queries", query_share=0.1)["query_share"] == 0.1
+    assert settings(sobolev={"callback": None})["where"] == "values"
+    assert settings(where="queries", sobolev={"callback": None})["where"] == "queries"
+    with pytest.raises(ValueError, match=r"where must be auto or one of .*, got 'somewhere'"):
+        settings(where="somewhere")
+
+
+def test_the_share_falls_with_the_passes():
+    passes = [0.5, 4.9, 5, 9.9, 10, 19.9, 20, 1000]
+    assert [share_of_queries(p) for p in passes] == [0, 0, 0.25, 0.25, 0.5, 0.5, 0.75, 0.75]
+    # 100 steps of 10 states
+    assert [settings(num_states=n)["query_share"] for n in (250, 120, 70)] == [0.0, 0.25, 0.5]
+
+
+def test_a_decision_is_applied_to_a_copy():
+    cfg, how = OmegaConf.create(CONFIG), Decision()
+    values = how.applied(cfg, {"where": "values", "query_share": 0.75})
+    assert (values.where, values.sobolev.callback) == ("values", None)
+    unasked = how.applied(cfg, {"where": "queries", "query_share": 0.0})
+    assert (unasked.module.queries, unasked.sobolev.callback) == (None, {"a": 1})
+    assert how.applied(cfg, {"where": "queries", "query_share": 0.5}).module.queries == "something"
+    assert cfg == OmegaConf.create(CONFIG)
+
+
+@pytest.mark.parametrize("game", ["pong", "breakout", "space_invaders"])
+def test_every_way_of_every_game_can_be_built(game, tmp_path):
+    from tests.conf.test_every_config import composed
+
+    cfg = composed([f"+experiment=distill_{game}"], tmp_path)
+    decision = instantiate(cfg.decide)
+    for way in decide.WAYS:
+        found = decision.applied(cfg, {"where": way, "query_share": 0.75})
+        queries = instantiate(found.module).queries
+        assert (queries is not None) == (way == "queries")
+        if way == "values":
+            assert found.sobolev.callback is None
+            continue
+        (term,) = instantiate(found.sobolev.callback).spec.terms
+        assert (term.rows, term.every_n_steps) == (0.25, 2)
+        assert term.weight_at(0) > term.weight_at(cfg.steps - 1) >= 0.0
+        assert queries is None or queries.share == 0.75
