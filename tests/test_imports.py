@@ -26,6 +26,7 @@ def state():
 before = state()
 import lightning_sobolev
 import lightning_sobolev.functional, lightning_sobolev.metrics, lightning_sobolev.atari
+import lightning_sobolev.policies
 after = state()
 assert before == after, "importing changed torch or lightning"
 """

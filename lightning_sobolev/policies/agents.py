@@ -1,96 +1,21 @@
 """Policies that come with the package, are stored, or were trained by other libraries."""
 
-import json
-import math
-import zipfile
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
 
-import torch
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import nn
 
 from lightning_sobolev._checks import require
 from lightning_sobolev._files import read_json, sha256_of, whole, write_json
-from lightning_sobolev.atari.agents.formats import Q_TEMPERATURE
+from lightning_sobolev.atari.agents.hub import PREFIX
 from lightning_sobolev.atari.agents.reading import read_weights
 from lightning_sobolev.policies.environments import EnvSettings, spaces_of
+from lightning_sobolev.policies.foreign import Card, ForeignPolicy, filled, read_foreign
 from lightning_sobolev.policies.heads import Head
-from lightning_sobolev.policies.networks import ACTIVATIONS, Deviations, PolicyMLP
-
-Card = dict[str, Any]
+from lightning_sobolev.policies.networks import PolicyMLP
 
 _PACKAGED = Path(__file__).parent / "weights"
-_SETTINGS = "_extra_state"
-_LARGEST_DATA = 2**26  # bytes of a zip's settings; they hold the last observations, too
-
-
-class Layout(NamedTuple):
-    """How stable-baselines3 names the layers of a policy."""
-
-    name: str
-    body: str
-    head: str
-    activation: str  # its default
-    others: tuple[str, ...]  # beginnings of what is stored beside them: critics, targets
-    log_std: str | None = None  # a layer of their own
-    is_q_values: bool = False
-
-
-_CRITIC = ("mlp_extractor.value_net.", "value_net.")
-LAYOUTS = (
-    Layout("PPO or A2C", "mlp_extractor.policy_net.", "action_net", "tanh", _CRITIC),
-    Layout("SAC", "actor.latent_pi.", "actor.mu", "relu", ("critic",), "actor.log_std"),
-    Layout("DQN", "q_net.q_net.", "", "relu", ("q_net_target.",), is_q_values=True),
-)
-
-
-@dataclass(frozen=True, slots=True)
-class ForeignPolicy:
-    r"""Where a policy comes from and how its numbers are to be read.
-
-    Args:
-        source: A ``.zip`` of stable-baselines3 with ``MlpPolicy``: PPO or A2C (a choice, or a
-            Gaussian whose deviations do not depend on the state), DQN, or SAC; or its
-            ``policy.pth``, or the same tensors as ``.safetensors``. Nothing is unpickled.
-        activation: Of the hidden layers; None takes what the zip says in plain text, or else the
-            library's default: tanh for PPO and A2C, relu for DQN and SAC.
-        temperature: :math:`T` of a head of Q-values, the policy being
-            :math:`\mathrm{softmax}(Q / T)`; None takes 0.01.
-        observation_mean: Mean that was taken off every observation in training (``VecNormalize``),
-            as numbers; None took none off.
-        observation_std: Deviation by which it was divided: the root of variance and epsilon.
-        observation_clip: Bound of the normalized observation, 10 in ``VecNormalize``.
-        sha256: Digest that the file must have; None only notes it.
-
-    Raises:
-        ValueError: If a value is of another kind.
-
-    Source:
-        Rusu et al. 2015, Policy distillation (arXiv:1511.06295), for the softmax of Q-values at a
-        temperature of 0.01.
-    """
-
-    source: str | Path
-    activation: str | None = None
-    temperature: float | None = None
-    observation_mean: Sequence[float] | None = None
-    observation_std: Sequence[float] | None = None
-    observation_clip: float | None = None
-    sha256: str | None = None
-
-    def __post_init__(self) -> None:
-        known, value = tuple(ACTIVATIONS), self.activation
-        require(value is None or value in known, "activation", f"one of {known}", value)
-        for name in ("temperature", "observation_clip"):
-            number = getattr(self, name)
-            require(number is None or 0.0 < number < math.inf, name, "a positive number", number)
-        both = (self.observation_mean is None) == (self.observation_std is None)
-        text = "given together or not at all"
-        require(both, "observation_mean and observation_std", text, self.observation_mean)
-
 
 Policy = str | Path | ForeignPolicy | nn.Module
 """Name of a packaged policy, a file, a closer description of one, or a network."""
@@ -122,14 +47,16 @@ def load_policy(policy: Policy, settings: EnvSettings) -> tuple[nn.Module, Card]
     spaces_of(settings)  # what cannot be played at all is said first
     if isinstance(policy, nn.Module):
         return policy, {}
+    if str(policy).startswith(PREFIX):
+        policy = ForeignPolicy(str(policy))
     if isinstance(policy, ForeignPolicy):
-        network, card = _read_foreign(policy, settings)
+        network, card = read_foreign(policy, settings)
     elif not (path := Path(policy)).suffix or str(policy) == settings.id:
         network, card = _read_packaged(str(policy))
     elif path.suffix == ".safetensors" and path.with_suffix(".json").exists():
         network, card = _read_stored(path)
     else:
-        network, card = _read_foreign(ForeignPolicy(path), settings)
+        network, card = read_foreign(ForeignPolicy(path), settings)
     _check_fits(network, settings, str(card.get("source", policy)), card.get("squash", False))
     return network.eval(), card
 
@@ -188,140 +115,7 @@ def _read_stored(path: Path) -> tuple[PolicyMLP, Card]:
         network = PolicyMLP(**card["network"])
     except TypeError as error:
         raise ValueError(f"network in the card of {path} is not one: {error}") from error
-    return _filled(network, read_weights(path), str(path)), card
-
-
-def _read_foreign(policy: ForeignPolicy, settings: EnvSettings) -> tuple[PolicyMLP, Card]:
-    path = Path(policy.source)
-    weights, said = read_weights(path), _said(path)
-    digest, name = sha256_of(path), str(path)
-    if policy.sha256 is not None and digest != policy.sha256.lower():
-        raise ValueError(f"{name} must have the sha256 {policy.sha256}, got {digest}")
-    layout = _recognize(weights, name, said)
-    numbers = _layers_of(weights, layout)
-    head = f"{layout.body}{numbers.pop()}" if layout.is_q_values else layout.head
-    body = [f"{layout.body}{number}" for number in numbers]
-    names = {f"body.{2 * n}": theirs for n, theirs in enumerate(body)} | {"head": head}
-    deviations: Deviations = "none"
-    if layout.log_std is not None:
-        deviations, names = "clamped", names | {"log_std": layout.log_std}
-    elif "log_std" in weights:
-        deviations = "constant"
-    pairs = {f"{o}.{p}": f"{t}.{p}" for o, t in names.items() for p in ("weight", "bias")}
-    if missing := [theirs for theirs in pairs.values() if theirs not in weights]:
-        raise ValueError(f"{name} must hold the tensors {missing[:4]}, got {list(weights)[:6]}")
-    found = {ours: weights[theirs] for ours, theirs in pairs.items()}
-    if deviations == "constant":
-        found["log_std"] = weights["log_std"]
-    wide = len(found["head.bias"])
-    network = PolicyMLP(
-        [found["body.0.weight" if body else "head.weight"].shape[1]]
-        + [len(weights[f"{one}.bias"]) for one in body],
-        wide if deviations == "none" else 2 * wide,
-        activation=_activation(policy, layout, said, name),
-        deviations=deviations,
-        clip=policy.observation_clip,
-    )
-    found |= _normalizer(policy, network)
-    temperature = _temperature(policy, layout, name)
-    if temperature is not None:
-        found |= {
-            f"head.{part}": found[f"head.{part}"] / temperature for part in ("weight", "bias")
-        }
-    source = {"source": name, "layout": f"stable-baselines3 {layout.name}", "sha256": digest}
-    card: Card = {**source, "network": network.settings, "environment": asdict(settings)}
-    card |= {"temperature": temperature, "squash": layout.log_std is not None}
-    return _filled(network, found, name), card
-
-
-def _recognize(weights: Mapping[str, Tensor], name: str, said: Card) -> Layout:
-    if said.get("use_sde") is True or ("log_std" in weights and weights["log_std"].ndim != 1):
-        raise ValueError(f"{name} must be trained with use_sde=False, got state-dependent noise")
-    for layout in LAYOUTS:
-        heads = [one for one in (layout.head, layout.log_std) if one]
-        needed = [f"{one}.weight" for one in heads] or [f"{layout.body}0.weight"]
-        if not all(key in weights for key in needed):
-            continue
-        own = (layout.body, "log_std", *(f"{one}." for one in heads), *layout.others)
-        if extra := [key for key in weights if not key.startswith(own)]:
-            text = f"{name} must be an MlpPolicy of {layout.name} and nothing more"
-            raise ValueError(f"{text}, got further tensors {extra[:4]}")
-        return layout
-    known = ", ".join(layout.name for layout in LAYOUTS)
-    text = f"{name} must hold an MlpPolicy of stable-baselines3 ({known})"
-    raise ValueError(f"{text}, got tensors {list(weights)[:6]}; others go through policy_module")
-
-
-def _layers_of(weights: Mapping[str, Tensor], layout: Layout) -> list[int]:
-    found = {
-        key.removeprefix(layout.body).split(".")[0]
-        for key in weights
-        if key.startswith(layout.body)
-    }
-    return sorted(int(one) for one in found if one.isdecimal())
-
-
-def _said(path: Path) -> Card:
-    """Read what a zip says in plain text; pickled members of it stay unread."""
-    if path.suffix != ".zip":
-        return {}
-    with zipfile.ZipFile(path) as archive:
-        if "data" not in archive.namelist() or archive.getinfo("data").file_size > _LARGEST_DATA:
-            return {}
-        try:
-            content = json.loads(archive.read("data"))
-        except ValueError as error:
-            raise ValueError(f"data in {path} must be JSON, got something else: {error}") from error
-    return content if isinstance(content, dict) else {}
-
-
-def _activation(policy: ForeignPolicy, layout: Layout, said: Card, name: str) -> str:
-    kwargs = said.get("policy_kwargs")
-    text = kwargs.get("activation_fn") if isinstance(kwargs, dict) else None
-    told = None if text is None else str(text).rstrip("'>").rpartition(".")[-1].lower()
-    if told is not None and told not in ACTIVATIONS:
-        known = ", ".join(ACTIVATIONS)
-        raise ValueError(f"{name} must have an activation of {known}, got {text}")
-    if policy.activation is not None and told not in (None, policy.activation):
-        raise ValueError(f"activation must be that of {name}, {told}, got {policy.activation}")
-    return policy.activation or told or layout.activation
-
-
-def _temperature(policy: ForeignPolicy, layout: Layout, name: str) -> float | None:
-    if layout.is_q_values:
-        return Q_TEMPERATURE if policy.temperature is None else policy.temperature
-    if policy.temperature is not None:
-        text = f"temperature must be None for {name}, which has no Q-values ({layout.name})"
-        raise ValueError(f"{text}, got {policy.temperature}")
-    return None
-
-
-def _normalizer(policy: ForeignPolicy, network: PolicyMLP) -> dict[str, Tensor]:
-    if policy.observation_mean is None or policy.observation_std is None:
-        return {"mean": network.mean, "std": network.std}
-    numbers = {"mean": policy.observation_mean, "std": policy.observation_std}
-    found = {name: torch.tensor([float(x) for x in one]) for name, one in numbers.items()}
-    require(bool((found["std"] > 0).all()), "observation_std", "positive", policy.observation_std)
-    return found
-
-
-def _filled(network: PolicyMLP, weights: Mapping[str, Tensor], name: str) -> PolicyMLP:
-    own, said = network.state_dict(), dict(weights)
-    said.setdefault(_SETTINGS, own[_SETTINGS])
-    if set(own) != set(said):
-        raise ValueError(f"{name} must hold the tensors {sorted(own)}, got {sorted(weights)}")
-    for key, weight in said.items():
-        if key == _SETTINGS:
-            continue
-        wanted = list(own[key].shape)
-        is_real = weight.layout == torch.strided and weight.is_floating_point()
-        if list(weight.shape) != wanted or not is_real:
-            got = f"{list(weight.shape)} of {weight.dtype}"
-            raise ValueError(f"{key} in {name} must have shape {wanted} and be real, got {got}")
-        if not weight.isfinite().all():
-            raise ValueError(f"{key} in {name} must be finite, got NaN or infinity")
-    network.load_state_dict(said)
-    return network.float()
+    return filled(network, read_weights(path), str(path)), card
 
 
 def _check_fits(network: nn.Module, settings: EnvSettings, name: str, squash: bool) -> None:

@@ -29,7 +29,7 @@ from lightning_sobolev._progress import Advance, progress_bar
 from lightning_sobolev.atari.policy import Behavior
 from lightning_sobolev.atari.recordings.dataset import SplitSizes, split_by_episode
 from lightning_sobolev.atari.recordings.format import ends, fingerprint
-from lightning_sobolev.policies.environments import EnvSettings, VectorEnvironments
+from lightning_sobolev.policies.environments import EnvSettings, Transition, VectorEnvironments
 from lightning_sobolev.policies.heads import Head
 
 FORMAT_VERSION = 1
@@ -288,23 +288,28 @@ class _Episodes:
         while is_running.any():
             rng = np.random.default_rng((self.seed, number, age))
             # all are asked, so that a draw does not depend on who is still running
-            answers = {
-                who: answers_of(one, head, observations, device=self.device, who=who)
-                for who, one in self.networks.items()
-            }
-            chosen = head.decide(self.behavior, answers["teacher"], answers.get("player"), rng)
-            result = self.environments.step(head.actions(chosen))
-            row = {
-                "observations": observations,
-                "answers": answers["teacher"],
-                "actions": chosen,
-                "rewards": result.rewards.astype(np.float32),
-                "ends": ends(result.terminated, result.truncated).astype(np.uint8),
-                "env": np.arange(settings.num_envs),
-                "age": np.full(settings.num_envs, age),
-            }
+            row, result = self._step(head, observations, rng)
+            row |= {"env": np.arange(settings.num_envs), "age": np.full(settings.num_envs, age)}
             parts.append({name: column[is_running] for name, column in row.items()})
             advance(int(is_running.sum()))
             is_running, age = is_running & ~result.ended, age + 1
             observations = result.observations
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def _step(
+        self, head: Head, observations: np.ndarray, rng: np.random.Generator
+    ) -> tuple[dict[str, np.ndarray], Transition]:
+        answers = {
+            who: answers_of(one, head, observations, device=self.device, who=who)
+            for who, one in self.networks.items()
+        }
+        chosen = head.decide(self.behavior, answers["teacher"], answers.get("player"), rng)
+        result = self.environments.step(head.actions(chosen))
+        row = {
+            "observations": observations,
+            "answers": answers["teacher"],
+            "actions": chosen,
+            "rewards": result.rewards.astype(np.float32),
+            "ends": ends(result.terminated, result.truncated).astype(np.uint8),
+        }
+        return row, result

@@ -5,6 +5,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
@@ -111,6 +112,20 @@ def test_a_normalizers_numbers_stand_in_front_of_the_policy(stored):
     assert_close(network.eval()(x).shape, torch.Size([9, 2]))
 
 
+def test_a_file_of_the_hub_is_named_by_a_commit(stored, tmp_path, monkeypatch):
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    place = tmp_path / "models--people--pole" / "snapshots" / commit / "ppo.zip"
+    place.parent.mkdir(parents=True)
+    shutil.copy(stored("ppo")[1], place)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    network, card = load_policy(f"hf://people/pole/ppo.zip@{commit}", CARTPOLE)
+    x = torch.from_numpy(observations(3, 4))
+    assert_close(network(x), load_policy(place, CARTPOLE)[0](x))
+    assert card["source"].startswith("hf://people")
+    with pytest.raises(ValueError, match="must be a commit"):
+        ForeignPolicy("hf://people/pole/ppo.zip@main")
+
+
 def with_member(path, target, name, content):
     with zipfile.ZipFile(path) as old, zipfile.ZipFile(target, "w") as new:
         for member in old.namelist():
@@ -200,3 +215,13 @@ def test_a_file_beside_no_card_is_the_librarys(stored, tmp_path):
     (tmp_path / "q.zip").write_bytes(path.read_bytes()[:-200])
     with pytest.raises(ValueError, match="truncated, damaged or of another kind"):
         load_policy(tmp_path / "q.zip", CARTPOLE)
+
+
+def test_layers_of_other_kinds_are_refused(tmp_path):
+    linear = {"0": (8, 4), "1": (8,), "3": (8, 8)}  # a norm in the middle
+    weights = {f"mlp_extractor.policy_net.{n}.weight": torch.ones(s) for n, s in linear.items()}
+    weights |= {f"mlp_extractor.policy_net.{n}.bias": torch.ones(8) for n in linear}
+    weights |= {"action_net.weight": torch.ones(2, 8), "action_net.bias": torch.ones(2)}
+    torch.save(weights, tmp_path / "x.pt")
+    with pytest.raises(ValueError, match=r"must be linear layers .*policy_net.1.weight"):
+        load_policy(tmp_path / "x.pt", CARTPOLE)

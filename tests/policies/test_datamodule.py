@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from lightning_sobolev.atari import RecordingOptions, SplitSizes
+from lightning_sobolev.atari import DAgger, RecordingOptions, SplitSizes
+from lightning_sobolev.atari.recordings.dataset import STRIDE
 from lightning_sobolev.policies import (
     EnvSettings,
     PolicyDataModule,
@@ -14,6 +15,7 @@ from lightning_sobolev.policies import (
     PolicyRecording,
     PolicyStudent,
 )
+from tests.atari.recordings._training import StopIn, Stopped, fit
 from tests.policies._policies import small_policy
 
 SETTINGS = EnvSettings("CartPole-v1", num_envs=2, max_episode_steps=20)
@@ -73,6 +75,41 @@ def test_units_are_those_of_the_training_states(root):
     assert_close(
         std.double(), torch.from_numpy(rows.astype(np.float64).std(0)), rtol=1e-5, atol=1e-6
     )
+
+
+class Learning(pl.LightningModule):
+    def __init__(self):
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(1)
+            self.net = PolicyStudent(PolicyMLP([4, 8], 2), 4)
+        self.seen = []
+
+    def training_step(self, batch):
+        self.seen.append(batch["index"].tolist())
+        return -(batch["log_probs"].exp() * self.net(batch["x"]).log_softmax(-1)).sum(-1).mean()
+
+    def validation_step(self, batch):
+        pass
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.5)
+
+
+@pytest.mark.parametrize("step", [3, 5])
+def test_rounds_that_were_broken_off_go_on(root, step, tmp_path):
+    def fit_rounds(folder, *callbacks, **options):
+        dagger = DAgger(3, num_states=20)
+        return fit(module_of(root), folder, dagger, *callbacks, student=Learning(), **options)
+
+    straight = fit_rounds(tmp_path)
+    assert {number // STRIDE for batch in straight.seen[6:] for number in batch} == {0, 1, 2}
+    with pytest.raises(Stopped):
+        fit_rounds(tmp_path, StopIn(step))
+    resumed = fit_rounds(tmp_path, ckpt_path=tmp_path / "last.ckpt")
+    assert resumed.seen == straight.seen[step:]
+    for name, weight in straight.state_dict().items():
+        assert_close(resumed.state_dict()[name], weight, rtol=0, atol=0)
 
 
 class Seen(pl.LightningModule):

@@ -102,6 +102,15 @@ def test_a_finished_recording_is_opened_and_another_one_made_anew(tmp_path, monk
     assert bytes_of(tmp_path) == before
 
 
+def test_another_seed_draws_other_actions(tmp_path):
+    even = small_policy()
+    torch.nn.init.zeros_(even.head.weight)
+    torch.nn.init.zeros_(even.head.bias)
+    first, other = (record(tmp_path / str(seed), teacher=even, seed=seed) for seed in (0, 1))
+    # whatever was seen; no pole falls in fewer steps
+    assert not np.array_equal(first.actions[:8], other.actions[:8])
+
+
 @pytest.mark.parametrize("name", ["shard-00000.npz", "index.json"])
 @pytest.mark.parametrize("how", ["cut", "changed", "gone"])
 def test_a_damaged_file_is_named(name, how, tmp_path):

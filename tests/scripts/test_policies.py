@@ -31,8 +31,8 @@ CARTPOLE, PENDULUM = (f"env.id={name}-v1" for name in ("CartPole", "Pendulum"))
 SHARED = {"kl", "derivative_nmse", "derivative_cosine", "student_return", "teacher_return"}
 
 
-def dense_error(module, x):
-    """Return the relative squared error of the full Jacobian in what the student sees."""
+def dense_errors(module, x):
+    """Return the relative squared error, and the mean cosine over outputs that depend on x."""
     net, teacher, head = module.net.double(), module.players["teacher"].double(), module.head
     z = net.standardized(x)
 
@@ -42,7 +42,9 @@ def dense_error(module, x):
 
     jacobian = torch.autograd.functional.jacobian
     theirs, ours = jacobian(told, z), jacobian(lambda p: head.compared(net.body(p)).sum(0), z)
-    return (ours - theirs).square().sum() / theirs.square().sum()
+    told = theirs.abs().amax((1, 2)) > 0
+    cosine = torch.cosine_similarity(ours[told], theirs[told], dim=-1).mean()
+    return float((ours - theirs).square().sum() / theirs.square().sum()), float(cosine)
 
 
 @pytest.mark.parametrize(
@@ -72,8 +74,10 @@ def test_a_teacher_is_recorded_and_distilled(env, sees, measured, finished):
     theirs = torch.from_numpy(recording.answers[rows])
     divergence = module.head.divergence(module(x).detach().double(), theirs.double()).mean()
     assert metrics["test/kl"] == pytest.approx(float(divergence), rel=1e-5)
-    error = dense_error(module, x.double())
-    assert metrics["test/derivative_nmse"] == pytest.approx(float(error), rel=1e-4)
+    error, cosine = dense_errors(module, x.double())
+    assert metrics["test/derivative_nmse"] == pytest.approx(error, rel=1e-4)
+    assert metrics["test/derivative_cosine"] == pytest.approx(cosine, rel=1e-4)
+    assert not torch.equal(module.net.std, torch.ones_like(module.net.std))
 
 
 def test_training_on_values_alone_needs_no_derivative(composed):
@@ -104,6 +108,14 @@ def test_somebody_elses_teacher_is_replayed_and_distilled(composed, tmp_path):
     metrics = run(composed(*theirs, "sizes.smoke.num_episodes=0", name="taken"))
     assert metrics["verify/teacher_return"] < 0
     assert "test/student_return" not in metrics
+
+
+def test_a_network_of_ones_own_is_distilled(composed):
+    own = ("teacher=policy_module", "verify.num_episodes=0", "callbacks=best")
+    target = "teacher.agent._target_=tests.policies._policies.small_policy"
+    cfg = composed(*QUICK, CARTPOLE, *own, target)
+    assert run(cfg)["test/kl"] > 0
+    assert not (Path(cfg.run_dir) / "teacher.json").exists()
 
 
 def test_stored_students_play_again(finished, tmp_path):

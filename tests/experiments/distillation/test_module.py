@@ -175,5 +175,5 @@ def test_queries_are_other_ones_in_every_step_and_the_same_for_a_seed():
 
 
 def test_queries_need_somebody_to_ask():
-    with pytest.raises(ValueError, match="teacher must be one to ask queries of, got None"):
+    with pytest.raises(ValueError, match="teacher must be a NetworkTeacher to ask queries of, got"):
         module_of(policy(0), queries=flipped)
