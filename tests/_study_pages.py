@@ -1,0 +1,100 @@
+"""Lines of the pages about policies, made of the committed tables."""
+
+import math
+from pathlib import Path
+
+import pandas as pd
+
+DOCS = Path(__file__).parent.parent / "docs"
+GAMES = {"pong": "Pong", "breakout": "Breakout", "space_invaders": "Space Invaders"}
+
+
+def read(name):
+    return pd.read_csv(DOCS / "results" / f"{name}.csv")
+
+
+def estimate(values, digits=3):
+    """Return mean and standard error over seeds, in so many digits."""
+    values = list(values)
+    mean = sum(values) / len(values)
+    if len(values) == 1:
+        return f"{mean:#.{digits}g}".rstrip(".")
+    spread = math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1) / len(values))
+    places = max(digits - 1 - math.floor(math.log10(abs(mean))), 0) if mean else digits
+    return f"{mean:.{places}f} ± {spread:.{places}f}"
+
+
+def ratio(frame, base, column):
+    """Return the mean over seeds of the ratio to the same seed's baseline."""
+    paired = frame.set_index("seed")[column] / base.set_index("seed")[column]
+    return estimate(paired.dropna(), 2)
+
+
+def atari_lines():
+    table = read("atari")
+    for game, title in GAMES.items():
+        own = table[table["game"] == game]
+        for fraction, part in own.groupby("fraction"):
+            methods = dict(tuple(part.groupby("method")))
+            values, default = methods["values"], methods["default"]
+            stored = methods.get("stored", default)  # Pong's default is this
+            cells = [title, f"{round(100_000 * fraction):,}"]
+            cells += [estimate(one["test_kl"]) for one in (values, stored, default)]
+            cells += [ratio(one, values, "test_kl") for one in (stored, default)]
+            cells += [ratio(default, values, "test_merged_disagreement")]
+            yield f"| {' | '.join(cells)} |"
+
+
+def return_lines():
+    table = read("atari").dropna(subset=["student_return"])
+    for game, title in GAMES.items():
+        for fraction, part in table[table["game"] == game].groupby("fraction"):
+            methods = dict(tuple(part.groupby("method")))
+            stored = methods.get("stored", methods["default"])
+            kinds = (methods["values"], stored, methods["default"])
+            cells = [title, f"{round(100_000 * fraction):,}"]
+            cells += [estimate(one["student_return"]) for one in kinds]
+            cells += [estimate(one["test_visited_kl"], 2) for one in kinds]
+            yield f"| {' | '.join(cells)} |"
+
+
+def time_lines():
+    """For each run the processor time, that of 2,000 steps with values only being 1."""
+    table = read("atari_time")
+    for game, title in GAMES.items():
+        for fraction, part in table[table["game"] == game].groupby("fraction"):
+            is_unit = (part["method"] == "values") & (part["steps"] == 2000)
+            unit = part[is_unit].iloc[0]
+            for row in part.sort_values(["method", "steps"]).itertuples():
+                share = f"{row.query_share:.0%}" if row.where == "queries" else ""
+                cells = [title, f"{round(100_000 * fraction):,}", row.method, share]
+                cells += [f"{row.steps:,}", f"{row.cpu_seconds / unit.cpu_seconds:.2f}"]
+                cells += [f"{row.test_kl:.3g}", f"{row.test_kl / unit.test_kl:.2f}"]
+                yield f"| {' | '.join(cells)} |"
+
+
+def policy_lines():
+    table = read("policies")
+    for (env, states), part in table[table["steps"] == 3000].groupby(["env", "states"]):
+        methods = dict(tuple(part.groupby("method")))
+        values, default = methods["values"], methods["default"]
+        cells = [env, f"{states:,}"]
+        cells += [estimate(one["test_visited_kl"], 2) for one in (values, default)]
+        cells += [ratio(default, values, "test_visited_kl")]
+        cells += [estimate(one["student_return"]) for one in (values, default)]
+        cells += [", ".join(sorted(set(default["where"])))]
+        yield f"| {' | '.join(cells)} |"
+
+
+def dagger_lines():
+    table = read("dagger")
+    far = "test_visited_disagreement"
+    for (env, rounds), part in table.groupby(["env", "dagger_rounds"]):
+        methods = dict(tuple(part.groupby("method")))
+        kinds = (methods["values"], methods["default"])
+        cells = [GAMES.get(env, env), f"{rounds}", f"{int(part['train_states'].iloc[0]):,}"]
+        cells += [estimate(one["test_visited_kl"], 2) for one in kinds]
+        has_choice = not part[far].isna().any()
+        cells += [estimate(one[far], 2) if has_choice else "" for one in kinds]
+        cells += [estimate(one["student_return"]) for one in kinds]
+        yield f"| {' | '.join(cells)} |"
