@@ -145,6 +145,10 @@ def test_a_single_row_has_no_partner(points):
 
 REFUSED = [
     (lambda: Recombine(share=0.0), r"share must be in \(0, 1\] or a schedule, got 0.0"),
+    (lambda: Recombine(share=None), r"share must be in \(0, 1\] or a schedule, got None"),
+    (lambda: Recombine(share="0.5"), r"share must be in \(0, 1\] or a schedule, got '0.5'"),
+    (lambda: made(Mixup(), PICTURES.byte()), "points must be Mixup of float.*, got torch.uint8"),
+    (lambda: made(Noise(), PICTURES.long()), "points must be Noise of float.*, got torch.int64"),
     (lambda: Recombine(kinds="boxes"), "kinds must be some of 'cutmix'.*got 'boxes'"),
     (lambda: Recombine(kinds=()), "kinds must be"),
     (lambda: Recombine(kinds="grid:1"), "kinds must be"),
