@@ -140,7 +140,8 @@ class Noise(_Share):
     def _moved(self, x: Tensor, rows: Tensor, generator: Generator) -> Tensor:
         _require_floats(self, x)
         shape = (len(rows), *x.shape[1:])
-        drawn = torch.randn(shape, generator=generator, device=generator.device)
+        exact = torch.float64 if x.dtype == torch.float64 else torch.float32
+        drawn = torch.randn(shape, generator=generator, dtype=exact, device=generator.device)
         return x[rows] + self.std * drawn.to(x)
 
 
@@ -216,7 +217,7 @@ def _mask(kind: str, x: Tensor, generator: Generator) -> Bool[Tensor, "rows *axe
         for axis, size in enumerate(sizes, start=2):
             length = size * (0.1 + 0.7 * _uniform((len(x), 1), generator))
             start = _uniform((len(x), 1), generator) * (size - length)
-            place = torch.arange(size, device=generator.device) + 0.5
+            place = torch.arange(0.5, size, dtype=length.dtype, device=generator.device)
             inside = ((place >= start) & (place < start + length)).to(x.device)
             mask &= inside.reshape(len(x), *[1] * (axis - 1), size, *[1] * (x.ndim - axis - 1))
         return mask
@@ -234,7 +235,9 @@ def _partners(rows: Tensor, size: int, generator: Generator) -> Tensor:
 
 
 def _uniform(shape: Sequence[int], generator: Generator) -> Tensor:
-    return torch.rand(tuple(shape), generator=generator, device=generator.device)
+    # of a type of its own: with precision="64-true" or "bf16-true" the default one is another
+    options = {"dtype": torch.float32, "device": generator.device}
+    return torch.rand(tuple(shape), generator=generator, **options)
 
 
 def _integers(below: int, shape: Sequence[int], generator: Generator) -> Tensor:
