@@ -236,8 +236,8 @@ def _partners(rows: Tensor, size: int, generator: Generator) -> Tensor:
 
 def _uniform(shape: Sequence[int], generator: Generator) -> Tensor:
     # of a type of its own: with precision="64-true" or "bf16-true" the default one is another
-    options = {"dtype": torch.float32, "device": generator.device}
-    return torch.rand(tuple(shape), generator=generator, **options)
+    device, dtype = generator.device, torch.float32
+    return torch.rand(tuple(shape), generator=generator, dtype=dtype, device=device)
 
 
 def _integers(below: int, shape: Sequence[int], generator: Generator) -> Tensor:

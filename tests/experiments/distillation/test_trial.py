@@ -19,6 +19,7 @@ import torch
 from omegaconf import OmegaConf, open_dict
 
 from lightning_sobolev.experiments.distillation.decide import _trial
+from lightning_sobolev.experiments.run import doctor
 from lightning_sobolev.experiments.run.checkpoints import LAST
 from lightning_sobolev.experiments.run.decided import DECISION, decided, prepared_data
 from lightning_sobolev.experiments.run.train import prepare_process, run
@@ -139,6 +140,18 @@ def test_a_run_behind_a_trial_is_the_one_in_which_its_way_is_given(tmp_path):
         for name in ("auto", "given")
     )
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_the_doctor_looks_at_the_way_that_is_given_and_makes_no_trial(tmp_path, caplog):
+    with caplog.at_level(logging.INFO):
+        for way in ("stored", "queries", "auto"):
+            doctor._one_step(deciding(tmp_path, where=way))
+    assert "after a trial" not in caplog.text
+    assert caplog.text.count("agrees with finite differences") == 3
+    with pytest.raises(ValueError, match="where must be stored, queries or auto, got 'values'"):
+        doctor._one_step(deciding(tmp_path, where="values"))
+    with pytest.raises(ValueError, match="query_share must be"):
+        doctor._one_step(deciding(tmp_path, where="queries", query_share=2))
 
 
 @pytest.mark.slow

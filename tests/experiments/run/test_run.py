@@ -89,6 +89,14 @@ def test_two_runs_in_one_folder_are_refused(tmp_path):
         run(composed(tmp_path))
 
 
+def test_of_a_run_of_another_edition_the_broadest_differences_are_named(tmp_path):
+    run(stored(composed(tmp_path / "one")))
+    others = {f"a{n}": {"b": 1} for n in range(100)}
+    with pytest.raises(ValueError, match=r"with others: zone: nothing, not 1, ") as caught:
+        run(composed(tmp_path / "two", "ckpt=last", zone=1, **others))
+    assert "a12.b: nothing, not 1 and 95 more; name the file" in str(caught.value)
+
+
 def test_last_refuses_a_run_of_other_settings_and_names_them(tmp_path):
     run(stored(composed(tmp_path / "one")))
     other = composed(tmp_path / "two", "ckpt=last", lr=2e-3, seed=1)
