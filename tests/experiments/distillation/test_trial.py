@@ -9,9 +9,9 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -116,16 +116,17 @@ def test_a_signal_ends_the_run_and_not_only_the_trial(number, error, tmp_path):
     assert not (tmp_path / LAST).exists()
 
 
-def test_a_decision_leaves_everything_as_it_was(tmp_path, capsys, caplog):
-    cfg = deciding(tmp_path / "decided")
+def test_a_decision_leaves_everything_as_it_was(tmp_path, capsys, caplog, monkeypatch):
+    cfg, temporary = deciding(tmp_path / "decided"), tmp_path / "temporary"
     prepare_process(cfg)
-    temporary = set(Path(os.environ.get("TMPDIR", "/tmp")).glob("tmp*"))
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     before = surroundings()
     with caplog.at_level(logging.INFO):
         _, settings = decided(cfg, prepared_data(cfg))
     assert surroundings() == before
     assert [path.name for path in (tmp_path / "decided").iterdir()] == [DECISION]
-    assert set(Path(os.environ.get("TMPDIR", "/tmp")).glob("tmp*")) <= temporary
+    assert list(temporary.iterdir()) == []
     assert settings["cpu_seconds_decide"] > 0
     assert "where: " in caplog.messages[-1]
     assert "doctor" not in caplog.text
