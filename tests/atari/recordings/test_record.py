@@ -226,7 +226,7 @@ def test_another_recording_is_replaced_with_a_message(
 
 def test_what_cannot_be_recorded_replaces_nothing(copied, settings, small_teacher):
     before = contents(copied)
-    with pytest.raises(ValueError, match="teacher must have 6 .*, got 5"):
+    with pytest.raises(ValueError, match=r"teacher must have 6 .*, got 5"):
         record(copied, settings, small_teacher(num_actions=5), num_states=40)
     no_fire = dataclasses.replace(settings, game="freeway", fire_on_life_loss=True)
     with pytest.raises(ValueError, match="fire_on_life_loss must be false for freeway, which has"):
