@@ -11,6 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -38,7 +39,8 @@ class _Share(ABC):
     share: float | Schedule = 1.0
 
     def __post_init__(self) -> None:
-        fits = isinstance(self.share, Schedule) or 0.0 < self.share <= 1.0
+        is_number = isinstance(self.share, Real) and 0.0 < float(self.share) <= 1.0
+        fits = isinstance(self.share, Schedule) or is_number
         require(fits, "share", "in (0, 1] or a schedule", self.share)
 
     def at(self, x: Tensor, generator: Generator, step: int) -> Tensor:
@@ -108,11 +110,15 @@ class Recombine(_Share):
 class Mixup(_Share):
     """Points between two rows of the batch, at a uniform share of the way.
 
+    Raises:
+        ValueError: If the inputs are no floating-point numbers.
+
     Source:
         Zhang et al. 2018, mixup (arXiv:1710.09412).
     """
 
     def _moved(self, x: Tensor, rows: Tensor, generator: Generator) -> Tensor:
+        _require_floats(self, x)
         way = _uniform((len(rows),), generator).to(x).reshape(-1, *[1] * (x.ndim - 1))
         return torch.lerp(x[rows], x[_partners(rows, len(x), generator)], way)
 
@@ -122,7 +128,7 @@ class Noise(_Share):
     """Normal noise, ``std`` in the units of the input.
 
     Raises:
-        ValueError: If ``std`` is no finite number above 0.
+        ValueError: If ``std`` is no finite number above 0, or the inputs no floating-point numbers.
     """
 
     std: float = 0.01
@@ -132,8 +138,10 @@ class Noise(_Share):
         require(0.0 < self.std < math.inf, "std", "a finite number > 0", self.std)
 
     def _moved(self, x: Tensor, rows: Tensor, generator: Generator) -> Tensor:
+        _require_floats(self, x)
         shape = (len(rows), *x.shape[1:])
-        drawn = torch.randn(shape, generator=generator, device=generator.device)
+        exact = torch.float64 if x.dtype == torch.float64 else torch.float32
+        drawn = torch.randn(shape, generator=generator, dtype=exact, device=generator.device)
         return x[rows] + self.std * drawn.to(x)
 
 
@@ -177,13 +185,18 @@ def points_at(
     """
     with torch.no_grad():
         if isinstance(points, Points):
-            made = points.at(x, generator, step())
+            made = points.at(x if isinstance(points, _Share) else x.clone(), generator, step())
         else:
-            made = points(x, generator)
+            made = points(x.clone(), generator)  # it may write there
     fits = isinstance(made, Tensor) and made.shape == x.shape and made.dtype == x.dtype
     got = f"{list(made.shape)} {made.dtype}" if isinstance(made, Tensor) else type(made).__name__
     require(fits, "points", f"a function that returns {list(x.shape)} {x.dtype}", got)
     return made.detach()
+
+
+def _require_floats(points: Points, x: Tensor) -> None:
+    expected = f"{type(points).__name__} of floating-point inputs"
+    require(x.is_floating_point(), "points", expected, x.dtype)
 
 
 _KINDS = "some of 'cutmix', 'grid:n' and 'elements'"
@@ -204,7 +217,7 @@ def _mask(kind: str, x: Tensor, generator: Generator) -> Bool[Tensor, "rows *axe
         for axis, size in enumerate(sizes, start=2):
             length = size * (0.1 + 0.7 * _uniform((len(x), 1), generator))
             start = _uniform((len(x), 1), generator) * (size - length)
-            place = torch.arange(size, device=generator.device) + 0.5
+            place = torch.arange(0.5, size, dtype=length.dtype, device=generator.device)
             inside = ((place >= start) & (place < start + length)).to(x.device)
             mask &= inside.reshape(len(x), *[1] * (axis - 1), size, *[1] * (x.ndim - axis - 1))
         return mask
@@ -222,7 +235,9 @@ def _partners(rows: Tensor, size: int, generator: Generator) -> Tensor:
 
 
 def _uniform(shape: Sequence[int], generator: Generator) -> Tensor:
-    return torch.rand(tuple(shape), generator=generator, device=generator.device)
+    # of a type of its own: with precision="64-true" or "bf16-true" the default one is another
+    device, dtype = generator.device, torch.float32
+    return torch.rand(tuple(shape), generator=generator, dtype=dtype, device=device)
 
 
 def _integers(below: int, shape: Sequence[int], generator: Generator) -> Tensor:

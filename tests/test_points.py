@@ -138,6 +138,21 @@ def test_what_is_random_comes_from_the_generator_alone(points):
     assert torch.equal(before, torch.get_rng_state())
 
 
+@pytest.mark.parametrize("points", [Recombine(), Mixup(), Noise(), Shift()])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_the_default_type_of_a_trainer_s_precision_changes_no_point(points, dtype):
+    before = torch.get_default_dtype()
+    x, found = PICTURES.repeat(1, 1, 20, 1).to(dtype), []
+    try:
+        for default in (torch.float32, torch.float64, torch.bfloat16):
+            torch.set_default_dtype(default)
+            found.append(made(points, x))
+    finally:
+        torch.set_default_dtype(before)
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+
+
 @pytest.mark.parametrize("points", [Recombine(), Mixup()])
 def test_a_single_row_has_no_partner(points):
     assert torch.equal(made(points, PICTURES[:1]), PICTURES[:1])
@@ -145,6 +160,10 @@ def test_a_single_row_has_no_partner(points):
 
 REFUSED = [
     (lambda: Recombine(share=0.0), r"share must be in \(0, 1\] or a schedule, got 0.0"),
+    (lambda: Recombine(share=None), r"share must be in \(0, 1\] or a schedule, got None"),
+    (lambda: Recombine(share="0.5"), r"share must be in \(0, 1\] or a schedule, got '0.5'"),
+    (lambda: made(Mixup(), PICTURES.byte()), "points must be Mixup of float.*, got torch.uint8"),
+    (lambda: made(Noise(), PICTURES.long()), "points must be Noise of float.*, got torch.int64"),
     (lambda: Recombine(kinds="boxes"), "kinds must be some of 'cutmix'.*got 'boxes'"),
     (lambda: Recombine(kinds=()), "kinds must be"),
     (lambda: Recombine(kinds="grid:1"), "kinds must be"),

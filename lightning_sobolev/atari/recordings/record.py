@@ -99,12 +99,13 @@ def record(
         return stored.Recording(folder)
     networks = {"teacher": teacher} if player is None else {"teacher": teacher, "player": player}
     copies = {who: copy.deepcopy(net).to(device).eval() for who, net in networks.items()}
+    games = _Games(Environments(settings, seed), copies, behavior, device, seed)
+    games.check()  # before what is there is replaced
     with locked(folder / stored.LOCK_FILE):
         shards = _make_room(folder, identity, remake=remake)
         done = sum(shard.num_states for shard in shards)
         if shards:
             rank_zero_info(f"Recording {folder}: going on after {done} states.")
-        games = _Games(Environments(settings, seed), copies, behavior, device, seed)
         bar = progress_bar(f"recording {settings.game}", total, completed=done, enabled=progress)
         with bar as advance:
             while not _suffice(shards, num_states):
@@ -150,6 +151,10 @@ class _Games:
     behavior: Behavior
     device: torch.device | str
     seed: int
+
+    def check(self) -> None:
+        """Let the players answer once; an error where they do not fit the game."""
+        self._decide(self.environments.reset(self.seed), np.random.default_rng(0))
 
     def play(
         self, number: int, advance: Advance

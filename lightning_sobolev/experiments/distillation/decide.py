@@ -7,8 +7,10 @@ its values there are worth most. It is asked before anything is trained.
 
 import logging
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from tempfile import TemporaryDirectory
+from types import MappingProxyType
 from typing import Any
 
 import lightning.pytorch as pl
@@ -31,7 +33,7 @@ WAYS = ("values", "stored", "queries")
 
 _CLEAR = 0.3  # as much of the change as a derivative must explain to be worth matching
 _SHARES = ((20, 0.75), (10, 0.5))
-_BETTER = 0.97  # what a trial must bring before values alone are left
+_BETTER = 0.03  # share of the score that a trial must bring before values alone are left
 
 
 def share_of_queries(passes: float) -> float:
@@ -64,18 +66,42 @@ class Decision:
     foresight: bool = True
     share_of_steps: float = 0.2
 
-    def settings(self, cfg: DictConfig, datamodule: Any) -> dict[str, Any]:
-        """Return the settings that were open, and say in one line of the log why they are so."""
+    def __post_init__(self) -> None:
+        require(self.num_states >= 2, "num_states", "at least 2", self.num_states)
+        share = self.share_of_steps
+        require(0.0 < share <= 1.0, "share_of_steps", "in (0, 1]", share)
+
+    def check(self, cfg: DictConfig) -> None:
+        """Refuse settings that cannot be decided by, before anything is recorded."""
         require(cfg.where in ("auto", *WAYS), "where", f"auto or one of {WAYS}", cfg.where)
+        share, text = cfg.query_share, "null or in [0, 1]"
+        fits = share is None or (isinstance(share, int | float) and 0.0 <= share <= 1.0)
+        require(fits, "query_share", text, share)
+        score = cfg.score
+        fits = cfg.where != "auto" or (score is not None and score.mode in ("min", "max"))
+        require(fits, "score", "{metric: ..., mode: min or max}", score)
+
+    def settings(
+        self, cfg: DictConfig, datamodule: Any, earlier: Mapping[str, Any] = MappingProxyType({})
+    ) -> dict[str, Any]:
+        """Return the settings that were open, and say in one line of the log why they are so.
+
+        What was decided ``earlier`` is taken over where it is still open.
+        """
         datamodule.setup("fit")
         passes = cfg.steps * cfg.data.batch_size / datamodule.num_train_states
-        share = cfg.query_share
+        share = earlier.get("query_share") if cfg.query_share is None else cfg.query_share
         share = share_of_queries(passes) if share is None else share
         way, why = cfg.where, "as it was asked for"
-        if way == "auto":
+        if cfg.sobolev.callback is None and way != "queries":
+            way, why = "values", "no derivatives are matched"
+        elif way == "auto" and earlier.get("where") in WAYS:
+            way, why = earlier["where"], "as it was decided before"
+        elif way == "auto":
             way, why = self._found(cfg, datamodule, share)
         if way == "queries":
-            why += f"; {share:.0%} of each batch are queries, {passes:.3g} passes over the states"
+            asked = f"{share:.0%} of each batch are queries" if share else "no queries"
+            why += f"; {asked}: each state is seen {passes:.3g} times"
         log.info("where: %s (%s)", way, why)
         return {"where": way, "query_share": share}
 
@@ -91,8 +117,6 @@ class Decision:
         return cfg
 
     def _found(self, cfg: DictConfig, datamodule: Any, share: float) -> tuple[str, str]:
-        if cfg.sobolev.callback is None:
-            return "values", "no derivatives are matched"
         try:
             found = self._asked(cfg, datamodule) if self.foresight else None
         except NothingToExplain:
@@ -117,24 +141,37 @@ class Decision:
         steps = math.ceil(self.share_of_steps * cfg.steps)
         ways = {way: self.applied(cfg, {"where": way, "query_share": share}) for way in WAYS}
         scores = {way: _trial(tried, steps) for way, tried in ways.items()}
-        best = min(
-            (way for way in WAYS if math.isfinite(scores[way])),
-            key=lambda way: scores[way] / (1.0 if way == "values" else _BETTER),
-            default="values",
-        )
         said = ", ".join(f"{way} {score:.4g}" for way, score in scores.items())
-        return best, f"{cfg.score.metric} after a trial of {steps} steps: {said}"
+        why = f"{cfg.score.metric} after a trial of {steps} steps: {said}"
+        return best_of(scores, cfg.score.mode), why
+
+
+def best_of(scores: Mapping[str, float], mode: str) -> str:
+    """Return the way with the best score; one that is not finite loses to all others."""
+    sign = {"min": 1.0, "max": -1.0}[mode]
+    losses = {way: sign * score for way, score in scores.items() if math.isfinite(score)}
+    if "values" in losses:
+        losses["values"] -= _BETTER * abs(losses["values"])
+    return min(losses, key=lambda way: losses[way], default="values")
 
 
 def _trial(cfg: DictConfig, steps: int) -> float:
-    """Train for a few steps, as if they were all, and return the score on the validation states."""
+    """Train for a few steps, as if they were all, and return the score on the validation states.
+
+    In this process alone, whatever the run does; NaN where training diverges.
+    """
     with TemporaryDirectory() as folder:
         with open_dict(cfg):
             cfg.steps, cfg.run_dir, cfg.progress = steps, folder, False
-            cfg.logger, cfg.callbacks = {}, {}
+            cfg.logger, cfg.callbacks, cfg.sobolev.doctor = {}, {}, False
         pl.seed_everything(cfg.seed, workers=True, verbose=False)
         datamodule, module = instantiate(cfg.data), instantiate(cfg.module)
-        trainer = build_trainer(cfg)
-        trainer.fit(module, datamodule=datamodule)
+        trainer = build_trainer(cfg, strategy="auto", devices=1)
+        try:
+            trainer.fit(module, datamodule=datamodule)
+        except FloatingPointError:  # a term or a weight that is not finite
+            return math.nan
         found = trainer.validate(module, datamodule=datamodule, verbose=False)[0]
-    return float(found[cfg.score.metric])
+    name, known = cfg.score.metric, "one that validation logs: " + ", ".join(found)
+    require(name in found, "score.metric", known, name)
+    return float(found[name])

@@ -161,9 +161,8 @@ class DistillationModule(pl.LightningModule):
         return loss
 
     def _answer(self, x: Tensor) -> Tensor:
-        """Ask the teacher as it was asked for the stored answers: in its own precision."""
-        with torch.autocast(x.device.type, enabled=False):
-            return self.head.answers(self.players["teacher"](self.scaled(x)))
+        """Ask the teacher as it was asked for the stored answers."""
+        return self.head.answers(self.players["teacher"](self.scaled(x)))
 
     def validation_step(self, batch: dict[str, Tensor], _: int) -> None:
         """Log the divergence on held-out states."""

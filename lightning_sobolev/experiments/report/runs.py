@@ -32,7 +32,7 @@ _NAMES = {
     "seconds_fit": "seconds",
     "score": "validation_score",
 }
-_DECIDED = ("where",)  # texts among the numbers
+_DECIDED = ("where", "query_share")  # settings among the numbers
 _STUDENTS = {"small_cnn": "small", "nature_cnn": "same"}
 _REFERENCE = re.compile(r"\$\{([^${}:]+)\}")  # the innermost one that calls no resolver
 
@@ -46,7 +46,7 @@ class Run:
     config: dict[str, Any]  # plain, not resolved
     choices: dict[str, str]  # the file that was chosen from every group
     overridden: list[str]  # the keys and groups that the command line named
-    decided: dict[str, str]  # settings that were left open, as the data decided them
+    decided: dict[str, Any]  # settings that were left open, as the data decided them
 
     def setting(self, key: str) -> Any:
         """Return what was chosen from a group, or the value of a setting; None if there is none."""
@@ -87,7 +87,7 @@ def _read_run(folder: Path) -> Run:
     metrics = _load(folder / METRICS, json.loads, dict)
     numbers = {key: math.nan if value is None else value for key, value in metrics.items()}
     stated = numbers.pop("config_hash", None)
-    decided = {key: str(numbers.pop(key)) for key in _DECIDED if key in numbers}
+    decided = {key: numbers.pop(key) for key in _DECIDED if key in numbers}
     if wrong := [value for value in numbers.values() if not isinstance(value, int | float)]:
         raise ValueError(f"{folder / METRICS} must hold numbers, got {wrong[0]!r}")
     config = read_config(folder)

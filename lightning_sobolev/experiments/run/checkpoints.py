@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 
 LAST = Path("checkpoints") / "last.ckpt"
 BEST = LAST.with_name("best.ckpt")  # of callbacks=best
+_SHOWN = 6  # settings that differ: a run of another edition has a hundred
 _PATHS = ("best_model_path", "kth_best_model_path")
 
 
@@ -177,9 +178,12 @@ def checkpoint_to_resume(cfg: DictConfig, free: Sequence[str] = ()) -> Path | No
     found_others = differences(earlier, cfg) if earlier is not None else []
     beginnings = tuple(f"{name}{end}" for name in free for end in (":", "."))
     if changed := [text for text in found_others if not text.startswith(beginnings)]:
+        changed.sort(key=lambda text: text.partition(":")[0].count("."))  # the broad ones first
+        more = f" and {len(changed) - _SHOWN} more" if len(changed) > _SHOWN else ""
         raise ValueError(
             f"ckpt=last must go on from a run of the same settings, got {found.parents[1]} with "
-            f"others: {', '.join(changed)}; name the file, ckpt={found}, to go on all the same"
+            f"others: {', '.join(changed[:_SHOWN])}{more}; name the file, ckpt={found}, to go on "
+            "all the same"
         )
     log.info("going on from %s", found)
     return whole_checkpoint(found)

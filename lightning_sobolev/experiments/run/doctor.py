@@ -15,8 +15,10 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from lightning_sobolev._checks import require
 from lightning_sobolev.experiments.common.module import QUIET
 from lightning_sobolev.experiments.run.conf import config_folder
+from lightning_sobolev.experiments.run.decided import decided, prepared_data
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -43,8 +45,15 @@ def _one_step(cfg: DictConfig) -> None:
     with tempfile.TemporaryDirectory() as folder:
         cfg.run_dir = folder
         pl.seed_everything(cfg.seed, verbose=False)
+        datamodule = prepared_data(cfg)
+        # Where it is left open no trial decides for a single step: it is checked as it stands.
+        if cfg.get("where") != "auto":
+            cfg, _ = decided(cfg, datamodule)
+        require(
+            cfg.sobolev.callback is not None, "where", "stored, queries or auto", cfg.get("where")
+        )
         callbacks = [instantiate(cfg.sobolev.callback)]
         trainer = pl.Trainer(
             accelerator="cpu", max_steps=1, limit_val_batches=0, callbacks=callbacks, **QUIET
         )
-        trainer.fit(instantiate(cfg.module), datamodule=instantiate(cfg.data))
+        trainer.fit(instantiate(cfg.module), datamodule=datamodule)

@@ -3,16 +3,27 @@
 import logging
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 log = logging.getLogger(__name__)
 
 _NAMES = ("SIGINT", "SIGUSR1", "SIGUSR2")  # Ctrl-C; Slurm sends one of the others before it kills
 Handler = Callable[[int, FrameType | None], Any]
+
+
+@contextmanager
+def shell_status() -> Iterator[None]:
+    """End with the exit status that a shell gives to SIGTERM; Lightning's own would be 0."""
+    try:
+        yield
+    except SIGTERMException as stop:
+        raise SystemExit(128 + signal.SIGTERM) from stop
 
 
 class WholeSteps(pl.Callback):

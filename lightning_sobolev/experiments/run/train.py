@@ -5,7 +5,6 @@ import logging
 import math
 import os
 import secrets
-import signal
 import sys
 import time
 import warnings
@@ -22,25 +21,23 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig
 from rich.console import Console
 
-from lightning_sobolev._files import read_json, sweep, write_json, write_text
-from lightning_sobolev.doctor.rehearsal import own_random_numbers
+from lightning_sobolev._files import sweep, write_text
 from lightning_sobolev.experiments.report.curves import save_curves
 from lightning_sobolev.experiments.run import checkpoints
 from lightning_sobolev.experiments.run.checkpoints import LAST
 from lightning_sobolev.experiments.run.conf import config_hash
 from lightning_sobolev.experiments.run.curves import Curves
-from lightning_sobolev.experiments.run.interrupts import WholeSteps
+from lightning_sobolev.experiments.run.decided import decided, prepared_data
+from lightning_sobolev.experiments.run.interrupts import WholeSteps, shell_status
 from lightning_sobolev.experiments.run.sharding import one_process
 from lightning_sobolev.experiments.run.summary import matched, summary_table
 
 log = logging.getLogger(__name__)
 
 METRICS = "metrics.json"
-DECISION = "decision.json"
 Metrics = dict[str, float | str]
 
 
@@ -53,7 +50,7 @@ def run(cfg: DictConfig) -> Metrics:
     started = time.perf_counter()
     cfg = checked(cfg)
     prepare_process(cfg)
-    with alone_in(Path(cfg.run_dir)):
+    with alone_in(Path(cfg.run_dir)), shell_status():
         ckpt = checkpoints.checkpoint_to_resume(cfg)
         (Path(cfg.run_dir) / METRICS).unlink(missing_ok=True)  # an earlier run's
         for place in (Path(cfg.run_dir), Path(cfg.run_dir) / LAST.parent):
@@ -73,10 +70,9 @@ def run(cfg: DictConfig) -> Metrics:
 
 
 def _train_and_test(cfg: DictConfig, ckpt: Path | None) -> tuple[Metrics, DictConfig]:
-    datamodule = instantiate(cfg.data)
     # Before the clock of the training starts: data is recorded for many runs.
-    datamodule.prepare_data()
-    cfg, settings = decided(cfg, datamodule, _earlier_decision(cfg, ckpt))
+    datamodule = prepared_data(cfg)
+    cfg, settings = decided(cfg, datamodule, ckpt and ckpt.resolve().parent.parent)
     module = instantiate(cfg.module)
     curves = Curves(cfg.run_dir, cfg.log_every, say=not cfg.progress)
     trainer = build_trainer(cfg, [curves])
@@ -100,36 +96,6 @@ def _train_and_test(cfg: DictConfig, ckpt: Path | None) -> tuple[Metrics, DictCo
     quiet = {"weights_only": True, "verbose": False}
     metrics |= trainer.test(module, datamodule=datamodule, ckpt_path=best, **quiet)[0]
     return metrics, cfg
-
-
-def decided(
-    cfg: DictConfig, datamodule: pl.LightningDataModule, earlier: Path | None = None
-) -> tuple[DictConfig, Metrics]:
-    """Return the configuration with the settings that its data decide, and those.
-
-    They are kept in ``decision.json`` in the folder of the run; an ``earlier`` one is taken over.
-    """
-    if cfg.get("decide") is None:
-        return cfg, {}
-    decider = instantiate(cfg.decide)
-    settings = None if earlier is None else read_json(earlier)
-    if settings is None:
-        started = time.process_time()
-        with own_random_numbers():
-            settings = decider.settings(cfg, datamodule)
-        settings["cpu_seconds_decide"] = time.process_time() - started
-    path = Path(cfg.run_dir) / DECISION
-    if path != earlier:
-        write_json(path, settings)
-    return decider.applied(cfg, settings), settings
-
-
-def _earlier_decision(cfg: DictConfig, ckpt: Path | None) -> Path | None:
-    """Say whose decision holds: that of the run that is resumed, or of the first process."""
-    if ckpt is not None:
-        return ckpt.parents[1] / DECISION
-    is_first = os.environ.get("LOCAL_RANK", "0") == "0"
-    return None if is_first else Path(cfg.run_dir) / DECISION
 
 
 def prepare_process(cfg: DictConfig) -> None:
@@ -243,12 +209,10 @@ def alone_in(folder: Path) -> Iterator[None]:
 def _fit(trainer: pl.Trainer, **what: Any) -> None:
     try:
         trainer.fit(**what, weights_only=True)
-    except SystemExit as stop:
+    except SystemExit:
         # The trainer turns signals into this, after its callbacks have saved the checkpoint.
         saved = Path(trainer.default_root_dir) / LAST
         if trainer.is_global_zero and saved.is_file():
             resume = checkpoints.command_to_resume(saved)
             log.warning("interrupted at step %d; to go on: %s", trainer.global_step, resume)
-        if isinstance(stop, SIGTERMException):
-            raise SystemExit(128 + signal.SIGTERM) from stop  # as the shell reports it
         raise

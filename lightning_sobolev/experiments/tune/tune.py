@@ -25,6 +25,7 @@ from lightning_sobolev._files import read_json, whole, write_json
 from lightning_sobolev.experiments.run import train as single_run
 from lightning_sobolev.experiments.run.checkpoints import BEST, LAST
 from lightning_sobolev.experiments.run.conf import config_hash
+from lightning_sobolev.experiments.run.decided import DECISION, decided, prepared_data
 from lightning_sobolev.experiments.tune.history import best_member, read_history
 from lightning_sobolev.experiments.tune.schedulers import MEMBER, SCORE
 from lightning_sobolev.experiments.tune.search_space import read_search_space
@@ -59,12 +60,9 @@ def run_tuning(cfg: DictConfig) -> single_run.Metrics:
 def _search(cfg: DictConfig, folder: Path) -> single_run.Metrics:
     started = time.perf_counter()
     single_run.prepare_process(cfg)
-    datamodule = instantiate(cfg.data)
-    datamodule.prepare_data()  # once, before several members would
-    given, cfg = (
-        config_hash(cfg),
-        single_run.decided(cfg, datamodule, folder / single_run.DECISION)[0],
-    )
+    given = config_hash(cfg)
+    datamodule = prepared_data(cfg)  # once, before several members would
+    cfg, settings = decided(cfg, datamodule, folder if (folder / DECISION).is_file() else None)
     checkpoints = _train_population(cfg, folder)
     history = read_history(folder / POPULATION)
     best = best_member(history, cfg.score.mode)
@@ -78,6 +76,7 @@ def _search(cfg: DictConfig, folder: Path) -> single_run.Metrics:
         draw_schedule(folder / "schedule.png", history, best)
         draw_lineage(folder / "lineage.png", history, best)
     metrics: single_run.Metrics = {
+        **settings,
         **_test(cfg, folder / BEST.name),
         "score": float(history.loc[history["member"] == best, "score"].iloc[-1]),
         "best_member": best,

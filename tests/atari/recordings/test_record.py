@@ -224,6 +224,16 @@ def test_another_recording_is_replaced_with_a_message(
     assert named in messages[0]
 
 
+def test_what_cannot_be_recorded_replaces_nothing(copied, settings, small_teacher):
+    before = contents(copied)
+    with pytest.raises(ValueError, match=r"teacher must have 6 .*, got 5"):
+        record(copied, settings, small_teacher(num_actions=5), num_states=40)
+    no_fire = dataclasses.replace(settings, game="freeway", fire_on_life_loss=True)
+    with pytest.raises(ValueError, match="fire_on_life_loss must be false for freeway, which has"):
+        record(copied, no_fire, small_teacher(num_actions=3), num_states=40)
+    assert contents(copied) == before
+
+
 @pytest.mark.parametrize("with_recording", [False, True])
 def test_a_folder_of_other_things_is_never_deleted(copied, settings, teacher, with_recording):
     if not with_recording:

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from lightning_sobolev.experiments.distillation import decide
-from lightning_sobolev.experiments.distillation.decide import Decision, share_of_queries
+from lightning_sobolev.experiments.distillation.decide import Decision, best_of, share_of_queries
 
 CONFIG = {
     "where": "auto",
@@ -23,7 +23,7 @@ CONFIG = {
     "data": {"batch_size": 10},
     "module": {"queries": "something"},
     "sobolev": {"callback": {"a": 1}},
-    "score": {"metric": "val/kl"},
+    "score": {"metric": "val/kl", "mode": "min"},
 }
 
 
@@ -77,7 +77,9 @@ def test_what_derivatives_say_between_states_decides(frequency, way, caplog):
     assert found == {"where": way, "query_share": 0.75}
     (line,) = caplog.messages
     assert line.startswith(f"where: {way} (the teacher's derivatives explain ")
-    assert ("75% of each batch are queries, 20 passes over the states" in line) == (way != "stored")
+    assert ("75% of each batch are queries: each state is seen 20 times" in line) == (
+        way != "stored"
+    )
 
 
 @pytest.mark.parametrize(
@@ -113,8 +115,76 @@ def test_what_is_asked_for_is_done(monkeypatch):
     assert settings(where="queries", query_share=0.1)["query_share"] == 0.1
     assert settings(sobolev={"callback": None})["where"] == "values"
     assert settings(where="queries", sobolev={"callback": None})["where"] == "queries"
-    with pytest.raises(ValueError, match=r"where must be auto or one of .*, got 'somewhere'"):
-        settings(where="somewhere")
+    assert settings(where="stored", sobolev={"callback": None})["where"] == "values"
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"where": "somewhere"}, r"where must be auto or one of .*, got 'somewhere'"),
+        ({"query_share": 1.5}, r"query_share must be null or in \[0, 1\], got 1.5"),
+        ({"query_share": -0.1}, r"query_share must be null or in \[0, 1\], got -0.1"),
+        ({"query_share": "half"}, r"query_share must be null or in \[0, 1\], got 'half'"),
+        ({"score": None}, r"score must be {metric: \.\.\., mode: min or max}, got None"),
+        ({"score": {"mode": "up"}}, r"score must be .*got .*up"),
+    ],
+)
+def test_what_cannot_be_decided_by_is_refused(changes, text):
+    with pytest.raises(ValueError, match=text):
+        Decision().check(OmegaConf.merge(CONFIG, changes))
+
+
+def test_a_decision_of_its_own_settings_is_refused():
+    with pytest.raises(ValueError, match=r"share_of_steps must be in \(0, 1\], got 0"):
+        Decision(share_of_steps=0)
+    with pytest.raises(ValueError, match=r"num_states must be at least 2, got 1"):
+        Decision(num_states=1)
+
+
+def test_no_queries_are_called_so(caplog):
+    with caplog.at_level(logging.INFO):
+        settings(where="queries", query_share=0)
+    text = "where: queries (as it was asked for; no queries: each state is seen 20 times)"
+    assert caplog.messages == [text]
+
+
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        ({}, ("queries", 0.3)),
+        ({"where": "stored"}, ("stored", 0.3)),
+        ({"query_share": 0.1}, ("queries", 0.1)),
+        ({"sobolev": {"callback": None}}, ("values", 0.3)),
+    ],
+)
+def test_an_earlier_decision_holds_for_what_is_open(changes, found, monkeypatch):
+    with_trials(monkeypatch, {})  # none is asked for
+    cfg = OmegaConf.merge(CONFIG, {"teacher": {"frequency": 1.8}}, changes)
+    earlier = {"where": "queries", "query_share": 0.3, "cpu_seconds_decide": 7.0}
+    again = Decision().settings(cfg, data(), earlier)
+    assert (again["where"], again["query_share"]) == found
+
+
+def test_a_damaged_earlier_decision_is_made_again():
+    cfg = OmegaConf.create(CONFIG)
+    assert Decision().settings(cfg, data(), {"where": "?"}) == settings()
+
+
+@pytest.mark.parametrize(
+    ("mode", "scores", "way"),
+    [
+        ("max", (1.0, 1.1, 1.2), "queries"),
+        ("max", (1.0, 1.02, 0.5), "values"),  # too little is won
+        ("max", (-1.0, -0.5, -2.0), "stored"),
+        ("min", (-1.0, -1.02, -1.01), "values"),
+        ("min", (-1.0, -1.1, -1.01), "stored"),
+        ("min", (math.nan, 1.0, 2.0), "stored"),
+        ("max", (0.0, math.inf, math.nan), "values"),
+        ("min", (math.nan, math.nan, math.nan), "values"),
+    ],
+)
+def test_the_best_score_wins_if_it_is_finite(mode, scores, way):
+    assert best_of(dict(zip(decide.WAYS, scores, strict=True)), mode) == way
 
 
 def test_the_share_falls_with_the_passes():

@@ -130,3 +130,13 @@ def test_a_setting_that_the_data_decided_is_shown_as_decided(store, tmp_path):
     store("1", ["+experiment=distill_pong", "seed=1"], NUMBERS, where="stored")
     table = tabulate(find_runs(tmp_path / "runs"), by=["where"])
     assert list(table["where"]) == ["queries", "stored"]
+
+
+def test_a_decided_share_of_queries_is_a_setting_also_where_others_gave_it(store, tmp_path):
+    chosen = ["+experiment=distill_pong", "where=queries"]
+    decided = {**NUMBERS, "where": "queries", "query_share": 0.75}
+    store("0", chosen, decided, where="queries", query_share=None)
+    given = {**decided, "query_share": 0.5}
+    store("1", [*chosen, "query_share=0.5"], given, where="queries", query_share=0.5)
+    table = tabulate(find_runs(tmp_path / "runs"))
+    assert list(table["query_share"]) == [0.75, 0.5]

@@ -18,9 +18,10 @@ from torch import nn
 
 from lightning_sobolev.experiments.run.checkpoints import BEST, LAST
 from lightning_sobolev.experiments.run.conf import STORED, config_hash
+from lightning_sobolev.experiments.run.decided import DECISION, decided, prepared_data
 from lightning_sobolev.experiments.run.stored import load_module
 from lightning_sobolev.experiments.run.train import run, score_of
-from tests.experiments.run._toy import composed
+from tests.experiments.run._toy import ToyData, composed
 
 
 def weights(folder, name=LAST):
@@ -86,6 +87,14 @@ def test_two_runs_in_one_folder_are_refused(tmp_path):
         pytest.raises(ValueError, match=r"run_dir must be of one run, got .*, where one works"),
     ):
         run(composed(tmp_path))
+
+
+def test_of_a_run_of_another_edition_the_broadest_differences_are_named(tmp_path):
+    run(stored(composed(tmp_path / "one")))
+    others = {f"a{n}": {"b": 1} for n in range(100)}
+    with pytest.raises(ValueError, match=r"with others: zone: nothing, not 1, ") as caught:
+        run(composed(tmp_path / "two", "ckpt=last", zone=1, **others))
+    assert "a12.b: nothing, not 1 and 95 more; name the file" in str(caught.value)
 
 
 def test_last_refuses_a_run_of_other_settings_and_names_them(tmp_path):
@@ -311,9 +320,14 @@ def test_a_folder_without_a_run_is_named(tmp_path):
 class Decider:
     """Decides for a learning rate that no one gave, by the data."""
 
-    def settings(self, cfg, datamodule):
+    def check(self, cfg):
+        if cfg.lr == 0.0:
+            raise ValueError("lr must be above 0, got 0.0")
+
+    def settings(self, cfg, datamodule, earlier):
         torch.rand(3)  # what is drawn here is none of the run's business
-        return {"where": "somewhere", "rate": float(len(datamodule.training_points()))}
+        found = {"where": "somewhere", "rate": float(len(datamodule.training_points()))}
+        return {name: earlier.get(name, value) for name, value in found.items()}
 
     def applied(self, cfg, settings):
         cfg = cfg.copy()
@@ -321,8 +335,17 @@ class Decider:
         return cfg
 
 
+class Unprepared(ToyData):
+    def prepare_data(self):
+        raise AssertionError("recorded before the settings were checked")
+
+
 def deciding(folder, *overrides, **settings):
     return composed(folder, *overrides, decide={"_target_": f"{__name__}.Decider"}, **settings)
+
+
+def kept(folder):
+    return json.loads((folder / DECISION).read_text())
 
 
 def test_settings_that_the_data_decide_are_as_if_they_had_been_given(tmp_path):
@@ -333,28 +356,52 @@ def test_settings_that_the_data_decide_are_as_if_they_had_been_given(tmp_path):
     assert all(torch.equal(one[name], other[name]) for name in one)
     assert (metrics["where"], metrics["rate"]) == ("somewhere", 14.0)
     assert metrics["config_hash"] == config_hash(cfg)
+    assert metrics["cpu_seconds_decide"] == kept(tmp_path / "decided")["cpu_seconds_decide"] > 0
+
+
+def test_what_is_to_decide_is_checked_before_data_are_made(tmp_path):
+    cfg = deciding(tmp_path, lr=0.0, data={"_target_": f"{__name__}.Unprepared"})
+    with pytest.raises(ValueError, match="lr must be above 0"):
+        run(cfg)
 
 
 def test_a_resumed_run_keeps_what_was_decided(tmp_path):
     run(stored(deciding(tmp_path / "first")))
-    path = tmp_path / "first" / "decision.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "where": "as before"}))
+    before = {**kept(tmp_path / "first"), "where": "as before", "cpu_seconds_decide": 100.0}
+    (tmp_path / "first" / DECISION).write_text(json.dumps(before))
     last = f"ckpt={tmp_path / 'first' / LAST}"
     metrics = run(deciding(tmp_path / "second", last, steps=20))
     assert metrics["where"] == "as before"
-    assert json.loads((tmp_path / "second" / "decision.json").read_text())["rate"] == 14.0
+    assert metrics["cpu_seconds_decide"] > 100.0
+    assert kept(tmp_path / "second")["rate"] == 14.0
+
+
+@pytest.mark.parametrize("left", [None, "{", "[]"])
+def test_a_run_that_decided_nothing_is_gone_on_with_and_that_is_said(left, tmp_path, caplog):
+    run(composed(tmp_path))  # as runs were before there was anything to decide
+    if left is not None:
+        (tmp_path / DECISION).write_text(left)
+    with caplog.at_level(logging.WARNING):
+        metrics = run(deciding(tmp_path, f"ckpt={tmp_path / LAST}", steps=20))
+    assert f"{tmp_path / DECISION} is missing: what the data decide is decided now" in caplog.text
+    assert metrics["where"] == kept(tmp_path)["where"] == "somewhere"
+
+
+def test_a_checkpoint_without_folders_above_it_is_gone_on_from(tmp_path, monkeypatch):
+    run(deciding(tmp_path / "first"))
+    (tmp_path / "moved.ckpt").write_bytes((tmp_path / "first" / LAST).read_bytes())
+    monkeypatch.chdir(tmp_path)
+    assert run(deciding(tmp_path / "second", "ckpt=moved.ckpt", steps=20))["steps"] == 20
 
 
 def test_a_further_process_takes_what_the_first_decided(tmp_path, monkeypatch):
-    (tmp_path / "decision.json").write_text(json.dumps({"where": "there", "rate": 3.0}))
+    text = json.dumps({"where": "there", "rate": 3.0})
+    (tmp_path / DECISION).write_text(text)
     monkeypatch.setenv("LOCAL_RANK", "1")
-    cfg, settings = decided_of(deciding(tmp_path))
-    assert (cfg.lr, settings["where"]) == (pytest.approx(3e-4), "there")
-
-
-def decided_of(cfg):
-    from hydra.utils import instantiate
-
-    from lightning_sobolev.experiments.run import train
-
-    return train.decided(cfg, instantiate(cfg.data), train._earlier_decision(cfg, None))
+    cfg = deciding(tmp_path)
+    found, settings = decided(cfg, prepared_data(cfg), tmp_path / "of a run that is resumed")
+    assert (found.lr, settings["where"]) == (pytest.approx(3e-4), "there")
+    assert (tmp_path / DECISION).read_text() == text
+    (tmp_path / DECISION).unlink()
+    with pytest.raises(ValueError, match=r"decision.json must be the decision of the first proc"):
+        decided(cfg, prepared_data(cfg))

@@ -15,7 +15,9 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from lightning_sobolev.experiments.run.decided import DECISION
 from lightning_sobolev.experiments.run.train import METRICS
+from lightning_sobolev.experiments.tune import tune as search
 from lightning_sobolev.experiments.tune.history import read_history
 from lightning_sobolev.experiments.tune.trainable import WORKING
 from lightning_sobolev.experiments.tune.tune import first_configs, run_tuning
@@ -43,6 +45,35 @@ def test_a_folder_is_of_one_search(tmp_path):
         assert run_tuning(composed(tmp_path, "seed=null")) == {}  # finished, and left alone
     with pytest.raises(ValueError, match="run_dir must be of a search of the same settings"):
         run_tuning(composed(tmp_path, "seed=1"))
+
+
+class Decider:
+    """Decides anew whenever nothing was decided earlier."""
+
+    times = 0
+
+    def check(self, cfg):
+        pass
+
+    def settings(self, cfg, datamodule, earlier):
+        Decider.times += not earlier
+        return {"where": earlier.get("where", f"way {Decider.times}")}
+
+    def applied(self, cfg, settings):
+        return cfg
+
+
+def test_a_search_that_goes_on_keeps_what_it_decided(tmp_path, monkeypatch):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(search, "_train_population", killed)
+    cfg = composed(tmp_path, decide={"_target_": f"{__name__}.Decider"})
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            run_tuning(cfg)
+        assert json.loads((tmp_path / DECISION).read_text())["where"] == "way 1"
+    assert Decider.times == 1
 
 
 def test_members_begin_with_samples_uniform_in_the_logarithm(tmp_path):
