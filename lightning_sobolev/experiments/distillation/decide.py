@@ -139,7 +139,9 @@ class Decision:
 
     def _tried(self, cfg: DictConfig, share: float) -> tuple[str, str]:
         steps = math.ceil(self.share_of_steps * cfg.steps)
-        ways = {way: self.applied(cfg, {"where": way, "query_share": share}) for way in WAYS}
+        # without a share the third differs from the second in its weights alone
+        open_ways = WAYS if share else WAYS[:2]
+        ways = {way: self.applied(cfg, {"where": way, "query_share": share}) for way in open_ways}
         scores = {way: _trial(tried, steps) for way, tried in ways.items()}
         said = ", ".join(f"{way} {score:.4g}" for way, score in scores.items())
         why = f"{cfg.score.metric} after a trial of {steps} steps: {said}"

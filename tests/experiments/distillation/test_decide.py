@@ -99,6 +99,12 @@ def test_where_they_leave_it_open_a_trial_does(scores, way, monkeypatch, caplog)
     assert "val/kl after a trial of 20 steps: values 1, stored" in caplog.text
 
 
+def test_what_asks_for_no_queries_is_not_tried(monkeypatch):
+    asked = with_trials(monkeypatch, {"values": 1.0, "stored": 0.9})
+    assert settings(teacher={"frequency": 1.8}, query_share=0.0)["where"] == "stored"
+    assert [way for way, _ in asked] == ["values", "stored"]
+
+
 def test_without_foresight_or_with_nothing_to_foresee_a_trial_decides(monkeypatch):
     asked = with_trials(monkeypatch, {"values": 1.0, "stored": 0.5, "queries": 0.7})
     trial = Decision(foresight=False, share_of_steps=0.05)
