@@ -52,8 +52,8 @@ def test_actions_are_chosen_with_their_probabilities(behavior, has_player):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"temperature": 0.0}, "temperature must be positive and finite, got 0.0"),
-        ({"temperature": math.nan}, "temperature must be positive and finite, got nan"),
+        ({"temperature": 0.0}, "temperature must be a positive number, got 0.0"),
+        ({"temperature": math.nan}, "temperature must be a positive number, got nan"),
         ({"epsilon": 1.5}, r"epsilon must be in \[0, 1\], got 1.5"),
         ({"beta": -0.1}, r"beta must be in \[0, 1\], got -0.1"),
         ({"greedy": True, "temperature": 2.0}, "temperature must be 1 for a greedy policy"),

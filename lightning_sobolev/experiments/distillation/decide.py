@@ -18,6 +18,7 @@ from omegaconf import DictConfig, open_dict
 
 from lightning_sobolev._checks import require
 from lightning_sobolev.doctor.moves import Explained, NothingToExplain, explained
+from lightning_sobolev.doctor.rehearsal import own_random_numbers
 from lightning_sobolev.experiments.distillation.teacher import player_of
 from lightning_sobolev.experiments.run.train import build_trainer
 from lightning_sobolev.functional.projections import generator_for
@@ -64,9 +65,21 @@ class Decision:
     foresight: bool = True
     share_of_steps: float = 0.2
 
+    def check(self, cfg: DictConfig) -> None:
+        """Refuse what cannot be decided on, and a module that cannot be built: nothing is recorded.
+
+        Raises:
+            ValueError: If ``where`` is unknown or ``query_share`` no share of a batch.
+        """
+        require(cfg.where in ("auto", *WAYS), "where", f"auto or one of {WAYS}", cfg.where)
+        share = cfg.query_share
+        is_share = isinstance(share, int | float) and 0.0 <= share <= 1.0
+        require(share is None or is_share, "query_share", "null or in [0, 1]", share)
+        with own_random_numbers():
+            instantiate(self.applied(cfg, {"where": "values", "query_share": 0.0}).module)
+
     def settings(self, cfg: DictConfig, datamodule: Any) -> dict[str, Any]:
         """Return the settings that were open, and say in one line of the log why they are so."""
-        require(cfg.where in ("auto", *WAYS), "where", f"auto or one of {WAYS}", cfg.where)
         datamodule.setup("fit")
         passes = cfg.steps * cfg.data.batch_size / datamodule.num_train_states
         share = cfg.query_share

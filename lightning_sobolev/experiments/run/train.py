@@ -55,7 +55,7 @@ def run(cfg: DictConfig) -> Metrics:
     prepare_process(cfg)
     with alone_in(Path(cfg.run_dir)):
         ckpt = checkpoints.checkpoint_to_resume(cfg)
-        (Path(cfg.run_dir) / METRICS).unlink(missing_ok=True)  # an earlier run's
+        _forget(Path(cfg.run_dir), ckpt)
         for place in (Path(cfg.run_dir), Path(cfg.run_dir) / LAST.parent):
             sweep(place)
         metrics, decided = _train_and_test(cfg, ckpt)
@@ -72,7 +72,18 @@ def run(cfg: DictConfig) -> Metrics:
     return metrics
 
 
+def _forget(folder: Path, ckpt: Path | None) -> None:
+    """Delete what an earlier run says in the folder, but for one that is gone on with."""
+    if not _is_first():
+        return  # the first process has done so, and has perhaps decided since
+    (folder / METRICS).unlink(missing_ok=True)
+    if ckpt is None or ckpt.parents[1].resolve() != folder.resolve():
+        # other processes would take it over while the first one tries out: each waits for the other
+        (folder / DECISION).unlink(missing_ok=True)
+
+
 def _train_and_test(cfg: DictConfig, ckpt: Path | None) -> tuple[Metrics, DictConfig]:
+    check_decidable(cfg)
     datamodule = instantiate(cfg.data)
     # Before the clock of the training starts: data is recorded for many runs.
     datamodule.prepare_data()
@@ -102,6 +113,12 @@ def _train_and_test(cfg: DictConfig, ckpt: Path | None) -> tuple[Metrics, DictCo
     return metrics, cfg
 
 
+def check_decidable(cfg: DictConfig) -> None:
+    """Refuse a configuration that its decider refuses, before data are made."""
+    if cfg.get("decide") is not None:
+        instantiate(cfg.decide).check(cfg)
+
+
 def decided(
     cfg: DictConfig, datamodule: pl.LightningDataModule, earlier: Path | None = None
 ) -> tuple[DictConfig, Metrics]:
@@ -128,8 +145,11 @@ def _earlier_decision(cfg: DictConfig, ckpt: Path | None) -> Path | None:
     """Say whose decision holds: that of the run that is resumed, or of the first process."""
     if ckpt is not None:
         return ckpt.parents[1] / DECISION
-    is_first = os.environ.get("LOCAL_RANK", "0") == "0"
-    return None if is_first else Path(cfg.run_dir) / DECISION
+    return None if _is_first() else Path(cfg.run_dir) / DECISION
+
+
+def _is_first() -> bool:
+    return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
 def prepare_process(cfg: DictConfig) -> None:
@@ -229,7 +249,7 @@ def alone_in(folder: Path) -> Iterator[None]:
     """Hold a folder for one run; a lock that its process leaves behind holds nobody up."""
     folder.mkdir(parents=True, exist_ok=True)
     # Processes that a strategy starts share the folder with the first one, which holds the lock.
-    is_first = os.environ.get("LOCAL_RANK", "0") == "0"
+    is_first = _is_first()
     lock = FileLock(folder / ".lock", timeout=0)
     try:
         with lock if is_first else nullcontext():

@@ -59,6 +59,7 @@ def run_tuning(cfg: DictConfig) -> single_run.Metrics:
 def _search(cfg: DictConfig, folder: Path) -> single_run.Metrics:
     started = time.perf_counter()
     single_run.prepare_process(cfg)
+    single_run.check_decidable(cfg)
     datamodule = instantiate(cfg.data)
     datamodule.prepare_data()  # once, before several members would
     given, cfg = (
