@@ -47,7 +47,11 @@ def answers_of(
 ) -> Float[np.ndarray, "batch answers"]:
     """Ask a network, in eval mode and on a device, for its policy; refuse answers of no use."""
     with torch.inference_mode():
-        outputs = network(torch.as_tensor(observations).to(device))
+        try:
+            outputs = network(torch.as_tensor(observations).to(device))
+        except RuntimeError as error:  # what torch says of sizes that do not fit names nobody
+            shape = list(observations.shape)
+            raise ValueError(f"{who} must take observations of shape {shape}: {error}") from error
         is_tensor = isinstance(outputs, torch.Tensor)
         require(is_tensor, f"answers of {who}", "a tensor", type(outputs).__name__)
         if outputs.ndim != 2 or len(outputs) != len(observations):

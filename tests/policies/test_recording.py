@@ -198,6 +198,8 @@ def test_answers_that_are_no_tensor_are_named(tmp_path):
     teacher.forward = lambda x: (x, x)
     with pytest.raises(ValueError, match="answers of teacher must be a tensor, got 'tuple'"):
         record(tmp_path, teacher=teacher)
+    with pytest.raises(ValueError, match=r"teacher must take observations of shape \[3, 4\]: "):
+        record(tmp_path, teacher=torch.nn.Linear(5, 2))
 
 
 @pytest.mark.parametrize("left", [{}, {"format": 1}, {"format": 1, "identity": {}}])
