@@ -19,8 +19,7 @@ from lightning_sobolev.experiments.run.conf import BYSTANDERS, STORED, config_ha
 METRICS = "metrics.json"
 ENDS = ("sobolev", "seed", "lr", "steps")  # the last settings of every table, in this order
 
-# the first ones where something is played
-_BEGINS = ("env.settings.game", "env.id", "model", "data.fraction")
+_BEGINS = ("env.settings.game", "model", "data.fraction")  # the first ones where there is a game
 # Tables of results have had these columns from their first edition on.
 _NAMES = {
     "env.settings.game": "game",
