@@ -60,7 +60,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
     """Return a JSON object, or None where the file is missing or holds none."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) else None
 

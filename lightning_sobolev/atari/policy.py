@@ -1,6 +1,5 @@
 """A network as a player: log-probabilities of its actions, and who takes which of them."""
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +8,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from lightning_sobolev import _paths
-from lightning_sobolev._checks import require
+from lightning_sobolev._checks import require, require_positive
 from lightning_sobolev.atari.networks import Logits, Stacks, scale_pixels
 
 
@@ -22,6 +21,8 @@ def log_probabilities(
     """Ask a network, in eval mode and on a device, for log-probabilities; no graph is recorded."""
     with torch.inference_mode():
         logits = network(scale_pixels(torch.as_tensor(stacks).to(device)))
+        is_tensor = isinstance(logits, Tensor)
+        require(is_tensor, "answers of network", "a tensor", type(logits).__name__)
         if logits.ndim != 2 or logits.shape[0] != stacks.shape[0]:
             raise ValueError(
                 f"network must answer [{stacks.shape[0]}, actions], got {list(logits.shape)}"
@@ -61,10 +62,10 @@ class Behavior:
     beta: float = 1.0
 
     def __post_init__(self) -> None:
-        positive = 0.0 < self.temperature < math.inf
-        require(positive, "temperature", "positive and finite", self.temperature)
+        require_positive("temperature", self.temperature)
         for name, share in (("epsilon", self.epsilon), ("beta", self.beta)):
-            require(0.0 <= share <= 1.0, name, "in [0, 1]", share)
+            is_share = isinstance(share, int | float) and 0.0 <= share <= 1.0
+            require(is_share, name, "in [0, 1]", share)
         if self.greedy and self.temperature != 1.0:
             text = f"temperature must be 1 for a greedy policy, got {self.temperature}"
             raise ValueError(f"{text}: the greedy action is the same at every temperature")
@@ -115,7 +116,7 @@ class ModulePolicy(nn.Module):
         super().__init__()
         if not isinstance(module, nn.Module):
             raise ValueError(f"module must be a torch.nn.Module, got {type(module).__name__}")
-        require(0.0 < input_scale < math.inf, "input_scale", "a positive number", input_scale)
+        require_positive("input_scale", input_scale)
         self.module = module
         self.register_buffer("input_scale", torch.tensor(float(input_scale)))
 

@@ -47,6 +47,8 @@ def load_policy(policy: Policy, settings: EnvSettings) -> tuple[nn.Module, Card]
     spaces_of(settings)  # what cannot be played at all is said first
     if isinstance(policy, nn.Module):
         return policy, {}
+    is_named = isinstance(policy, str | Path | ForeignPolicy)
+    require(is_named, "policy", "a name, a file, a ForeignPolicy or a module", policy)
     if str(policy).startswith(PREFIX):
         policy = ForeignPolicy(str(policy))
     if isinstance(policy, ForeignPolicy):
@@ -76,11 +78,13 @@ def save_policy(
         The card.
 
     Raises:
-        ValueError: If the path ends otherwise or the network is of another class.
+        ValueError: If the path ends otherwise, or the network is of another class or does not fit
+            the environment.
     """
     path = Path(path)
     require(path.suffix == ".safetensors", "path", "a .safetensors file", str(path))
     require(isinstance(network, PolicyMLP), "network", "a PolicyMLP", type(network).__name__)
+    _check_fits(network, settings, "network", settings.squash)
     with whole(path) as writing:
         writing.write_bytes(save({key: one.cpu() for key, one in network.state_dict().items()}))
     facts: Card = {"network": network.settings, "environment": asdict(settings)}
@@ -113,7 +117,7 @@ def _read_stored(path: Path) -> tuple[PolicyMLP, Card]:
         raise ValueError(f"{text}: the file is damaged or belongs to another card")
     try:
         network = PolicyMLP(**card["network"])
-    except TypeError as error:
+    except (TypeError, RuntimeError) as error:  # torch raises the latter where memory is short
         raise ValueError(f"network in the card of {path} is not one: {error}") from error
     return filled(network, read_weights(path), str(path)), card
 

@@ -1,6 +1,7 @@
 """Policies over vector observations that stable-baselines3 stored."""
 
 import json
+import logging
 import math
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -11,15 +12,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_sobolev._checks import require
+from lightning_sobolev._checks import require, require_positive
 from lightning_sobolev.atari.agents.formats import Q_TEMPERATURE, ForeignAgent
 from lightning_sobolev.atari.agents.reading import read_weights
 from lightning_sobolev.policies.environments import EnvSettings
 from lightning_sobolev.policies.networks import ACTIVATIONS, Deviations, PolicyMLP
 
+log = logging.getLogger(__name__)
+
 Card = dict[str, Any]
 
 _SETTINGS = "_extra_state"
+_NORMALIZER = ("observation_mean", "observation_std")
 _LARGEST_DATA = 2**26  # bytes of a zip's settings; they hold the last observations, too
 
 
@@ -83,11 +87,16 @@ class ForeignPolicy:
         known, value = tuple(ACTIVATIONS), self.activation
         require(value is None or value in known, "activation", f"one of {known}", value)
         for name in ("temperature", "observation_clip"):
-            number = getattr(self, name)
-            require(number is None or 0.0 < number < math.inf, name, "a positive number", number)
+            if (number := getattr(self, name)) is not None:
+                require_positive(name, number)
+        numbers = {name: getattr(self, name) for name in _NORMALIZER}
         both = (self.observation_mean is None) == (self.observation_std is None)
-        text = "given together or not at all"
-        require(both, "observation_mean and observation_std", text, self.observation_mean)
+        require(both, " and ".join(_NORMALIZER), "given together or not at all", numbers)
+        for name, found in numbers.items():
+            is_list = found is None or (_is_numbers(found) and len(found) > 0)
+            require(is_list, name, "a list of finite numbers", found)
+        is_positive = min(self.observation_std or [1.0]) > 0
+        require(is_positive, "observation_std", "positive", self.observation_std)
         ForeignAgent(self.source, sha256=self.sha256)  # a branch of the hub is refused now
 
     @property
@@ -101,6 +110,7 @@ def read_foreign(policy: ForeignPolicy, settings: EnvSettings) -> tuple[PolicyML
     path, digest = policy.file.fetch()
     weights, said, name = read_weights(path), _said(path), str(policy.source)
     layout = _recognized(weights, name, said)
+    _warn_of_normalizer(policy, said, name)
     found, temperature = _renamed(weights, layout, name), _temperature(policy, layout, name)
     if temperature is not None:
         found |= {key: found[key] / temperature for key in ("head.weight", "head.bias")}
@@ -154,6 +164,8 @@ def _recognized(weights: Mapping[str, Tensor], name: str, said: Card) -> Layout:
         return layout
     known = ", ".join(layout.name for layout in LAYOUTS)
     text = f"{name} must hold an MlpPolicy of stable-baselines3 ({known})"
+    if _SETTINGS in weights:
+        text = f"{name} must have its card, a .json of the same name, beside it, or hold {known}"
     raise ValueError(f"{text}, got tensors {list(weights)[:6]}; others go through policy_module")
 
 
@@ -175,7 +187,7 @@ def _said(path: Path) -> Card:
             return {}
         try:
             content = json.loads(archive.read("data"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"data in {path} must be JSON, got something else: {error}") from error
     return content if isinstance(content, dict) else {}
 
@@ -204,10 +216,29 @@ def _temperature(policy: ForeignPolicy, layout: Layout, name: str) -> float | No
 def _normalizer(policy: ForeignPolicy, network: PolicyMLP) -> dict[str, Tensor]:
     if policy.observation_mean is None or policy.observation_std is None:
         return {"mean": network.mean, "std": network.std}
-    numbers = {"mean": policy.observation_mean, "std": policy.observation_std}
-    found = {name: torch.tensor([float(x) for x in one]) for name, one in numbers.items()}
-    require(bool((found["std"] > 0).all()), "observation_std", "positive", policy.observation_std)
-    return found
+    for name in _NORMALIZER:
+        found, wanted = len(getattr(policy, name)), len(network.mean)
+        require(found == wanted, name, f"{wanted} numbers, an entry of the observation each", found)
+    return {
+        "mean": torch.tensor(policy.observation_mean, dtype=torch.float32),
+        "std": torch.tensor(policy.observation_std, dtype=torch.float32),
+    }
+
+
+def _is_numbers(found: object) -> bool:
+    if isinstance(found, str) or not isinstance(found, Sequence):
+        return False
+    return all(isinstance(one, int | float) and math.isfinite(one) for one in found)
+
+
+def _warn_of_normalizer(policy: ForeignPolicy, said: Card, name: str) -> None:
+    # the library keeps the observations of the environment beside normalized ones, and only then
+    if said.get("_last_original_obs") is not None and policy.observation_mean is None:
+        log.warning(
+            "observation_mean is None for %s, which was trained in a VecNormalize: where that "
+            "normalized observations, give its mean and deviation, or the policy sees others",
+            name,
+        )
 
 
 def filled(network: PolicyMLP, weights: Mapping[str, Tensor], name: str) -> PolicyMLP:

@@ -31,7 +31,8 @@ _LEAST, _LARGEST = -20.0, 2.0  # logarithms of deviations in SAC
 def layers(sizes: Sequence[int], activation: str) -> nn.Sequential:
     """Return linear layers of these widths, an activation behind each."""
     require(activation in ACTIVATIONS, "activation", f"one of {tuple(ACTIVATIONS)}", activation)
-    require(len(sizes) >= 1 and min(sizes) >= 1, "sizes", "widths of at least 1", sizes)
+    is_widths = all(isinstance(one, int) and one >= 1 for one in sizes) and len(sizes) >= 1
+    require(is_widths, "sizes", "widths of at least 1", sizes)
     body = nn.Sequential()
     for inputs, outputs in pairwise(sizes):
         body.extend([nn.Linear(inputs, outputs), ACTIVATIONS[activation]()])
@@ -144,10 +145,7 @@ class PolicyStudent(nn.Module):
         self, body: nn.Module, num_observations: int, sees: Sequence[int] | None = None
     ) -> None:
         super().__init__()
-        chosen = list(range(num_observations)) if sees is None else list(sees)
-        is_whole = all(type(one) is int and 0 <= one < num_observations for one in chosen)
-        fits = is_whole and len(set(chosen)) == len(chosen) > 0
-        require(fits, "sees", f"different numbers in 0..{num_observations - 1}", sees)
+        chosen = _chosen(sees, num_observations)
         self.body = body
         self.register_buffer("sees", torch.tensor(chosen))
         self.register_buffer("mean", torch.zeros(num_observations))
@@ -165,7 +163,7 @@ class PolicyStudent(nn.Module):
         """Return a student for an environment: hidden layers of these widths."""
         num_observations, outputs = spaces_of(settings).num_observations, Head.for_env(settings)
         assert outputs.num_outputs is not None
-        seen = num_observations if sees is None else len(sees)
+        seen = len(_chosen(sees, num_observations))
         body = PolicyMLP([seen, *hidden], outputs.num_outputs, activation=activation)
         return cls(body, num_observations, sees)
 
@@ -194,6 +192,16 @@ class PolicyStudent(nn.Module):
         """Return the outputs for whole observations."""
         outputs: Tensor = self.body(self.standardized(x))
         return outputs
+
+
+def _chosen(sees: Sequence[int] | None, num_observations: int) -> list[int]:
+    if sees is None:
+        return list(range(num_observations))
+    is_list = isinstance(sees, Sequence)
+    is_whole = is_list and all(type(one) is int and 0 <= one < num_observations for one in sees)
+    fits = is_whole and len(set(sees)) == len(sees) > 0
+    require(fits, "sees", f"different numbers in 0..{num_observations - 1}", sees)
+    return list(sees)
 
 
 class _InStudentUnits(nn.Module):

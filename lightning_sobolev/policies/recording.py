@@ -47,7 +47,13 @@ def answers_of(
 ) -> Float[np.ndarray, "batch answers"]:
     """Ask a network, in eval mode and on a device, for its policy; refuse answers of no use."""
     with torch.inference_mode():
-        outputs = network(torch.as_tensor(observations).to(device))
+        try:
+            outputs = network(torch.as_tensor(observations).to(device))
+        except RuntimeError as error:  # what torch says of sizes that do not fit names nobody
+            shape = list(observations.shape)
+            raise ValueError(f"{who} must take observations of shape {shape}: {error}") from error
+        is_tensor = isinstance(outputs, torch.Tensor)
+        require(is_tensor, f"answers of {who}", "a tensor", type(outputs).__name__)
         if outputs.ndim != 2 or len(outputs) != len(observations):
             wanted = f"[{len(observations)}, outputs]"
             raise ValueError(f"{who} must answer {wanted}, got {list(outputs.shape)}")
@@ -131,9 +137,11 @@ def read_index(folder: Path) -> dict[str, Any] | None:
     if content is None or content.pop("sha256", None) != _checksum(content):
         error = "is not readable" if content is None else "does not have its own checksum"
         raise ValueError(_DAMAGED.format(path=path, error=error, folder=folder))
-    if (version := content["format"]) != FORMAT_VERSION:
+    if (version := content.get("format")) != FORMAT_VERSION:
         text = f"{folder} must have format {FORMAT_VERSION}, got {version}"
         raise ValueError(f"{text}, of another version of this package: delete the folder")
+    if missing := [key for key in ("identity", "shards") if key not in content]:
+        raise ValueError(_DAMAGED.format(path=path, error=f"lacks {missing}", folder=folder))
     return content
 
 

@@ -10,6 +10,8 @@ from lightning_sobolev.atari import (
     Behavior,
     CenteredPolicy,
     Environments,
+    ForeignAgent,
+    load_agent,
     log_probabilities,
     on_policy_answers,
     record,
@@ -52,8 +54,8 @@ def test_actions_are_chosen_with_their_probabilities(behavior, has_player):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"temperature": 0.0}, "temperature must be positive and finite, got 0.0"),
-        ({"temperature": math.nan}, "temperature must be positive and finite, got nan"),
+        ({"temperature": 0.0}, "temperature must be a positive number, got 0.0"),
+        ({"temperature": math.nan}, "temperature must be a positive number, got nan"),
         ({"epsilon": 1.5}, r"epsilon must be in \[0, 1\], got 1.5"),
         ({"beta": -0.1}, r"beta must be in \[0, 1\], got -0.1"),
         ({"greedy": True, "temperature": 2.0}, "temperature must be 1 for a greedy policy"),
@@ -118,3 +120,18 @@ def test_answers_on_policy_are_those_of_both_where_the_player_goes(settings, tea
         stacks = environments.step(np.array([2, 2])).stacks  # what this student does everywhere
     with pytest.raises(ValueError, match="num_states must be at least 1, got 0"):
         on_policy_answers(teacher, teacher, AtariSettings("pong"), num_states=0)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: load_agent(None), "agent must be a name, a file or a ForeignAgent, got None"),
+        (lambda: ForeignAgent(3), "source must be a file or hf://..., got 3"),
+        (lambda: ForeignAgent("a.zip", temperature="hot"), "temperature must be a positive number"),
+        (lambda: Behavior(temperature="hot"), "temperature must be a positive number, got 'hot'"),
+        (lambda: Behavior(epsilon="half"), r"epsilon must be in \[0, 1\], got 'half'"),
+    ],
+)
+def test_values_of_another_kind_are_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

@@ -1,12 +1,16 @@
 import json
+import pickle
 import shutil
 import zipfile
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
+from stable_baselines3 import PPO
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch.testing import assert_close
 
 from lightning_sobolev.policies import (
@@ -225,3 +229,89 @@ def test_layers_of_other_kinds_are_refused(tmp_path):
     torch.save(weights, tmp_path / "x.pt")
     with pytest.raises(ValueError, match=r"must be linear layers .*policy_net.1.weight"):
         load_policy(tmp_path / "x.pt", CARTPOLE)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"source": 3}, "source must be a file or hf://..., got 3"),
+        ({"temperature": "hot"}, "temperature must be a positive number, got 'hot'"),
+        ({"observation_clip": True}, "observation_clip must be a positive number, got True"),
+        (
+            {"observation_mean": [0.0]},
+            "observation_mean and observation_std must be given together",
+        ),
+        (
+            {"observation_mean": 3, "observation_std": [1]},
+            "observation_mean must be a list .* got 3",
+        ),
+        (
+            {"observation_mean": [0], "observation_std": "ab"},
+            "observation_std must be a list of fin",
+        ),
+        ({"observation_mean": [np.nan], "observation_std": [1]}, "observation_mean must be a list"),
+        (
+            {"observation_mean": [0], "observation_std": [0]},
+            "observation_std must be positive, got",
+        ),
+    ],
+)
+def test_a_description_is_refused_before_a_file_is_read(given, message):
+    with pytest.raises(ValueError, match=message):
+        ForeignPolicy(**{"source": "nowhere.zip", **given})
+
+
+def test_a_normalizer_of_another_length_is_named(stored):
+    two = {"observation_mean": [0, 0], "observation_std": [1, 1]}
+    with pytest.raises(ValueError, match=r"observation_mean must be 4 numbers, .* got 2"):
+        load_policy(ForeignPolicy(stored("ppo")[1], **two), CARTPOLE)
+
+
+def test_a_zip_that_was_trained_on_normalized_observations_says_so(stored, tmp_path, caplog):
+    load_policy(stored("ppo")[1], CARTPOLE)
+    assert not caplog.messages
+    model = PPO("MlpPolicy", VecNormalize(DummyVecEnv([lambda: gymnasium.make("CartPole-v1")])))
+    model.n_steps = 8
+    model._setup_learn(8)
+    model.save(tmp_path / "normalized.zip")
+    load_policy(tmp_path / "normalized.zip", CARTPOLE)
+    (line,) = caplog.messages
+    assert line.startswith("observation_mean is None for ")
+    four = {"observation_mean": [0] * 4, "observation_std": [1] * 4}
+    load_policy(ForeignPolicy(tmp_path / "normalized.zip", **four), CARTPOLE)
+    assert len(caplog.messages) == 1
+
+
+@pytest.mark.parametrize("content", [b"[" * 100_000, b"\xff"])
+def test_text_of_a_zip_that_is_no_json_is_named(content, stored, tmp_path):
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(stored("ppo")[1]) as old, zipfile.ZipFile(path, "w") as new:
+        new.writestr("policy.pth", old.read("policy.pth"))
+        new.writestr("data", content)
+    with pytest.raises(ValueError, match=r"data in .*a.zip must be JSON"):
+        load_policy(path, CARTPOLE)
+
+
+def test_nobody_is_told_how_to_unpickle(tmp_path):
+    (tmp_path / "a.pth").write_bytes(pickle.dumps(zipfile.ZipFile))
+    with pytest.raises(ValueError, match="no pickle of tensors and containers alone") as caught:
+        load_policy(tmp_path / "a.pth", CARTPOLE)
+    assert "weights_only" not in str(caught.value)
+
+
+def test_what_is_no_policy_is_named(tmp_path):
+    for given in (None, 3):
+        with pytest.raises(ValueError, match=f"policy must be a name, .* module, got {given}"):
+            load_policy(given, CARTPOLE)
+    with pytest.raises(
+        ValueError, match="network must be a policy over the 4 observations of Cart"
+    ):
+        save_policy(tmp_path / "a.safetensors", small_policy(3, 2), CARTPOLE)
+    assert not list(tmp_path.iterdir())
+    save_policy(tmp_path / "a.safetensors", small_policy(), CARTPOLE)
+    (tmp_path / "a.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match=r"a.json must be a card with network"):
+        load_policy(tmp_path / "a.safetensors", CARTPOLE)
+    (tmp_path / "a.json").unlink()
+    with pytest.raises(ValueError, match=r"a.safetensors must have its card, .* beside it"):
+        load_policy(tmp_path / "a.safetensors", CARTPOLE)

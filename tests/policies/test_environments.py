@@ -4,12 +4,15 @@ import pytest
 from gymnasium.envs.registration import register
 
 from lightning_sobolev.policies import EnvSettings, VectorEnvironments, spaces_of
+from lightning_sobolev.policies import environments as module
 
 
 class Seeing(gymnasium.Env):
-    """An environment that does nothing but have spaces."""
+    """An environment that shows the same in every step, and never ends."""
 
-    def __init__(self, shape=(2,), dtype="float32", actions="choice"):
+    def __init__(self, shape=(2,), dtype="float32", actions="choice", shown=None, reward=0.0):
+        if dtype == "unheard of":
+            raise AssertionError("dtype is unheard of")
         self.observation_space = gymnasium.spaces.Box(0, 1, tuple(shape), np.dtype(dtype))
         known = {
             "choice": gymnasium.spaces.Discrete(3, start=1),
@@ -17,6 +20,14 @@ class Seeing(gymnasium.Env):
             "unbounded": gymnasium.spaces.Box(-np.inf, np.inf, (1,)),
         }
         self.action_space = known[actions]
+        self.shown = np.zeros(shape, self.observation_space.dtype) if shown is None else shown
+        self.reward = reward
+
+    def reset(self, *, seed=None, options=None):
+        return np.asarray(self.shown, self.observation_space.dtype), {}
+
+    def step(self, _):
+        return self.reset()[0], float(self.reward), False, False, {}
 
 
 register("Seeing-v0", entry_point=Seeing)
@@ -28,7 +39,9 @@ register("Seeing-v0", entry_point=Seeing)
         ({"shape": [2, 2]}, r"observations of Seeing-v0 must be a vector .*Box"),
         ({"dtype": "uint8"}, r"observations of Seeing-v0 must be a vector of real numbers"),
         ({"actions": "several"}, r"actions of Seeing-v0 must be a choice .*MultiDiscrete"),
-        ({"colour": "red"}, r"options must be those of Seeing-v0: .*colour"),
+        ({"shown": [0, 0, 0]}, r"observations of Seeing-v0 must be vectors of Box.*, got \[3\]"),
+        ({"colour": "red"}, r"options must be those of Seeing-v0, got .*red.*colour"),
+        ({"dtype": "unheard of"}, r"options must be those of Seeing-v0, got .*: dtype is unheard"),
     ],
 )
 def test_environments_that_are_no_vectors_are_refused(options, message):
@@ -56,6 +69,7 @@ def test_squashing_needs_bounds():
         ({"num_envs": 0}, "num_envs must be a whole number >= 1, got 0"),
         ({"max_episode_steps": 2.5}, "max_episode_steps must be a whole number >= 1, got 2.5"),
         ({"options": {"x": object()}}, "options must be keyword arguments as JSON says them"),
+        ({"options": {"max_episode_steps": 3}}, "options must be without max_episode_steps, a se"),
         ({"squash": "no"}, "squash must be true or false, got 'no'"),
     ],
 )
@@ -93,3 +107,49 @@ def test_options_reach_the_environment():
 def test_the_sizes_are_those_of_the_environment():
     spaces = spaces_of(EnvSettings("Acrobot-v1"))
     assert (spaces.num_observations, int(spaces.actions.n)) == (6, 3)
+
+
+def test_a_package_before_the_colon_is_imported(tmp_path, monkeypatch):
+    (tmp_path / "own_environments.py").write_text(
+        "import gymnasium\n"
+        "gymnasium.register('Mine-v0', 'gymnasium.envs.classic_control:CartPoleEnv')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    try:
+        assert spaces_of(EnvSettings("own_environments:Mine-v0")).num_observations == 4
+    finally:
+        gymnasium.registry.pop("Mine-v0", None)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"shown": [0.0, "nan"]}, r"observations of Seeing-v0 must be finite .*, got \[0.0, nan\]"),
+        ({"shown": [1e300, 0.0], "dtype": "float64"}, r"observations .* float32, got \[1e\+300, 0"),
+        ({"reward": "nan"}, r"rewards of Seeing-v0 must be finite in float32, got nan"),
+    ],
+)
+def test_what_is_not_finite_is_the_environments(options, message):
+    environments = VectorEnvironments(EnvSettings("Seeing-v0", options=options, num_envs=2), 0)
+
+    def play():
+        environments.reset()
+        environments.step(np.array([1, 1]))
+
+    with pytest.raises(ValueError, match=message):
+        play()
+
+
+def test_an_episode_that_does_not_end_is_named_where_nothing_cuts_it(monkeypatch):
+    monkeypatch.setattr(module, "LONGEST_EPISODE", 5)
+
+    def play(**settings):
+        environments = VectorEnvironments(EnvSettings(num_envs=2, **settings), 0)
+        environments.reset()
+        for _ in range(6):
+            environments.step(np.array([1, 1]))
+
+    with pytest.raises(ValueError, match="max_episode_steps must be a number for Seeing-v0, got N"):
+        play(id="Seeing-v0")
+    play(id="Seeing-v0", max_episode_steps=50)
+    play(id="CartPole-v1")  # is cut as it is registered

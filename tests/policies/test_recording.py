@@ -1,3 +1,4 @@
+import json
 from itertools import chain
 
 import gymnasium
@@ -190,3 +191,22 @@ def test_answers_are_compared_where_the_player_goes():
     same = visited_answers(player, player, CARTPOLE, num_states=30, progress=False)
     np.testing.assert_array_equal(same.player, same.teacher)
     np.testing.assert_array_equal(same.player, answers.player)
+
+
+def test_answers_that_are_no_tensor_are_named(tmp_path):
+    teacher = small_policy()
+    teacher.forward = lambda x: (x, x)
+    with pytest.raises(ValueError, match="answers of teacher must be a tensor, got 'tuple'"):
+        record(tmp_path, teacher=teacher)
+    with pytest.raises(ValueError, match=r"teacher must take observations of shape \[3, 4\]: "):
+        record(tmp_path, teacher=torch.nn.Linear(5, 2))
+
+
+@pytest.mark.parametrize("left", [{}, {"format": 1}, {"format": 1, "identity": {}}])
+def test_an_index_that_agrees_with_itself_and_says_too_little_is_named(left, tmp_path):
+    content = {**left, "sha256": module._checksum(left)}
+    (tmp_path / "index.json").write_text(json.dumps(content))
+    with pytest.raises(
+        ValueError, match=r"must have format 1, got None|damaged recording: .* \(lacks \["
+    ):
+        PolicyRecording(tmp_path)

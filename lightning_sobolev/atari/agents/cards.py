@@ -10,6 +10,7 @@ from typing import Any
 from safetensors.torch import save
 from torch import nn
 
+from lightning_sobolev._checks import require
 from lightning_sobolev._files import read_json, sha256_of, whole, write_json
 from lightning_sobolev.atari.agents.formats import ForeignAgent, filled, load_foreign, scale_input
 from lightning_sobolev.atari.agents.hub import PREFIX
@@ -50,6 +51,7 @@ def load_agent(agent: Agent) -> tuple[nn.Module, Card]:
     """
     if isinstance(agent, ForeignAgent):
         return _load_described(agent)
+    require(isinstance(agent, str | Path), "agent", "a name, a file or a ForeignAgent", agent)
     path = Path(agent) if Path(agent).suffix else _PACKAGED / f"{agent}.safetensors"
     if str(agent).startswith(PREFIX) or path.suffix != ".safetensors":
         return _load_described(ForeignAgent(agent))

@@ -6,7 +6,6 @@ network that was trained on 0..255 is brought to it by scaling its first layer, 
 derivatives are 255 times those with respect to bytes and can be compared with everybody else's.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_sobolev._checks import require
+from lightning_sobolev._checks import require, require_positive
 from lightning_sobolev._files import sha256_of
 from lightning_sobolev.atari.agents import hub
 from lightning_sobolev.atari.agents.reading import read_weights
@@ -116,9 +115,11 @@ class ForeignAgent:
     sha256: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("input_scale", "temperature"):
-            value = getattr(self, name)
-            require(value is None or 0.0 < value < math.inf, name, "a positive number", value)
+        is_path = isinstance(self.source, str | Path)
+        require(is_path, "source", "a file or hf://...", self.source)
+        require_positive("input_scale", self.input_scale)
+        if self.temperature is not None:
+            require_positive("temperature", self.temperature)
         hub_file = self.hub_file
         if hub_file is not None and not hub_file.is_commit and self.sha256 is None:
             raise ValueError(

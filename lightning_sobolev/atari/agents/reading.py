@@ -20,6 +20,7 @@ from torch import Tensor
 from lightning_sobolev._checks import require
 
 _LARGEST = 2**28  # bytes; a DQN's policy.pth, two networks, has 13 MB
+_UNSAFE = "it is no pickle of tensors and containers alone"
 _KINDS = {".zip": "zip of stable-baselines3", ".safetensors": "safetensors file"}
 
 
@@ -31,6 +32,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # a damaged file makes readers raise nearly everything
         # torch explains how to lift its restriction, which is the wrong advice here
         reason, *_ = [*str(error).strip().splitlines(), type(error).__name__]
+        reason = _UNSAFE if "weights_only" in reason else reason
         raise ValueError(
             f"{path} must be a whole {_KINDS.get(path.suffix, 'state dict saved by torch')}, "
             f"got one that is truncated, damaged or of another kind ({reason})"

@@ -20,6 +20,7 @@ from omegaconf import DictConfig, open_dict
 
 from lightning_sobolev._checks import require
 from lightning_sobolev.doctor.moves import Explained, NothingToExplain, explained
+from lightning_sobolev.doctor.rehearsal import own_random_numbers
 from lightning_sobolev.experiments.distillation.teacher import player_of
 from lightning_sobolev.experiments.run.train import build_trainer
 from lightning_sobolev.functional.projections import generator_for
@@ -72,7 +73,11 @@ class Decision:
         require(0.0 < share <= 1.0, "share_of_steps", "in (0, 1]", share)
 
     def check(self, cfg: DictConfig) -> None:
-        """Refuse settings that cannot be decided by, before anything is recorded."""
+        """Refuse what cannot be decided by, and a module that cannot be built: nothing is recorded.
+
+        Raises:
+            ValueError: If ``where``, ``query_share`` or ``score`` cannot be decided by.
+        """
         require(cfg.where in ("auto", *WAYS), "where", f"auto or one of {WAYS}", cfg.where)
         share, text = cfg.query_share, "null or in [0, 1]"
         fits = share is None or (isinstance(share, int | float) and 0.0 <= share <= 1.0)
@@ -80,6 +85,8 @@ class Decision:
         score = cfg.score
         fits = cfg.where != "auto" or (score is not None and score.mode in ("min", "max"))
         require(fits, "score", "{metric: ..., mode: min or max}", score)
+        with own_random_numbers():
+            instantiate(self.applied(cfg, {"where": "values", "query_share": 0.0}).module)
 
     def settings(
         self, cfg: DictConfig, datamodule: Any, earlier: Mapping[str, Any] = MappingProxyType({})

@@ -16,12 +16,9 @@ from torch import Tensor, nn
 from lightning_sobolev._files import whole
 from lightning_sobolev._types import Jet, Query
 from lightning_sobolev.atari import AtariSettings, Environments, choose, log_probabilities
-from lightning_sobolev.experiments.distillation.module import (
-    DistillationModule,
-    distillation,
-    log_softmax,
-)
+from lightning_sobolev.experiments.distillation.module import DistillationModule, distillation
 from lightning_sobolev.functional.derivatives import tape_jet
+from lightning_sobolev.policies import DiscreteHead
 
 VIDEO = "game.gif"
 
@@ -36,8 +33,9 @@ def saliency(module: DistillationModule, x: Tensor) -> list[Float[Tensor, "batch
     if module.teacher is None:
         raise ValueError("module must have a teacher to compare with, got teacher=None")
     states = module.scaled(x)
-    teacher = module.teacher.at(Query(states, log_softmax))
-    student = tape_jet(lambda point: log_softmax(module.net(point)), states)
+    answers = module.head.answers
+    teacher = module.teacher.at(Query(states, answers))
+    student = tape_jet(lambda point: answers(module.net(point)), states)
     return [gradient_of(jet, teacher.value.argmax(-1)) for jet in (teacher, student)]
 
 
@@ -154,7 +152,7 @@ class GameVideo(pl.Callback):
 
     def film(self, network: nn.Module, device: torch.device | str = "cpu") -> Film:
         """Play one game as :func:`~lightning_sobolev.atari.play` does, and look on."""
-        environments = Environments(self.settings, self.seed, num_threads=1)
+        environments, head = Environments(self.settings, self.seed, num_threads=1), DiscreteHead()
         player = copy.deepcopy(network).to(device).eval()
         rng = None if self.greedy else np.random.default_rng(self.seed)
         stacks, score = environments.reset(), 0.0
@@ -162,7 +160,7 @@ class GameVideo(pl.Callback):
         for step in range(self.num_frames * self.every):
             if step % self.every == 0:
                 states = torch.tensor(stacks, device=device)
-                jet = tape_jet(lambda x: log_softmax(player(x)), states / 255)
+                jet = tape_jet(lambda x: head.answers(player(x)), states / 255)
                 gradient = gradient_of(jet, jet.value.argmax(-1))[0, -1].detach().cpu()
                 shots.append((states[0, -1].cpu(), gradient, f"{score:g}"))
             chosen = choose(log_probabilities(player, stacks, device=device), rng)

@@ -33,13 +33,6 @@ from lightning_sobolev.queries import with_queries
 from lightning_sobolev.teachers import NetworkTeacher
 
 
-def log_softmax(logits: Float[Tensor, "batch actions"]) -> Float[Tensor, "batch actions"]:
-    """Return log-probabilities, the function of the output that is compared."""
-    # In float32 at least: under CPU autocast the probabilities would not sum to one, and the logits
-    # drift until their differences are lost (KL 0.002 after 6,000 steps, 0.03 after 10,000).
-    return torch.log_softmax(logits if logits.dtype == torch.float64 else logits.float(), dim=-1)
-
-
 class DistillationModule(pl.LightningModule):
     r"""Bring a student's policy to its teacher's over recorded states.
 

@@ -30,6 +30,7 @@ class Played:
         play: Plays whole episodes with a network.
         compare: Asks a player and its teacher in the states that the player goes to.
         load: Returns the network and the card of what a configuration names as teacher.
+        causes: What an able teacher that plays badly may have been trained with.
     """
 
     name: str
@@ -37,12 +38,17 @@ class Played:
     play: Callable[..., EpisodeReturns]
     compare: Callable[..., OnPolicyAnswers]
     load: Callable[[Any], tuple[nn.Module, dict[str, Any]]]
+    causes: str
 
 
 def played(settings: Settings) -> Played:
     """Return how these settings are played."""
     if isinstance(settings, AtariSettings):
-        return Played(settings.game, DiscreteHead(), play, on_policy_answers, load_agent)
+        causes = (
+            "other frames or actions than env.settings describes (frameskip, maxpool, sticky, "
+            "full_action_space)"
+        )
+        return Played(settings.game, DiscreteHead(), play, on_policy_answers, load_agent, causes)
     if not isinstance(settings, EnvSettings):
         got = type(settings).__name__
         raise ValueError(f"settings must be AtariSettings or EnvSettings, got {got}")
@@ -52,4 +58,6 @@ def played(settings: Settings) -> Played:
         play_policy,
         visited_answers,
         lambda policy: load_policy(policy, settings),
+        "another environment than env.settings describes (options, max_episode_steps, squash), or "
+        "on normalized observations (teacher.agent.observation_mean)",
     )

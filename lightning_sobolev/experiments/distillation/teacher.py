@@ -150,16 +150,15 @@ class ReplayCheck(pl.Callback):
     def _replayed(self, network: nn.Module) -> dict[str, Tensor]:
         if self.games["num_episodes"] == 0:
             return {}
-        key, game = "verify/teacher_return", played(self.settings).name
+        key, how = "verify/teacher_return", played(self.settings)
         numbers = returns_of(network, key, self.settings, cache=self.cache, **self.games)
         mean, error = map(float, numbers.values())
         found = f"{mean:.4g} +- {error:.2g} in {self.games['num_episodes']} episodes"
-        log.info("the teacher's return in %s: %s", game, found)
+        log.info("the teacher's return in %s: %s", how.name, found)
         if self.min_return is not None and mean < self.min_return:
             raise ValueError(
-                f"the teacher must return at least {self.min_return:g} in {game} "
+                f"the teacher must return at least {self.min_return:g} in {how.name} "
                 f"(verify.min_return), got {found}: either it is no better, or it was trained on "
-                "other frames or actions than env.settings describes (frameskip, maxpool, "
-                "sticky, full_action_space)"
+                f"{how.causes}"
             )
         return numbers

@@ -41,16 +41,21 @@ def decided(
     if cfg.get("decide") is None:
         return cfg, {}
     decider = instantiate(cfg.decide)
-    path, is_first = Path(cfg.run_dir) / DECISION, os.environ.get("LOCAL_RANK", "0") == "0"
-    earlier = _of_first(path) if not is_first else _of_run(resumed)
+    path = Path(cfg.run_dir) / DECISION
+    earlier = _of_run(resumed) if is_first() else _of_first(path)
     started = time.process_time()
     with own_random_numbers():
         settings: Settings = decider.settings(cfg, datamodule, earlier)
     spent = time.process_time() - started
     settings[SECONDS] = spent + float(earlier.get(SECONDS, 0.0))
-    if is_first:
+    if is_first():
         write_json(path, settings)
     return decider.applied(cfg, settings), settings
+
+
+def is_first() -> bool:
+    """Whether this is the process that starts the others, or the only one."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
 def _of_first(path: Path) -> Settings:

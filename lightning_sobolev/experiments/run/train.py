@@ -3,7 +3,6 @@
 import json
 import logging
 import math
-import os
 import secrets
 import sys
 import time
@@ -30,7 +29,7 @@ from lightning_sobolev.experiments.run import checkpoints
 from lightning_sobolev.experiments.run.checkpoints import LAST
 from lightning_sobolev.experiments.run.conf import config_hash
 from lightning_sobolev.experiments.run.curves import Curves
-from lightning_sobolev.experiments.run.decided import decided, prepared_data
+from lightning_sobolev.experiments.run.decided import DECISION, decided, is_first, prepared_data
 from lightning_sobolev.experiments.run.interrupts import WholeSteps, shell_status
 from lightning_sobolev.experiments.run.sharding import one_process
 from lightning_sobolev.experiments.run.summary import matched, summary_table
@@ -52,7 +51,7 @@ def run(cfg: DictConfig) -> Metrics:
     prepare_process(cfg)
     with alone_in(Path(cfg.run_dir)), shell_status():
         ckpt = checkpoints.checkpoint_to_resume(cfg)
-        (Path(cfg.run_dir) / METRICS).unlink(missing_ok=True)  # an earlier run's
+        _forget(Path(cfg.run_dir), ckpt)
         for place in (Path(cfg.run_dir), Path(cfg.run_dir) / LAST.parent):
             sweep(place)
         metrics, decided = _train_and_test(cfg, ckpt)
@@ -67,6 +66,16 @@ def run(cfg: DictConfig) -> Metrics:
     console.print(matched(decided), highlight=False)
     log.info("numbers: %s", path)
     return metrics
+
+
+def _forget(folder: Path, ckpt: Path | None) -> None:
+    """Delete what an earlier run says in the folder, but for one that is gone on with."""
+    if not is_first():
+        return  # the first process has done so, and has perhaps decided since
+    (folder / METRICS).unlink(missing_ok=True)
+    if ckpt is None or ckpt.resolve().parent.parent != folder.resolve():
+        # other processes would take it over while the first one tries out: each waits for the other
+        (folder / DECISION).unlink(missing_ok=True)
 
 
 def _train_and_test(cfg: DictConfig, ckpt: Path | None) -> tuple[Metrics, DictConfig]:
@@ -195,10 +204,9 @@ def alone_in(folder: Path) -> Iterator[None]:
     """Hold a folder for one run; a lock that its process leaves behind holds nobody up."""
     folder.mkdir(parents=True, exist_ok=True)
     # Processes that a strategy starts share the folder with the first one, which holds the lock.
-    is_first = os.environ.get("LOCAL_RANK", "0") == "0"
     lock = FileLock(folder / ".lock", timeout=0)
     try:
-        with lock if is_first else nullcontext():
+        with lock if is_first() else nullcontext():
             yield
     except Timeout as error:
         if error.lock_file != lock.lock_file:

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import nn
@@ -228,3 +229,30 @@ def test_every_way_of_every_game_can_be_built(game, tmp_path):
         assert (term.rows, term.every_n_steps) == (expected.rows, expected.every_n_steps)
         assert term.weight_at(0) > term.weight_at(cfg.steps - 1) >= 0.0
         assert queries is None or queries.share == 0.75
+
+
+def built(width, queries):
+    torch.rand(3)  # what is drawn here is none of the run's business
+    return nn.Linear(width, 1, bias=queries is not None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"where": "somewhere"}, r"where must be auto or one of .*, got 'somewhere'"),
+        ({"query_share": 1.5}, r"query_share must be null or in \[0, 1\], got 1.5"),
+        ({"module": {"width": -1}}, r"negative dimension"),
+    ],
+)
+def test_what_cannot_be_is_said_before_anything_is_recorded(changes, message):
+    module = {"_target_": f"{__name__}.built", "width": 2}
+    cfg = OmegaConf.merge(CONFIG, {"module": module}, changes)
+    with pytest.raises((ValueError, InstantiationException), match=message):
+        Decision().check(cfg)
+
+
+def test_a_check_leaves_random_numbers_alone():
+    module = {"_target_": f"{__name__}.built", "width": 2}
+    before = torch.get_rng_state()
+    Decision().check(OmegaConf.merge(CONFIG, {"module": module}))
+    assert torch.equal(torch.get_rng_state(), before)

@@ -10,8 +10,9 @@ from torch.testing import assert_close
 from torch.utils.data import DataLoader
 
 from lightning_sobolev import NetworkTeacher, Recombine
-from lightning_sobolev.experiments.distillation.module import DistillationModule, log_softmax
+from lightning_sobolev.experiments.distillation.module import DistillationModule
 from lightning_sobolev.functional.discrepancies import POLICY_LOSSES
+from lightning_sobolev.policies import DiscreteHead
 from tests.experiments.distillation.conftest import QUIET, module_of
 
 SHAPE, ACTIONS, ROWS = (2, 3, 3), 4, 10
@@ -119,7 +120,7 @@ def test_the_loss_is_the_divergence_from_teacher_to_student_or_back(
 def test_log_probabilities_are_float32_under_autocast():
     logits = (torch.randn(64, 6) + 30.0).bfloat16()
     with torch.autocast("cpu", torch.bfloat16):
-        total = log_softmax(logits).exp().sum(-1)
+        total = DiscreteHead().answers(logits).exp().sum(-1)
     assert_close(total, torch.ones(64))
 
 

@@ -16,6 +16,7 @@ from filelock import FileLock
 from omegaconf import OmegaConf
 from torch import nn
 
+from lightning_sobolev.experiments.run import train as single_run
 from lightning_sobolev.experiments.run.checkpoints import BEST, LAST
 from lightning_sobolev.experiments.run.conf import STORED, config_hash
 from lightning_sobolev.experiments.run.decided import DECISION, decided, prepared_data
@@ -47,6 +48,33 @@ def with_callback(folder, callback, *overrides, **settings):
 
 
 # What it leaves
+
+
+@pytest.mark.parametrize(("rank", "is_there"), [("0", False), ("1", True)])
+def test_an_earlier_runs_decision_is_not_for_the_processes_of_the_next(
+    rank, is_there, tmp_path, monkeypatch
+):
+    found = []
+
+    def spied(cfg, _):
+        found.append((Path(cfg.run_dir) / DECISION).exists())
+        return {}, cfg
+
+    monkeypatch.setattr(single_run, "_train_and_test", spied)
+    monkeypatch.setenv("LOCAL_RANK", rank)
+    cfg = composed(tmp_path)
+    (tmp_path / DECISION).write_text("{}")
+    run(cfg)
+    assert found == [is_there]
+
+
+def test_a_run_that_goes_on_keeps_its_decision(tmp_path, monkeypatch):
+    cfg = composed(tmp_path)
+    run(cfg)
+    (tmp_path / DECISION).write_text("{}")
+    monkeypatch.setattr(single_run, "_train_and_test", lambda cfg, _: ({}, cfg))
+    run(composed(tmp_path, ckpt=str(tmp_path / LAST)))
+    assert (tmp_path / DECISION).exists()
 
 
 def test_a_run_leaves_numbers_curves_and_a_checkpoint(tmp_path):
