@@ -106,7 +106,8 @@ def test_a_score_that_no_validation_logs_is_named(tmp_path):
     ("number", "error"), [(signal.SIGINT, "1"), (signal.SIGTERM, "143")], ids=["ctrl-c", "sigterm"]
 )
 def test_a_signal_ends_the_run_and_not_only_the_trial(number, error, tmp_path):
-    before = signal.getsignal(signal.SIGINT)
+    # a test in the background of a shell is started with Ctrl-C ignored
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(SystemExit, match=error):
             run(deciding(tmp_path, module={"number": int(number)}))
