@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lightning_sobolev._types import BatchFn, Teacher
+from lightning_sobolev._types import Teacher
 from lightning_sobolev.doctor.asking import projections
-from lightning_sobolev.doctor.moves import blocks, check_finite, jet_at
+from lightning_sobolev.doctor.moves import OutputMap, blocks, check_finite, jet_at
 
 LOW, HIGH = 0.1, 0.3
 """Spatial frequencies in cycles a place, between which energy is neither low nor high."""
@@ -97,7 +97,7 @@ class Gradient:
 
 
 def gradient_of(
-    teacher: Teacher, x: Float[Tensor, "batch *in"], near: Mapping[float, Tensor], on: BatchFn,
+    teacher: Teacher, x: Float[Tensor, "batch *in"], near: Mapping[float, Tensor], on: OutputMap,
     spread: Float[Tensor, "*in"], thresholds: Sequence[float],
 ) -> Gradient | None:  # fmt: skip
     """Measure the derivative of ``on(teacher)`` at states and beside them.
@@ -139,7 +139,7 @@ def gradient_of(
     return Gradient(stability, varying, _spectrum(power) if x.ndim > 2 else None)
 
 
-def _jacobian(teacher: Teacher, x: Tensor, on: BatchFn) -> Float[Tensor, "proj batch *in"]:
+def _jacobian(teacher: Teacher, x: Tensor, on: OutputMap) -> Float[Tensor, "proj batch *in"]:
     jet = jet_at(teacher, x, on)
     shape = jet.value.shape
     onto = projections(jet.value.detach().reshape(len(x), -1))

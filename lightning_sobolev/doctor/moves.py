@@ -13,11 +13,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lightning_sobolev._checks import require
-from lightning_sobolev._types import BatchFn, Jet, Query, Teacher, identity
+from lightning_sobolev._types import BatchFn, Jet, Query, Teacher
 from lightning_sobolev.doctor.asking import leaving_as_it_was
 from lightning_sobolev.doctor.scores import ratio_error, score
 from lightning_sobolev.observe.remedies import Remedies
+from lightning_sobolev.spec import SobolevSpec
 from lightning_sobolev.teachers.network import as_teacher
+
+OutputMap = str | BatchFn
+"""A function of the output, or the name of one: identity, log_softmax, softmax."""
 
 _CHUNK = 2**20
 """Most numbers of the inputs that are asked about at once."""
@@ -48,7 +52,7 @@ def explained(
     teacher: Teacher | nn.Module,
     x: Float[Tensor, "batch *in"],
     moved: Float[Tensor, "batch *in"],
-    on: BatchFn = identity,
+    on: OutputMap = "identity",
 ) -> Explained:
     r"""Compare the changes of a teacher's values over moves with what its derivatives say of them.
 
@@ -71,7 +75,8 @@ def explained(
         teacher: Answers at any points; a module is taken as a frozen network in eval mode.
         x: The states.
         moved: Where each of them moves.
-        on: Output map; the changes are those of ``on(teacher)``.
+        on: Output map or its name, as ``SobolevSpec`` takes it; the changes are those of
+            ``on(teacher)``.
 
     Returns:
         Both scores and the error of the first.
@@ -136,13 +141,13 @@ def blocks(*points: Float[Tensor, "batch *in"]) -> Iterator[tuple[Tensor, ...]]:
     return zip(*(torch.split(each, size) for each in points), strict=True)
 
 
-def jet_at(teacher: Teacher, x: Float[Tensor, "batch *in"], on: BatchFn) -> Jet:
+def jet_at(teacher: Teacher, x: Float[Tensor, "batch *in"], on: OutputMap) -> Jet:
     """Return the jet of ``on(teacher)`` where nothing but the points is known.
 
     Raises:
         ValueError: If it does not answer with a row for each.
     """
-    jet = teacher.at(Query(x, on, alone=True))
+    jet = teacher.at(Query(x, SobolevSpec(on=on).output_map, alone=True))
     shape = list(jet.value.shape)
     require(shape[:1] == [len(x)], "teacher", f"one that answers [{len(x)}, *out]", shape)
     return jet
@@ -174,7 +179,7 @@ def check_finite(*answers: Tensor) -> None:
     require(is_finite, "teacher", "finite in value and derivative", "NaN or Inf")
 
 
-def _block(teacher: Teacher, on: BatchFn, x: Tensor, moved: Tensor) -> tuple[Tensor, ...]:
+def _block(teacher: Teacher, on: OutputMap, x: Tensor, moved: Tensor) -> tuple[Tensor, ...]:
     """Return the change and what the derivatives at both ends say of it, ``[rows, out]`` each."""
     way = (moved - x)[None]
     before, ahead = _answer(teacher, x, way, on)
@@ -182,7 +187,7 @@ def _block(teacher: Teacher, on: BatchFn, x: Tensor, moved: Tensor) -> tuple[Ten
     return after - before, ahead, back
 
 
-def _answer(teacher: Teacher, x: Tensor, way: Tensor, on: BatchFn) -> tuple[Tensor, Tensor]:
+def _answer(teacher: Teacher, x: Tensor, way: Tensor, on: OutputMap) -> tuple[Tensor, Tensor]:
     jet = jet_at(teacher, x, on)
     value, along = (
         each.detach().double().reshape(len(x), -1) for each in (jet.value, jet.jvp(way)[0])

@@ -13,11 +13,12 @@ from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
 from lightning_sobolev._checks import require
-from lightning_sobolev._types import BatchFn, Teacher, identity
+from lightning_sobolev._types import Teacher
 from lightning_sobolev.doctor.gradients import Gradient, gradient_of
 from lightning_sobolev.doctor.moves import (
     Explained,
     NothingToExplain,
+    OutputMap,
     answering,
     check_points,
     explained,
@@ -123,7 +124,7 @@ def teacher_report(
     teacher: Teacher | nn.Module,
     x: Float[Tensor, "batch *in"],
     *,
-    on: BatchFn = identity,
+    on: OutputMap = "identity",
     next_x: Float[Tensor, "batch *in"] | None = None,
     seed: int = 0,
 ) -> TeacherReport:
@@ -142,7 +143,8 @@ def teacher_report(
     Args:
         teacher: Answers at any points; a module is taken as a frozen network in eval mode.
         x: The states, at least two, as they are met: all in one game would be one state.
-        on: Output map; what is measured is ``on(teacher)``.
+        on: Output map or its name, as ``SobolevSpec`` takes it; what is measured is
+            ``on(teacher)``.
         next_x: The state that follows each of them in time.
         seed: Of all draws.
 
@@ -201,7 +203,9 @@ def _made(x: Tensor, generator: Generator) -> dict[str, Tensor]:
     return made | {_TENTH: torch.lerp(x, others, 0.1)}
 
 
-def _found(teacher: Teacher | nn.Module, x: Tensor, moved: Tensor, on: BatchFn) -> Explained | None:
+def _found(
+    teacher: Teacher | nn.Module, x: Tensor, moved: Tensor, on: OutputMap
+) -> Explained | None:
     try:
         return explained(teacher, x, moved, on)
     except NothingToExplain:

@@ -168,3 +168,12 @@ def test_bad_input_is_named(given, text):
 def test_a_teacher_of_its_own_is_asked_as_it_is():
     net, x, moved = mlp(2, 3, 1), cloud(5, 2), cloud(5, 2, seed=1)
     assert explained(NetworkTeacher(net), x, moved) == explained(net, x, moved)
+
+
+def test_output_maps_have_names():
+    x = torch.randn(6, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    net = nn.Linear(3, 4).double()
+    by_hand = explained(net, x, x + 0.3, on=lambda y: torch.log_softmax(y, -1))
+    assert explained(net, x, x + 0.3, on="log_softmax") == by_hand
+    with pytest.raises(ValueError, match="on must be one of"):
+        explained(net, x, x + 0.3, on="logits")
