@@ -30,14 +30,17 @@ def ratio(frame, base, column):
     return estimate(paired.dropna(), 2)
 
 
+def ways_of(part):
+    """Return values, stored and default: where there were no queries the default is stored."""
+    ways = dict(tuple(part.groupby("where")))
+    return ways["values"], ways["stored"], ways.get("queries", ways["stored"])
+
+
 def atari_lines():
     table = read("atari")
     for game, title in GAMES.items():
-        own = table[table["game"] == game]
-        for fraction, part in own.groupby("fraction"):
-            methods = dict(tuple(part.groupby("method")))
-            values, default = methods["values"], methods["default"]
-            stored = methods.get("stored", default)  # Pong's default is this
+        for fraction, part in table[table["game"] == game].groupby("fraction"):
+            values, stored, default = ways_of(part)
             cells = [title, f"{round(100_000 * fraction):,}"]
             cells += [estimate(one["test_kl"]) for one in (values, stored, default)]
             cells += [ratio(one, values, "test_kl") for one in (stored, default)]
@@ -49,9 +52,9 @@ def return_lines():
     table = read("atari").dropna(subset=["student_return"])
     for game, title in GAMES.items():
         for fraction, part in table[table["game"] == game].groupby("fraction"):
-            methods = dict(tuple(part.groupby("method")))
-            stored = methods.get("stored", methods["default"])
-            kinds = (methods["values"], stored, methods["default"])
+            if part["where"].nunique() == 1:  # all played with few states and with all alone
+                continue
+            kinds = ways_of(part)
             cells = [title, f"{round(100_000 * fraction):,}"]
             cells += [estimate(one["student_return"]) for one in kinds]
             cells += [estimate(one["test_visited_kl"], 2) for one in kinds]
