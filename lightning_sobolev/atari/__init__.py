@@ -19,14 +19,10 @@ from lightning_sobolev.atari.minari import export_minari, import_minari
 from lightning_sobolev.atari.networks import CenteredPolicy, NatureCNN, SmallCNN, scale_pixels
 from lightning_sobolev.atari.policy import Behavior, ModulePolicy, choose, log_probabilities
 from lightning_sobolev.atari.recordings.dagger import DAgger
-from lightning_sobolev.atari.recordings.datamodule import (
-    RecordingDataModule,
-    RecordingOptions,
-    StatesDataModule,
-    StoredDataModule,
-)
+from lightning_sobolev.atari.recordings.datamodule import StatesDataModule, StoredDataModule
 from lightning_sobolev.atari.recordings.dataset import SplitSizes
 from lightning_sobolev.atari.recordings.format import Recording, fingerprint
+from lightning_sobolev.atari.recordings.played import RecordingDataModule, RecordingOptions
 from lightning_sobolev.atari.recordings.record import record
 
 __all__ = [

@@ -7,11 +7,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lightning_sobolev.atari.recordings.datamodule import PlayedDataModule
+from lightning_sobolev.atari.recordings.played import PlayedDataModule
+from lightning_sobolev.atari.recordings.record import identity_of
 from lightning_sobolev.policies.agents import Policy, load_policy
 from lightning_sobolev.policies.environments import EnvSettings
 from lightning_sobolev.policies.networks import PolicyStudent
-from lightning_sobolev.policies.recording import PolicyRecording, policy_identity, record_policy
+from lightning_sobolev.policies.recording import PolicyRecording, record_policy
 from lightning_sobolev.standardization import Standardizer
 
 
@@ -44,7 +45,7 @@ class PolicyDataModule(PlayedDataModule):
 
     def identity(self, **who: Any) -> dict[str, Any]:
         """Return what decides every byte of a recording but its length."""
-        return policy_identity(self.settings, self.teacher, **who)
+        return identity_of(self.settings, self.teacher, **who)
 
     def reopen(self, folder: Path, *, verify: bool = True) -> PolicyRecording:
         """Open a recording that is there."""

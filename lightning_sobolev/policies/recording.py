@@ -8,12 +8,10 @@ lost a shard at most, and a longer one is the shorter one with more shards.
 """
 
 import copy
-import hashlib
 import io
-import json
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +26,8 @@ from lightning_sobolev._files import locked, read_json, sha256_of, whole, write_
 from lightning_sobolev._progress import Advance, progress_bar
 from lightning_sobolev.atari.policy import Behavior
 from lightning_sobolev.atari.recordings.dataset import SplitSizes, split_by_episode
-from lightning_sobolev.atari.recordings.format import ends, fingerprint
+from lightning_sobolev.atari.recordings.format import checksum, ends
+from lightning_sobolev.atari.recordings.record import difference, identity_of
 from lightning_sobolev.policies.environments import EnvSettings, Transition, VectorEnvironments
 from lightning_sobolev.policies.heads import Head
 
@@ -134,7 +133,7 @@ def read_index(folder: Path) -> dict[str, Any] | None:
     if not (path := folder / INDEX_FILE).exists():
         return None
     content = read_json(path)
-    if content is None or content.pop("sha256", None) != _checksum(content):
+    if content is None or content.pop("sha256", None) != checksum(content):
         error = "is not readable" if content is None else "does not have its own checksum"
         raise ValueError(_DAMAGED.format(path=path, error=error, folder=folder))
     if (version := content.get("format")) != FORMAT_VERSION:
@@ -147,34 +146,11 @@ def read_index(folder: Path) -> dict[str, Any] | None:
 
 def _write_index(folder: Path, identity: dict[str, Any], shards: list[dict[str, Any]]) -> None:
     content = {"format": FORMAT_VERSION, "identity": identity, "shards": shards}
-    write_json(folder / INDEX_FILE, {**content, "sha256": _checksum(content)})
-
-
-def _checksum(content: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    write_json(folder / INDEX_FILE, {**content, "sha256": checksum(content)})
 
 
 def _shard_file(folder: Path, number: int) -> Path:
     return folder / f"shard-{number:05d}.npz"
-
-
-def policy_identity(
-    settings: EnvSettings,
-    teacher: nn.Module,
-    *,
-    seed: int,
-    behavior: Behavior,
-    player: nn.Module | None = None,
-) -> dict[str, Any]:
-    """Gather what decides every byte of a recording, but for its length, as JSON can say it."""
-    behavior.check_player(player)
-    return {
-        "settings": asdict(settings),
-        "teacher_sha256": fingerprint(teacher),
-        "player_sha256": None if player is None else fingerprint(player),
-        "behavior": asdict(behavior),
-        "seed": seed,
-    }
 
 
 def record_policy(
@@ -220,7 +196,7 @@ def record_policy(
     folder, behavior = Path(folder), behavior or Behavior()
     total = num_states.total if isinstance(num_states, SplitSizes) else num_states
     require(type(total) is int and total >= 1, "num_states", "a number >= 1 or a split", num_states)
-    identity = policy_identity(settings, teacher, seed=seed, behavior=behavior, player=player)
+    identity = identity_of(settings, teacher, seed=seed, behavior=behavior, player=player)
     with locked(folder / LOCK_FILE):
         shards = _make_room(folder, identity, remake=remake)
         if not _suffice(shards, num_states):
@@ -249,9 +225,7 @@ def _make_room(folder: Path, identity: dict[str, Any], *, remake: bool) -> list[
         raise ValueError(f"folder must hold a recording or nothing, got {folder} with {foreign}")
     index = None if remake else read_index(folder)
     if index is not None and index["identity"] != identity:
-        old = index["identity"]
-        changed = [key for key in identity if old.get(key) != identity[key]]
-        said = ", ".join(f"{key}: {old.get(key)} instead of {identity[key]}" for key in changed)
+        said = difference(index["identity"], identity)
         rank_zero_info(f"Recording {folder}: made with other settings ({said}), anew.")
         index = None
     shards = [] if index is None else list(index["shards"])

@@ -204,7 +204,7 @@ def test_answers_that_are_no_tensor_are_named(tmp_path):
 
 @pytest.mark.parametrize("left", [{}, {"format": 1}, {"format": 1, "identity": {}}])
 def test_an_index_that_agrees_with_itself_and_says_too_little_is_named(left, tmp_path):
-    content = {**left, "sha256": module._checksum(left)}
+    content = {**left, "sha256": module.checksum(left)}
     (tmp_path / "index.json").write_text(json.dumps(content))
     with pytest.raises(
         ValueError, match=r"must have format 1, got None|damaged recording: .* \(lacks \["

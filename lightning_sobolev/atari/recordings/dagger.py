@@ -12,8 +12,8 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
 from lightning_sobolev._checks import require
-from lightning_sobolev.atari.recordings.datamodule import PlayedDataModule
 from lightning_sobolev.atari.recordings.dataset import Recorded, choose_fraction
+from lightning_sobolev.atari.recordings.played import PlayedDataModule
 
 
 class DAgger(pl.Callback):

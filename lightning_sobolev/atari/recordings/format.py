@@ -118,10 +118,11 @@ def write_index(folder: Path, identity: dict[str, Any], shards: list[Shard]) -> 
     """Say which shards count: from now on they are the recording."""
     said = [asdict(shard) for shard in shards]
     content = {"format": FORMAT_VERSION, "identity": identity, "shards": said}
-    write_json(folder / INDEX_FILE, {**content, "sha256": _checksum(content)})
+    write_json(folder / INDEX_FILE, {**content, "sha256": checksum(content)})
 
 
-def _checksum(content: dict[str, Any]) -> str:
+def checksum(content: dict[str, Any]) -> str:
+    """Hash what an index says."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -137,7 +138,7 @@ def read_index(folder: Path) -> Index | None:
             f"{folder} must have format {FORMAT_VERSION}, got {content.get('format')}, of another "
             "version of this package: delete the folder to record anew"
         )
-    if content.pop("sha256", None) != _checksum(content):
+    if content.pop("sha256", None) != checksum(content):
         raise ValueError(_DAMAGED.format(path=path, error="does not have its own checksum"))
     identity = content["identity"]
     # a recording may be older than a setting, whose default is what was done before it existed

@@ -27,7 +27,7 @@ from lightning_sobolev.atari.recordings.dataset import SplitSizes, split_by_epis
 
 
 def identity_of(
-    settings: AtariSettings,
+    settings: Any,  # a dataclass: a game's, or those of an environment
     teacher: nn.Module,
     *,
     seed: int,
@@ -128,8 +128,8 @@ def _make_room(folder: Path, identity: dict[str, Any], *, remake: bool) -> list[
             text = "folder must not be an imported recording, which cannot be made again, got"
             remedy = "choose another one, or pass remake=True to replace it"
             raise ValueError(f"{text} {folder}: {remedy}")
-        difference = _difference(index.identity, identity)
-        rank_zero_info(f"Recording {folder}: made with other settings ({difference}), anew.")
+        said = difference(index.identity, identity)
+        rank_zero_info(f"Recording {folder}: made with other settings ({said}), anew.")
         index = None
     if index is not None:
         stored.Recording(folder)  # what is damaged is not gone on with
@@ -137,7 +137,8 @@ def _make_room(folder: Path, identity: dict[str, Any], *, remake: bool) -> list[
     return [] if index is None else index.shards
 
 
-def _difference(found: dict[str, Any], asked: dict[str, Any]) -> str:
+def difference(found: dict[str, Any], asked: dict[str, Any]) -> str:
+    """Say in which settings two identities differ."""
     nested = dict.fromkeys(("settings", "behavior"))
     old, new = ({**one, **one["settings"], **one["behavior"], **nested} for one in (found, asked))
     changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]

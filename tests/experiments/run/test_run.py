@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -19,6 +20,7 @@ from torch import nn
 from lightning_sobolev.experiments.run import train as single_run
 from lightning_sobolev.experiments.run.checkpoints import BEST, LAST
 from lightning_sobolev.experiments.run.conf import STORED, config_hash
+from lightning_sobolev.experiments.run.curves import Curves
 from lightning_sobolev.experiments.run.decided import DECISION, decided, prepared_data
 from lightning_sobolev.experiments.run.stored import load_module
 from lightning_sobolev.experiments.run.train import run, score_of
@@ -84,11 +86,22 @@ def test_a_run_leaves_numbers_curves_and_a_checkpoint(tmp_path):
     assert metrics["config_hash"] == config_hash(cfg)
     assert metrics["steps"] == 12
     assert 0 < metrics["seconds_fit"] < metrics["seconds_total"]
+    assert metrics["cpu_seconds_fit"] > 0
     assert score_of(cfg, metrics) == metrics["val/error"] > 0
     trained = [row["step"] for row in curves(tmp_path) if row["train/loss"]]
     assert trained == ["2", "4", "6", "8", "10", "12"]
     assert [row["step"] for row in curves(tmp_path) if row["val/error"]] == ["5", "10"]
     assert (tmp_path / "curves.png").is_file()
+
+
+def test_processor_time_is_that_of_the_whole_training_and_leaves_out_waiting(tmp_path):
+    curves = Curves(tmp_path)
+    curves.load_state_dict({"rows": [], "seconds": 5.0, "cpu_seconds": 5.0})
+    time.sleep(0.3)
+    assert 5.0 <= curves.cpu_seconds < curves.seconds - 0.2
+    again = Curves(tmp_path)
+    again.load_state_dict(curves.state_dict())
+    assert again.cpu_seconds >= 5.0
 
 
 def test_without_a_terminal_lines_say_how_it_goes(tmp_path, caplog):
