@@ -5,20 +5,37 @@ import math
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from lightning_sobolev._checks import require
+
 
 def image_cnn(
-    in_channels: int = 1, num_classes: int = 10, *, size: int = 28, width: int = 16
+    in_channels: int = 1,
+    num_classes: int = 10,
+    *,
+    size: int = 28,
+    width: int = 16,
+    activation: str = "relu",
+    batch_norm: bool = False,
 ) -> nn.Sequential:
     """Return four blocks: a convolution of patches, two of 3 by 3, and a pooled linear layer.
+
+    ``activation`` is relu or elu; with ``batch_norm`` every convolution is followed by one.
 
     The linear layer sees two by two places of an image of 28 by 28. It does little with what it
     gets when the blocks below have learned nothing, so it matters whether they do.
     """
+    known = {"relu": nn.ReLU, "elu": nn.ELU}
+    require(activation in known, "activation", f"one of {tuple(known)}", activation)
     side = math.ceil(size // 4 / 2) // 2
+
+    def block(convolution: nn.Conv2d) -> nn.Sequential:
+        norm = [nn.BatchNorm2d(width)] if batch_norm else []
+        return nn.Sequential(convolution, *norm, known[activation]())
+
     return nn.Sequential(
-        nn.Sequential(nn.Conv2d(in_channels, width, 4, stride=4), nn.ReLU()),
-        nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.ReLU()),
-        nn.Sequential(nn.Conv2d(width, width, 3, stride=2, padding=1), nn.ReLU()),
+        block(nn.Conv2d(in_channels, width, 4, stride=4)),
+        block(nn.Conv2d(width, width, 3, padding=1)),
+        block(nn.Conv2d(width, width, 3, stride=2, padding=1)),
         nn.Sequential(nn.AvgPool2d(2), nn.Flatten(), nn.Linear(width * side**2, num_classes)),
     )
 

@@ -19,6 +19,7 @@ from lightning_sobolev.experiments.common.optimizers import (
     SchedulerFactory,
     configured,
 )
+from lightning_sobolev.experiments.common.tables import check_counts
 from lightning_sobolev.experiments.synthetic_gradients.gradient_error import gradient_error
 from lightning_sobolev.experiments.synthetic_gradients.kinds import KINDS
 from lightning_sobolev.experiments.synthetic_gradients.matching import Matching
@@ -28,7 +29,12 @@ from lightning_sobolev.experiments.synthetic_gradients.models import (
     check_models,
 )
 from lightning_sobolev.experiments.synthetic_gradients.sections import activation_shapes, split
-from lightning_sobolev.experiments.synthetic_gradients.step import Step, build_stages, take_step
+from lightning_sobolev.experiments.synthetic_gradients.step import (
+    Step,
+    build_stages,
+    take_step,
+    teach_again,
+)
 
 _MODELS, _MATCHING = ModelSettings(), Matching()
 
@@ -48,6 +54,8 @@ class DecoupledModule(pl.LightningModule):
         cuts: Numbers of the layers before which it is cut; a number n cuts at the n highest places.
         optimizer: Builds the optimizer of a section.
         model_optimizer: Builds that of a model; the same as of the sections when None.
+        model_updates: Updates of every model in a step, all by the same activation and target. Each
+            costs the model's forward pass and its double backward pass; no section runs again.
         scheduler: Builds the schedule of each of them.
         kind: What passes a cut: ``noprop``, ``direct``, ``vfbn``, ``critic``, ``sobolev`` or
             ``backprop``, see ``kinds.KINDS``.
@@ -65,6 +73,7 @@ class DecoupledModule(pl.LightningModule):
         optimizer: OptimizerFactory,
         *,
         model_optimizer: OptimizerFactory | None = None,
+        model_updates: int = 2,
         scheduler: SchedulerFactory | None = None,
         kind: str = "sobolev",
         input_shape: Sequence[int],
@@ -75,8 +84,10 @@ class DecoupledModule(pl.LightningModule):
     ) -> None:
         super().__init__()
         require(kind in KINDS, "kind", f"one of {tuple(KINDS)}", kind)
+        check_counts(1, model_updates=model_updates)
         self.automatic_optimization = False
         self.probe_rows, self.num_classes = probe_rows, num_classes
+        self.model_updates = model_updates
         sections = split(net, cuts)
         shapes = activation_shapes(sections, input_shape, num_classes)
         are_given = not isinstance(models, ModelSettings)
@@ -118,10 +129,21 @@ class DecoupledModule(pl.LightningModule):
         optimizers[0].step()
         for optimizer in optimizers[1:]:
             optimizer.optimizer.step()
+        of_models = optimizers[sum(stage.is_trained for stage in self.stages) :]
+        if of_models:
+            self._update_again(of_models, step, batch["y"])
         for scheduler in _listed(self.lr_schedulers()):
             scheduler.step()
         if due:
             self._log_step(step, batch["y"])
+
+    def _update_again(self, of_models: list[LightningOptimizer], step: Step, y: Tensor) -> None:
+        for _ in range(self.model_updates - 1):
+            for optimizer in of_models:
+                optimizer.zero_grad()
+            teach_again(self.stages, step.pairs, y)
+            for optimizer in of_models:
+                optimizer.optimizer.step()
 
     def _log_step(self, step: Step, y: Tensor) -> None:
         accuracy = multiclass_accuracy(step.logits, y, self.num_classes, average="micro")
@@ -161,14 +183,21 @@ class DecoupledModule(pl.LightningModule):
         return [configured(these, by, self.scheduler) for these, by in trained if these]  # type: ignore[return-value]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store the running scales of what models are taught."""
+        """Store how often models are updated, and the running scales of what they are taught."""
+        checkpoint["model_updates"] = self.model_updates
         checkpoint["scales"] = [
             {name: {"mean": mean, "count": n} for name, (mean, n) in stage.scales.state.items()}
             for stage in self.stages
         ]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the running scales back."""
+        """Take the running scales back; refuse to go on with another number of updates."""
+        found = checkpoint.get("model_updates", "none: it is of an earlier version")
+        if found != self.model_updates:
+            raise ValueError(
+                f"model_updates of the checkpoint must be {self.model_updates}, got {found}; set "
+                "the same or train anew"
+            )
         for stage, saved in zip(self.stages, checkpoint["scales"], strict=True):
             stage.scales.state = {name: (s["mean"], int(s["count"])) for name, s in saved.items()}
 

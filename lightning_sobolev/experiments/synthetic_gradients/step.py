@@ -10,6 +10,10 @@ section between them:
     \partial m_i / \partial h_i \leftarrow
     J_{f_i}(h_i)^\top \, \partial m_{i+1} / \partial h_{i+1}.
 
+A model may be updated several times by the same pair of activation and target, which costs neither
+another pass of a section nor another message: models must follow sections that move as fast as
+back-propagation likes best.
+
 Gradients of rows are those of the sum over the batch: batch norm in train mode ties rows together,
 and what a row does to others is counted as its own.
 
@@ -18,8 +22,8 @@ targets as in Jaderberg et al. 2017, Decoupled Neural Interfaces using Synthetic
 (arXiv:1608.05343).
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -104,10 +108,16 @@ class Stage:
         # of a mean over the batch
         return LossGradient(x.grad * len(x), None if value is None else value.detach())
 
-    def teach(self, predicted: LossGradient, target: LossGradient) -> dict[str, Tensor]:
-        """Add the gradients of the model; return the terms, unweighted, by name."""
+    def teach(
+        self, predicted: LossGradient, target: LossGradient, *, is_new: bool = True
+    ) -> dict[str, Tensor]:
+        """Add the gradients of the model; return the terms, unweighted, by name.
+
+        A target that is not new has been taken in by the running scales, and leaves them alone.
+        """
         terms = self.matching.terms(self.kind)
-        found = compare(terms, predicted, target, self.scales)
+        scales = self.scales if is_new else replace(self.scales, frozen=True)  # of the same state
+        found = compare(terms, predicted, target, scales)
         if found:
             loss = weighted_sum(found, {term.key: term.weight_at(0) for term in terms})
             if loss.requires_grad:  # an exact model has no parameters
@@ -128,12 +138,20 @@ def build_stages(
     ]
 
 
+class Pair(NamedTuple):
+    """What a model is taught: loss and gradient at an activation of its cut."""
+
+    h: Float[Tensor, "batch *out"]
+    target: LossGradient
+
+
 class Step(NamedTuple):
-    """The mean loss of the network, its answers, and by cut and name what models were taught by."""
+    """The mean loss of the network, its answers, and by cut what models were taught, and how."""
 
     loss: Float[Tensor, ""]
     logits: Float[Tensor, "batch classes"]
     terms: dict[int, dict[str, Tensor]]
+    pairs: dict[int, Pair]
 
 
 def take_step(stages: Sequence[Stage], x: Float[Tensor, "batch *in"], y: Labels) -> Step:
@@ -144,7 +162,7 @@ def take_step(stages: Sequence[Stage], x: Float[Tensor, "batch *in"], y: Labels)
     target = stages[-1].backward(None, y)
     assert target is not None
     assert target.value is not None
-    step = Step(target.value.mean(), activations[-1], {})
+    step = Step(target.value.mean(), activations[-1], {}, {})
     for cut in range(len(stages) - 1, 0, -1):
         stage = stages[cut - 1]
         if not stage.is_trained:
@@ -154,5 +172,16 @@ def take_step(stages: Sequence[Stage], x: Float[Tensor, "batch *in"], y: Labels)
         if stage.model is not None:
             at_output = stage.predict(activations[cut], y, create_graph=True)
             step.terms[cut] = stage.teach(at_output, target)
+            step.pairs[cut] = Pair(activations[cut], target)
         target = stage.backward(at_output, y)
     return step
+
+
+def teach_again(stages: Sequence[Stage], pairs: Mapping[int, Pair], y: Labels) -> None:
+    """Add the gradients of models that have moved since, at what a step has taught them.
+
+    Nothing is computed anew but their answers: no section runs, and no other model is asked.
+    """
+    for cut, (h, target) in pairs.items():
+        stage = stages[cut - 1]
+        stage.teach(stage.predict(h, y, create_graph=True), target, is_new=False)

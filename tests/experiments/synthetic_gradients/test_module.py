@@ -1,3 +1,4 @@
+import copy
 from functools import partial
 
 import lightning.pytorch as pl
@@ -10,15 +11,19 @@ from torch.utils.data import DataLoader
 
 from lightning_sobolev.experiments.synthetic_gradients.gradient_error import gradient_error
 from lightning_sobolev.experiments.synthetic_gradients.kinds import KINDS
+from lightning_sobolev.experiments.synthetic_gradients.matching import Matching
 from lightning_sobolev.experiments.synthetic_gradients.module import DecoupledModule
 from tests.experiments.synthetic_gradients._networks import (
     CLASSES,
     SHAPES,
+    WITH_MODELS,
     batches,
     learned,
     maps,
+    moved_along,
     predicted,
     stages,
+    taught,
     vectors,
 )
 from tests.plugin._trainers import QUIET
@@ -91,6 +96,66 @@ def test_every_part_moves_by_its_own_optimizer_and_a_batch_is_a_step(kind):
     assert now == pytest.approx([rate / 2 for rate in rates])  # half way down
     kept = [{id(p) for g in o.param_groups for p in g["params"]} for o in running.optimizers]
     assert sum(map(len, kept)) == len(set.union(*kept))
+
+
+@pytest.mark.parametrize("network", [vectors, maps])
+@pytest.mark.parametrize("kind", WITH_MODELS)
+@pytest.mark.parametrize("updates", [1, 2, 4])
+def test_models_are_updated_by_the_same_pair_and_sections_move_once(network, kind, updates):
+    """Two cuts: the pair of the lower model is what the other said before it was updated."""
+    (drawn,) = batches(network, 1)
+    rate, x, y = 0.002, drawn["x"], drawn["y"]
+    decoupled = module(
+        network, [1, 3], kind=kind, model_updates=updates, matching=Matching(normalize="none"),
+        model_optimizer=partial(torch.optim.SGD, lr=rate),
+    )  # fmt: skip
+    learned(decoupled.models)
+    lowest, middle, highest = copy.deepcopy(list(decoupled.sections))
+    models = copy.deepcopy(list(decoupled.models))
+    leaf = lowest(x).detach().requires_grad_()
+    h = middle(leaf)
+    top = h.detach().requires_grad_()
+    losses = cross_entropy(highest(top), y, reduction="none")
+    (true,) = torch.autograd.grad(losses.sum(), top)
+    slope = predicted(models[1], kind, h, y)
+    (carried,) = torch.autograd.grad(h, leaf, slope)
+    said = models[1](h, y).detach()
+    pairs = [(leaf.detach(), said, carried), (top.detach(), losses.detach(), true)]
+    moved = moved_along(lowest, x, predicted(models[0], kind, leaf, y))
+    fit(decoupled, [drawn], steps=1)
+    for model, new, (at, value, gradient) in zip(models, decoupled.models, pairs, strict=True):
+        for _ in range(updates):
+            slopes = taught(model, kind, at, y, value, gradient)
+            for parameter, along in zip(model.parameters(), slopes, strict=True):
+                parameter.data -= rate * along
+        equal(weights(new), weights(model))
+    equal(
+        weights(decoupled.sections[0]),
+        [p - 0.1 * g for p, g in zip(weights(lowest), moved, strict=True)],
+    )
+
+
+def test_a_target_counts_once_in_its_scale_and_schedules_go_on_once_a_step():
+    decoupled, drawn = module(kind="sobolev", model_updates=3), batches(vectors, STEPS)
+    learned(decoupled.models)
+    running = fit(decoupled, drawn)
+    counts = [count for stage in decoupled.stages for _, count in stage.scales.state.values()]
+    assert counts == [STEPS] * 6
+    assert [round(o.param_groups[0]["lr"], 12) for o in running.optimizers] == [0.0] * 7
+
+
+@pytest.mark.parametrize(
+    ("saved", "came"),
+    [({"model_updates": 1}, "got 1; set"), ({}, "got none: it is of an earlier version")],
+)
+def test_checkpoints_of_other_updates_are_refused(saved, came):
+    decoupled = module(kind="sobolev", model_updates=2)
+    whole = {}
+    decoupled.on_save_checkpoint(whole)
+    decoupled.on_load_checkpoint(whole)
+    del whole["model_updates"]
+    with pytest.raises(ValueError, match=f"model_updates of the checkpoint must be 2, {came}"):
+        decoupled.on_load_checkpoint({**whole, **saved})
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -23,7 +23,11 @@ from lightning_sobolev.experiments.synthetic_gradients.processes.stage import (
     StageProcess,
 )
 from lightning_sobolev.experiments.synthetic_gradients.sections import split
-from lightning_sobolev.experiments.synthetic_gradients.step import build_stages, take_step
+from lightning_sobolev.experiments.synthetic_gradients.step import (
+    build_stages,
+    take_step,
+    teach_again,
+)
 from tests.experiments.synthetic_gradients._networks import (
     CLASSES,
     WITH_MODELS,
@@ -38,6 +42,7 @@ from tests.experiments.synthetic_gradients._networks import (
 )
 
 STEPS, ROWS, LR, MODEL_LR = 4, 6, 0.1, 0.002
+HALVED = partial(torch.optim.lr_scheduler.ExponentialLR, gamma=0.5)
 SETTINGS = {"optimizer": partial(torch.optim.SGD, lr=LR)}
 SETTINGS |= {"model_optimizer": partial(torch.optim.SGD, lr=MODEL_LR)}
 
@@ -47,32 +52,43 @@ def weights(cut):
     return [parameter.detach().clone() for part in parts for parameter in part.parameters()]
 
 
-def in_one_process(cut, drawn):
-    groups = [(s.section, LR) for s in cut if s.is_trained]
-    groups += [(s.model, MODEL_LR) for s in cut if s.model is not None]
-    optimizer = torch.optim.SGD([{"params": part.parameters(), "lr": lr} for part, lr in groups])
+def in_one_process(cut, drawn, updates):
+    sections = [p for s in cut if s.is_trained for p in s.section.parameters()]
+    models = [p for s in cut if s.model is not None for p in s.model.parameters()]
+    by = [torch.optim.SGD(sections, lr=LR)]
+    by += [torch.optim.SGD(models, lr=MODEL_LR)] if models else []
+    schedules = [HALVED(optimizer) for optimizer in by]
     for one in drawn:
-        optimizer.zero_grad()
-        take_step(cut, one["x"], one["y"])
-        optimizer.step()
+        for optimizer in by:
+            optimizer.zero_grad()
+        step = take_step(cut, one["x"], one["y"])
+        for optimizer in by:
+            optimizer.step()
+        for _ in range(updates - 1 if models else 0):
+            by[1].zero_grad()
+            teach_again(cut, step.pairs, one["y"])
+            by[1].step()
+        for schedule in schedules:
+            schedule.step()
     return weights(cut)
 
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize(
-    ("network", "kind", "cuts"),
+    ("network", "kind", "cuts", "updates"),
     [
-        (maps, "sobolev", [1, 2, 3]),
-        (vectors, "direct", [1, 3]),
-        (maps, "backprop", [1, 3]),
-        (vectors, "noprop", [2]),
+        (maps, "sobolev", [1, 2, 3], 3),
+        (vectors, "direct", [1, 3], 1),
+        (maps, "backprop", [1, 3], 2),
+        (vectors, "noprop", [2], 2),
     ],
 )
-def test_in_lockstep_processes_do_what_one_process_does(network, kind, cuts):
-    """The data begin anew when they end."""
+def test_in_lockstep_processes_do_what_one_process_does(network, kind, cuts, updates):
+    """The data begin anew when they end; a schedule goes on once a step."""
     cut, drawn = stages(network, cuts, kind, Matching()), batches(network, 2)
-    reports = run_pipeline(cut, drawn, Pipeline(steps=STEPS, lockstep=True, **SETTINGS))
-    alone = in_one_process(stages(network, cuts, kind, Matching()), 2 * drawn)
+    settings = {**SETTINGS, "scheduler": HALVED, "model_updates": updates}
+    reports = run_pipeline(cut, drawn, Pipeline(steps=STEPS, lockstep=True, **settings))
+    alone = in_one_process(stages(network, cuts, kind, Matching()), 2 * drawn, updates)
     assert_close(weights(cut), alone, rtol=1e-10, atol=1e-12)
     learned = STEPS if kind in WITH_MODELS else 0
     assert [report.learned for report in reports] == [learned] * len(cuts) + [0]
@@ -144,12 +160,12 @@ def test_what_was_received_stays_what_it_was():
     assert_close([one for _, (one,) in received], [tensor - 100 for tensor in sent])
 
 
-def lowest_process(kind, *, buffer=8, capacity=8):
+def lowest_process(kind, *, buffer=8, capacity=8, updates=1):
     """Return the process of a lowest stage, and what is above it, to be called in this one."""
     lower, upper = stages(vectors, [2], kind)
     above = Cut(multiprocessing.get_context(), capacity)
     signs = torch.zeros(2, dtype=torch.int64)
-    pipeline = Pipeline(steps=9, buffer=buffer, **SETTINGS)
+    pipeline = Pipeline(steps=9, buffer=buffer, model_updates=updates, **SETTINGS)
     return StageProcess(lower, pipeline, None, above, signs), upper.section, above
 
 
@@ -166,8 +182,9 @@ def stepped(module, lr, slopes):
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("kind", WITH_MODELS)
-def test_a_late_target_teaches_the_model_alone_and_at_its_own_activation(kind, generator):
-    process, upper, above = lowest_process(kind)
+@pytest.mark.parametrize("updates", [1, 3])
+def test_a_late_target_teaches_the_model_alone_and_at_its_own_activation(kind, updates, generator):
+    process, upper, above = lowest_process(kind, updates=updates)
     section, model = process.stage.section, process.stage.model
     pairs = [batch(vectors, generator) for _ in range(3)]
     for number, pair in enumerate(pairs[:2]):
@@ -178,7 +195,12 @@ def test_a_late_target_teaches_the_model_alone_and_at_its_own_activation(kind, g
     (gradient,) = torch.autograd.grad(value.sum(), h)
     value = value.detach()
     x, labels = pairs[2]
-    expected = stepped(model, MODEL_LR, taught(model, kind, h, y, value, gradient))
+    after = copy.deepcopy(model)
+    for _ in range(updates):
+        slopes = taught(after, kind, h, y, value, gradient)
+        expected = stepped(after, MODEL_LR, slopes)
+        for parameter, moved_to in zip(after.parameters(), expected, strict=True):
+            parameter.data = moved_to
     # the section moves along the prediction, as if there were no answer
     along = predicted(model, kind, section(x).detach(), labels)
     moved = stepped(section, LR, moved_along(section, x, along))

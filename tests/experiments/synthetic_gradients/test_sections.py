@@ -102,8 +102,8 @@ def test_a_gradient_model_hears_the_class():
     assert not torch.equal(first, second)
 
 
-def one(model, kind):
-    options = {"input_shape": (4,), "num_classes": CLASSES}
+def one(model, kind, **settings):
+    options = {"input_shape": (4,), "num_classes": CLASSES, **settings}
     return DecoupledModule(layers(), 1, torch.optim.SGD, models=model, kind=kind, **options)
 
 
@@ -135,6 +135,8 @@ def pipeline(**settings):
         ),
         (partial(Matching, normalize="no"), "normalize must be one of .*, got 'no'"),
         (partial(pipeline, steps=0), "steps must be at least 1, got 0"),
+        (partial(pipeline, model_updates=0), "model_updates must be at least 1, got 0"),
+        (partial(one, [], "critic", model_updates=0), "model_updates must be at least 1, got 0"),
         (partial(pipeline, buffer=0), "buffer must be at least 1, got 0"),
         (partial(pipeline, delay=-1.0), "delay must be >= 0, got -1.0"),
         (partial(pipeline, timeout=0.0), "timeout must be > 0, got 0.0"),

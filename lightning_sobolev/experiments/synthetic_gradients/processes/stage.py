@@ -39,6 +39,7 @@ class Pipeline:
     steps: int
     optimizer: OptimizerFactory  # of a section
     model_optimizer: OptimizerFactory | None = None  # the same when None
+    model_updates: int = 2  # of a model by every target that comes; no message is sent for them
     scheduler: SchedulerFactory | None = None  # of each of them
     capacity: int = 4  # activations that may wait at a cut before the stage below waits for room
     buffer: int = 16  # activations that a stage keeps until their targets come
@@ -47,7 +48,8 @@ class Pipeline:
     timeout: float = 60.0  # seconds without a sign after which a stage counts as lost
 
     def __post_init__(self) -> None:
-        check_counts(1, steps=self.steps, capacity=self.capacity, buffer=self.buffer)
+        counts = ("steps", "model_updates", "capacity", "buffer")
+        check_counts(1, **{name: getattr(self, name) for name in counts})
         require(self.delay >= 0, "delay", ">= 0", self.delay)
         require(self.timeout > 0, "timeout", "> 0", self.timeout)
 
@@ -160,9 +162,11 @@ class StageProcess:
             if kept is None:
                 self.report.forgotten += 1
                 continue
-            predicted = self.stage.predict(*kept, create_graph=True)
-            self.stage.teach(predicted, LossGradient(*packet[1]))
-            self._move_model()
+            for remaining in reversed(range(self.pipeline.model_updates)):
+                predicted = self.stage.predict(*kept, create_graph=True)
+                is_new = remaining == self.pipeline.model_updates - 1
+                self.stage.teach(predicted, LossGradient(*packet[1]), is_new=is_new)
+                self._move_model(ends_step=remaining == 0)
             self.report.learned += 1
             self.report.late += number - packet[0]
 
@@ -172,14 +176,14 @@ class StageProcess:
 
 def _mover(
     module: nn.Module, optimizer: OptimizerFactory, scheduler: SchedulerFactory | None
-) -> Callable[[], None]:
+) -> Callable[..., None]:
     built = optimizer(module.parameters())
     schedule = None if scheduler is None else scheduler(built)
 
-    def move() -> None:
+    def move(*, ends_step: bool = True) -> None:
         built.step()
         built.zero_grad()
-        if schedule is not None:
+        if schedule is not None and ends_step:
             schedule.step()
 
     return move

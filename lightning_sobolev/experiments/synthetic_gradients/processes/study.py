@@ -54,6 +54,7 @@ def _measure(cfg: DictConfig, seed: int, delay: float, way: str) -> dict[str, An
     pipeline = Pipeline(
         optimizer=module.optimizer,
         model_optimizer=module.model_optimizer,
+        model_updates=module.model_updates,
         scheduler=module.scheduler,
         lockstep=cfg.ways[way].lockstep,
         delay=delay,
