@@ -14,6 +14,7 @@ from lightning_sobolev.experiments.run.checkpoints import LAST
 from lightning_sobolev.experiments.run.conf import config_folder
 from lightning_sobolev.experiments.run.stored import load_module
 from lightning_sobolev.experiments.run.train import run
+from lightning_sobolev.experiments.synthetic_gradients.processes import study as processes
 from lightning_sobolev.experiments.synthetic_gradients.processes.study import run_processes
 
 SMALL = ("data.batch_size=16", "data.num_validation=32")
@@ -93,6 +94,23 @@ def test_all_ways_in_processes_leave_a_table_and_a_figure(tmp_path):
     assert math.isnan(table.gradient_cosine["locked"])  # it has no model
     assert abs(table.gradient_cosine["lockstep"]) <= 1
     assert {"decoupling.md", "decoupling.png"} <= {file.name for file in tmp_path.iterdir()}
+
+
+@pytest.mark.usefixtures("pictures")
+def test_processes_train_as_the_experiment_says(tmp_path, monkeypatch):
+    given, rates = [], ["model_updates=3", "lr=0.25", "model_lr=0.125"]
+
+    def instead(*parts):
+        given.append(parts[-1])
+        raise InterruptedError
+
+    monkeypatch.setattr(processes, "run_pipeline", instead)
+    with pytest.raises(InterruptedError):
+        study(tmp_path, "rounds=1", f"overrides={[*SMALL, *rates]}")
+    parameters = [torch.nn.Parameter(torch.zeros(1))]
+    assert given[0].model_updates == 3
+    assert given[0].optimizer(parameters).param_groups[0]["lr"] == 0.25
+    assert given[0].model_optimizer(parameters).param_groups[0]["lr"] == 0.125
 
 
 def test_nothing_to_run_is_refused(tmp_path):
