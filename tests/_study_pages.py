@@ -1,4 +1,4 @@
-"""Lines of the pages about policies, made of the committed tables."""
+"""Lines of the pages of studies, made of the committed tables."""
 
 import math
 from pathlib import Path
@@ -100,4 +100,69 @@ def dagger_lines():
         has_choice = not part[far].isna().any()
         cells += [estimate(one[far], 2) if has_choice else "" for one in kinds]
         cells += [estimate(one["student_return"]) for one in kinds]
+        yield f"| {' | '.join(cells)} |"
+
+
+KINDS = ("noprop", "direct", "critic", "vfbn", "sobolev", "backprop")
+NETWORKS = {
+    "image_cnn": "small",
+    "image_cnn_bn": "small, batch norm",
+    "image_cnn_elu": "small, ELU",
+    "image_resnet": "residual",
+}
+PICTURES = {
+    "fashion_mnist": "Fashion-MNIST",
+    "fashion_mnist_all": "Fashion-MNIST, all",
+    "atari_frames": "Atari frames",
+}
+
+
+def _settings(table):
+    """Yield the first cells of a line, and by kind the runs of a setting."""
+    for (data, network, cuts), part in table.groupby(["data", "network", "cuts"]):
+        yield [PICTURES[data], NETWORKS[network], str(cuts)], dict(tuple(part.groupby("kind")))
+
+
+def percent(values):
+    """Return mean and standard error over seeds, in points with one decimal."""
+    values = [100 * value for value in values]
+    mean = sum(values) / len(values)
+    spread = math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1) / len(values))
+    return f"{mean:.1f} ± {spread:.1f}"
+
+
+def accuracy_lines():
+    """For each setting the test accuracies, and how far Sobolev is below, paired by seed."""
+    for cells, kinds in _settings(read("synthetic_gradients")):
+        found = {kind: runs.set_index("seed")["test_accuracy"] for kind, runs in kinds.items()}
+        accuracies = [percent(found[kind]) if kind in found else "" for kind in KINDS]
+        below = percent(found["backprop"] - found["sobolev"])
+        yield f"| {' | '.join([*cells, *accuracies, below])} |"
+
+
+def cost_lines():
+    """For each setting and kind the cosine, and the processor time beside back-propagation's."""
+    for cells, kinds in _settings(read("synthetic_gradients")):
+        plain = kinds["backprop"]["seconds"].median()
+        shown = []
+        for kind in ("direct", "critic", "vfbn", "sobolev"):
+            runs = kinds.get(kind)
+            cosine = None if runs is None else runs["gradient_cosine"].mean()
+            time = None if runs is None else runs["seconds"].median() / plain
+            shown.append("" if runs is None else f"{cosine:.2f}, {time:.1f} times")
+        yield f"| {' | '.join([*cells, *shown])} |"
+
+
+def left_lines():
+    """For each change, of one seed or the mean over several, what came out."""
+    table = read("synthetic_gradients_left").fillna({"change": "", "amount": 0.0})
+    keys = ["data", "network", "kind", "change", "amount", "lr", "steps"]
+    for (data, network, kind, change, amount, lr, steps), part in table.groupby(keys):
+        what = f"{change} ({amount:g})" if amount else change
+        cells = [PICTURES[data], NETWORKS[network], kind, what, f"{lr:g}", f"{steps:,}"]
+        cells += [f"{len(part)}"]
+        cells += [f"{100 * part[key].mean():.1f}" for key in ("val_accuracy", "test_accuracy")]
+        cosine = part["cut_1_cosine"].mean()
+        cells += ["" if math.isnan(cosine) else f"{cosine:.2f}"]
+        cells += [f"{part['seconds'].median():.0f}"]
         yield f"| {' | '.join(cells)} |"

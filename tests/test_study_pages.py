@@ -1,11 +1,14 @@
-"""The tables of the pages about policies are those of the committed results."""
+"""The tables of the pages of studies are those of the committed results."""
 
 import pytest
 
 from tests._study_pages import (
     DOCS,
+    accuracy_lines,
     atari_lines,
+    cost_lines,
     dagger_lines,
+    left_lines,
     policy_lines,
     return_lines,
     time_lines,
@@ -14,6 +17,7 @@ from tests._study_pages import (
 TABLES = {
     "atari-study": [atari_lines, return_lines, time_lines],
     "policies": [policy_lines, dagger_lines],
+    "synthetic-gradients": [accuracy_lines, cost_lines, left_lines],
 }
 
 

@@ -162,13 +162,15 @@ class StageProcess:
             if kept is None:
                 self.report.forgotten += 1
                 continue
-            for remaining in reversed(range(self.pipeline.model_updates)):
-                predicted = self.stage.predict(*kept, create_graph=True)
-                is_new = remaining == self.pipeline.model_updates - 1
-                self.stage.teach(predicted, LossGradient(*packet[1]), is_new=is_new)
-                self._move_model(ends_step=remaining == 0)
+            self._update_model(*kept, LossGradient(*packet[1]))
             self.report.learned += 1
             self.report.late += number - packet[0]
+
+    def _update_model(self, h: Tensor, y: Tensor, target: LossGradient) -> None:
+        for done in range(self.pipeline.model_updates):
+            predicted = self.stage.predict(h, y, create_graph=True)
+            self.stage.teach(predicted, target, is_new=done == 0)
+            self._move_model(ends_step=done == self.pipeline.model_updates - 1)
 
     def _beat(self) -> None:
         self.signs[BEATS] += 1
