@@ -207,4 +207,6 @@ def _by_cut(found: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _listed(found: Any) -> list[Any]:
+    if found is None:  # no schedules
+        return []
     return found if isinstance(found, list) else [found]

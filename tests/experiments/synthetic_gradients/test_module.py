@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from lightning_sobolev.experiments.synthetic_gradients.gradient_error import gradient_error
 from lightning_sobolev.experiments.synthetic_gradients.kinds import KINDS
 from lightning_sobolev.experiments.synthetic_gradients.matching import Matching
+from lightning_sobolev.experiments.synthetic_gradients.models import LossModel
 from lightning_sobolev.experiments.synthetic_gradients.module import DecoupledModule
 from tests.experiments.synthetic_gradients._networks import (
     CLASSES,
@@ -54,6 +55,13 @@ def fit(decoupled, drawn, steps=STEPS):
     running = trainer(steps)
     running.fit(decoupled, loader(drawn), loader(drawn[:1]))
     return running
+
+
+class Exact(nn.Module):
+    """A loss that is known in closed form: there is nothing to teach."""
+
+    def forward(self, h, y):
+        return (h - 1).square().sum(1)
 
 
 def weights(part):
@@ -142,6 +150,26 @@ def test_a_target_counts_once_in_its_scale_and_schedules_go_on_once_a_step():
     counts = [count for stage in decoupled.stages for _, count in stage.scales.state.values()]
     assert counts == [STEPS] * 6
     assert [round(o.param_groups[0]["lr"], 12) for o in running.optimizers] == [0.0] * 7
+
+
+@pytest.mark.parametrize("models", ["frozen", "exact"])
+def test_without_schedules_and_where_a_model_has_nothing_to_train(models):
+    """The section below moves along such a model all the same, and the other one learns."""
+    kept = LossModel(nn.Linear(7, CLASSES)).requires_grad_(False)
+    given = [kept if models == "frozen" else Exact(), LossModel(nn.Linear(6, CLASSES))]
+    decoupled = DecoupledModule(
+        vectors(), [1, 2], SGD, input_shape=SHAPES[vectors], num_classes=CLASSES, models=given,
+        matching=Matching(normalize="none"), model_updates=2,
+    )  # fmt: skip
+    before = [weights(part) for part in (*decoupled.sections, *decoupled.models)]
+    running = fit(decoupled, batches(vectors, 2), steps=2)
+    after = [weights(part) for part in (*decoupled.sections, *decoupled.models)]
+    moved = [
+        any(not torch.equal(new, old) for new, old in zip(*pair, strict=True))
+        for pair in zip(after, before, strict=True)
+    ]
+    assert moved == [True, True, True, False, True]
+    assert [o.param_groups[0]["lr"] for o in running.optimizers] == [0.1] * 4
 
 
 @pytest.mark.parametrize(
