@@ -13,13 +13,19 @@ def read(name):
     return pd.read_csv(DOCS / "results" / f"{name}.csv")
 
 
-def estimate(values, digits=3):
-    """Return mean and standard error over seeds, in so many digits."""
+def _mean_and_error(values):
     values = list(values)
     mean = sum(values) / len(values)
     if len(values) == 1:
+        return mean, None
+    return mean, math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1) / len(values))
+
+
+def estimate(values, digits=3):
+    """Return mean and standard error over seeds, in so many digits."""
+    mean, spread = _mean_and_error(values)
+    if spread is None:
         return f"{mean:#.{digits}g}".rstrip(".")
-    spread = math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1) / len(values))
     places = max(digits - 1 - math.floor(math.log10(abs(mean))), 0) if mean else digits
     return f"{mean:.{places}f} ± {spread:.{places}f}"
 
@@ -125,10 +131,8 @@ def _settings(table):
 
 def percent(values):
     """Return mean and standard error over seeds, in points with one decimal."""
-    values = [100 * value for value in values]
-    mean = sum(values) / len(values)
-    spread = math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1) / len(values))
-    return f"{mean:.1f} ± {spread:.1f}"
+    mean, spread = _mean_and_error(values)
+    return f"{100 * mean:.1f} ± {100 * spread:.1f}"
 
 
 def accuracy_lines():
@@ -144,13 +148,12 @@ def cost_lines():
     """For each setting and kind the cosine, and the processor time beside back-propagation's."""
     for cells, kinds in _settings(read("synthetic_gradients")):
         plain = kinds["backprop"]["seconds"].median()
-        shown = []
         for kind in ("direct", "critic", "vfbn", "sobolev"):
-            runs = kinds.get(kind)
-            cosine = None if runs is None else runs["gradient_cosine"].mean()
-            time = None if runs is None else runs["seconds"].median() / plain
-            shown.append("" if runs is None else f"{cosine:.2f}, {time:.1f} times")
-        yield f"| {' | '.join([*cells, *shown])} |"
+            cells.append("")
+            if (runs := kinds.get(kind)) is not None:
+                time = runs["seconds"].median() / plain
+                cells[-1] = f"{runs['gradient_cosine'].mean():.2f}, {time:.1f} times"
+        yield f"| {' | '.join(cells)} |"
 
 
 def left_lines():

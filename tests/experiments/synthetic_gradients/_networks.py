@@ -66,6 +66,13 @@ class GradientOracle(Oracle):
             return torch.autograd.grad(losses.sum(), leaf)[0]
 
 
+class Exact(nn.Module):
+    """A loss that is known in closed form: there is nothing to teach."""
+
+    def forward(self, h, y):
+        return (h - 1).square().sum(1)
+
+
 def learned(models):
     generator = torch.Generator().manual_seed(1)
     for model in models:

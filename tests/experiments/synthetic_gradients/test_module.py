@@ -18,6 +18,7 @@ from tests.experiments.synthetic_gradients._networks import (
     CLASSES,
     SHAPES,
     WITH_MODELS,
+    Exact,
     batches,
     learned,
     maps,
@@ -51,17 +52,10 @@ def loader(drawn):
     return DataLoader(drawn, batch_size=None)
 
 
-def fit(decoupled, drawn, steps=STEPS):
+def fit(decoupled, drawn, steps=STEPS, **resumed):
     running = trainer(steps)
-    running.fit(decoupled, loader(drawn), loader(drawn[:1]))
+    running.fit(decoupled, loader(drawn), loader(drawn[:1]), **resumed)
     return running
-
-
-class Exact(nn.Module):
-    """A loss that is known in closed form: there is nothing to teach."""
-
-    def forward(self, h, y):
-        return (h - 1).square().sum(1)
 
 
 def weights(part):
@@ -173,17 +167,19 @@ def test_without_schedules_and_where_a_model_has_nothing_to_train(models):
 
 
 @pytest.mark.parametrize(
-    ("saved", "came"),
-    [({"model_updates": 1}, "got 1; set"), ({}, "got none: it is of an earlier version")],
+    ("found", "came"), [(1, "got 1; set"), (None, "got none: it is of an earlier version")]
 )
-def test_checkpoints_of_other_updates_are_refused(saved, came):
-    decoupled = module(kind="sobolev", model_updates=2)
-    whole = {}
-    decoupled.on_save_checkpoint(whole)
-    decoupled.on_load_checkpoint(whole)
-    del whole["model_updates"]
+def test_checkpoints_of_other_updates_are_refused(found, came, tmp_path):
+    drawn, path = batches(vectors, 2), tmp_path / "stored.ckpt"  # at the end of an epoch
+    fit(module(model_updates=2), drawn, steps=2).save_checkpoint(path)
+    assert fit(module(model_updates=2), drawn, ckpt_path=path).global_step == STEPS
+    content = torch.load(path, weights_only=True)
+    content["model_updates"] = found
+    if found is None:
+        del content["model_updates"]
+    torch.save(content, path)
     with pytest.raises(ValueError, match=f"model_updates of the checkpoint must be 2, {came}"):
-        decoupled.on_load_checkpoint({**whole, **saved})
+        fit(module(model_updates=2), drawn, ckpt_path=path)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -14,7 +14,10 @@ from torch.testing import assert_close
 
 from lightning_sobolev.experiments.synthetic_gradients.kinds import KINDS
 from lightning_sobolev.experiments.synthetic_gradients.matching import Matching
-from lightning_sobolev.experiments.synthetic_gradients.models import build_models
+from lightning_sobolev.experiments.synthetic_gradients.models import (
+    LossModel,
+    build_models,
+)
 from lightning_sobolev.experiments.synthetic_gradients.processes.channel import Channel, Cut
 from lightning_sobolev.experiments.synthetic_gradients.processes.pipeline import run_pipeline
 from lightning_sobolev.experiments.synthetic_gradients.processes.stage import (
@@ -31,6 +34,7 @@ from lightning_sobolev.experiments.synthetic_gradients.step import (
 from tests.experiments.synthetic_gradients._networks import (
     CLASSES,
     WITH_MODELS,
+    Exact,
     batch,
     batches,
     maps,
@@ -93,6 +97,24 @@ def test_in_lockstep_processes_do_what_one_process_does(network, kind, cuts, upd
     learned = STEPS if kind in WITH_MODELS else 0
     assert [report.learned for report in reports] == [learned] * len(cuts) + [0]
     assert all(report.late == report.forgotten == 0 for report in reports)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("is_frozen", [False, True])
+def test_a_section_moves_along_a_model_that_has_nothing_to_train(is_frozen):
+    below = LossModel(nn.Linear(7, CLASSES)).requires_grad_(False) if is_frozen else Exact()
+    models = [below, LossModel(nn.Linear(6, CLASSES))]
+    kind = KINDS["sobolev"]
+    cut = build_stages(split(vectors(), [1, 2]), models, kind, Matching(normalize="none"))
+    (one,) = batches(vectors, 1)
+    section, before = cut[0].section, copy.deepcopy([m.state_dict() for m in models])
+    h = section(one["x"]).detach()
+    along = predicted(below, "sobolev", h, one["y"]) if is_frozen else 2 * (h - 1)
+    expected = stepped(section, LR, moved_along(section, one["x"], along))
+    run_pipeline(cut, [one], Pipeline(steps=1, lockstep=True, **SETTINGS))
+    assert_close(list(section.parameters()), expected, rtol=1e-10, atol=1e-12)
+    assert_close(models[0].state_dict(), before[0], rtol=0, atol=0)
+    assert not torch.equal(models[1].predictor.weight, before[1]["predictor.weight"])
 
 
 def test_nobody_waits_for_an_answer_when_decoupled():

@@ -179,7 +179,10 @@ class StageProcess:
 def _mover(
     module: nn.Module, optimizer: OptimizerFactory, scheduler: SchedulerFactory | None
 ) -> Callable[..., None]:
-    built = optimizer(module.parameters())
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    if not trained:  # an exact model
+        return lambda **_: None
+    built = optimizer(trained)
     schedule = None if scheduler is None else scheduler(built)
 
     def move(*, ends_step: bool = True) -> None:
