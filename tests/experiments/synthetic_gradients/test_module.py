@@ -102,7 +102,7 @@ def test_every_part_moves_by_its_own_optimizer_and_a_batch_is_a_step(kind):
 
 @pytest.mark.parametrize("network", [vectors, maps])
 @pytest.mark.parametrize("kind", WITH_MODELS)
-@pytest.mark.parametrize("updates", [1, 2, 4])
+@pytest.mark.parametrize("updates", [1, 3])
 def test_models_are_updated_by_the_same_pair_and_sections_move_once(network, kind, updates):
     """Two cuts: the pair of the lower model is what the other said before it was updated."""
     (drawn,) = batches(network, 1)
@@ -166,19 +166,16 @@ def test_without_schedules_and_where_a_model_has_nothing_to_train(models):
     assert [o.param_groups[0]["lr"] for o in running.optimizers] == [0.1] * 4
 
 
-@pytest.mark.parametrize(
-    ("found", "came"), [(1, "got 1; set"), (None, "got none: it is of an earlier version")]
-)
-def test_checkpoints_of_other_updates_are_refused(found, came, tmp_path):
+def test_checkpoints_of_other_updates_are_refused(tmp_path):
     drawn, path = batches(vectors, 2), tmp_path / "stored.ckpt"  # at the end of an epoch
     fit(module(model_updates=2), drawn, steps=2).save_checkpoint(path)
     assert fit(module(model_updates=2), drawn, ckpt_path=path).global_step == STEPS
+    with pytest.raises(ValueError, match="model_updates of the checkpoint must be 3, got 2; set"):
+        fit(module(model_updates=3), drawn, ckpt_path=path)
     content = torch.load(path, weights_only=True)
-    content["model_updates"] = found
-    if found is None:
-        del content["model_updates"]
+    del content["model_updates"]
     torch.save(content, path)
-    with pytest.raises(ValueError, match=f"model_updates of the checkpoint must be 2, {came}"):
+    with pytest.raises(ValueError, match="must be 2, got none: it is of an earlier version"):
         fit(module(model_updates=2), drawn, ckpt_path=path)
 
 
