@@ -169,3 +169,16 @@ def left_lines():
         cells += ["" if math.isnan(cosine) else f"{cosine:.2f}"]
         cells += [f"{part['seconds'].median():.0f}"]
         yield f"| {' | '.join(cells)} |"
+
+
+def waiting_lines():
+    """For each delay and way the shares of waiting, the speed and the accuracy."""
+    table = read("decoupling")
+    for (delay, way), part in table.groupby(["delay", "way"]):
+        cells = [way, f"{1000 * delay:.0f} ms" if delay else "0"]
+        waits = ("waited_lowest", "waited_highest", "waited")
+        cells += [f"{100 * part[key].mean():.0f} %" for key in waits]
+        speed, error = _mean_and_error(part["samples_per_second"])
+        late = "" if way == "locked" else f"{part['lateness'].mean():.1f}"
+        cells += [f"{speed:,.0f} ± {error:,.0f}", late, percent(part["test_accuracy"])]
+        yield f"| {' | '.join(cells)} |"

@@ -12,12 +12,13 @@ from tests._study_pages import (
     policy_lines,
     return_lines,
     time_lines,
+    waiting_lines,
 )
 
 TABLES = {
     "atari-study": [atari_lines, return_lines, time_lines],
     "policies": [policy_lines, dagger_lines],
-    "synthetic-gradients": [accuracy_lines, cost_lines, left_lines],
+    "synthetic-gradients": [accuracy_lines, cost_lines, left_lines, waiting_lines],
 }
 
 
